@@ -1,0 +1,212 @@
+"""The settings of a transport, as frozen data which is checked when it is made.
+
+Floor 0: no I/O.  Every field says its unit, range and default, and why the
+default is what it is.  ``attrs.evolve(config, field=value)`` derives a changed copy.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any, Literal
+
+import attrs
+
+__all__ = ["RetryPolicy", "TransportConfig"]
+
+RetryPolicy = Literal["always", "under-load", "never"]
+
+KIBIBYTE = 1024
+MEBIBYTE = 1024 * KIBIBYTE
+
+#: RFC 9000 section 4.6: stream counts go up to 2**60.
+_STREAM_COUNT_MAX = 2**60
+
+#: RFC 9000 section 14.1: every path must carry datagrams of this many bytes.
+SMALLEST_UDP_PAYLOAD = 1200
+
+#: The largest UDP payload over IPv4 (RFC 9000 section 18.2 has 65527 for IPv6).
+LARGEST_UDP_PAYLOAD = 65507
+
+
+def _integer(minimum: int, maximum: int) -> Any:
+    def check(instance: object, attribute: attrs.Attribute[int], value: object) -> None:
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"{attribute.name} must be an integer, not {value!r}")
+        if not minimum <= value <= maximum:
+            raise ValueError(
+                f"{attribute.name} must be between {minimum} and {maximum}, not {value}"
+            )
+
+    return check
+
+
+def _seconds(
+    minimum: float, maximum: float, *, exclusive: bool = False, infinite: bool = False
+) -> Any:
+    def check(instance: object, attribute: attrs.Attribute[float], value: object) -> None:
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            raise TypeError(f"{attribute.name} must be a number of seconds, not {value!r}")
+        if infinite and value == math.inf:
+            return
+        if math.isnan(value) or not minimum <= value <= maximum or (exclusive and value == minimum):
+            lower = "more than" if exclusive else "at least"
+            raise ValueError(
+                f"{attribute.name} must be {lower} {minimum:g} and at most {maximum:g} seconds"
+                f"{' or math.inf' if infinite else ''}, not {value!r}"
+            )
+
+    return check
+
+
+def _path(value: str | os.PathLike[str] | None) -> str | None:
+    return None if value is None else os.fspath(value)
+
+
+@attrs.frozen(kw_only=True)
+class TransportConfig:
+    """How connections behave: limits, buffers, timers, congestion control, logs.
+
+    Raises:
+      TypeError: a field has the wrong type; the text names the field.
+      ValueError: a field is out of range, or two fields contradict each other.
+    """
+
+    max_bidirectional_streams: int = attrs.field(default=100, validator=_integer(0, 100_000))
+    """How many bidirectional streams the peer may have open at once (0 to 100,000).
+
+    A stream counts until both of its directions have ended *and* the
+    application has let go of it, so streams nobody accepts stay bounded."""
+
+    max_unidirectional_streams: int = attrs.field(default=100, validator=_integer(0, 100_000))
+    """How many unidirectional streams the peer may have open at once (0 to 100,000)."""
+
+    send_buffer_size: int = attrs.field(
+        default=8 * MEBIBYTE, validator=_integer(16 * KIBIBYTE, 1024 * MEBIBYTE)
+    )
+    """Bytes which one connection holds at most for sending, unsent and unacknowledged.
+
+    ``send_all`` waits above it.  It has to cover bandwidth times round trip."""
+
+    stream_send_buffer_size: int = attrs.field(
+        default=2 * MEBIBYTE, validator=_integer(4 * KIBIBYTE, 1024 * MEBIBYTE)
+    )
+    """The same for one stream; never more than `send_buffer_size` in effect."""
+
+    receive_buffer_size: int = attrs.field(
+        default=16 * MEBIBYTE, validator=_integer(16 * KIBIBYTE, 1024 * MEBIBYTE)
+    )
+    """Bytes which one connection holds at most of what the application has not read.
+
+    The ceiling of the connection's flow-control window (RFC 9000 section 4.1);
+    the window starts lower and grows to it only while the application reads fast."""
+
+    stream_receive_buffer_size: int = attrs.field(
+        default=8 * MEBIBYTE, validator=_integer(4 * KIBIBYTE, 1024 * MEBIBYTE)
+    )
+    """The same for one stream; never more than `receive_buffer_size` in effect."""
+
+    max_udp_payload_size: int | None = attrs.field(
+        default=None,
+        validator=attrs.validators.optional(_integer(SMALLEST_UDP_PAYLOAD, LARGEST_UDP_PAYLOAD)),
+    )
+    """The largest UDP payload to send, in bytes (1200 to 65,507).
+
+    ``None`` keeps to 1200, which every path carries; path-MTU discovery will
+    raise it.  A number is taken at its word: packets are never larger."""
+
+    max_idle_timeout: float = attrs.field(
+        default=30.0, validator=_seconds(0.0, 86_400.0, exclusive=True, infinite=True)
+    )
+    """Seconds without a word from the peer after which a connection ends with
+    :class:`~phoenix_trio.ConnectionTimedOut`; ``math.inf`` never.  The smaller
+    of both sides' values counts (RFC 9000 section 10.1)."""
+
+    handshake_timeout: float = attrs.field(
+        default=10.0, validator=_seconds(0.0, 3600.0, exclusive=True)
+    )
+    """Seconds a *server* keeps an unfinished handshake.  A client's patience is
+    its caller's cancel scope, and the idle timeout."""
+
+    keep_alive: float | None = attrs.field(
+        default=None,
+        validator=attrs.validators.optional(_seconds(0.0, 86_400.0, exclusive=True)),
+    )
+    """Seconds of silence after which a PING is sent (RFC 9000 section 10.1.2);
+    ``None``: never.  Choose well below both sides' idle timeouts."""
+
+    congestion_control: Literal["cubic", "reno"] = attrs.field(
+        default="cubic", validator=attrs.validators.in_(("cubic", "reno"))
+    )
+    """``"cubic"`` (RFC 9438) or ``"reno"`` (RFC 9002 section 7)."""
+
+    initial_rtt: float = attrs.field(default=0.1, validator=_seconds(0.001, 10.0))
+    """The round-trip time assumed before the first sample, in seconds.
+
+    RFC 9002 section 6.2.2 recommends 0.333; 0.1 recovers from a lost first
+    flight within 0.2 s, at the price of one spurious copy on slower paths."""
+
+    retry: RetryPolicy = attrs.field(
+        default="under-load", validator=attrs.validators.in_(("always", "under-load", "never"))
+    )
+    """When a server makes clients prove their address with a Retry packet
+    (RFC 9000 section 8.1.2): ``"under-load"`` means while more than
+    `retry_threshold` handshakes are under way."""
+
+    retry_threshold: int = attrs.field(default=64, validator=_integer(0, 1_000_000))
+    """Unfinished handshakes above which an endpoint is under load."""
+
+    max_handshakes: int = attrs.field(default=1024, validator=_integer(1, 1_000_000))
+    """Unfinished handshakes an endpoint keeps at most; further ones are refused."""
+
+    max_connections: int = attrs.field(default=65_536, validator=_integer(1, 10_000_000))
+    """Connections an endpoint accepts at most at once; further ones are refused."""
+
+    accept_backlog: int = attrs.field(default=512, validator=_integer(1, 1_000_000))
+    """Established connections which wait for ``accept()`` at most; further ones are refused."""
+
+    enable_datagrams: bool = attrs.field(default=True, validator=attrs.validators.instance_of(bool))
+    """Whether unreliable datagrams (RFC 9221) are offered to the peer."""
+
+    datagram_queue_length: int = attrs.field(default=256, validator=_integer(1, 1_000_000))
+    """Datagrams which a connection queues at most, each way.
+
+    Outgoing: ``send_datagram`` waits, ``send_datagram_nowait`` drops the oldest.
+    Incoming: the oldest is dropped.  Drops are counted."""
+
+    socket_buffer_size: int = attrs.field(
+        default=4 * MEBIBYTE, validator=_integer(4 * KIBIBYTE, 1024 * MEBIBYTE)
+    )
+    """Bytes asked of the kernel for the UDP socket's receive and send buffers.
+
+    The kernel may grant less (on Linux ``net.core.rmem_max`` and ``wmem_max``)."""
+
+    stateless_reset_key: bytes | None = attrs.field(
+        default=None, repr=False, validator=attrs.validators.optional(attrs.validators.instance_of(bytes))
+    )
+    """Secret from which stateless reset tokens are derived (RFC 9000 section 10.3.2), at
+    least 16 bytes.  ``None``: derived from the server's private key, so that a
+    restarted server still resets its old connections; random for clients."""
+
+    keylog_file: str | None = attrs.field(default=None, converter=_path)
+    """Append TLS secrets to this file (NSS key log format, for Wireshark).
+    ``None``: the environment's ``SSLKEYLOGFILE``, if set.  Whoever reads the
+    file can decrypt the traffic."""
+
+    qlog_dir: str | None = attrs.field(default=None, converter=_path)
+    """Write one qlog trace per connection (JSON text sequences) into this directory.
+    Slow: for diagnosis only."""
+
+    def __attrs_post_init__(self) -> None:
+        if self.stateless_reset_key is not None and len(self.stateless_reset_key) < 16:
+            raise ValueError("stateless_reset_key must have at least 16 bytes")
+        if self.keep_alive is not None and self.keep_alive >= self.max_idle_timeout:
+            raise ValueError(
+                f"keep_alive ({self.keep_alive:g} s) must be below "
+                f"max_idle_timeout ({self.max_idle_timeout:g} s), else it keeps nothing alive"
+            )
+        if self.retry_threshold > self.max_handshakes:
+            raise ValueError(
+                f"retry_threshold ({self.retry_threshold}) must not exceed "
+                f"max_handshakes ({self.max_handshakes}), else Retry is never used"
+            )

@@ -1,0 +1,227 @@
+"""Every exception a connection or stream can raise, and the codes they carry.
+
+Floor 0: plain exceptions, no I/O.  Trio has three kinds of resource error and
+so do we: :class:`trio.ClosedResourceError` (closed on this side),
+:class:`trio.BusyResourceError` (two tasks in one method) and
+:class:`trio.BrokenResourceError` (anything the network or the peer did).  The
+classes below are all of the last kind, so code which knows only Trio handles
+them; code which wants the cause reads the type and its attributes.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import ClassVar
+
+import trio
+
+__all__ = [
+    "ApplicationErrorCode",
+    "CertificateExpired",
+    "CertificateNameMismatch",
+    "CertificatePinMismatch",
+    "CertificateUntrusted",
+    "ClientCertificateRequired",
+    "ConnectionAborted",
+    "ConnectionBroken",
+    "ConnectionClosedByPeer",
+    "ConnectionRefused",
+    "ConnectionTimedOut",
+    "DatagramTooLarge",
+    "HandshakeFailed",
+    "HandshakeTimedOut",
+    "NoCommonProtocol",
+    "ProtocolError",
+    "StatelessReset",
+    "StreamBroken",
+    "StreamReset",
+    "StreamStopped",
+    "VersionNegotiationFailed",
+]
+
+
+class ApplicationErrorCode(IntEnum):
+    """Application error codes (RFC 9000 section 20.2) which this library sends by itself.
+
+    They appear in CONNECTION_CLOSE, RESET_STREAM and STOP_SENDING.  A program
+    with a protocol of its own passes its own codes to ``aclose``, ``abort``,
+    ``reset`` and ``stop_receiving``.
+    """
+
+    NO_ERROR = 0x0
+    """A clean close; also STOP_SENDING for a receiver which was closed early."""
+
+    CANCELLED = 0x1
+    """The task which used the stream or connection left it by an exception or cancellation."""
+
+    HANDLER_CRASHED = 0x2
+    """A server's handler raised; the exception's text is never sent."""
+
+    SHUTTING_DOWN = 0x3
+    """The endpoint closed while the connection was in use."""
+
+    MESSAGE_TOO_LARGE = 0x4
+    """A frame or message was above the receiver's limit."""
+
+    MALFORMED = 0x5
+    """The application layer could not parse what it received."""
+
+
+class ConnectionBroken(trio.BrokenResourceError):
+    """A connection has ended, and not because this side closed it in good order.
+
+    Attributes:
+      error_code: the code of the CONNECTION_CLOSE, or ``None`` where there was none.
+      reason: the reason phrase, possibly empty.  Text from the peer is untrusted.
+      by_peer: whether the peer ended it.
+      is_application: whether `error_code` is an application code (RFC 9000
+        section 20.2) rather than a transport code (section 20.1).
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        error_code: int | None = None,
+        reason: str = "",
+        by_peer: bool = False,
+        is_application: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.error_code = error_code
+        self.reason = reason
+        self.by_peer = by_peer
+        self.is_application = is_application
+
+
+class ConnectionClosedByPeer(ConnectionBroken):
+    """The peer's application closed the connection; code 0 is the clean close."""
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether the peer closed with code 0 (:attr:`ApplicationErrorCode.NO_ERROR`)."""
+        return self.error_code == ApplicationErrorCode.NO_ERROR
+
+
+class ConnectionTimedOut(ConnectionBroken):
+    """Nothing was heard from the peer for the idle timeout (RFC 9000 section 10.1)."""
+
+
+class StatelessReset(ConnectionBroken):
+    """The peer has lost the connection's state, most often by a restart (RFC 9000 section 10.3)."""
+
+
+class ProtocolError(ConnectionBroken):
+    """One side broke the QUIC protocol, or failed inside its transport (RFC 9000 section 20.1)."""
+
+
+class ConnectionAborted(ConnectionBroken):
+    """This side aborted the connection; raised in the calls that were pending then."""
+
+
+class HandshakeFailed(ConnectionBroken):
+    """The connection could not be established; subclasses tell the usual causes apart.
+
+    Attributes:
+      alert: the TLS alert number (RFC 8446 section 6), or ``None``.
+    """
+
+    default_alert: ClassVar[int | None] = None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        alert: int | None = None,
+        error_code: int | None = None,
+        reason: str = "",
+        by_peer: bool = False,
+    ) -> None:
+        super().__init__(message, error_code=error_code, reason=reason, by_peer=by_peer)
+        self.alert = self.default_alert if alert is None else alert
+
+
+class NoCommonProtocol(HandshakeFailed):
+    """Client and server offer no ALPN protocol in common (RFC 7301, RFC 9001 section 8.1)."""
+
+    default_alert = 120
+
+
+class CertificateUntrusted(HandshakeFailed):
+    """The peer's certificate chain leads to no trusted certification authority."""
+
+    default_alert = 48
+
+
+class CertificateExpired(HandshakeFailed):
+    """A certificate in the peer's chain is expired or not valid yet."""
+
+    default_alert = 45
+
+
+class CertificateNameMismatch(HandshakeFailed):
+    """The peer's certificate is valid, but for other names than the one dialled."""
+
+    default_alert = 42
+
+
+class CertificatePinMismatch(HandshakeFailed):
+    """The peer's certificate is not the one that was pinned by its SHA-256 fingerprint."""
+
+    default_alert = 42
+
+
+class ClientCertificateRequired(HandshakeFailed):
+    """The server requires a client certificate, and none was presented."""
+
+    default_alert = 116
+
+
+class HandshakeTimedOut(HandshakeFailed):
+    """No answer, or no complete handshake, before the idle timeout."""
+
+
+class VersionNegotiationFailed(HandshakeFailed):
+    """Client and server have no QUIC version in common (RFC 9368)."""
+
+
+class ConnectionRefused(HandshakeFailed):
+    """The server refused the connection, for instance since it is full (RFC 9000 section 20.1)."""
+
+
+class StreamBroken(trio.BrokenResourceError):
+    """The peer ended one direction of one stream; the connection goes on.
+
+    Attributes:
+      stream_id: the stream's ID.
+      error_code: the application error code which the peer sent.
+    """
+
+    def __init__(self, message: str, *, stream_id: int, error_code: int) -> None:
+        super().__init__(message)
+        self.stream_id = stream_id
+        self.error_code = error_code
+
+
+class StreamReset(StreamBroken):
+    """Receiving: the peer reset the stream (RESET_STREAM); what was unread is discarded."""
+
+
+class StreamStopped(StreamBroken):
+    """Sending: the peer does not want the rest of this stream (STOP_SENDING)."""
+
+
+class DatagramTooLarge(ValueError):
+    """The datagram is larger than the path or the peer takes; nothing was sent.
+
+    Attributes:
+      size: the size of the refused payload in bytes.
+      maximum: the largest payload which can be sent at present, in bytes.
+    """
+
+    def __init__(self, size: int, maximum: int) -> None:
+        super().__init__(
+            f"a datagram of {size} bytes was refused: at most {maximum} bytes can be sent at present"
+        )
+        self.size = size
+        self.maximum = maximum
