@@ -182,7 +182,9 @@ class TransportConfig:
     The kernel may grant less (on Linux ``net.core.rmem_max`` and ``wmem_max``)."""
 
     stateless_reset_key: bytes | None = attrs.field(
-        default=None, repr=False, validator=attrs.validators.optional(attrs.validators.instance_of(bytes))
+        default=None,
+        repr=False,
+        validator=attrs.validators.optional(attrs.validators.instance_of(bytes)),
     )
     """Secret from which stateless reset tokens are derived (RFC 9000 section 10.3.2), at
     least 16 bytes.  ``None``: derived from the server's private key, so that a

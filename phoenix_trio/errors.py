@@ -22,12 +22,12 @@ __all__ = [
     "CertificatePinMismatch",
     "CertificateUntrusted",
     "ClientCertificateRequired",
-    "ConnectionAborted",
     "ConnectionBroken",
     "ConnectionClosedByPeer",
     "ConnectionRefused",
     "ConnectionTimedOut",
     "DatagramTooLarge",
+    "DatagramsUnsupported",
     "HandshakeFailed",
     "HandshakeTimedOut",
     "NoCommonProtocol",
@@ -113,10 +113,6 @@ class StatelessReset(ConnectionBroken):
 
 class ProtocolError(ConnectionBroken):
     """One side broke the QUIC protocol, or failed inside its transport (RFC 9000 section 20.1)."""
-
-
-class ConnectionAborted(ConnectionBroken):
-    """This side aborted the connection; raised in the calls that were pending then."""
 
 
 class HandshakeFailed(ConnectionBroken):
@@ -225,3 +221,7 @@ class DatagramTooLarge(ValueError):
         )
         self.size = size
         self.maximum = maximum
+
+
+class DatagramsUnsupported(RuntimeError):
+    """The peer takes no datagrams, or they are switched off here (RFC 9221 section 3)."""

@@ -1,0 +1,82 @@
+"""QUIC for Trio: connections and streams owned by nurseries.
+
+The public face: names only.  Start with :func:`open_connection` and
+:func:`serve`; see the documentation for a tutorial.
+"""
+
+from .config import TransportConfig
+from .errors import (
+    ApplicationErrorCode,
+    CertificateExpired,
+    CertificateNameMismatch,
+    CertificatePinMismatch,
+    CertificateUntrusted,
+    ClientCertificateRequired,
+    ConnectionBroken,
+    ConnectionClosedByPeer,
+    ConnectionRefused,
+    ConnectionTimedOut,
+    DatagramsUnsupported,
+    DatagramTooLarge,
+    HandshakeFailed,
+    HandshakeTimedOut,
+    NoCommonProtocol,
+    ProtocolError,
+    StatelessReset,
+    StreamBroken,
+    StreamReset,
+    StreamStopped,
+    VersionNegotiationFailed,
+)
+from .metrics import ConnectionStatistics, EndpointStatistics
+from .quic.connection import QuicConnection
+from .quic.endpoint import DEFAULT_ALPN, Endpoint, open_connection
+from .quic.listener import QuicListener, StreamListener
+from .quic.serving import open_listener, open_stream_listener, serve
+from .quic.stream import QuicStream, ReceiveStream, SendStream
+from .quic.tls import ClientTLS, ServerTLS, SessionStore
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DEFAULT_ALPN",
+    "ApplicationErrorCode",
+    "CertificateExpired",
+    "CertificateNameMismatch",
+    "CertificatePinMismatch",
+    "CertificateUntrusted",
+    "ClientCertificateRequired",
+    "ClientTLS",
+    "ConnectionBroken",
+    "ConnectionClosedByPeer",
+    "ConnectionRefused",
+    "ConnectionStatistics",
+    "ConnectionTimedOut",
+    "DatagramTooLarge",
+    "DatagramsUnsupported",
+    "Endpoint",
+    "EndpointStatistics",
+    "HandshakeFailed",
+    "HandshakeTimedOut",
+    "NoCommonProtocol",
+    "ProtocolError",
+    "QuicConnection",
+    "QuicListener",
+    "QuicStream",
+    "ReceiveStream",
+    "SendStream",
+    "ServerTLS",
+    "SessionStore",
+    "StatelessReset",
+    "StreamBroken",
+    "StreamListener",
+    "StreamReset",
+    "StreamStopped",
+    "TransportConfig",
+    "VersionNegotiationFailed",
+    "__version__",
+    "open_connection",
+    "open_listener",
+    "open_stream_listener",
+    "serve",
+]

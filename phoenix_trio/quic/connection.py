@@ -1,0 +1,711 @@
+"""A QUIC connection for Trio: open and accept streams, datagrams, close.
+
+Floor 3.  The engine below knows the protocol, the driver turns the crank; this
+class turns the engine's events into woken tasks.  It needs no task of its own:
+keep-alive, acknowledgements and timeouts are the driver's timers.
+
+When a connection ends, every call on it and on its streams raises why, after
+what had arrived has been read.  A handler is not cancelled for it: unread data
+would be lost silently.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
+
+import trio
+
+from ..errors import (
+    ApplicationErrorCode,
+    ConnectionClosedByPeer,
+    DatagramsUnsupported,
+    DatagramTooLarge,
+    StreamReset,
+    StreamStopped,
+)
+from ..metrics import ConnectionStatistics
+from . import events
+from .conflict import ConflictDetector
+from .construction import NoPublicConstructor
+from .packet_io import SocketAddress, display_address
+from .stream import QuicStream, ReceiveStream, SendStream, check_error_code, fresh
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from cryptography.x509 import Certificate
+
+    from .driver import Route, SocketDriver
+    from .engine import Engine
+
+__all__ = ["QuicConnection"]
+
+logger = logging.getLogger("phoenix_trio.quic")
+
+S = TypeVar("S")
+
+
+@final
+class QuicConnection(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
+    """A connection to one peer.
+
+    Obtained from :func:`open_connection`, :meth:`Endpoint.connect`,
+    :meth:`QuicListener.accept`, or as the argument of a :func:`serve` handler.
+    As a context manager it is closed in good order when the block is left
+    normally (see :meth:`aclose`), and aborted with
+    :attr:`ApplicationErrorCode.CANCELLED` when it is left by an exception.
+
+    Its methods may be called from several tasks at once.
+    """
+
+    def __init__(self, driver: SocketDriver, engine: Engine) -> None:
+        self._driver = driver
+        self._engine = engine
+        self._route: Route | None = None
+        self._receivers: dict[int, ReceiveStream] = {}
+        self._senders: dict[int, SendStream] = {}
+        self._incoming: deque[QuicStream] = deque()
+        self._incoming_one_way: deque[ReceiveStream] = deque()
+        self._take_stream: Callable[[QuicStream], None] | None = None
+        self._on_ready: Callable[[], None] | None = None
+        self._on_end: Callable[[], None] | None = None
+        self._close_when_idle = False
+
+        self._alpn_protocol: str | None = None
+        self._session_resumed = False
+        self._early_data_accepted: bool | None = None
+        self._is_ready = False
+        self._handshake_complete = False
+        self._confirmed = False
+        self._closing = False
+        self._ended = False
+        self._error: Exception | None = None
+        self._address: SocketAddress | None = None
+
+        self._datagrams: deque[bytes] = deque()
+        self._datagrams_dropped = 0
+        self._flow_control_stalls = 0
+        self._stream_credit_stalls = 0
+        self._pings: dict[int, trio.lowlevel.ParkingLot] = {}
+        self._ping_uid = 0
+        self._senders_waiting: dict[trio.lowlevel.ParkingLot, int] = {}
+
+        self._state_lot = trio.lowlevel.ParkingLot()  # handshake, confirmation, end
+        self._accept_lot = trio.lowlevel.ParkingLot()
+        self._credit_lot = trio.lowlevel.ParkingLot()
+        self._send_lot = trio.lowlevel.ParkingLot()
+        self._datagram_lot = trio.lowlevel.ParkingLot()
+        self._key_update = ConflictDetector("another task is updating this connection's keys")
+
+    def __repr__(self) -> str:
+        state = "closed" if self._ended else "open" if self._handshake_complete else "connecting"
+        return f"<QuicConnection with {self.peer_address} ({state})>"
+
+    # ------------------------------------------------------------------ facts
+
+    @property
+    def peer_address(self) -> SocketAddress:
+        """The peer's address as ``(host, port)``; it changes when the peer migrates."""
+        address = self._engine.get_peer_address() or self._address
+        if address is None:
+            return ("", 0)
+        self._address = address
+        return display_address(address)
+
+    @property
+    def local_address(self) -> SocketAddress:
+        """The address of the endpoint's socket."""
+        return self._driver.socket.address
+
+    @property
+    def alpn_protocol(self) -> str | None:
+        """The application protocol which was negotiated (RFC 7301)."""
+        return self._alpn_protocol
+
+    @property
+    def peer_certificate(self) -> Certificate | None:
+        """The peer's certificate (``cryptography.x509.Certificate``).
+
+        ``None`` on a server whose client showed none, and where a session was resumed.
+        """
+        return self._engine.tls_context.peer_certificate if self._is_ready else None
+
+    @property
+    def session_resumed(self) -> bool:
+        """Whether a TLS session was resumed (RFC 8446 section 2.2)."""
+        return self._session_resumed
+
+    @property
+    def early_data_accepted(self) -> bool | None:
+        """Whether the server accepted 0-RTT data; ``None`` until the handshake is complete."""
+        return self._early_data_accepted
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the connection has ended, from whichever side."""
+        return self._ended
+
+    @property
+    def close_reason(self) -> Exception | None:
+        """Why the connection ended; ``None`` while it is open, or if it was closed here."""
+        return self._error
+
+    def statistics(self) -> ConnectionStatistics:
+        """A frozen snapshot of the counters and estimates; also after the end."""
+        return self._engine.statistics(
+            datagrams_dropped_incoming=self._datagrams_dropped,
+            flow_control_stalls=self._flow_control_stalls,
+            stream_credit_stalls=self._stream_credit_stalls,
+            receive_buffer_bytes=sum(len(r._buffer) for r in self._receivers.values()),
+        )
+
+    # ------------------------------------------------------------------ streams
+
+    async def open_stream(self) -> QuicStream:
+        """Open a bidirectional stream, waiting until the peer permits one more.
+
+        The peer hears of it when something is sent on it.
+
+        Cancellation: nothing was opened.
+
+        Raises:
+          trio.ClosedResourceError: the connection was closed here.
+          ConnectionBroken: the connection ended.
+        """
+        stream_id = await self._open(unidirectional=False)
+        return self._make_stream(stream_id)
+
+    async def open_send_stream(self) -> SendStream:
+        """Open a unidirectional stream; see :meth:`open_stream`."""
+        stream_id = await self._open(unidirectional=True)
+        return self._make_sender(stream_id)
+
+    async def _open(self, *, unidirectional: bool) -> int:
+        await trio.lowlevel.checkpoint()
+        stalled = False
+        while True:
+            if self._is_closing:
+                raise self._ended_error()
+            stream_id = self._engine.open_stream(unidirectional=unidirectional)
+            if stream_id is not None:
+                return stream_id
+            if not stalled:
+                stalled = True
+                self._stream_credit_stalls += 1
+            await self._wait(self._credit_lot)
+
+    async def accept_stream(self) -> QuicStream:
+        """The next bidirectional stream which the peer has opened, in the order of their IDs.
+
+        A peer which uses a stream opens all lower-numbered ones too (RFC 9000
+        section 2.1), so a stream can be accepted before anything arrives on it.
+        Streams opened before the connection ended can still be accepted.
+
+        Cancellation: no stream is lost.
+
+        Raises:
+          trio.ClosedResourceError: the connection was closed here.
+          ConnectionBroken: the connection ended.
+        """
+        return await self._accept(self._incoming)
+
+    async def accept_receive_stream(self) -> ReceiveStream:
+        """The next unidirectional stream which the peer has opened; see :meth:`accept_stream`."""
+        return await self._accept(self._incoming_one_way)
+
+    async def _accept(self, queue: deque[S]) -> S:
+        await trio.lowlevel.checkpoint()
+        while not queue:
+            if self._closing or self._ended:
+                raise self._ended_error()
+            await self._wait(self._accept_lot)
+        return queue.popleft()
+
+    def incoming_streams(self) -> AsyncIterator[QuicStream]:
+        """Iterate over :meth:`accept_stream`; ends when the connection is closed in good order.
+
+        That is: closed here, or by the peer with code 0.  Any other end raises
+        :class:`ConnectionBroken`.
+        """
+        return _Incoming(self.accept_stream)
+
+    def incoming_receive_streams(self) -> AsyncIterator[ReceiveStream]:
+        """Iterate over :meth:`accept_receive_stream`; see :meth:`incoming_streams`."""
+        return _Incoming(self.accept_receive_stream)
+
+    # ------------------------------------------------------------------ datagrams
+
+    @property
+    def max_datagram_size(self) -> int | None:
+        """The largest datagram which can be sent at present, in bytes; ``None``: none at all.
+
+        It can change while the connection lives (with the path's MTU).
+        """
+        return self._engine.max_datagram_payload if self._is_ready else None
+
+    def _check_datagram(self, data: bytes | bytearray | memoryview) -> bytes:
+        if self._is_closing:
+            raise self._ended_error()
+        maximum = self._engine.max_datagram_payload
+        if maximum is None:
+            raise DatagramsUnsupported(
+                "datagrams (RFC 9221) are switched off on this side or by the peer"
+            )
+        payload = bytes(data)
+        if len(payload) > maximum:
+            raise DatagramTooLarge(len(payload), maximum)
+        return payload
+
+    async def send_datagram(self, data: bytes | bytearray | memoryview) -> None:
+        """Send an unreliable datagram (RFC 9221), waiting while the queue is full.
+
+        It may be lost or arrive out of order, but never in part.  The queue holds
+        ``TransportConfig.datagram_queue_length`` datagrams.
+
+        Cancellation: the datagram was not sent.
+
+        Raises:
+          DatagramTooLarge: larger than :attr:`max_datagram_size`.
+          DatagramsUnsupported: the peer takes none.
+          trio.ClosedResourceError: the connection was closed here.
+          ConnectionBroken: the connection ended.
+        """
+        await trio.lowlevel.checkpoint()
+        payload = self._check_datagram(data)
+        while self._engine.datagram_queue_is_full:
+            self._engine.want_datagram_room()
+            await self._wait_to_send(self._send_lot)
+            payload = self._check_datagram(payload)
+        self._engine.send_datagram(payload)
+        self._touch()
+
+    def send_datagram_nowait(self, data: bytes | bytearray | memoryview) -> None:
+        """Send an unreliable datagram; if the queue is full, its oldest one is dropped instead.
+
+        Drops are counted in :meth:`statistics`.  Raises like :meth:`send_datagram`.
+        """
+        self._engine.send_datagram(self._check_datagram(data))
+        self._touch()
+
+    async def receive_datagram(self) -> bytes:
+        """The next datagram from the peer.
+
+        At most ``datagram_queue_length`` are kept; when more arrive unread, the
+        oldest are dropped and counted.  What arrived before the end of the
+        connection can still be received.
+
+        Cancellation: no datagram is lost.
+
+        Raises:
+          trio.ClosedResourceError: the connection was closed here.
+          ConnectionBroken: the connection ended.
+        """
+        await trio.lowlevel.checkpoint()
+        while not self._datagrams:
+            if self._closing or self._ended:
+                raise self._ended_error()
+            await self._wait(self._datagram_lot)
+        return self._datagrams.popleft()
+
+    # ------------------------------------------------------------------ liveness and keys
+
+    async def ping(self) -> float:
+        """Send a PING and wait for its acknowledgement.
+
+        Returns the seconds it took, which include the peer's acknowledgement delay.
+
+        Raises:
+          trio.ClosedResourceError: the connection was closed here.
+          ConnectionBroken: the connection ended first.
+        """
+        await trio.lowlevel.checkpoint()
+        if self._is_closing:
+            raise self._ended_error()
+        started = trio.current_time()
+        self._ping_uid += 1
+        uid = self._ping_uid
+        lot = self._pings[uid] = trio.lowlevel.ParkingLot()
+        try:
+            self._engine.send_ping(uid)
+            self._touch()
+            while uid in self._pings:
+                if self._ended:
+                    raise self._ended_error()
+                await self._wait(lot)
+        finally:
+            self._pings.pop(uid, None)
+        return trio.current_time() - started
+
+    async def update_keys(self) -> None:
+        """Replace the packet protection keys (RFC 9001 section 6) and wait until the peer has.
+
+        Raises:
+          trio.BusyResourceError: another task is updating the keys.
+          trio.ClosedResourceError: the connection was closed here.
+          ConnectionBroken: the connection ended first.
+        """
+        with self._key_update:
+            await self.wait_confirmed()
+            self._engine.update_keys()
+            # RFC 9001 section 6.1: no further update before this one was acknowledged.
+            await self.ping()
+
+    async def wait_confirmed(self) -> None:
+        """Wait until both sides know that the handshake is complete (RFC 9001 section 4.1.2).
+
+        Of use with early data (0-RTT), which an attacker can replay: what must
+        not happen twice has to wait for this.
+
+        Raises:
+          HandshakeFailed, ConnectionBroken: the connection ended first.
+          trio.ClosedResourceError: it was closed here first.
+        """
+        await trio.lowlevel.checkpoint()
+        while not self._confirmed:
+            if self._ended:
+                raise self._ended_error()
+            await self._wait(self._state_lot)
+
+    async def _wait_ready(self, *, confirmed: bool) -> None:
+        """Client: wait until the connection can be used."""
+        while not self._ended:
+            engine = self._engine
+            if self._handshake_complete:
+                asked = confirmed or engine.tls_context.client_certificate_requested
+                # In TLS 1.3 a client is done before the server has judged the client's
+                # certificate: only the confirmation says that it was accepted.
+                if self._confirmed or not asked:
+                    return
+            await self._wait(self._state_lot)
+        raise self._ended_error()
+
+    # ------------------------------------------------------------------ the end
+
+    async def wait_closed(self) -> None:
+        """Wait until the connection has ended, from whichever side; :attr:`close_reason` says why."""
+        await trio.lowlevel.checkpoint()
+        while not self._ended:
+            await self._wait(self._state_lot)
+
+    async def aclose(self, code: int = ApplicationErrorCode.NO_ERROR, reason: str = "") -> None:
+        """Close in good order: deliver what was sent, then say goodbye (CONNECTION_CLOSE).
+
+        Waits until the peer's transport has acknowledged all stream data and
+        queued datagrams have left; new calls to open, send or accept raise
+        :class:`trio.ClosedResourceError` meanwhile.  How long that takes is
+        bounded by the caller's cancel scope, and by the idle timeout if the peer
+        has gone.  Idempotent; never raises because the peer has gone.
+
+        Args:
+          code: the application error code for the peer; 0 is a clean close.
+          reason: text for the peer's log, cut to 256 bytes of UTF-8.
+
+        Cancellation: the connection is closed at once, as by :meth:`abort`.
+
+        Raises:
+          ValueError: the code is not between 0 and 2**62 - 1.
+        """
+        code = check_error_code(code)
+        self._closing = True
+        self._wake_all()
+        try:
+            await trio.lowlevel.checkpoint()
+            engine = self._engine
+            while not self._ended and (
+                engine.has_unacknowledged_streams or engine.has_queued_datagrams
+            ):
+                if engine.has_queued_datagrams:
+                    engine.want_datagram_room()
+                await self._wait_to_send(self._send_lot)
+        finally:
+            self.abort(code, reason)
+
+    def abort(self, code: int = ApplicationErrorCode.CANCELLED, reason: str = "") -> None:
+        """Close at once: unsent data is dropped, the peer is told `code` and `reason`.
+
+        Synchronous and idempotent; every pending call raises
+        :class:`trio.ClosedResourceError`.
+
+        Raises:
+          ValueError: the code is not between 0 and 2**62 - 1.
+        """
+        code = check_error_code(code)
+        self._closing = True
+        if not self._ended:
+            self._engine.close_application(code, reason)
+            self._end(None)
+            self._touch()
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exc_type is not None:
+            self.abort(ApplicationErrorCode.CANCELLED)
+        await self.aclose()
+
+    # ------------------------------------------------------------------ for streams
+
+    @property
+    def _has_ended(self) -> bool:
+        return self._ended
+
+    @property
+    def _is_closing(self) -> bool:
+        return self._closing or self._ended
+
+    def _ended_error(self) -> BaseException:
+        if self._error is not None:
+            return fresh(self._error)
+        return trio.ClosedResourceError("this connection was closed")
+
+    def _touch(self) -> None:
+        if self._route is not None:
+            self._driver.touch(self._route)
+
+    async def _wait(self, lot: trio.lowlevel.ParkingLot) -> None:
+        await self._driver.wait(lot)
+
+    async def _wait_to_send(self, lot: trio.lowlevel.ParkingLot) -> None:
+        """Park in `lot` until something was acknowledged or sent, too."""
+        waiting = self._senders_waiting
+        waiting[lot] = waiting.get(lot, 0) + 1
+        try:
+            await self._driver.wait(lot)
+        finally:
+            if waiting[lot] == 1:
+                del waiting[lot]
+            else:
+                waiting[lot] -= 1
+
+    def _send_room(self, stream_id: int) -> int:
+        return self._engine.send_room(stream_id)
+
+    def _has_send_room(self, stream_id: int) -> bool:
+        return self._engine.has_send_room(stream_id)
+
+    def _note_stall(self) -> None:
+        self._flow_control_stalls += 1
+
+    def _write(self, stream_id: int, data: bytes | memoryview, *, end_stream: bool = False) -> None:
+        self._engine.write(stream_id, data, end_stream=end_stream)
+        self._touch()
+
+    def _written(self, stream_id: int) -> int:
+        return self._engine.written(stream_id)
+
+    def _is_acknowledged(self, stream_id: int, offset: int, *, with_fin: bool) -> bool:
+        return self._engine.is_acknowledged(stream_id, offset, with_fin=with_fin)
+
+    def _reset_sending(self, stream_id: int, code: int) -> None:
+        self._engine.reset_sending(stream_id, code)
+        self._touch()
+
+    def _stop_receiving(self, stream_id: int, code: int) -> None:
+        self._engine.stop_receiving(stream_id, code)
+        self._touch()
+
+    def _consumed(self, stream_id: int, count: int) -> None:
+        self._engine.consume(stream_id, count, trio.current_time())
+        if self._engine.has_limits_to_send:
+            self._touch()
+
+    def _let_go(self, stream_id: int, *, sending: bool = False, receiving: bool = False) -> None:
+        self._engine.let_go(stream_id, sending=sending, receiving=receiving)
+        self._touch()
+
+    # ------------------------------------------------------------------ events from below
+
+    def bind(self, route: Route) -> None:
+        """Called by the driver: from now on, `route` leads to the peer."""
+        self._route = route
+
+    def handle_events(self, batch: list[events.Event]) -> None:
+        """Called by the driver with what has happened."""
+        for event in batch:
+            handler = _HANDLERS.get(type(event))
+            if handler is not None:
+                handler(self, event)
+
+    def _on_stream_data(self, event: events.StreamDataReceived) -> None:
+        receiver = self._receivers.get(event.stream_id)
+        if receiver is not None:
+            receiver._on_data(event.data, event.end_stream)
+
+    def _on_stream_opened(self, event: events.StreamOpened) -> None:
+        stream_id = event.stream_id
+        if stream_id & 2:
+            receiver = self._make_receiver(stream_id)
+            self._incoming_one_way.append(receiver)
+        else:
+            stream = self._make_stream(stream_id)
+            if self._take_stream is not None:
+                self._take_stream(stream)
+                return
+            self._incoming.append(stream)
+        self._accept_lot.unpark_all()
+
+    def _on_stream_reset(self, event: events.StreamResetReceived) -> None:
+        receiver = self._receivers.get(event.stream_id)
+        if receiver is not None:
+            receiver._on_reset(
+                StreamReset(
+                    f"the peer reset stream {event.stream_id} with code 0x{event.error_code:x}",
+                    stream_id=event.stream_id,
+                    error_code=event.error_code,
+                )
+            )
+
+    def _on_stream_stop(self, event: events.StreamStopReceived) -> None:
+        sender = self._senders.get(event.stream_id)
+        if sender is not None:
+            sender._on_stopped(
+                StreamStopped(
+                    f"the peer stopped stream {event.stream_id} with code 0x{event.error_code:x}",
+                    stream_id=event.stream_id,
+                    error_code=event.error_code,
+                )
+            )
+
+    def _on_stream_forgotten(self, event: events.StreamForgotten) -> None:
+        self._receivers.pop(event.stream_id, None)
+        self._senders.pop(event.stream_id, None)
+        self._close_if_idle()
+
+    def _on_progress(self, event: events.SendProgress) -> None:
+        for lot in list(self._senders_waiting):
+            lot.unpark_all()
+
+    def _on_streams_available(self, event: events.StreamsAvailable) -> None:
+        self._credit_lot.unpark_all()
+
+    def _on_datagram(self, event: events.DatagramReceived) -> None:
+        queue = self._datagrams
+        if len(queue) >= self._driver.config.datagram_queue_length:
+            queue.popleft()
+            self._datagrams_dropped += 1
+        queue.append(event.data)
+        self._datagram_lot.unpark_all()
+
+    def _on_ping(self, event: events.PingAcknowledged) -> None:
+        lot = self._pings.pop(event.uid, None)
+        if lot is not None:
+            lot.unpark_all()
+
+    def _on_early_data(self, event: events.EarlyDataReady) -> None:
+        self._alpn_protocol = event.alpn_protocol
+        self._become_ready()
+
+    def _on_handshake(self, event: events.HandshakeCompleted) -> None:
+        self._alpn_protocol = event.alpn_protocol
+        self._session_resumed = event.session_resumed
+        self._early_data_accepted = event.early_data_accepted
+        self._handshake_complete = True
+        self._become_ready()
+        self._state_lot.unpark_all()
+        self._credit_lot.unpark_all()
+
+    def _become_ready(self) -> None:
+        if not self._is_ready:
+            self._is_ready = True
+            if self._on_ready is not None:
+                self._on_ready()
+
+    def _on_confirmed(self, event: events.HandshakeConfirmed) -> None:
+        self._confirmed = True
+        self._state_lot.unpark_all()
+
+    def _on_terminated(self, event: events.Terminated) -> None:
+        self._end(event.error)
+
+    def _end(self, error: Exception | None) -> None:
+        if self._ended:
+            return
+        _ = self.peer_address  # keep it for later questions
+        self._ended = True
+        self._error = error
+        if error is not None:
+            logger.debug("connection with %s ended: %s", self._address, error)
+        self._wake_all()
+        if self._on_end is not None:
+            self._on_end()
+
+    def _wake_all(self) -> None:
+        for lot in (
+            self._state_lot,
+            self._accept_lot,
+            self._credit_lot,
+            self._send_lot,
+            self._datagram_lot,
+            *self._pings.values(),
+            *self._senders_waiting,
+        ):
+            lot.unpark_all()
+        if self._ended:
+            for receiver in self._receivers.values():
+                receiver._lot.unpark_all()
+        for sender in self._senders.values():
+            sender._lot.unpark_all()
+
+    # ------------------------------------------------------------------ inside
+
+    def _make_sender(self, stream_id: int) -> SendStream:
+        sender = self._senders[stream_id] = SendStream._create(self, stream_id)
+        return sender
+
+    def _make_receiver(self, stream_id: int) -> ReceiveStream:
+        receiver = self._receivers[stream_id] = ReceiveStream._create(self, stream_id)
+        return receiver
+
+    def _make_stream(self, stream_id: int) -> QuicStream:
+        stream: QuicStream = QuicStream._create(
+            self._make_sender(stream_id), self._make_receiver(stream_id)
+        )
+        return stream
+
+    def _close_if_idle(self) -> None:
+        if self._close_when_idle and not self._receivers and not self._senders:
+            self.abort(ApplicationErrorCode.NO_ERROR)
+
+
+class _Incoming(Generic[S]):
+    """An iterator rather than an async generator, so that a loop can be left at any point."""
+
+    def __init__(self, accept: Callable[[], Awaitable[S]]) -> None:
+        self._accept = accept
+
+    def __aiter__(self) -> _Incoming[S]:
+        return self
+
+    async def __anext__(self) -> S:
+        try:
+            return await self._accept()
+        except trio.ClosedResourceError:
+            raise StopAsyncIteration from None
+        except ConnectionClosedByPeer as error:
+            if error.is_clean:
+                raise StopAsyncIteration from None
+            raise
+
+
+_HANDLERS: dict[type, Callable[[QuicConnection, Any], None]] = {
+    events.StreamDataReceived: QuicConnection._on_stream_data,
+    events.SendProgress: QuicConnection._on_progress,
+    events.StreamOpened: QuicConnection._on_stream_opened,
+    events.StreamResetReceived: QuicConnection._on_stream_reset,
+    events.StreamStopReceived: QuicConnection._on_stream_stop,
+    events.StreamForgotten: QuicConnection._on_stream_forgotten,
+    events.StreamsAvailable: QuicConnection._on_streams_available,
+    events.DatagramReceived: QuicConnection._on_datagram,
+    events.PingAcknowledged: QuicConnection._on_ping,
+    events.EarlyDataReady: QuicConnection._on_early_data,
+    events.HandshakeCompleted: QuicConnection._on_handshake,
+    events.HandshakeConfirmed: QuicConnection._on_confirmed,
+    events.Terminated: QuicConnection._on_terminated,
+}

@@ -1,0 +1,28 @@
+"""Classes whose instances come from factories only.
+
+Floor 0.  A connection which was never registered, or a stream without a
+connection, would be a trap; calling such a class directly says where an
+instance comes from instead.
+"""
+
+from __future__ import annotations
+
+from abc import ABCMeta
+from typing import Any, NoReturn, TypeVar
+
+__all__ = ["NoPublicConstructor"]
+
+T = TypeVar("T")
+
+
+class NoPublicConstructor(ABCMeta):
+    """A metaclass: ``Class(...)`` raises TypeError, ``Class._create(...)`` constructs."""
+
+    def __call__(cls, *args: object, **kwargs: object) -> NoReturn:
+        raise TypeError(
+            f"{cls.__module__}.{cls.__qualname__} has no public constructor;"
+            " its documentation says where instances come from"
+        )
+
+    def _create(cls: type[T], *args: Any, **kwargs: Any) -> T:
+        return super().__call__(*args, **kwargs)  # type: ignore[misc,no-any-return]

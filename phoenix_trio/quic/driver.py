@@ -1,0 +1,590 @@
+"""Who turns the crank? One UDP socket, its connections' engines, their timers.
+
+Floor 2.  The driver owns the socket and is the only one who calls the engines
+with packets and times.  It holds no protocol arithmetic, and knows nothing of
+streams: above it, a connection is a :class:`Sink` which takes events.
+
+One turn: drain the socket up to a bound, hand each datagram to its engine, run
+the timers which are due, deliver events, flush every connection which has
+something to say, sleep until the socket is readable or a deadline comes.
+Applications which write mark their connection dirty, and a second task flushes
+all dirty ones together in its next turn.  Sending never blocks: a cancelled
+``await send`` would lose packets already counted in flight.
+
+Two ways to run: :meth:`SocketDriver.run` in a nursery; or, where there is no
+nursery (a listener opened by a plain function), whichever task waits for
+something drives while it waits (:meth:`SocketDriver.wait`).  No system tasks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import hmac
+import itertools
+import logging
+import math
+import os
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+import trio
+
+from ..config import TransportConfig
+from ..errors import ApplicationErrorCode
+from ..metrics import EndpointStatistics
+from . import events
+from .admission import Admission, Admit, Answer, RateLimit, destination_connection_id
+from .engine import Engine
+from .groups import unwrap_lone
+from .packet_io import DatagramSocket, SocketAddress
+
+__all__ = ["Route", "Sink", "SocketDriver"]
+
+logger = logging.getLogger("phoenix_trio.quic")
+
+#: Datagrams read in one turn before anything is sent: enough to share the cost of a
+#: turn, few enough that acknowledgements are not kept waiting.
+DATAGRAMS_PER_TURN = 64
+
+#: Seconds for which a connection ID that is no longer used is still recognised, so that
+#: late packets get no stateless reset: three probe timeouts of a slow path.
+RETIRED_ID_SECONDS = 3.0
+
+_RESET_TOKEN_LENGTH = 16
+
+
+class Sink(Protocol):
+    """What takes a connection's events: the connection of the floor above."""
+
+    def bind(self, route: Route) -> None:
+        """Learn the route; called once, before any event."""
+
+    def handle_events(self, batch: list[events.Event]) -> None:
+        """Take events, in order.  Must not block and must not raise."""
+
+
+class Route:
+    """One connection as the driver sees it."""
+
+    __slots__ = (
+        "_token_keys",
+        "connection_ids",
+        "engine",
+        "handshake_deadline",
+        "initial_connection_id",
+        "is_incoming",
+        "is_pending",
+        "scheduled_at",
+        "sink",
+    )
+
+    def __init__(self, engine: Engine, sink: Sink, *, is_incoming: bool) -> None:
+        self.engine = engine
+        self.sink = sink
+        self.is_incoming = is_incoming
+        self.is_pending = is_incoming
+        """Whether this is an incoming handshake which has not been completed."""
+        self.handshake_deadline = math.inf
+        self.connection_ids: set[bytes] = set()
+        self.initial_connection_id: bytes | None = None
+        self.scheduled_at = math.inf
+        self._token_keys: set[bytes] = set()
+
+
+class SocketDriver:
+    """Drives the connections of one socket.
+
+    Args:
+      socket: bound and non-blocking; closed by :meth:`close`.
+      config: limits of the endpoint.
+      reset_key: secret for stateless reset tokens, at least 16 bytes.
+    """
+
+    def __init__(self, socket: DatagramSocket, config: TransportConfig, reset_key: bytes) -> None:
+        self.socket = socket
+        self.config = config
+        self._reset_key = reset_key
+        self._admission = Admission(config, self.reset_token)
+        self.accept: Callable[[Admit, SocketAddress], tuple[Engine, Sink]] | None = None
+        """Set while the endpoint listens: makes the connection for an admitted client."""
+
+        self._routes: dict[bytes, Route] = {}
+        self._all: dict[Route, None] = {}
+        self._retired: deque[tuple[float, bytes]] = deque()
+        # Tokens are secrets: looked up under a keyed hash, so that the time a look-up
+        # takes says nothing of them (RFC 9000 section 10.3.1).
+        self._token_key = os.urandom(32)
+        self._reset_routes: dict[bytes, Route] = {}
+        self._pending_handshakes = 0
+        self._incoming = 0
+
+        self._timers: list[tuple[float, int, Route]] = []
+        self._sequence = itertools.count()
+        self._dirty: dict[Route, None] = {}
+        self._unsent: deque[tuple[bytes, SocketAddress]] = deque()
+        self._flush_lot = trio.lowlevel.ParkingLot()
+        self._sleep: trio.CancelScope | None = None
+        self._is_running = False
+        self._is_closed = False
+        self._waiting: dict[trio.lowlevel.ParkingLot, int] = {}
+        self._failure: BaseException | None = None
+        self._idle_lot = trio.lowlevel.ParkingLot()
+        self._unroutable_log = RateLimit(rate=1.0, burst=5)
+        self.close_when_unused = False
+        """Close the socket as soon as there is neither a listener nor a connection."""
+        self.on_close: Callable[[], None] | None = None
+        """Called once, when the socket has been closed."""
+
+        self._datagrams_unroutable = 0
+        self._connections_accepted = 0
+        self._connections_refused = 0
+        self._handshakes_failed = 0
+        self._answers: dict[str, int] = {}
+        self._resets_received = 0
+
+    # ------------------------------------------------------------------ for the floors above
+
+    def reset_token(self, connection_id: bytes) -> bytes:
+        """The stateless reset token of one of our connection IDs (RFC 9000 section 10.3.2)."""
+        digest = hmac.new(self._reset_key, b"stateless reset" + connection_id, hashlib.sha256)
+        return digest.digest()[:_RESET_TOKEN_LENGTH]
+
+    def add(self, engine: Engine, sink: Sink) -> Route:
+        """Take over a client connection; :meth:`touch` sends its first packets."""
+        route = Route(engine, sink, is_incoming=False)
+        self._register(route)
+        sink.bind(route)
+        return route
+
+    def touch(self, route: Route) -> None:
+        """The connection may have something to send, or events to deliver; done soon, at once
+        for all that are touched now."""
+        if self._is_closed:
+            return
+        if not self._is_running:
+            # Nobody turns the crank just now, so the writer does it.
+            self._dirty[route] = None
+            self._flush(trio.current_time())
+            return
+        if not self._dirty:
+            self._flush_lot.unpark_all()
+        self._dirty[route] = None
+
+    def flush_now(self) -> None:
+        """Send what can be sent without waiting; for the last packets before the socket closes."""
+        if not self._is_closed:
+            now = trio.current_time()
+            for _ in range(100):
+                self._flush(now)
+                if self._unsent or not self._dirty:
+                    break
+
+    async def wait(self, lot: trio.lowlevel.ParkingLot) -> None:
+        """Park in `lot` until unparked, perhaps spuriously; drive meanwhile if nobody else does.
+
+        Raises:
+          BaseException: what has stopped the driver, if it has failed.
+        """
+        if self._failure is not None:
+            raise trio.BrokenResourceError("the endpoint's socket has failed") from self._failure
+        self._waiting[lot] = self._waiting.get(lot, 0) + 1
+        try:
+            if self._is_running or self._is_closed:
+                await lot.park()
+            else:
+                await self._lead(lot)
+        finally:
+            count = self._waiting[lot] - 1
+            if count:
+                self._waiting[lot] = count
+            else:
+                del self._waiting[lot]
+
+    async def _lead(self, lot: trio.lowlevel.ParkingLot) -> None:
+        try:
+            with unwrap_lone():
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(self.run)
+                    try:
+                        await lot.park()
+                    finally:
+                        nursery.cancel_scope.cancel()
+        finally:
+            # Someone else who waits has to take over: wake all, their conditions are
+            # unchanged, and the first of them to wait again leads.
+            for other in list(self._waiting):
+                other.unpark_all()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Drive until cancelled.
+
+        Raises:
+          OSError: the socket failed for good; every connection has been told before.
+        """
+        if self._is_running:
+            raise trio.BusyResourceError("the endpoint is being driven by another task")
+        self._is_running = True
+        try:
+            with unwrap_lone():
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(
+                        self._until_closed, self._flush_forever, nursery.cancel_scope
+                    )
+                    task_status.started()
+                    await self._until_closed(self._receive_forever, nursery.cancel_scope)
+        except Exception as error:
+            self._fail(error)
+            raise
+        finally:
+            self._is_running = False
+
+    async def _until_closed(
+        self, task: Callable[[], Awaitable[None]], scope: trio.CancelScope
+    ) -> None:
+        try:
+            await task()
+        except trio.ClosedResourceError:
+            if not self._is_closed:
+                raise
+            scope.cancel()
+
+    async def wait_idle(self) -> None:
+        """Wait until no connection is left, closing periods included."""
+        await trio.lowlevel.checkpoint()
+        while self._all:
+            await self.wait(self._idle_lot)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the socket is closed."""
+        return self._is_closed
+
+    @property
+    def sinks(self) -> list[Sink]:
+        """The connections at present."""
+        return [route.sink for route in self._all]
+
+    def close(self) -> None:
+        """Send what can be sent, close the socket, forget every connection.  Idempotent."""
+        if self._is_closed:
+            return
+        now = trio.current_time()
+        for route in list(self._all):
+            route.engine.close_application(
+                ApplicationErrorCode.SHUTTING_DOWN, "the endpoint was closed"
+            )
+            self._dirty[route] = None
+            self._deliver(route, now)
+        self.flush_now()
+        self._is_closed = True
+        self.accept = None
+        for route in list(self._all):
+            self._forget(route)
+        self._close_socket()
+
+    def close_if_unused(self) -> None:
+        """Close now if :attr:`close_when_unused` is set and nothing needs the socket."""
+        if self.close_when_unused and not self._all and self.accept is None:
+            self.close()
+
+    def _close_socket(self) -> None:
+        self.socket.close()
+        for lot in list(self._waiting):
+            lot.unpark_all()
+        if self.on_close is not None:
+            self.on_close()
+
+    def statistics(self) -> EndpointStatistics:
+        """A snapshot of the endpoint's counters."""
+        counters = self.socket.statistics
+        return EndpointStatistics(
+            bytes_sent=counters.bytes_sent,
+            bytes_received=counters.bytes_received,
+            datagrams_sent=counters.datagrams_sent,
+            datagrams_received=counters.datagrams_received,
+            send_blocked=counters.send_blocked,
+            soft_errors=counters.soft_errors,
+            datagrams_unroutable=self._datagrams_unroutable,
+            connections=len(self._all),
+            handshakes=self._pending_handshakes,
+            connections_accepted=self._connections_accepted,
+            connections_refused=self._connections_refused + self._answers.get("refusal", 0),
+            handshakes_failed=self._handshakes_failed,
+            retries_sent=self._answers.get("retry", 0),
+            version_negotiations_sent=self._answers.get("version negotiation", 0),
+            stateless_resets_sent=self._answers.get("stateless reset", 0),
+            stateless_resets_received=self._resets_received,
+        )
+
+    def note_refused(self) -> None:
+        """An established connection was closed because the accept backlog is full."""
+        self._connections_refused += 1
+
+    # ------------------------------------------------------------------ the two tasks
+
+    async def _receive_forever(self) -> None:
+        while True:
+            now = trio.current_time()
+            datagrams = self.socket.receive(DATAGRAMS_PER_TURN)
+            touched: dict[Route, None] = {}
+            for data, address in datagrams:
+                route = self._dispatch(data, address, now)
+                if route is not None:
+                    touched[route] = None
+            self._run_timers(now, touched)
+            for route in touched:
+                self._deliver(route, now)
+                self._dirty[route] = None
+            if self._dirty and not self._unsent:
+                self._flush(now)
+            if self._dirty or self._unsent:
+                self._flush_lot.unpark_all()
+            if len(datagrams) == DATAGRAMS_PER_TURN:
+                await trio.lowlevel.checkpoint()
+                continue
+            with trio.CancelScope(deadline=self._next_deadline()) as self._sleep:
+                await self.socket.wait_readable()
+            self._sleep = None
+
+    async def _flush_forever(self) -> None:
+        while True:
+            if self._unsent:
+                await self.socket.wait_writable()
+            elif self._dirty:
+                await trio.lowlevel.checkpoint()
+            else:
+                await self._flush_lot.park()
+            self._flush(trio.current_time())
+
+    # ------------------------------------------------------------------ sending
+
+    def _flush(self, now: float) -> None:
+        """One bounded run of packets of every dirty connection; stops when the socket is full."""
+        unsent = self._unsent
+        while unsent:
+            if not self.socket.send(*unsent[0]):
+                return
+            unsent.popleft()
+        dirty, self._dirty = self._dirty, {}
+        for route in dirty:
+            if unsent:
+                self._dirty[route] = None
+                continue
+            for data, address in route.engine.transmit(now):
+                if unsent or not self.socket.send(data, address):
+                    # Counted in flight already: kept, and nothing else is built before.
+                    unsent.append((data, address))
+            self._deliver(route, now)
+            if route.engine.has_more_to_send(now):
+                self._dirty[route] = None  # its turn comes again after the others'
+
+    # ------------------------------------------------------------------ receiving
+
+    def _dispatch(self, data: bytes, address: SocketAddress, now: float) -> Route | None:
+        connection_id = destination_connection_id(data)
+        route = self._routes.get(connection_id) if connection_id is not None else None
+        if route is not None:
+            route.engine.receive(data, address, now)
+            return route
+        if connection_id is None:
+            self._datagrams_unroutable += 1
+            return None
+        if not data[0] & 0x80:
+            return self._dispatch_short(data, address, now)
+        verdict = self._admission.judge_long(
+            data,
+            address,
+            now,
+            listening=self.accept is not None,
+            connections=self._incoming,
+            handshakes=self._pending_handshakes,
+        )
+        if isinstance(verdict, Admit):
+            return self._admit(verdict, data, address, now)
+        self._datagrams_unroutable += 1
+        if isinstance(verdict, Answer):
+            self._answer(verdict, address)
+        return None
+
+    def _dispatch_short(self, data: bytes, address: SocketAddress, now: float) -> Route | None:
+        if len(data) > _RESET_TOKEN_LENGTH:
+            route = self._reset_routes.get(self._token_hash(data[-_RESET_TOKEN_LENGTH:]))
+            if route is not None:
+                self._resets_received += 1
+                route.engine.on_stateless_reset(now)
+                return route
+        self._datagrams_unroutable += 1
+        verdict = self._admission.judge_short(data, now)
+        if isinstance(verdict, Answer):
+            self._answer(verdict, address)
+        return None
+
+    def _answer(self, answer: Answer, address: SocketAddress) -> None:
+        self._answers[answer.kind] = self._answers.get(answer.kind, 0) + 1
+        # No state behind it: if the socket is full, the answer is dropped.
+        self.socket.send(answer.data, address)
+
+    def _admit(
+        self, verdict: Admit, data: bytes, address: SocketAddress, now: float
+    ) -> Route | None:
+        assert self.accept is not None
+        engine, sink = self.accept(verdict, address)
+        engine.receive(data, address, now)
+        if not engine.has_peer and not engine.is_ending:
+            # Not one packet could be authenticated: no state for that.
+            self._datagrams_unroutable += 1
+            return None
+        route = Route(engine, sink, is_incoming=True)
+        route.handshake_deadline = now + self.config.handshake_timeout
+        route.initial_connection_id = verdict.destination_cid
+        self._pending_handshakes += 1
+        self._incoming += 1
+        self._register(route)
+        self._add_connection_id(route, verdict.destination_cid)
+        self._schedule(route, route.handshake_deadline)
+        sink.bind(route)
+        return route
+
+    # ------------------------------------------------------------------ events
+
+    def _deliver(self, route: Route, now: float) -> None:
+        """Hand events up, and keep routing, counters and timers true."""
+        engine = route.engine
+        while batch := engine.take_events():
+            for event in batch:
+                if isinstance(event, events.ConnectionIdIssued):
+                    self._add_connection_id(route, event.connection_id)
+                elif isinstance(event, events.ConnectionIdRetired):
+                    self._retire(event.connection_id, now)
+                elif isinstance(event, events.HandshakeCompleted):
+                    self._on_handshake_done(route, succeeded=True)
+                elif isinstance(event, events.HandshakeConfirmed):
+                    if route.initial_connection_id is not None:
+                        self._retire(route.initial_connection_id, now)
+                        route.initial_connection_id = None
+                elif isinstance(event, events.Terminated):
+                    self._on_handshake_done(route, succeeded=False)
+            try:
+                route.sink.handle_events(batch)
+            except Exception:  # a bug above must not stop the other connections
+                logger.exception("internal error while delivering events")
+                engine.close_application(ApplicationErrorCode.HANDLER_CRASHED, "internal error")
+        if engine.reset_tokens_changed:
+            engine.reset_tokens_changed = False
+            self._update_reset_tokens(route)
+        if engine.is_terminated:
+            self._forget(route)
+            return
+        deadline = engine.next_deadline()
+        if deadline is not None and deadline < route.scheduled_at:
+            self._schedule(route, deadline)
+
+    def _on_handshake_done(self, route: Route, *, succeeded: bool) -> None:
+        if not route.is_pending:
+            return
+        route.is_pending = False
+        route.handshake_deadline = math.inf
+        self._pending_handshakes -= 1
+        if succeeded:
+            self._connections_accepted += 1
+        else:
+            self._handshakes_failed += 1
+
+    # ------------------------------------------------------------------ timers
+
+    def _schedule(self, route: Route, deadline: float) -> None:
+        """Look at the route again at `deadline`.  Entries may be early, never late."""
+        route.scheduled_at = deadline
+        heapq.heappush(self._timers, (deadline, next(self._sequence), route))
+        if self._sleep is not None and deadline < self._sleep.deadline:
+            self._sleep.deadline = deadline
+
+    def _next_deadline(self) -> float:
+        return self._timers[0][0] if self._timers else math.inf
+
+    def _run_timers(self, now: float, touched: dict[Route, None]) -> None:
+        while self._timers and self._timers[0][0] <= now:
+            at, _, route = heapq.heappop(self._timers)
+            if at != route.scheduled_at or route not in self._all:
+                continue  # superseded by an earlier entry, or gone
+            route.scheduled_at = math.inf
+            engine = route.engine
+            if route.is_pending and route.handshake_deadline <= now:
+                engine.on_handshake_timeout()
+                touched[route] = None
+                continue
+            deadline = engine.next_deadline()
+            if deadline is not None and deadline <= now:
+                engine.on_timer(now)
+                touched[route] = None
+                deadline = engine.next_deadline()
+            if route.is_pending and route.handshake_deadline < (deadline or math.inf):
+                deadline = route.handshake_deadline
+            if deadline is not None and deadline > now:
+                # (A deadline which has passed means "flush", and that follows at once.)
+                self._schedule(route, deadline)
+        while self._retired and self._retired[0][0] <= now:
+            _, connection_id = self._retired.popleft()
+            gone = self._routes.pop(connection_id, None)
+            if gone is not None:
+                gone.connection_ids.discard(connection_id)
+
+    # ------------------------------------------------------------------ routing tables
+
+    def _register(self, route: Route) -> None:
+        self._all[route] = None
+        for connection_id in route.engine.connection_ids:
+            self._add_connection_id(route, connection_id)
+
+    def _add_connection_id(self, route: Route, connection_id: bytes) -> None:
+        self._routes[connection_id] = route
+        route.connection_ids.add(connection_id)
+
+    def _retire(self, connection_id: bytes, now: float) -> None:
+        self._retired.append((now + RETIRED_ID_SECONDS, connection_id))
+
+    def _token_hash(self, token: bytes) -> bytes:
+        return hashlib.blake2b(token, key=self._token_key, digest_size=16).digest()
+
+    def _update_reset_tokens(self, route: Route) -> None:
+        current = {self._token_hash(token) for token in route.engine.peer_reset_tokens()}
+        for stale in route._token_keys - current:
+            if self._reset_routes.get(stale) is route:
+                del self._reset_routes[stale]
+        for key in current:
+            self._reset_routes[key] = route
+        route._token_keys = current
+
+    def _forget(self, route: Route) -> None:
+        """The connection is over, its closing period too: free all that is known of it."""
+        if self._all.pop(route, 0) == 0:
+            return
+        self._on_handshake_done(route, succeeded=False)
+        if route.is_incoming:
+            self._incoming -= 1
+        for connection_id in route.connection_ids:
+            if self._routes.get(connection_id) is route:
+                del self._routes[connection_id]
+        route.connection_ids.clear()
+        for key in route._token_keys:
+            if self._reset_routes.get(key) is route:
+                del self._reset_routes[key]
+        self._dirty.pop(route, None)
+        if not self._all:
+            self._idle_lot.unpark_all()
+            self.close_if_unused()
+
+    def _fail(self, error: BaseException) -> None:
+        """The socket is gone: nobody may wait for it any longer."""
+        self._failure = error
+        for route in list(self._all):
+            route.engine.close_application(
+                ApplicationErrorCode.SHUTTING_DOWN, "the socket has failed"
+            )
+            route.sink.handle_events(
+                [events.Terminated(trio.BrokenResourceError("the endpoint's socket has failed"))]
+            )
+        self._is_closed = True
+        self._close_socket()

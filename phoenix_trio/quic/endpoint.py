@@ -1,0 +1,404 @@
+"""One UDP socket which dials and listens: the public face of the driver.
+
+Floor 3.  Holds what all connections of a socket share: the network, the
+configuration, key log and traces.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import TextIO, final
+
+import trio
+
+from ..config import TransportConfig
+from ..errors import ApplicationErrorCode, HandshakeFailed
+from ..metrics import EndpointStatistics
+from .admission import Admit
+from .connection import QuicConnection
+from .construction import NoPublicConstructor
+from .driver import SocketDriver
+from .engine import Engine
+from .groups import unwrap_lone
+from .listener import QuicListener
+from .packet_io import Network, SocketAddress, UdpNetwork, display_address
+from .setup import check_alpn, make_client_engine, make_server_engine
+from .tls import ClientTLS, ServerTLS
+from .trace import TraceDirectory
+
+__all__ = ["DEFAULT_ALPN", "Endpoint", "open_connection"]
+
+#: Our own application layer (docs: specification); programs with another protocol name theirs.
+DEFAULT_ALPN = ("phoenix/1",)
+
+#: RFC 8305 section 5: the recommended pause before the next address is tried as well.
+CONNECTION_ATTEMPT_DELAY = 0.25
+
+
+@final
+class Endpoint(metaclass=NoPublicConstructor):
+    """One UDP socket.  It can dial any number of servers and listen at the same time.
+
+    Obtained from :meth:`Endpoint.open`.
+    """
+
+    def __init__(
+        self,
+        driver: SocketDriver,
+        network: Network,
+        key_log: TextIO | None,
+        traces: TraceDirectory | None,
+    ) -> None:
+        self._driver = driver
+        self._network = network
+        self._key_log = key_log
+        self._traces = traces
+        self._listener: QuicListener | None = None
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls,
+        host: str | None = None,
+        port: int = 0,
+        *,
+        config: TransportConfig | None = None,
+        network: Network | None = None,
+    ) -> AsyncIterator[Endpoint]:
+        """Open a socket and drive it for as long as the block lasts.
+
+        When the block is left normally, every connection is closed in good order
+        (:meth:`QuicConnection.aclose`) first; when it is left by an exception,
+        they are aborted.
+
+        Args:
+          host: the local address or name; ``None``: all, IPv4 and IPv6 (dual stack)
+            where the system allows.
+          port: the local UDP port; 0: any free one.
+          config: the default for the endpoint's connections.
+          network: where sockets come from; ``None``: the real UDP.
+            :class:`phoenix_trio.testing.SimulatedNetwork` has others.
+
+        Raises:
+          OSError: the name is unknown, or the port is in use.
+          NotADirectoryError, PermissionError: `qlog_dir` or `keylog_file` cannot be used.
+        """
+        endpoint = await cls._open(host, port, config=config, network=network, secret=None)
+        driver = endpoint._driver
+        with unwrap_lone():
+            async with trio.open_nursery() as nursery:
+                try:
+                    await nursery.start(driver.run)
+                    yield endpoint
+                    await endpoint._close_connections()
+                finally:
+                    endpoint.close()
+                    nursery.cancel_scope.cancel()
+
+    @classmethod
+    async def _open(
+        cls,
+        host: str | None,
+        port: int,
+        *,
+        config: TransportConfig | None,
+        network: Network | None,
+        secret: bytes | None,
+    ) -> Endpoint:
+        """An endpoint which nobody drives yet."""
+        config = TransportConfig() if config is None else config
+        network = UdpNetwork() if network is None else network
+        traces = TraceDirectory(config.qlog_dir, trio.current_time) if config.qlog_dir else None
+        key_log_path = config.keylog_file or os.environ.get("SSLKEYLOGFILE")
+        key_log = open(key_log_path, "a", encoding="ascii") if key_log_path else None  # noqa: SIM115, ASYNC230
+        try:
+            socket = await network.open_socket(host, port, buffer_size=config.socket_buffer_size)
+        except BaseException:
+            if key_log is not None:
+                key_log.close()
+            raise
+        key = config.stateless_reset_key or secret or os.urandom(32)
+        driver = SocketDriver(socket, config, key)
+        endpoint: Endpoint = cls._create(driver, network, key_log, traces)
+        driver.on_close = endpoint._close_logs
+        return endpoint
+
+    @property
+    def address(self) -> SocketAddress:
+        """The local address of the socket, ``(host, port)`` or longer for IPv6."""
+        return self._driver.socket.address
+
+    @property
+    def port(self) -> int:
+        """The local UDP port."""
+        return self._driver.socket.address[1]
+
+    def statistics(self) -> EndpointStatistics:
+        """A frozen snapshot of the socket's counters."""
+        return self._driver.statistics()
+
+    @asynccontextmanager
+    async def connect(
+        self,
+        host: str,
+        port: int,
+        *,
+        tls: ClientTLS | None = None,
+        alpn: Sequence[str] = DEFAULT_ALPN,
+        config: TransportConfig | None = None,
+    ) -> AsyncIterator[QuicConnection]:
+        """Dial a server, for the length of the block.
+
+        A name with several addresses is dialled the happy-eyeballs way (RFC 8305):
+        the next address is tried 0.25 s after the last, or as soon as it fails,
+        and the first handshake that completes wins.  With `early_data` in `tls` and
+        a ticket in its session store, the block begins before the handshake is
+        complete, and what is sent then can be replayed by an attacker.
+
+        When the block is left normally, the connection is closed in good order;
+        when it is left by an exception, it is aborted.
+
+        Args:
+          host: a name or address.
+          port: the UDP port.
+          tls: whom to trust and who to be; default: the system's authorities.
+          alpn: protocol names, the preferred one first.
+          config: overrides the endpoint's.
+
+        Cancellation: the attempt is given up; nothing stays behind.
+
+        Raises:
+          OSError: the name is unknown, or no address of it can be reached from this socket.
+          HandshakeFailed: a subclass says why.
+          trio.ClosedResourceError: the endpoint is closed.
+        """
+        connection = await self._dial(host, port, tls=tls, alpn=alpn, config=config)
+        try:
+            yield connection
+        except BaseException:
+            connection.abort(ApplicationErrorCode.CANCELLED)
+            raise
+        await connection.aclose()
+
+    def listen(
+        self,
+        *,
+        tls: ServerTLS,
+        alpn: Sequence[str] = DEFAULT_ALPN,
+        config: TransportConfig | None = None,
+    ) -> QuicListener:
+        """Accept connections on this socket from now on, until the listener is closed.
+
+        Args:
+          tls: the server's identity.
+          alpn: protocol names, the preferred one first.
+          config: overrides the endpoint's for accepted connections.
+
+        Raises:
+          trio.BusyResourceError: the endpoint is listening already.
+          trio.ClosedResourceError: the endpoint is closed.
+        """
+        driver = self._driver
+        if driver.is_closed:
+            raise trio.ClosedResourceError("this endpoint was closed")
+        if driver.accept is not None:
+            raise trio.BusyResourceError("this endpoint is listening already")
+        names = check_alpn(alpn)
+        listener: QuicListener = QuicListener._create(driver)
+        own_config = driver.config if config is None else config
+
+        def accept(admit: Admit, address: SocketAddress) -> tuple[Engine, QuicConnection]:
+            engine = make_server_engine(
+                config=own_config,
+                server_tls=tls,
+                alpn=names,
+                admit=admit,
+                reset_token=driver.reset_token,
+                key_log=self._key_log,
+                trace_logger=self._traces,
+            )
+            connection: QuicConnection = QuicConnection._create(driver, engine)
+            connection._address = address
+            listener._watch(connection)
+            return engine, connection
+
+        driver.accept = accept
+        self._listener = listener
+        return listener
+
+    def close(self) -> None:
+        """Close the socket; connections which are still open are aborted.  Idempotent."""
+        if self._listener is not None:
+            self._listener._stop()
+        self._driver.close()
+
+    async def _close_connections(self) -> None:
+        """Close all connections in good order, all at once."""
+        if self._listener is not None:
+            self._listener._stop()
+        connections = [sink for sink in self._driver.sinks if isinstance(sink, QuicConnection)]
+        async with trio.open_nursery() as nursery:
+            for connection in connections:
+                if not connection.is_closed:
+                    nursery.start_soon(connection.aclose)
+
+    def _close_logs(self) -> None:
+        if self._traces is not None:
+            self._traces.close()
+        if self._key_log is not None:
+            self._key_log.close()
+
+    # ------------------------------------------------------------------ dialling
+
+    async def _dial(
+        self,
+        host: str,
+        port: int,
+        *,
+        tls: ClientTLS | None,
+        alpn: Sequence[str],
+        config: TransportConfig | None,
+    ) -> QuicConnection:
+        _check_target(host, port)
+        names = check_alpn(alpn)
+        tls = ClientTLS() if tls is None else tls
+        driver = self._driver
+        if driver.is_closed:
+            raise trio.ClosedResourceError("this endpoint was closed")
+        resolved = await self._network.resolve(host, port)
+        targets = [t for a in resolved if (t := driver.socket.reachable(a)) is not None]
+        if not targets:
+            shown = ", ".join(str(display_address(a)[0]) for a in resolved)
+            raise OSError(
+                f"{host!r} cannot be reached from a socket bound to {self.address[0]!r}:"
+                f" it has only the addresses {shown}"
+            )
+
+        def begin(target: SocketAddress) -> QuicConnection:
+            engine = make_client_engine(
+                config=driver.config if config is None else config,
+                client_tls=tls,
+                host=host,
+                port=port,
+                alpn=names,
+                reset_token=driver.reset_token,
+                key_log=self._key_log,
+                trace_logger=self._traces,
+            )
+            connection: QuicConnection = QuicConnection._create(driver, engine)
+            engine.start(target, trio.current_time())
+            route = driver.add(engine, connection)
+            driver.touch(route)
+            return connection
+
+        async def establish(target: SocketAddress) -> QuicConnection:
+            connection = begin(target)
+            try:
+                if tls.early_data and connection._engine.can_send_early_data:
+                    connection._is_ready = True
+                    await trio.lowlevel.checkpoint()
+                else:
+                    await connection._wait_ready(confirmed=False)
+            except BaseException:
+                connection.abort(ApplicationErrorCode.CANCELLED)
+                raise
+            return connection
+
+        ordered = _interleave(targets)
+        if len(ordered) == 1:
+            return await establish(ordered[0])
+        return await _happy_eyeballs(ordered, establish)
+
+
+def _check_target(host: str, port: int) -> None:
+    if not isinstance(host, str):
+        raise TypeError(f"host must be a string, not {host!r}")
+    if not host:
+        raise ValueError("host must not be empty")
+    if not isinstance(port, int) or isinstance(port, bool):
+        raise TypeError(f"port must be an integer, not {port!r}")
+    if not 1 <= port <= 65535:
+        raise ValueError(f"port must be between 1 and 65535, not {port}")
+
+
+def _interleave(addresses: list[SocketAddress]) -> list[SocketAddress]:
+    """RFC 8305 section 4: alternate the families, beginning with the preferred one."""
+
+    def family(address: SocketAddress) -> bool:
+        host = display_address(address)[0]
+        return ":" in host
+
+    first = family(addresses[0])
+    preferred = [a for a in addresses if family(a) is first]
+    others = [a for a in addresses if family(a) is not first]
+    result: list[SocketAddress] = []
+    for index in range(max(len(preferred), len(others))):
+        result += preferred[index : index + 1] + others[index : index + 1]
+    return result
+
+
+async def _happy_eyeballs(
+    targets: list[SocketAddress],
+    establish: Callable[[SocketAddress], Awaitable[QuicConnection]],
+) -> QuicConnection:
+    """The first of several attempts which succeeds; each starts when the last fails or is slow."""
+    winner: list[QuicConnection] = []
+    failures: list[tuple[SocketAddress, Exception]] = []
+
+    with unwrap_lone():
+        async with trio.open_nursery() as nursery:
+
+            async def attempt(target: SocketAddress, failed: trio.Event) -> None:
+                try:
+                    connection = await establish(target)
+                except (OSError, HandshakeFailed, trio.BrokenResourceError) as error:
+                    failures.append((target, error))
+                    failed.set()
+                    return
+                if winner:
+                    connection.abort(ApplicationErrorCode.CANCELLED)
+                    return
+                winner.append(connection)
+                nursery.cancel_scope.cancel()
+
+            try:
+                for target in targets:
+                    failed = trio.Event()
+                    nursery.start_soon(attempt, target, failed)
+                    with trio.move_on_after(CONNECTION_ATTEMPT_DELAY):
+                        await failed.wait()
+            except BaseException:
+                # Cancelled from outside between two attempts: the winner has no owner.
+                if winner and not nursery.cancel_scope.cancel_called:
+                    winner.pop().abort(ApplicationErrorCode.CANCELLED)
+                raise
+    if winner:
+        return winner[0]
+    first = failures[0][1]
+    for target, error in failures[1:]:
+        first.add_note(f"and {display_address(target)[0]}: {error}")
+    raise first
+
+
+@asynccontextmanager
+async def open_connection(
+    host: str,
+    port: int,
+    *,
+    tls: ClientTLS | None = None,
+    alpn: Sequence[str] = DEFAULT_ALPN,
+    config: TransportConfig | None = None,
+    network: Network | None = None,
+) -> AsyncIterator[QuicConnection]:
+    """Dial a server from a socket of its own, for the length of the block.
+
+    See :meth:`Endpoint.connect` for arguments, cancellation and errors;
+    programs with many connections open one :class:`Endpoint` and use that.
+    """
+    async with (
+        Endpoint.open(config=config, network=network) as endpoint,
+        endpoint.connect(host, port, tls=tls, alpn=alpn) as connection,
+    ):
+        yield connection

@@ -1,0 +1,957 @@
+"""One QUIC connection as a state machine: bytes and times in, bytes, events and deadlines out.
+
+Floor 1, sans-IO: knows no Trio and reads no clock.  :class:`Engine` is
+aioquic's ``QuicConnection`` with the promises which aioquic leaves to others:
+
+* receive credit follows what the application has read, so memory is bounded
+  (RFC 9000 section 4.1); stream credit follows the streams it has let go;
+* send buffers are bounded, and say when there is room again;
+* stream limits can be set; idle streams cost nothing per packet;
+* the end of a connection is reported once, at once, with its cause;
+* stateless resets are derived and recognised (RFC 9000 section 10.3), a closing
+  connection answers (section 10.2.1), an idle one can be kept alive (10.1.2).
+
+Private attributes of aioquic are touched in this module, in
+:mod:`~phoenix_trio.quic.stream_state` and in
+:mod:`~phoenix_trio.quic.tls_context` alone.  The lines named in comments are
+those of aioquic 1.7.2; ``tests/quic/test_engine.py`` fails when one of the
+names has gone.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from itertools import islice
+from typing import Any
+
+from aioquic import tls
+from aioquic.buffer import Buffer, size_uint_var
+from aioquic.quic import events as aioquic_events
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import (
+    END_STATES,
+    MAX_STREAM_DATA_FRAME_CAPACITY,
+    QuicConnection,
+    QuicConnectionState,
+    QuicReceiveContext,
+    stream_is_client_initiated,
+    stream_is_unidirectional,
+)
+from aioquic.quic.packet import (
+    QuicErrorCode,
+    QuicFrameType,
+    QuicPacketType,
+    pull_quic_transport_parameters,
+)
+from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
+from aioquic.quic.recovery import QuicPacketSpace
+from aioquic.quic.stream import QuicStream
+
+from ..config import TransportConfig
+from ..metrics import ConnectionStatistics
+from . import events
+from .flow_control import ReceiveWindow
+from .pacer import Pacer
+from .stream_state import (
+    CountingRecovery,
+    StreamCountLimit,
+    StreamRecord,
+    StreamTable,
+    TrackedReceiver,
+    TrackedSender,
+)
+from .termination import Cause, error_for
+from .tls_context import ClientPolicy, PhoenixTLSContext, ServerPolicy, adopt
+
+__all__ = ["Engine"]
+
+logger = logging.getLogger("phoenix_trio.quic")
+
+#: Flow-control windows to begin with, in bytes; they grow to the configuration's ceilings.
+INITIAL_STREAM_WINDOW = 1024 * 1024
+INITIAL_CONNECTION_WINDOW = 3 * 512 * 1024
+
+#: Streams looked at for one run of packets, so that many busy ones cost each packet no more.
+STREAMS_PER_RUN = 32
+
+#: A CONNECTION_CLOSE has to fit into one packet with its reason (aioquic does not check).
+MAX_REASON_BYTES = 256
+
+#: Bytes of a packet which a DATAGRAM frame cannot use: header, connection ID (at most 20),
+#: packet number, authentication tag, frame type and length.
+DATAGRAM_OVERHEAD = 1 + 20 + 2 + 16 + 1 + 4
+
+#: For "never" where aioquic computes with a number: 31 years.
+_NEVER = 1e9
+
+#: The uid of PINGs which the keep-alive timer sends.
+KEEP_ALIVE_PING = -1
+
+
+def clamp_reason(reason: str) -> str:
+    """Shorten a reason phrase to what fits into a CONNECTION_CLOSE, on a character boundary."""
+    return reason.encode("utf-8", "replace")[:MAX_REASON_BYTES].decode("utf-8", "ignore")
+
+
+class Engine(QuicConnection):
+    """The state machine of one connection.
+
+    Args:
+      config: limits, buffers and timers.
+      configuration: aioquic's configuration, made by :mod:`phoenix_trio.quic.setup`.
+      policy: how the peer's certificate is judged.
+      reset_token: derives the stateless reset token of a connection ID.
+      arguments: passed on to aioquic (original connection IDs, ticket callbacks).
+    """
+
+    def __init__(
+        self,
+        *,
+        config: TransportConfig,
+        configuration: QuicConfiguration,
+        policy: ServerPolicy | ClientPolicy,
+        reset_token: Callable[[bytes], bytes],
+        **arguments: Any,
+    ) -> None:
+        stream_window = min(
+            INITIAL_STREAM_WINDOW, config.stream_receive_buffer_size, config.receive_buffer_size
+        )
+        connection_window = min(INITIAL_CONNECTION_WINDOW, config.receive_buffer_size)
+        configuration.max_stream_data = stream_window
+        configuration.max_data = connection_window
+        configuration.idle_timeout = min(config.max_idle_timeout, _NEVER)
+        configuration.congestion_control_algorithm = config.congestion_control
+        configuration.initial_rtt = config.initial_rtt
+        configuration.max_datagram_size = config.max_udp_payload_size or 1200
+        configuration.max_datagram_frame_size = 65535 if config.enable_datagrams else None
+        super().__init__(configuration=configuration, **arguments)
+        self._config = config
+        self._policy = policy
+        self._reset_token = reset_token
+        self._now = 0.0
+        self._out: list[events.Event] = []
+
+        # Lines 331-340: settable stream limits, credit when the application lets go.
+        self._local_max_streams_bidi = StreamCountLimit(
+            QuicFrameType.MAX_STREAMS_BIDI, "max_streams_bidi", config.max_bidirectional_streams
+        )
+        self._local_max_streams_uni = StreamCountLimit(
+            QuicFrameType.MAX_STREAMS_UNI, "max_streams_uni", config.max_unidirectional_streams
+        )
+        # Line 371: streams which report by themselves.
+        self._streams = StreamTable(self)
+        self._records: dict[int, StreamRecord] = {}
+        self._active: dict[int, QuicStream] = {}
+        self._limits_to_send: dict[int, QuicStream] = {}
+        self._initial_stream_window = stream_window
+        self._window = ReceiveWindow(connection_window, config.receive_buffer_size)
+        self._limits_pending = False
+
+        # Line 399: counters, and a pacer which keeps up with fast paths.
+        self._loss.__class__ = CountingRecovery
+        self._recovery: CountingRecovery = self._loss  # type: ignore[assignment]
+        self._pacer = Pacer(self._max_datagram_size)
+        self._loss._pacer = self._pacer  # type: ignore[assignment]
+
+        if not self._is_client:
+            # Line 321: random tokens would be forgotten by a restart.
+            self._host_cids[0].stateless_reset_token = reset_token(self.host_cid)
+        self.reset_tokens_changed = False
+        """Whether :meth:`peer_reset_tokens` has changed since this was last set to false."""
+
+        self._cause: Cause | None = None
+        self._terminated = False
+        self._early_data_reported = False
+        self._close_datagrams: list[tuple[bytes, Any]] = []
+        self._received_while_closing = 0
+        self._answer_close = False
+        self._keep_alive_at = math.inf
+        self._keys_updated_at: int | None = None
+
+        self._buffered = 0
+        self._progress = False
+        self._datagrams_were_full = False
+        self._bytes_sent = 0
+        self._bytes_received = 0
+        self._udp_datagrams_sent = 0
+        self._udp_datagrams_received = 0
+        self._stream_bytes_sent = 0
+        self._stream_bytes_acknowledged = 0
+        self._stream_bytes_received = 0
+        self._streams_opened = 0
+        self._streams_accepted = 0
+        self._datagrams_queued = 0
+        self._datagrams_received = 0
+        self._datagrams_dropped = 0
+        self._key_updates = 0
+
+    # ------------------------------------------------------------------ driving
+
+    def start(self, address: Any, now: float) -> None:
+        """Client: begin the handshake with the server at `address`."""
+        self._now = now
+        self.connect(address, now)
+        self._touch_keep_alive(now)
+
+    def receive(self, data: bytes, address: Any, now: float) -> None:
+        """Take one UDP payload which was routed to this connection."""
+        self._now = now
+        self._bytes_received += len(data)
+        self._udp_datagrams_received += 1
+        if self._state in END_STATES:
+            self._on_datagram_while_closing()
+            return
+        try:
+            self.receive_datagram(data, address, now)
+        except Exception as error:
+            self._on_internal_error("receiving", error)
+        self._touch_keep_alive(now)
+        self._collect()
+
+    def on_timer(self, now: float) -> None:
+        """A deadline given by :meth:`next_deadline` has come, or passed."""
+        self._now = now
+        if self._state is QuicConnectionState.TERMINATED or self._close_at is None:
+            return
+        if now >= self._close_at and self._close_event is None:
+            self._cause = Cause.IDLE_TIMEOUT
+        if now >= self._keep_alive_at and self._handshake_complete:
+            if KEEP_ALIVE_PING not in self._ping_pending:
+                self.send_ping(KEEP_ALIVE_PING)
+            self._touch_keep_alive(now)
+        try:
+            self.handle_timer(now)
+        except Exception as error:
+            self._on_internal_error("handling a timer", error)
+        self._collect()
+
+    def transmit(self, now: float) -> list[tuple[bytes, Any]]:
+        """Up to one paced run of UDP payloads with their destinations; empty when all is said.
+
+        When more may leave at once, :meth:`next_deadline` is not after `now`.
+        """
+        self._now = now
+        if self._answer_close:
+            self._answer_close = False
+            return self._count_sent(list(self._close_datagrams))
+        if not self._network_paths or self._state in END_STATES:
+            return []
+        closing = self._close_pending
+        try:
+            datagrams = self._build(now)
+        except Exception as error:
+            if closing:
+                raise
+            self._on_internal_error("building packets", error)
+            closing = True
+            datagrams = self.datagrams_to_send(now)
+        if closing:
+            # RFC 9000 section 10.2.1: the closing packet is what late packets are answered with.
+            self._close_datagrams = list(datagrams)
+        if self._datagrams_were_full and not self.datagram_queue_is_full:
+            self._datagrams_were_full = False
+            self._progress = True
+        self._collect()
+        return self._count_sent(datagrams)
+
+    def next_deadline(self) -> float | None:
+        """When to call :meth:`on_timer` and :meth:`transmit` next; ``None``: never again."""
+        if self._state is QuicConnectionState.TERMINATED or self._close_at is None:
+            return None
+        deadline = self.get_timer()
+        if deadline is None:
+            return None
+        if self._state not in END_STATES and self._keep_alive_at < deadline:
+            return self._keep_alive_at
+        return deadline
+
+    def has_more_to_send(self, now: float) -> bool:
+        """Whether :meth:`transmit` stopped only because its run was full."""
+        return (
+            self._pacing_at is not None and self._pacing_at <= now and self._state not in END_STATES
+        )
+
+    def take_events(self) -> list[events.Event]:
+        """What has happened since the last call."""
+        if not self._out:
+            return []
+        result, self._out = self._out, []
+        return result
+
+    # ------------------------------------------------------------------ ending
+
+    def close_application(self, error_code: int, reason: str) -> None:
+        """Close with an application code; stream data which is still buffered is dropped."""
+        if self._close_event is None:
+            self._cause = Cause.LOCAL
+            self.close(error_code=error_code, reason_phrase=clamp_reason(reason))
+            self._collect()
+            if not self._network_paths or not self._cryptos:
+                self._close_end()
+
+    def on_stateless_reset(self, now: float) -> None:
+        """A datagram ended in one of :meth:`peer_reset_tokens` (RFC 9000 section 10.3.1)."""
+        self._end_silently(Cause.STATELESS_RESET, "Stateless reset")
+
+    def on_handshake_timeout(self) -> None:
+        """Server: the handshake has taken too long; forget the client."""
+        self._end_silently(Cause.HANDSHAKE_TIMEOUT, "Handshake timeout")
+
+    def _end_silently(self, cause: Cause, reason: str) -> None:
+        if self._state is QuicConnectionState.TERMINATED:
+            return
+        if self._close_event is None:
+            self._cause = cause
+            self._close_event = aioquic_events.ConnectionTerminated(
+                error_code=QuicErrorCode.NO_ERROR,
+                frame_type=QuicFrameType.PADDING,
+                reason_phrase=reason,
+            )
+        self._close_end()
+        self._collect()
+
+    @property
+    def is_terminated(self) -> bool:
+        """Whether the closing period is over too, so that the connection can be forgotten."""
+        return self._state is QuicConnectionState.TERMINATED
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether the connection has ended, or a CONNECTION_CLOSE waits to be sent."""
+        return self._close_event is not None
+
+    @property
+    def has_peer(self) -> bool:
+        """Whether a packet of the peer was ever authenticated."""
+        return self._state is not QuicConnectionState.FIRSTFLIGHT
+
+    @property
+    def is_handshake_complete(self) -> bool:
+        """Whether the TLS handshake is complete on this side."""
+        return self._handshake_complete
+
+    @property
+    def is_handshake_confirmed(self) -> bool:
+        """Whether the handshake is confirmed (RFC 9001 section 4.1.2)."""
+        return self._handshake_confirmed
+
+    @property
+    def can_send_early_data(self) -> bool:
+        """Client: whether 0-RTT keys are available now."""
+        pair = self._cryptos.get(tls.Epoch.ZERO_RTT)
+        return pair is not None and bool(pair.send.is_valid())
+
+    @property
+    def tls_context(self) -> PhoenixTLSContext:
+        """The TLS state, for certificates and failures."""
+        context = self.tls
+        assert isinstance(context, PhoenixTLSContext)
+        return context
+
+    @property
+    def connection_ids(self) -> list[bytes]:
+        """The connection IDs by which the peer may address us at present."""
+        return [connection_id.cid for connection_id in self._host_cids]
+
+    def peer_reset_tokens(self) -> set[bytes]:
+        """The stateless reset tokens which the peer's connection IDs carry at present."""
+        candidates = [self._peer_cid, *self._peer_cid_available]
+        candidates += [p.peer_cid for p in self._network_paths if p.peer_cid is not None]
+        return {c.stateless_reset_token for c in candidates if c.stateless_reset_token}
+
+    # ------------------------------------------------------------------ streams
+
+    def open_stream(self, *, unidirectional: bool) -> int | None:
+        """Open a stream; ``None`` while the peer does not permit another one."""
+        stream_id = self.get_next_available_stream_id(is_unidirectional=unidirectional)
+        permitted = (
+            self._remote_max_streams_uni if unidirectional else self._remote_max_streams_bidi
+        )
+        if stream_id // 4 >= permitted:
+            return None
+        self._get_or_create_stream_for_send(stream_id)
+        self._streams_opened += 1
+        return stream_id
+
+    def send_room(self, stream_id: int) -> int:
+        """Bytes which may be written to the stream now without exceeding the send buffers."""
+        record = self._records.get(stream_id)
+        if record is None:
+            return 0
+        config = self._config
+        return max(
+            0,
+            min(
+                config.stream_send_buffer_size - record.sender.buffered,
+                config.send_buffer_size - self._buffered,
+            ),
+        )
+
+    def has_send_room(self, stream_id: int) -> bool:
+        """Whether a writer that had to wait should go on: both buffers are half empty."""
+        record = self._records.get(stream_id)
+        return record is None or (
+            record.sender.buffered * 2 <= self._config.stream_send_buffer_size
+            and self._buffered * 2 <= self._config.send_buffer_size
+        )
+
+    def write(self, stream_id: int, data: bytes | memoryview, *, end_stream: bool = False) -> None:
+        """Append to a stream's send buffer (the caller has asked :meth:`send_room`)."""
+        record = self._records[stream_id]
+        record.sender.write(data, end_stream=end_stream)  # type: ignore[arg-type]
+        self._stream_bytes_sent += len(data)
+
+    def written(self, stream_id: int) -> int:
+        """Bytes written to the stream so far."""
+        record = self._records.get(stream_id)
+        return record.sender.written if record is not None else 0
+
+    def is_acknowledged(self, stream_id: int, offset: int, *, with_fin: bool) -> bool:
+        """Whether the peer has acknowledged everything below `offset` (and the end)."""
+        record = self._records.get(stream_id)
+        if record is None:
+            return True
+        sender = record.sender
+        return sender.is_finished or (sender.acknowledged >= offset and not with_fin)
+
+    @property
+    def has_unacknowledged_streams(self) -> bool:
+        """Whether any stream holds data, or an end, which the peer has not acknowledged."""
+        return self._buffered > 0 or any(
+            not record.sender.is_finished and (record.sender.has_fin or record.sender.was_reset)
+            for record in self._records.values()
+            if not record.wire_done
+        )
+
+    def reset_sending(self, stream_id: int, error_code: int) -> None:
+        """Send RESET_STREAM, and drop what was not acknowledged."""
+        record = self._records.get(stream_id)
+        if record is not None:
+            record.sender.reset(error_code)
+
+    def stop_receiving(self, stream_id: int, error_code: int) -> None:
+        """Send STOP_SENDING, and discard what still arrives; its credit is given back."""
+        record = self._records.get(stream_id)
+        if record is None or record.discarding:
+            return
+        record.discarding = True
+        if not record.receiver.is_finished:
+            record.receiver.stop(error_code)
+        self._release_up_to(record, record.receiver.highest_offset)
+
+    def consume(self, stream_id: int, count: int, now: float) -> None:
+        """The application has read `count` more bytes: credit them to the peer."""
+        self._now = now
+        record = self._records.get(stream_id)
+        if record is not None and record.window is not None:
+            self._release_up_to(record, record.window.released + count)
+
+    @property
+    def has_limits_to_send(self) -> bool:
+        """Whether credit waits to be announced to the peer."""
+        return self._limits_pending or bool(self._limits_to_send)
+
+    def let_go(self, stream_id: int, *, sending: bool = False, receiving: bool = False) -> None:
+        """The application is done with these directions of the stream."""
+        record = self._records.get(stream_id)
+        if record is None:
+            return
+        if receiving:
+            record.receive_released = True
+            record.discarding = True
+            self._release_up_to(record, record.receiver.highest_offset)
+        if sending:
+            record.send_released = True
+        self._forget_if_done(record)
+
+    def _release_up_to(self, record: StreamRecord, offset: int) -> None:
+        window = record.window
+        if window is None or offset <= window.released:
+            return
+        count = offset - window.released
+        window.release(count)
+        self._window.release(count)
+        rtt = self._loss._rtt_smoothed or self._config.initial_rtt
+        if self._window.update(self._now, rtt):
+            self._limits_pending = True
+        wants_more = not record.receiver.is_complete and not record.discarding
+        if wants_more and window.update(self._now, rtt):
+            self._limits_to_send[record.stream_id] = record.stream
+
+    def _forget_if_done(self, record: StreamRecord) -> None:
+        if not (record.wire_done and record.send_released and record.receive_released):
+            return
+        if self._records.pop(record.stream_id, None) is None:
+            return
+        self._out.append(events.StreamForgotten(record.stream_id))
+        if not record.is_local:
+            limit = self._stream_limit(record.stream_id)
+            assert isinstance(limit, StreamCountLimit)
+            limit.release()
+            self._limits_pending = True
+
+    # -- called by stream_state
+
+    def adopt_stream(self, stream: QuicStream) -> None:
+        """aioquic has made a stream: give it halves which report."""
+        stream_id = stream.stream_id
+        assert stream_id is not None
+        sender = TrackedSender(stream_id, not stream.sender.is_finished, self, stream)
+        receiver = TrackedReceiver(stream_id, not stream.receiver.is_finished, self, stream)
+        stream.sender = sender
+        stream.receiver = receiver
+        window: ReceiveWindow | None = None
+        if not receiver.is_finished:
+            window = ReceiveWindow(
+                self._initial_stream_window,
+                min(self._config.stream_receive_buffer_size, self._config.receive_buffer_size),
+            )
+        is_local = stream_is_client_initiated(stream_id) == self._is_client
+        self._records[stream_id] = StreamRecord(stream, sender, receiver, window, is_local=is_local)
+        if not is_local:
+            self._streams_accepted += 1
+            # Through aioquic's queue, so that it comes before the stream's data.
+            self._events.append(_PeerOpenedStream(stream_id))
+
+    def on_stream_discarded(self, stream_id: int) -> None:
+        """aioquic has dropped a stream which ended on the wire."""
+        self._active.pop(stream_id, None)
+        self._limits_to_send.pop(stream_id, None)
+        record = self._records.get(stream_id)
+        if record is not None:
+            record.wire_done = True
+            self._forget_if_done(record)
+
+    def activate(self, stream: QuicStream) -> None:
+        """The stream has something to send, or has ended on the wire."""
+        stream_id = stream.stream_id
+        assert stream_id is not None
+        if stream_id in self._streams:
+            self._active[stream_id] = stream
+
+    def take_streams_with_new_limit(self) -> list[QuicStream]:
+        """The streams for which MAX_STREAM_DATA has to be sent."""
+        return list(self._limits_to_send.values())
+
+    def note_buffered(self, count: int) -> None:
+        """The send buffers have grown by `count` bytes (or shrunk)."""
+        self._buffered += count
+        if count < 0:
+            self._progress = True
+
+    def note_acknowledged(self, count: int, fin: bool) -> None:
+        """`count` more bytes at the front of a send buffer were acknowledged."""
+        if count:
+            self._stream_bytes_acknowledged += count
+            self._buffered -= count
+        if count or fin:
+            self._progress = True
+
+    # ------------------------------------------------------------------ datagrams, pings, keys
+
+    @property
+    def max_datagram_payload(self) -> int | None:
+        """The largest payload of a datagram at present; ``None``: the peer takes none.
+
+        The smaller of our packets' room and the peer's announced limit: aioquic
+        would queue a larger one for ever, and all later ones behind it.
+        """
+        remote = self._remote_max_datagram_frame_size
+        if not remote or not self._config.enable_datagrams:
+            return None
+        # The peer's limit counts the frame's type and length as well (RFC 9221 section 3).
+        frame_limit = remote - 1 - size_uint_var(remote)
+        return max(0, min(self._max_datagram_size - DATAGRAM_OVERHEAD, frame_limit))
+
+    @property
+    def datagram_queue_is_full(self) -> bool:
+        """Whether `datagram_queue_length` datagrams wait to be sent."""
+        return len(self._datagrams_pending) >= self._config.datagram_queue_length
+
+    @property
+    def has_queued_datagrams(self) -> bool:
+        """Whether any datagram waits to be sent."""
+        return bool(self._datagrams_pending)
+
+    def want_datagram_room(self) -> None:
+        """Report :class:`~phoenix_trio.quic.events.SendProgress` when the queue has room again."""
+        self._datagrams_were_full = True
+
+    def send_datagram(self, data: bytes) -> None:
+        """Queue a datagram; if the queue is full, the oldest one is dropped and counted."""
+        if self.datagram_queue_is_full:
+            self._datagrams_pending.popleft()
+            self._datagrams_dropped += 1
+        self._datagrams_queued += 1
+        self.send_datagram_frame(data)
+
+    def update_keys(self) -> None:
+        """Begin a key update (RFC 9001 section 6.1); the caller has waited for the last one."""
+        self._key_updates += 1
+        self.request_key_update()
+
+    # ------------------------------------------------------------------ statistics
+
+    def statistics(
+        self,
+        *,
+        datagrams_dropped_incoming: int,
+        flow_control_stalls: int,
+        stream_credit_stalls: int,
+        receive_buffer_bytes: int,
+    ) -> ConnectionStatistics:
+        """A snapshot; the arguments are what the Trio half counts."""
+        loss = self._recovery
+        sampled = loss._rtt_initialized
+        return ConnectionStatistics(
+            bytes_sent=self._bytes_sent,
+            bytes_received=self._bytes_received,
+            udp_datagrams_sent=self._udp_datagrams_sent,
+            udp_datagrams_received=self._udp_datagrams_received,
+            packets_sent=self._packet_number,
+            packets_acknowledged=loss.packets_acknowledged,
+            packets_lost=loss.packets_lost,
+            stream_bytes_sent=self._stream_bytes_sent,
+            stream_bytes_acknowledged=self._stream_bytes_acknowledged,
+            stream_bytes_received=self._stream_bytes_received,
+            stream_bytes_read=self._window.released,
+            streams_opened=self._streams_opened,
+            streams_accepted=self._streams_accepted,
+            datagrams_sent=self._datagrams_queued
+            - self._datagrams_dropped
+            - len(self._datagrams_pending),
+            datagrams_received=self._datagrams_received,
+            datagrams_dropped_outgoing=self._datagrams_dropped,
+            datagrams_dropped_incoming=datagrams_dropped_incoming,
+            rtt_latest=loss._rtt_latest if sampled else None,
+            rtt_min=loss._rtt_min if sampled else None,
+            rtt_smoothed=loss._rtt_smoothed if sampled else None,
+            rtt_variance=loss._rtt_variance if sampled else None,
+            congestion_window=loss.congestion_window,
+            bytes_in_flight=loss.bytes_in_flight,
+            path_mtu=self._max_datagram_size,
+            probe_timeouts=loss.probe_timeouts,
+            send_buffer_bytes=self._buffered,
+            receive_buffer_bytes=receive_buffer_bytes,
+            receive_window=self._window.size,
+            flow_control_stalls=flow_control_stalls,
+            stream_credit_stalls=stream_credit_stalls,
+            key_updates=self._key_updates,
+        )
+
+    # ------------------------------------------------------------------ inside
+
+    def _build(self, now: float) -> list[tuple[bytes, Any]]:
+        """aioquic's packets, built for a bounded number of streams at a time.
+
+        aioquic walks its whole ``_streams_queue`` for each packet (line 3745), so
+        it is given only streams with something to do, and few of them at once.
+        """
+        self._pacer.begin_call()
+        space = self._spaces.get(tls.Epoch.ONE_RTT)
+        if space is not None and space.ack_at == now:
+            # Line 3632 lets a due ACK pass the pacer only once its time is strictly past;
+            # until then, a clock which stands still (or is coarse) would spin.
+            space.ack_at = math.nextafter(now, -math.inf)
+        active = self._active
+        result: list[tuple[bytes, Any]] = []
+        turns = len(active) // STREAMS_PER_RUN + 1
+        while True:
+            batch = dict(islice(active.items(), STREAMS_PER_RUN))
+            self._streams_queue = list(batch.values())
+            result += self.datagrams_to_send(now)
+            # aioquic has put those which sent at the end: keep that order, so that
+            # turns are fair, and drop those which have nothing more to say.
+            for stream_id in batch:
+                active.pop(stream_id, None)
+            for stream in self._streams_queue:
+                if _has_work(stream):
+                    assert stream.stream_id is not None
+                    active[stream.stream_id] = stream
+            turns -= 1
+            if not active or turns <= 0 or self._state in END_STATES:
+                break
+            if self._pacer.next_send_time(now) is not None or (
+                self._loss.bytes_in_flight >= self._loss.congestion_window
+            ):
+                break
+        self._streams_queue = []
+        return result
+
+    def _collect(self) -> None:
+        """Translate aioquic's events into ours."""
+        out = self._out
+        queue = self._events
+        while queue:
+            event = queue.popleft()
+            kind = type(event)
+            if kind is aioquic_events.StreamDataReceived:
+                self._collect_data(event)  # type: ignore[arg-type]
+            elif kind is _PeerOpenedStream:
+                out.append(events.StreamOpened(event.stream_id))  # type: ignore[attr-defined]
+            elif isinstance(event, aioquic_events.StreamReset):
+                record = self._records.get(event.stream_id)
+                if record is not None:
+                    self._release_up_to(record, record.receiver.highest_offset)
+                    out.append(events.StreamResetReceived(event.stream_id, event.error_code))
+            elif isinstance(event, aioquic_events.StopSendingReceived):
+                out.append(events.StreamStopReceived(event.stream_id, event.error_code))
+            elif isinstance(event, aioquic_events.DatagramFrameReceived):
+                self._datagrams_received += 1
+                out.append(events.DatagramReceived(event.data))
+            elif isinstance(event, aioquic_events.PingAcknowledged):
+                if event.uid != KEEP_ALIVE_PING:
+                    out.append(events.PingAcknowledged(event.uid))
+            elif isinstance(event, aioquic_events.ConnectionIdIssued):
+                out.append(events.ConnectionIdIssued(event.connection_id))
+            elif isinstance(event, aioquic_events.ConnectionIdRetired):
+                out.append(events.ConnectionIdRetired(event.connection_id))
+            elif isinstance(event, aioquic_events.HandshakeCompleted):
+                self._on_handshake_completed(event)
+            elif isinstance(event, _Plain):
+                out.append(event.event)
+            # ProtocolNegotiated and aioquic's late ConnectionTerminated are covered
+            # by HandshakeCompleted and by the check below.
+        if self._progress:
+            self._progress = False
+            out.append(events.SendProgress())
+        if (
+            not self._is_client
+            and not self._early_data_reported
+            and not self._handshake_complete
+            and self.has_peer
+            and self.tls.early_data_accepted
+        ):
+            self._early_data_reported = True
+            out.append(events.EarlyDataReady(self.tls.alpn_negotiated))
+        if self._close_event is not None and not self._terminated:
+            self._terminated = True
+            out.append(events.Terminated(self._termination_error()))
+
+    def _collect_data(self, event: aioquic_events.StreamDataReceived) -> None:
+        self._stream_bytes_received += len(event.data)
+        record = self._records.get(event.stream_id)
+        if record is None:
+            return
+        if record.discarding:
+            self._release_up_to(record, record.receiver.highest_offset)
+        else:
+            self._out.append(
+                events.StreamDataReceived(event.stream_id, event.data, event.end_stream)
+            )
+
+    def _on_handshake_completed(self, event: aioquic_events.HandshakeCompleted) -> None:
+        if self._is_client and not event.early_data_accepted:
+            self._on_early_data_refused()
+        for record in self._records.values():
+            # Streams opened in 0-RTT know the remembered limits only (RFC 9000 section 7.4.1).
+            if record.is_local:
+                record.stream.max_stream_data_remote = max(
+                    record.stream.max_stream_data_remote if event.early_data_accepted else 0,
+                    self._remote_max_stream_data_uni
+                    if stream_is_unidirectional(record.stream_id)
+                    else self._remote_max_stream_data_bidi_remote,
+                )
+                self.activate(record.stream)
+        self._out.append(
+            events.HandshakeCompleted(
+                event.alpn_protocol, event.session_resumed, event.early_data_accepted
+            )
+        )
+
+    def _on_early_data_refused(self) -> None:
+        """Send refused 0-RTT data again at once, not on a timeout (RFC 9001 section 4.6.2)."""
+        space = self._spaces[tls.Epoch.ONE_RTT]
+        refused = [
+            packet
+            for packet in space.sent_packets.values()
+            if packet.packet_type is QuicPacketType.ZERO_RTT
+        ]
+        if refused:
+            self._recovery._on_packets_lost(
+                congestion_event=False, now=self._now, packets=refused, space=space
+            )
+
+    def _termination_error(self) -> Exception | None:
+        event = self._close_event
+        assert event is not None
+        context = getattr(self, "tls", None)
+        return error_for(
+            self._cause or Cause.LOCAL_PROTOCOL_ERROR,
+            error_code=event.error_code,
+            frame_type=event.frame_type,
+            reason=event.reason_phrase,
+            handshake_complete=self._handshake_complete,
+            is_client=self._is_client,
+            failure=context.failure if isinstance(context, PhoenixTLSContext) else None,
+        )
+
+    def _on_internal_error(self, doing: str, error: Exception) -> None:
+        """Whatever escapes aioquic ends this connection only, and is never silent."""
+        logger.error("internal error while %s; the connection is closed", doing, exc_info=error)
+        self._cause = Cause.LOCAL_PROTOCOL_ERROR
+        self.close(
+            error_code=QuicErrorCode.INTERNAL_ERROR,
+            frame_type=QuicFrameType.PADDING,
+            reason_phrase="Internal error",
+        )
+
+    def _on_datagram_while_closing(self) -> None:
+        """RFC 9000 section 10.2.1: answer fewer and fewer of the packets which still come."""
+        if self._state is QuicConnectionState.CLOSING and self._close_datagrams:
+            self._received_while_closing += 1
+            count = self._received_while_closing
+            self._answer_close = count & (count - 1) == 0
+
+    def _count_sent(self, datagrams: list[tuple[bytes, Any]]) -> list[tuple[bytes, Any]]:
+        self._udp_datagrams_sent += len(datagrams)
+        for data, _ in datagrams:
+            self._bytes_sent += len(data)
+        return datagrams
+
+    def _touch_keep_alive(self, now: float) -> None:
+        if self._config.keep_alive is not None:
+            self._keep_alive_at = now + self._config.keep_alive
+
+    # ------------------------------------------------------------------ overrides of aioquic
+
+    def _initialize(self, peer_cid: bytes) -> None:
+        """Line 1812: aioquic makes its TLS context here, again after Retry."""
+        super()._initialize(peer_cid)
+        adopt(self.tls, self._policy)
+
+    def _confirm_handshake(self) -> None:
+        """Line 1461: report it, and free 32 KiB of handshake buffers which are of no use now."""
+        super()._confirm_handshake()
+        for epoch in (tls.Epoch.INITIAL, tls.Epoch.HANDSHAKE):
+            self._crypto_buffers.pop(epoch, None)
+        self._events.append(_Plain(events.HandshakeConfirmed()))
+
+    def _handle_connection_close_frame(
+        self, context: QuicReceiveContext, frame_type: int, buf: Buffer
+    ) -> None:
+        """Line 1953: remember that it was the peer who closed."""
+        was_closed = self._close_event is not None
+        super()._handle_connection_close_frame(context, frame_type, buf)
+        if not was_closed:
+            self._cause = Cause.PEER
+
+    def _handle_max_stream_data_frame(
+        self, context: QuicReceiveContext, frame_type: int, buf: Buffer
+    ) -> None:
+        """Line 2161: a stream which was blocked has work again."""
+        start = buf.tell()
+        stream_id = buf.pull_uint_var()
+        buf.seek(start)
+        super()._handle_max_stream_data_frame(context, frame_type, buf)
+        stream = self._streams.get(stream_id)
+        if stream is not None:
+            self.activate(stream)
+
+    def _unblock_streams(self, is_unidirectional: bool) -> None:
+        """Line 3518: called whenever the peer permits more streams."""
+        super()._unblock_streams(is_unidirectional)
+        self._events.append(_Plain(events.StreamsAvailable()))
+
+    def _parse_transport_parameters(self, data: bytes, from_session_ticket: bool = False) -> None:
+        """Line 3148: two corrections and one note.
+
+        An idle timeout of 0 means none (RFC 9000 section 18.2), but aioquic takes
+        the minimum; the peer's ``ack_delay_exponent`` is not stored (line 3302).
+        """
+        super()._parse_transport_parameters(data, from_session_ticket=from_session_ticket)
+        parameters = pull_quic_transport_parameters(Buffer(data=data))
+        if not parameters.max_idle_timeout:
+            self._remote_max_idle_timeout = None
+        if parameters.ack_delay_exponent is not None and not from_session_ticket:
+            self._remote_ack_delay_exponent = parameters.ack_delay_exponent
+        self.reset_tokens_changed = True
+
+    def _handle_new_connection_id_frame(
+        self, context: QuicReceiveContext, frame_type: int, buf: Buffer
+    ) -> None:
+        """Line 2254: a new connection ID brings a new stateless reset token."""
+        super()._handle_new_connection_id_frame(context, frame_type, buf)
+        self.reset_tokens_changed = True
+
+    def _retire_peer_cid(self, connection_id: Any) -> None:
+        """Line 3126: a retired connection ID takes its stateless reset token with it."""
+        super()._retire_peer_cid(connection_id)
+        self.reset_tokens_changed = True
+
+    def _replenish_connection_ids(self) -> None:
+        """Line 3112: tokens which a restarted server can derive again (RFC 9000 section 10.3.2)."""
+        super()._replenish_connection_ids()
+        for connection_id in self._host_cids:
+            if not connection_id.was_sent:
+                connection_id.stateless_reset_token = self._reset_token(connection_id.cid)
+
+    def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
+        """Line 3923: MAX_DATA from our window; aioquic doubles its own as data *arrives*."""
+        limit = self._local_max_data
+        limit.value = self._window.limit
+        used, limit.used = limit.used, 0  # at zero, aioquic sees no reason to double
+        try:
+            super()._write_connection_limits(builder, space)
+            self._limits_pending = False
+        finally:
+            limit.used = used
+
+    def _write_stream_limits(
+        self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: QuicStream
+    ) -> None:
+        """Line 4229: MAX_STREAM_DATA from our window; called only where it has moved."""
+        stream_id = stream.stream_id
+        assert stream_id is not None
+        record = self._records.get(stream_id)
+        if record is None or record.window is None or record.receiver.is_complete:
+            self._limits_to_send.pop(stream_id, None)
+            return
+        limit = record.window.limit
+        buf = builder.start_frame(
+            QuicFrameType.MAX_STREAM_DATA,
+            capacity=MAX_STREAM_DATA_FRAME_CAPACITY,
+            handler=self._on_max_stream_data_delivery,
+            handler_args=(stream,),
+        )
+        buf.push_uint_var(stream_id)
+        buf.push_uint_var(limit)
+        stream.max_stream_data_local = limit
+        stream.max_stream_data_local_sent = limit
+        self._limits_to_send.pop(stream_id, None)
+        if self._quic_logger is not None and builder.quic_logger_frames is not None:
+            builder.quic_logger_frames.append(
+                self._quic_logger.encode_max_stream_data_frame(maximum=limit, stream_id=stream_id)
+            )
+
+    def _on_max_stream_data_delivery(self, delivery: QuicDeliveryState, stream: QuicStream) -> None:
+        """Line 2805: a lost MAX_STREAM_DATA is sent again, with the limit of that time."""
+        super()._on_max_stream_data_delivery(delivery, stream)
+        if delivery is not QuicDeliveryState.ACKED and stream.stream_id in self._streams:
+            self._limits_to_send[stream.stream_id] = stream
+
+
+class _PeerOpenedStream(aioquic_events.QuicEvent):
+    """In aioquic's queue: the peer opened a stream."""
+
+    __slots__ = ("stream_id",)
+
+    def __init__(self, stream_id: int) -> None:
+        self.stream_id = stream_id
+
+
+class _Plain(aioquic_events.QuicEvent):
+    """In aioquic's queue: one of our events, in its place."""
+
+    __slots__ = ("event",)
+
+    def __init__(self, event: events.Event) -> None:
+        self.event = event
+
+
+def _has_work(stream: QuicStream) -> bool:
+    sender = stream.sender
+    assert isinstance(sender, TrackedSender)
+    return stream.is_finished or stream.receiver.stop_pending or sender.has_work

@@ -1,0 +1,158 @@
+"""What the engine reports upwards: the complete list of events, one small class each.
+
+Floor 0: data only.  The engine appends them in the order in which things
+happened; the Trio half takes all of them after every call.  The list is
+bounded because it is emptied after each datagram, timer or flush.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import attrs
+
+__all__ = [
+    "ConnectionIdIssued",
+    "ConnectionIdRetired",
+    "DatagramReceived",
+    "EarlyDataReady",
+    "Event",
+    "HandshakeCompleted",
+    "HandshakeConfirmed",
+    "PingAcknowledged",
+    "SendProgress",
+    "StreamDataReceived",
+    "StreamForgotten",
+    "StreamOpened",
+    "StreamResetReceived",
+    "StreamStopReceived",
+    "StreamsAvailable",
+    "Terminated",
+]
+
+
+@attrs.frozen
+class HandshakeCompleted:
+    """The TLS handshake is complete; the peer is authenticated (RFC 9001 section 4.1.1)."""
+
+    alpn_protocol: str | None
+    session_resumed: bool
+    early_data_accepted: bool
+
+
+@attrs.frozen
+class HandshakeConfirmed:
+    """Both sides know that it is complete (RFC 9001 section 4.1.2)."""
+
+
+@attrs.frozen
+class EarlyDataReady:
+    """Server: 0-RTT was accepted; early streams may be served before the handshake completes."""
+
+    alpn_protocol: str | None
+
+
+@attrs.frozen
+class StreamOpened:
+    """The peer opened a stream, explicitly or by using a higher-numbered one."""
+
+    stream_id: int
+
+
+@attrs.frozen
+class StreamDataReceived:
+    """In-order data; `end_stream` marks the end."""
+
+    stream_id: int
+    data: bytes
+    end_stream: bool
+
+
+@attrs.frozen
+class StreamResetReceived:
+    """RESET_STREAM from the peer."""
+
+    stream_id: int
+    error_code: int
+
+
+@attrs.frozen
+class StreamStopReceived:
+    """STOP_SENDING from the peer; the sending part was reset in answer."""
+
+    stream_id: int
+    error_code: int
+
+
+@attrs.frozen
+class StreamForgotten:
+    """The stream has ended on the wire and the application is done with it: no more events."""
+
+    stream_id: int
+
+
+@attrs.frozen
+class StreamsAvailable:
+    """The peer permits more streams than before."""
+
+
+@attrs.frozen
+class SendProgress:
+    """Stream data was acknowledged, or datagrams left the queue: senders may go on."""
+
+
+@attrs.frozen
+class DatagramReceived:
+    """An unreliable datagram (RFC 9221)."""
+
+    data: bytes
+
+
+@attrs.frozen
+class PingAcknowledged:
+    """The packet with this PING was acknowledged."""
+
+    uid: int
+
+
+@attrs.frozen
+class ConnectionIdIssued:
+    """The peer may address us by this connection ID from now on."""
+
+    connection_id: bytes
+
+
+@attrs.frozen
+class ConnectionIdRetired:
+    """The peer has promised not to use this connection ID any more."""
+
+    connection_id: bytes
+
+
+@attrs.frozen
+class Terminated:
+    """The connection has ended: nothing but retransmitted closes will leave any more.
+
+    `error` says why; ``None`` when this side's application closed it.
+    """
+
+    error: Exception | None
+
+
+Event: TypeAlias = (
+    HandshakeCompleted
+    | HandshakeConfirmed
+    | EarlyDataReady
+    | StreamOpened
+    | StreamDataReceived
+    | StreamResetReceived
+    | StreamStopReceived
+    | StreamForgotten
+    | StreamsAvailable
+    | SendProgress
+    | DatagramReceived
+    | PingAcknowledged
+    | ConnectionIdIssued
+    | ConnectionIdRetired
+    | Terminated
+)

@@ -1,0 +1,79 @@
+"""The bytes of one stream between the network and the application's reads.
+
+Floor 0, sans-IO.  Bounded by flow control in *bytes*; this class bounds the
+overhead: tiny pieces are joined, so a peer which sends one byte a packet costs
+a byte each, not an object each.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+__all__ = ["ReceiveBuffer"]
+
+_SMALL = 2048
+_JOINED_MAX = 64 * 1024
+
+
+class ReceiveBuffer:
+    """A queue of bytes with cheap appends and cheap reads of any size."""
+
+    __slots__ = ("_head_offset", "_pieces", "_size")
+
+    def __init__(self) -> None:
+        self._pieces: deque[bytes | bytearray] = deque()
+        self._head_offset = 0
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def append(self, data: bytes) -> None:
+        """Add `data` at the end; it is kept, not copied, unless it is small."""
+        size = len(data)
+        if not size:
+            return
+        self._size += size
+        if size >= _SMALL:
+            self._pieces.append(data)
+            return
+        if self._pieces:
+            last = self._pieces[-1]
+            if type(last) is bytearray and len(last) + size <= _JOINED_MAX:
+                last += data
+                return
+        self._pieces.append(bytearray(data))
+
+    def take(self, max_bytes: int) -> bytes | bytearray:
+        """Remove and return at least one and at most `max_bytes` bytes; empty if there are none."""
+        pieces = self._pieces
+        if not pieces:
+            return b""
+        head = pieces[0]
+        start = self._head_offset
+        available = len(head) - start
+        if available > max_bytes:
+            result: bytes | bytearray = bytes(memoryview(head)[start : start + max_bytes])
+            self._head_offset = start + max_bytes
+            self._size -= max_bytes
+            return result
+        pieces.popleft()
+        self._head_offset = 0
+        self._size -= available
+        result = bytes(memoryview(head)[start:]) if start else head
+        if not pieces or available >= max_bytes // 2:
+            return result
+        joined = bytearray(result)
+        while pieces and len(joined) + len(pieces[0]) <= max_bytes:
+            piece = pieces.popleft()
+            joined += piece
+            self._size -= len(piece)
+        return joined
+
+    def clear(self) -> int:
+        """Drop everything; return how many bytes that were."""
+        size = self._size
+        self._pieces.clear()
+        self._head_offset = 0
+        self._size = 0
+        return size

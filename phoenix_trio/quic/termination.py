@@ -1,0 +1,123 @@
+"""Why did a connection end? From the engine's facts to the exception which users see.
+
+Floor 0, sans-IO.  One table in one place, so that every cause has exactly one
+type and every text says what happened, who did it, and what to do.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+
+from aioquic.quic.packet import QuicErrorCode
+
+from ..errors import (
+    ConnectionClosedByPeer,
+    ConnectionTimedOut,
+    HandshakeFailed,
+    HandshakeTimedOut,
+    ProtocolError,
+    StatelessReset,
+    VersionNegotiationFailed,
+)
+from .tls_context import handshake_error
+
+__all__ = ["Cause", "error_for"]
+
+
+class Cause(Enum):
+    """Who or what ended a connection."""
+
+    LOCAL = auto()
+    """This side's application."""
+    LOCAL_PROTOCOL_ERROR = auto()
+    """This side's transport or TLS found a fault."""
+    PEER = auto()
+    """A CONNECTION_CLOSE from the peer."""
+    IDLE_TIMEOUT = auto()
+    STATELESS_RESET = auto()
+    HANDSHAKE_TIMEOUT = auto()
+
+
+def _name(error_code: int) -> str:
+    try:
+        return f"{QuicErrorCode(error_code).name} (0x{error_code:x})"
+    except ValueError:
+        return f"0x{error_code:x}"
+
+
+def error_for(
+    cause: Cause,
+    *,
+    error_code: int,
+    frame_type: int | None,
+    reason: str,
+    handshake_complete: bool,
+    is_client: bool,
+    failure: Exception | None,
+) -> Exception | None:
+    """The exception for the end of a connection; ``None`` when the application closed it here.
+
+    Args:
+      cause: who or what ended it.
+      error_code: the code of the CONNECTION_CLOSE, sent or received.
+      frame_type: ``None`` marks an application close (RFC 9000 section 19.19).
+      reason: the reason phrase; from the peer it is untrusted text.
+      handshake_complete: whether TLS was complete on this side.
+      is_client: which side this is.
+      failure: what the TLS layer found wrong, if it did.
+    """
+    peer = "the server" if is_client else "the client"
+    quoted = f": {reason!r}" if reason else ""
+    if cause is Cause.LOCAL:
+        return None
+    if cause is Cause.IDLE_TIMEOUT:
+        if handshake_complete:
+            return ConnectionTimedOut(f"nothing was heard from {peer} for the idle timeout")
+        return HandshakeTimedOut(
+            f"the handshake got no (complete) answer from {peer} within the idle timeout;"
+            " is the address right, and UDP let through?"
+        )
+    if cause is Cause.STATELESS_RESET:
+        return StatelessReset(
+            f"{peer} does not know this connection any more (stateless reset);"
+            " most likely it was restarted",
+            by_peer=True,
+        )
+    if cause is Cause.HANDSHAKE_TIMEOUT:
+        return HandshakeTimedOut(f"{peer} did not complete the handshake in time")
+    by_peer = cause is Cause.PEER
+    is_application = frame_type is None
+    if is_application:
+        return ConnectionClosedByPeer(
+            f"{peer} closed the connection with application code 0x{error_code:x}{quoted}",
+            error_code=error_code,
+            reason=reason,
+            by_peer=True,
+            is_application=True,
+        )
+    if 0x100 <= error_code <= 0x1FF or (
+        not handshake_complete and error_code == QuicErrorCode.CONNECTION_REFUSED
+    ):
+        return handshake_error(
+            error_code=error_code, reason=reason, by_peer=by_peer, failure=failure
+        )
+    who = f"{peer} reported" if by_peer else "this side found"
+    text = f"{who} a QUIC error: {_name(error_code)}{quoted}"
+    if not handshake_complete:
+        kind = (
+            VersionNegotiationFailed
+            if "common protocol version" in reason and not by_peer
+            else HandshakeFailed
+        )
+        return kind(
+            f"the handshake failed: {text}", error_code=error_code, reason=reason, by_peer=by_peer
+        )
+    if by_peer and error_code == QuicErrorCode.NO_ERROR:
+        # A transport-level NO_ERROR is a clean close without an application's say.
+        return ConnectionClosedByPeer(
+            f"{peer} closed the connection without an error",
+            error_code=0,
+            reason=reason,
+            by_peer=True,
+        )
+    return ProtocolError(text, error_code=error_code, reason=reason, by_peer=by_peer)

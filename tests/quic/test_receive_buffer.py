@@ -1,0 +1,50 @@
+"""The buffer between network and reader."""
+
+from __future__ import annotations
+
+import sys
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from phoenix_trio.quic.receive_buffer import ReceiveBuffer
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.binary(max_size=5000).map(lambda data: ("append", data)),
+            st.integers(1, 9000).map(lambda size: ("take", size)),
+        )
+    )
+)
+def test_bytes_come_out_as_they_went_in(operations: list[tuple[str, bytes | int]]) -> None:
+    buffer = ReceiveBuffer()
+    model = bytearray()
+    for _, argument in operations:
+        if isinstance(argument, bytes):
+            buffer.append(argument)
+            model += argument
+        else:
+            taken = buffer.take(argument)
+            assert len(taken) <= argument
+            assert bool(taken) == bool(model)
+            assert bytes(taken) == bytes(model[: len(taken)])
+            del model[: len(taken)]
+        assert len(buffer) == len(model)
+    assert buffer.clear() == len(model)
+    assert not buffer.take(1)
+
+
+def test_bytes_which_arrive_one_by_one_cost_about_a_byte_each() -> None:
+    buffer = ReceiveBuffer()
+    for _ in range(200_000):
+        buffer.append(b"x")
+    assert sum(sys.getsizeof(piece) for piece in buffer._pieces) < 400_000
+
+
+def test_a_large_read_joins_small_pieces() -> None:
+    buffer = ReceiveBuffer()
+    for _ in range(10):
+        buffer.append(b"y" * 3000)
+    assert len(buffer.take(65536)) == 30_000

@@ -1,0 +1,257 @@
+"""What the tests share: certificates, a pair of engines, a pair of connections."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import cache
+from typing import Any
+
+import attrs
+import trio
+import trustme
+
+import phoenix_trio
+from phoenix_trio.quic import events
+from phoenix_trio.quic.admission import Admit
+from phoenix_trio.quic.engine import Engine
+from phoenix_trio.quic.setup import make_client_engine, make_server_engine
+from phoenix_trio.testing import SimulatedNetwork
+
+ALPN = ("test/1",)
+SERVER = "10.0.0.1"
+CLIENT = "10.0.0.2"
+PORT = 4433
+
+
+@cache
+def authority() -> trustme.CA:
+    return trustme.CA(key_type=trustme.KeyType.ECDSA)
+
+
+@cache
+def server_pem() -> tuple[bytes, bytes]:
+    issued = authority().issue_cert(
+        "localhost", "127.0.0.1", "::1", SERVER, "example.org", key_type=trustme.KeyType.ECDSA
+    )
+    chain = b"".join(blob.bytes() for blob in issued.cert_chain_pems)
+    return chain, issued.private_key_pem.bytes()
+
+
+@cache
+def client_pem() -> tuple[bytes, bytes]:
+    issued = authority().issue_cert("client@example.org", key_type=trustme.KeyType.ECDSA)
+    chain = b"".join(blob.bytes() for blob in issued.cert_chain_pems)
+    return chain, issued.private_key_pem.bytes()
+
+
+def authority_pem() -> bytes:
+    return authority().cert_pem.bytes()
+
+
+def server_tls(**arguments: Any) -> phoenix_trio.ServerTLS:
+    certificate, key = server_pem()
+    return phoenix_trio.ServerTLS(certificate, key, **arguments)
+
+
+def client_tls(**arguments: Any) -> phoenix_trio.ClientTLS:
+    arguments.setdefault("ca", authority_pem())
+    return phoenix_trio.ClientTLS(**arguments)
+
+
+# ------------------------------------------------------------------ sans-IO
+
+
+@attrs.define
+class Side:
+    """One engine of a pair, with everything it has reported."""
+
+    engine: Engine
+    address: tuple[str, int]
+    log: list[events.Event] = attrs.field(factory=list)
+    received: dict[int, bytearray] = attrs.field(factory=dict)
+    read_automatically: bool = True
+
+    def gather(self, now: float) -> None:
+        for event in self.engine.take_events():
+            self.log.append(event)
+            if isinstance(event, events.StreamDataReceived):
+                self.received.setdefault(event.stream_id, bytearray()).extend(event.data)
+                if self.read_automatically:
+                    self.engine.consume(event.stream_id, len(event.data), now)
+
+    def of(self, kind: type[events.Event]) -> list[Any]:
+        return [event for event in self.log if isinstance(event, kind)]
+
+
+class EnginePair:
+    """Two engines and a perfect wire of 10 ms each way between them, in virtual time."""
+
+    delay = 0.01
+
+    def __init__(
+        self,
+        *,
+        client_config: phoenix_trio.TransportConfig | None = None,
+        server_config: phoenix_trio.TransportConfig | None = None,
+        client: phoenix_trio.ClientTLS | None = None,
+        server: phoenix_trio.ServerTLS | None = None,
+    ) -> None:
+        self.now = 0.0
+        self.wire: list[tuple[float, int, Side, bytes, tuple[str, int]]] = []
+        self.drop: Callable[[Side, bytes], bool] = lambda destination, data: False
+        self._sequence = 0
+        config = phoenix_trio.TransportConfig()
+        engine = make_client_engine(
+            config=client_config or config,
+            client_tls=client or client_tls(),
+            host=SERVER,
+            port=PORT,
+            alpn=ALPN,
+            reset_token=lambda cid: (cid * 2)[:16],
+            key_log=None,
+            trace_logger=None,
+        )
+        self.client = Side(engine, (CLIENT, 5000))
+        self._server_config = server_config or config
+        self._server_tls = server or server_tls()
+        self.server: Side | None = None
+        engine.start((SERVER, PORT), self.now)
+        self.flush(self.client)
+
+    def _make_server(self, data: bytes) -> Side:
+        destination = data[6 : 6 + data[5]]
+        engine = make_server_engine(
+            config=self._server_config,
+            server_tls=self._server_tls,
+            alpn=ALPN,
+            admit=Admit(destination, destination, None),
+            reset_token=lambda cid: (cid * 2)[:16],
+            key_log=None,
+            trace_logger=None,
+        )
+        return Side(engine, (SERVER, PORT))
+
+    def flush(self, side: Side) -> None:
+        for _ in range(1000):
+            datagrams = side.engine.transmit(self.now)
+            for data, _ in datagrams:
+                self._sequence += 1
+                other = self.client if side is self.server else self.server
+                self.wire.append((self.now + self.delay, self._sequence, other, data, side.address))
+            side.gather(self.now)
+            if not side.engine.has_more_to_send(self.now):
+                return
+        raise AssertionError("transmit never comes to an end")
+
+    @property
+    def sides(self) -> list[Side]:
+        return [self.client] if self.server is None else [self.client, self.server]
+
+    def step(self) -> bool:
+        """Advance to the next arrival or deadline; False when there is none."""
+        for side in self.sides:
+            self.flush(side)
+        deadlines = [
+            deadline for side in self.sides if (deadline := side.engine.next_deadline()) is not None
+        ]
+        arrivals = [item[0] for item in self.wire]
+        upcoming = min([*deadlines, *arrivals], default=math.inf)
+        if upcoming == math.inf:
+            return False
+        self.now = max(self.now, upcoming)
+        due = sorted((i for i in self.wire if i[0] <= self.now), key=lambda i: i[1])
+        self.wire = [i for i in self.wire if i[0] > self.now]
+        for _, _, destination, data, source in due:
+            if destination is None:
+                if self.server is None:
+                    self.server = self._make_server(data)
+                destination = self.server
+            if not self.drop(destination, data):
+                destination.engine.receive(data, source, self.now)
+        for side in self.sides:
+            deadline = side.engine.next_deadline()
+            if deadline is not None and deadline <= self.now:
+                side.engine.on_timer(self.now)
+            side.gather(self.now)
+        return True
+
+    def run(self, seconds: float) -> None:
+        """Let virtual time pass."""
+        until = self.now + seconds
+        for _ in range(200_000):
+            for side in self.sides:
+                self.flush(side)
+            deadlines = [d for side in self.sides if (d := side.engine.next_deadline()) is not None]
+            upcoming = min([*deadlines, *(item[0] for item in self.wire)], default=math.inf)
+            if upcoming > until:
+                self.now = until
+                return
+            self.step()
+        raise AssertionError("no progress")
+
+    def connect(self) -> EnginePair:
+        self.run(1.0)
+        assert self.client.of(events.HandshakeCompleted), self.client.log
+        assert self.server is not None
+        assert self.server.of(events.HandshakeCompleted), self.server.log
+        return self
+
+
+# ------------------------------------------------------------------ Trio
+
+
+@asynccontextmanager
+async def connected_pair(
+    network: SimulatedNetwork | None = None,
+    *,
+    config: phoenix_trio.TransportConfig | None = None,
+    server_config: phoenix_trio.TransportConfig | None = None,
+    client_config: phoenix_trio.TransportConfig | None = None,
+    client: phoenix_trio.ClientTLS | None = None,
+    server: phoenix_trio.ServerTLS | None = None,
+    real: bool = False,
+) -> AsyncIterator[tuple[phoenix_trio.QuicConnection, phoenix_trio.QuicConnection]]:
+    """A client's and a server's end of one connection, over a simulated network or loopback."""
+    server_network = client_network = None
+    host = "127.0.0.1"
+    if not real:
+        network = network or SimulatedNetwork(delay=0.01)
+        server_network, client_network = network.host(SERVER), network.host(CLIENT)
+        host = SERVER
+    async with (
+        phoenix_trio.Endpoint.open(
+            host, 0 if real else PORT, config=server_config or config, network=server_network
+        ) as server_endpoint,
+        phoenix_trio.Endpoint.open(
+            "127.0.0.1" if real else None, config=client_config or config, network=client_network
+        ) as client_endpoint,
+    ):
+        listener = server_endpoint.listen(tls=server or server_tls(), alpn=ALPN)
+        accepted: list[phoenix_trio.QuicConnection] = []
+
+        async def accept() -> None:
+            accepted.append(await listener.accept())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(accept)
+            dialled = await client_endpoint._dial(
+                host, server_endpoint.port, tls=client or client_tls(), alpn=ALPN, config=None
+            )
+        try:
+            yield dialled, accepted[0]
+        finally:
+            dialled.abort(0)
+            accepted[0].abort(0)
+
+
+async def stream_pair(
+    client: phoenix_trio.QuicConnection, server: phoenix_trio.QuicConnection
+) -> tuple[phoenix_trio.QuicStream, phoenix_trio.QuicStream]:
+    """Two ends of one bidirectional stream; it carries nothing any more."""
+    ours = await client.open_stream()
+    await ours.send_all(b"x")
+    theirs = await server.accept_stream()
+    assert await theirs.receive_some(1) == b"x"
+    return ours, theirs
