@@ -86,6 +86,9 @@ DATAGRAM_OVERHEAD = 1 + 20 + 2 + 16 + 1 + 4
 #: For "never" where aioquic computes with a number: 31 years.
 _NEVER = 1e9
 
+#: Seconds by which a timer is taken to be later than it is.
+_TIMER_SLACK = 1e-6
+
 #: The uid of PINGs which the keep-alive timer sends.
 KEEP_ALIVE_PING = -1
 
@@ -222,7 +225,10 @@ class Engine(QuicConnection):
                 self.send_ping(KEEP_ALIVE_PING)
             self._touch_keep_alive(now)
         try:
-            self.handle_timer(now)
+            # recovery.py 441 compares "now - delay" where the deadline was "sent + delay":
+            # rounding can make the timer fire for nothing at exactly its time, for ever if
+            # the clock stands still.
+            self.handle_timer(now + _TIMER_SLACK)
         except Exception as error:
             self._on_internal_error("handling a timer", error)
         self._collect()

@@ -6,6 +6,7 @@ Floor 1, sans-IO.  For the endpoint, when it dials or admits a client.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TextIO
 
 from aioquic.quic.configuration import QuicConfiguration
@@ -15,7 +16,7 @@ from aioquic.tls import SessionTicket
 from ..config import TransportConfig
 from .admission import CONNECTION_ID_LENGTH, SUPPORTED_VERSIONS, Admit
 from .engine import Engine
-from .tls import ClientTLS, ServerTLS
+from .tls import ClientTLS, ServerTLS, normalize_server_name
 from .tls_context import client_policy, server_policy
 
 __all__ = ["check_alpn", "make_client_engine", "make_server_engine"]
@@ -70,18 +71,22 @@ def make_client_engine(
     trace_logger: QuicLogger | None,
 ) -> Engine:
     """An engine which will dial `host`, resuming a session if the store has a ticket for it."""
-    server_name = client_tls.server_name or host
+    server_name = client_tls.server_name or normalize_server_name(host)
     configuration = _configuration(
         is_client=True, alpn=alpn, key_log=key_log, trace_logger=trace_logger
     )
     configuration.server_name = server_name
+    if client_tls.identity is not None:
+        configuration.certificate = client_tls.identity.certificate
+        configuration.certificate_chain = list(client_tls.identity.chain)
+        configuration.private_key = client_tls.identity.private_key
     store = client_tls.session_store
     ticket_handler: Callable[[SessionTicket], None] | None = None
     if store is not None:
         ticket = store.take(server_name, port, alpn)
         if ticket is not None:
             if not client_tls.early_data:
-                ticket.max_early_data_size = None  # resumption without 0-RTT
+                ticket = replace(ticket, max_early_data_size=None)  # resumption without 0-RTT
             configuration.session_ticket = ticket
 
         def ticket_handler(new: SessionTicket) -> None:
