@@ -1,0 +1,157 @@
+"""How the documentation is built: Sphinx with MyST, the API from the docstrings.
+
+Builds offline, so that CI cannot fail for somebody else's server: references to
+other projects are plain text, unless PHOENIX_DOCS_INTERSPHINX is set.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import attrs
+from docutils import nodes
+from sphinx.addnodes import pending_xref
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import phoenix_trio
+import phoenix_trio.testing
+from phoenix_trio.quic.construction import NoPublicConstructor
+
+project = "phoenix_trio"
+author = "the phoenix_trio authors"
+project_copyright = f"2026, {author}"
+release = phoenix_trio.__version__
+version = ".".join(release.split(".")[:2])
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.napoleon",
+]
+exclude_patterns = ["_build"]
+default_role = "code"  # `name` in a docstring is code
+html_theme = "furo"
+html_title = f"phoenix_trio {release}"
+html_show_sphinx = False
+
+myst_enable_extensions = ["deflist"]
+myst_heading_anchors = 3
+
+autoclass_content = "class"
+autodoc_default_options = {
+    "member-order": "bysource",
+    "members": True,
+    "show-inheritance": True,
+}
+autodoc_inherit_docstrings = False
+autodoc_preserve_defaults = True
+autodoc_typehints_format = "short"
+maximum_signature_line_length = 90
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+python_use_unqualified_type_names = True
+
+intersphinx_mapping = (
+    {
+        "python": ("https://docs.python.org/3", None),
+        "trio": ("https://trio.readthedocs.io/en/stable", None),
+    }
+    if os.environ.get("PHOENIX_DOCS_INTERSPHINX")
+    else {}
+)
+
+nitpick_ignore = [("py:class", "Certificate")]  # cryptography.x509's, imported for types only
+# Names of other projects resolve with intersphinx only.  Names of ours have to resolve.
+nitpick_ignore_regex = [
+    (r"py:.*", r"(?!phoenix_trio\b)[a-z_]\w*(\.\w+)+"),  # trio.abc.Stream, collections.abc...
+    (r"py:exc", r"[A-Z]\w*(Error|Warning)"),  # ValueError
+    (r"py:.*", r".*[ ,`].*"),  # prose where a section has names as a rule
+]
+
+# The public face in one place, whatever private module a name comes from.
+_PUBLIC: dict[str, str] = {}
+for _module in (phoenix_trio, phoenix_trio.testing):
+    for _name in _module.__all__:
+        _PUBLIC.setdefault(_name, f"{_module.__name__}.{_name}")
+
+_SNAPSHOTS = (
+    phoenix_trio.ApplicationErrorCode,
+    phoenix_trio.ConnectionStatistics,
+    phoenix_trio.EndpointStatistics,
+)
+
+# Names which appear in signatures and are private on purpose.
+_PRIVATE_IN_SIGNATURES = {"SocketAddress", "Network", "DatagramSocket", "RetryPolicy"}
+
+
+def resolve_by_public_name(
+    app: Sphinx, env: BuildEnvironment, node: pending_xref, content: nodes.Element
+) -> nodes.Element | None:
+    """Lead `phoenix_trio.quic.stream.QuicStream` to `phoenix_trio.QuicStream`, documented here."""
+    if node.get("refdomain") != "py":
+        return None
+    target: str = node.get("reftarget", "")
+    parts = target.removeprefix("~").split(".")
+    for index, part in enumerate(parts):
+        if part in _PUBLIC:
+            public = ".".join([_PUBLIC[part], *parts[index + 1 :]])
+            if public == target:
+                break
+            domain = env.get_domain("py")
+            return domain.resolve_xref(
+                env, node["refdoc"], app.builder, "obj", public, node, content
+            )
+    if parts[-1] in _PRIVATE_IN_SIGNATURES:
+        return content
+    return None
+
+
+def skip_calls_from_below(
+    app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any
+) -> bool | None:
+    """Leave out methods which exist for the driver: their docstrings say so."""
+    documentation = inspect.getdoc(obj) if callable(obj) else None
+    return True if documentation and documentation.startswith("Called by the driver") else None
+
+
+def show_constructor(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str
+) -> tuple[str, str] | None:
+    """Show arguments only where users construct: not for errors, nor for what factories make."""
+    if not signature or what not in {"class", "exception"}:
+        return None
+    if what == "exception" or isinstance(obj, NoPublicConstructor) or obj in _SNAPSHOTS:
+        return "", ""
+    if attrs.has(obj):
+        # The generated __init__ has the types, which the fields show, but not the defaults.
+        arguments = (f"{field.name}={field.default!r}" for field in attrs.fields(obj) if field.init)
+        return f"(*, {', '.join(arguments)})", ""
+    return None
+
+
+def check_completeness(app: Sphinx, env: BuildEnvironment) -> None:
+    """Warn, which is an error in CI, of public names that no page describes."""
+    from sphinx.util import logging
+
+    described = env.get_domain("py").data["objects"]
+    for module in (phoenix_trio, phoenix_trio.testing):
+        for name in module.__all__:
+            full = f"{module.__name__}.{name}"
+            if not name.startswith("__") and full not in described:
+                logging.getLogger(__name__).warning("%s is public, but not documented", full)
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("missing-reference", resolve_by_public_name)
+    app.connect("autodoc-skip-member", skip_calls_from_below)
+    app.connect("autodoc-process-signature", show_constructor)
+    app.connect("env-check-consistency", check_completeness)

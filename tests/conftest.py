@@ -1,0 +1,75 @@
+"""What all tests share: the `--soak` option, hypothesis profiles, and the rule that
+interoperability tests do not skip where their peers are installed.  For everybody
+who runs or writes tests; knows nothing of phoenix_trio itself.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Random each time, so that machines keep exploring; a failure prints the blob which
+# `@reproduce_failure` takes, and the local example database replays it on the next run.
+# No deadline: the time of one example says more about the machine than about the code.
+# (`derandomize` is spelled out because hypothesis turns it on where it detects a CI.)
+settings.register_profile("default", deadline=None, print_blob=True, derandomize=False)
+settings.register_profile(
+    "ci",
+    parent=settings.get_profile("default"),
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile("soak", parent=settings.get_profile("ci"), max_examples=5_000)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--soak",
+        action="store_true",
+        default=False,
+        help="also run the tests marked 'soak', and many more hypothesis examples",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--hypothesis-profile", default=None) is not None:
+        return
+    if config.getoption("--soak"):
+        settings.load_profile("soak")
+    elif os.environ.get("CI"):
+        settings.load_profile("ci")
+    else:
+        settings.load_profile("default")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--soak"):
+        return
+    for item in items:
+        if item.get_closest_marker("soak") is not None:
+            # In front, so that a test which is both soak and interop skips for this reason.
+            item.add_marker(pytest.mark.skip(reason="needs --soak"), append=False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if (
+        report.skipped
+        and not hasattr(report, "wasxfail")
+        and os.environ.get("PHOENIX_REQUIRE_INTEROP") == "1"
+        and item.get_closest_marker("interop") is not None
+        and (item.get_closest_marker("soak") is None or item.config.getoption("--soak"))
+    ):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = (
+            f"{item.nodeid} was skipped ({reason}), but PHOENIX_REQUIRE_INTEROP=1 says that "
+            "the programs which interoperability tests need are installed here"
+        )
+    return report

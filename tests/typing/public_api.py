@@ -1,0 +1,192 @@
+"""What types do users see?  Checked by mypy, never run.
+
+Each `assert_type` is a promise: a change to this file is a change to the API.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import assert_type
+
+import attrs
+import trio
+from cryptography.x509 import Certificate
+
+import phoenix_trio
+from phoenix_trio import (
+    ApplicationErrorCode,
+    ClientTLS,
+    ConnectionStatistics,
+    Endpoint,
+    EndpointStatistics,
+    QuicConnection,
+    QuicListener,
+    QuicStream,
+    ReceiveStream,
+    SendStream,
+    ServerTLS,
+    SessionStore,
+    StreamListener,
+    TransportConfig,
+)
+
+
+async def dialling() -> None:
+    async with phoenix_trio.open_connection("example.org", 4433) as connection:
+        assert_type(connection, QuicConnection)
+    async with phoenix_trio.open_connection(
+        "example.org",
+        4433,
+        tls=ClientTLS(),
+        alpn=["first/1", "second/2"],
+        config=TransportConfig(),
+    ) as connection:
+        assert_type(connection, QuicConnection)
+
+
+async def handler(connection: QuicConnection) -> None:
+    async for stream in connection.incoming_streams():
+        assert_type(stream, QuicStream)
+    async for receiver in connection.incoming_receive_streams():
+        assert_type(receiver, ReceiveStream)
+
+
+async def handler_with_a_result(connection: QuicConnection) -> int:
+    return 0
+
+
+async def serving(tls: ServerTLS) -> None:
+    await phoenix_trio.serve(handler, 4433, tls=tls)
+    await phoenix_trio.serve(handler_with_a_result, 4433, tls=tls, host="::1", strict=True)
+    await phoenix_trio.serve(
+        handler, 4433, tls=tls, alpn=("own/1",), config=TransportConfig(), on_error=print
+    )
+    assert_type(await phoenix_trio.open_listener(4433, tls=tls), QuicListener)
+    assert_type(await phoenix_trio.open_stream_listener(4433, tls=tls), StreamListener)
+
+
+async def listeners_are_trios(
+    connections: QuicListener, streams: StreamListener, nursery: trio.Nursery
+) -> None:
+    connection_listener: trio.abc.Listener[QuicConnection] = connections
+    stream_listener: trio.abc.Listener[QuicStream] = streams
+    assert_type(await connection_listener.accept(), QuicConnection)
+    assert_type(await stream_listener.accept(), QuicStream)
+    assert_type(connections.port, int)
+    assert_type(streams.port, int)
+    assert_type(connections.statistics(), EndpointStatistics)
+
+    async def stream_handler(stream: QuicStream) -> None:
+        await stream.aclose()
+
+    await trio.serve_listeners(stream_handler, [streams], handler_nursery=nursery)
+    await trio.serve_listeners(handler, [connections])
+
+
+async def endpoints(tls: ServerTLS) -> None:
+    async with Endpoint.open("::", 4433, config=TransportConfig()) as endpoint:
+        assert_type(endpoint, Endpoint)
+        assert_type(endpoint.port, int)
+        assert_type(endpoint.statistics(), EndpointStatistics)
+        assert_type(endpoint.listen(tls=tls), QuicListener)
+        async with endpoint.connect("example.org", 4433) as connection:
+            assert_type(connection, QuicConnection)
+
+
+async def connections(connection: QuicConnection) -> None:
+    resource: trio.abc.AsyncResource = connection
+    await resource.aclose()
+    assert_type(await connection.open_stream(), QuicStream)
+    assert_type(await connection.open_send_stream(), SendStream)
+    assert_type(await connection.accept_stream(), QuicStream)
+    assert_type(await connection.accept_receive_stream(), ReceiveStream)
+    assert_type(connection.incoming_streams(), AsyncIterator[QuicStream])
+    assert_type(connection.incoming_receive_streams(), AsyncIterator[ReceiveStream])
+    await connection.send_datagram(bytearray(b"reading"))
+    connection.send_datagram_nowait(memoryview(b"reading"))
+    assert_type(await connection.receive_datagram(), bytes)
+    assert_type(connection.max_datagram_size, int | None)
+    assert_type(connection.statistics(), ConnectionStatistics)
+    assert_type(await connection.ping(), float)
+    assert_type(connection.alpn_protocol, str | None)
+    assert_type(connection.peer_certificate, Certificate | None)
+    assert_type(connection.is_closed, bool)
+    assert_type(connection.close_reason, Exception | None)
+    assert_type(connection.peer_address[0], str)
+    assert_type(connection.peer_address[1], int)
+    await connection.update_keys()
+    await connection.wait_closed()
+    await connection.aclose()
+    await connection.aclose(7, "done")
+    connection.abort(ApplicationErrorCode.SHUTTING_DOWN, reason="maintenance")
+
+
+async def streams(stream: QuicStream, sender: SendStream, receiver: ReceiveStream) -> None:
+    both: trio.abc.HalfCloseableStream = stream
+    sending: trio.abc.SendStream = sender
+    receiving: trio.abc.ReceiveStream = receiver
+    stapled: trio.StapledStream[SendStream, ReceiveStream] = trio.StapledStream(sender, receiver)
+    await trio.aclose_forcefully(both)
+    await trio.aclose_forcefully(sending)
+    await trio.aclose_forcefully(receiving)
+    await trio.aclose_forcefully(stapled)
+
+    assert_type(stream.id, int)
+    assert_type(stream.connection, QuicConnection)
+    assert_type(stream.send_stream, SendStream)
+    assert_type(stream.receive_stream, ReceiveStream)
+    await stream.send_all(b"bytes")
+    await stream.send_all(bytearray(b"bytes"))
+    await stream.send_all(memoryview(b"bytes"))
+    await stream.send_eof()
+    await sender.send_eof()
+    await stream.wait_acked()
+    assert_type(await stream.receive_some(), bytes | bytearray)
+    assert_type(await receiver.receive_some(max_bytes=10), bytes | bytearray)
+    stream.reset(3)
+    stream.stop_receiving(3)
+    stream.close()
+
+
+def transport_layer_security() -> None:
+    ServerTLS("server.pem", "server.key")
+    ServerTLS(b"-----BEGIN...", b"-----BEGIN...", client_ca="authority.pem")
+    store = SessionStore()
+    ClientTLS(
+        ca=b"-----BEGIN...",
+        server_name="example.org",
+        certificate="client.pem",
+        private_key="client.key",
+        session_store=store,
+        early_data=True,
+    )
+    ClientTLS(danger_accept_any_certificate=True)
+
+
+def configuration(config: TransportConfig) -> None:
+    assert_type(attrs.evolve(config, keep_alive=5.0), TransportConfig)
+    assert_type(config.max_idle_timeout, float)
+    assert_type(config.max_udp_payload_size, int | None)
+    config.keep_alive = 5.0  # type: ignore[misc] # frozen
+
+
+def failures(error: Exception) -> None:
+    match error:
+        case phoenix_trio.ConnectionClosedByPeer():
+            assert_type(error.is_clean, bool)
+            assert_type(error.error_code, int | None)
+        case phoenix_trio.HandshakeFailed():
+            assert_type(error.alert, int | None)
+        case phoenix_trio.ConnectionBroken():
+            assert_type(error.reason, str)
+            assert_type(error.by_peer, bool)
+            assert_type(error.is_application, bool)
+        case phoenix_trio.StreamBroken():
+            assert_type(error.stream_id, int)
+            assert_type(error.error_code, int)
+        case phoenix_trio.DatagramTooLarge():
+            assert_type(error.maximum, int)
+        case _:
+            pass
+    broken: type[trio.BrokenResourceError] = phoenix_trio.StreamReset
+    assert issubclass(broken, phoenix_trio.StreamBroken)

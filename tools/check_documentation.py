@@ -1,0 +1,234 @@
+"""Is what the documentation says true?  For `.ci/run`, and before a release.
+
+* Every Python block of README.md and docs/*.md passes `mypy --strict`: whole programs
+  as they are, and fragments (those which do not begin with an import, a docstring or a
+  comment naming a file) inside an async function in which the usual names exist.
+  A block after the line `<!-- not checked: reason -->` is left out.
+* A document with the programs `# server.py` and `# client.py` is followed to the
+  letter: certificates from trustme, both run, the client prints the `text` block that
+  comes next (or what the prose promises in README.md).
+* Every error and every application error code stands in docs/, in its table.
+* Every public class, method and function has a docstring of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+
+import phoenix_trio
+import phoenix_trio.testing
+from phoenix_trio import errors
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "build" / "documentation"
+
+#: What fragments may use without saying where it comes from.
+FRAGMENT = """\
+import phoenix_trio
+import trio
+
+
+def store(data: bytes | bytearray) -> None: ...
+
+
+async def stream_handler(stream: phoenix_trio.QuicStream) -> None: ...
+
+
+async def fragment(
+    connection: phoenix_trio.QuicConnection,
+    stream: phoenix_trio.QuicStream,
+    server_tls: phoenix_trio.ServerTLS,
+) -> None:
+"""
+
+
+@attrs.frozen(kw_only=True)
+class Block:
+    """A fenced block of a document."""
+
+    document: Path
+    line: int
+    language: str
+    text: str
+    checked: bool
+
+    @property
+    def file_name(self) -> str | None:
+        """The `server.py` of a first line `# server.py`."""
+        match = re.match(r"# (\w+\.py)\n", self.text)
+        return match[1] if match else None
+
+    @property
+    def is_program(self) -> bool:
+        """Whether the block stands for itself."""
+        return re.match(r'# \w+\.py\n|import |from |"""', self.text) is not None
+
+
+def documents() -> list[Path]:
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(document: Path) -> Iterator[Block]:
+    pattern = re.compile(
+        r"^(?P<skip><!-- not checked: .+ -->\n+)?```(?P<language>\w+)\n(?P<text>.*?)^```$",
+        re.DOTALL | re.MULTILINE,
+    )
+    content = document.read_text(encoding="utf-8")
+    for match in pattern.finditer(content):
+        yield Block(
+            document=document,
+            line=content.count("\n", 0, match.start("language")) + 1,
+            language=match["language"],
+            text=match["text"],
+            checked=match["skip"] is None,
+        )
+
+
+def check_types(found: list[Block]) -> list[str]:
+    BUILD.mkdir(parents=True, exist_ok=True)
+    for old in BUILD.glob("*.py"):
+        old.unlink()
+    paths = []
+    for block in found:
+        if block.language != "python" or not block.checked:
+            continue
+        name = f"{block.document.stem.replace('-', '_').lower()}_line_{block.line}.py"
+        text = block.text if block.is_program else FRAGMENT + textwrap.indent(block.text, "    ")
+        path = BUILD / name
+        path.write_text(text, encoding="utf-8")
+        paths.append(str(path))
+    command = [sys.executable, "-m", "mypy", "--no-warn-unreachable", *paths]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    print(f"{len(paths)} Python blocks: {result.stdout.strip().splitlines()[-1]}")
+    return [] if result.returncode == 0 else [result.stdout + result.stderr]
+
+
+def free_port() -> int:
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+        probe.bind(("::", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def expected_output(found: list[Block], client: Block) -> str:
+    """The `text` block that follows the client, or the word after "prints" in the prose."""
+    for block in found:
+        if block.line > client.line and block.language == "text":
+            return block.text
+    prose = client.document.read_text(encoding="utf-8").split(client.text, 1)[1]
+    match = re.search(r"prints\s+`([^`]+)`", prose)
+    return f"{match[1]}\n" if match else "(the document does not say what the client prints)"
+
+
+def check_programs(document: Path) -> list[str]:
+    found = list(blocks(document))
+    programs = {block.file_name: block for block in found if block.file_name is not None}
+    if not {"server.py", "client.py"} <= programs.keys():
+        return []
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        port = str(free_port())
+        for file_name, block in programs.items():
+            assert file_name is not None
+            text = block.text.replace("4433", port)
+            (directory / file_name).write_text(text, encoding="utf-8")
+        subprocess.run([sys.executable, "-m", "trustme", "--quiet"], cwd=directory, check=True)
+        server_log = directory / "server.log"
+        with server_log.open("w") as log:
+            server = subprocess.Popen(
+                [sys.executable, "server.py"], cwd=directory, stdout=log, stderr=log
+            )
+        try:
+            client = subprocess.run(
+                [sys.executable, "client.py"],
+                cwd=directory,
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            said = server_log.read_text()
+            return [f"{document.name}: the client does not end; the server said: {said}"]
+        finally:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                server.wait(timeout=0.2)  # a server must not end by itself
+            ended = server.poll()
+            server.terminate()
+            server.wait()
+        wanted = expected_output(found, programs["client.py"])
+        if client.returncode != 0 or client.stdout != wanted or ended is not None:
+            problem = (
+                f"{document.name}: the client printed {client.stdout!r} rather than {wanted!r},"
+                f" ended with {client.returncode}, and said: {client.stderr}\n"
+                f"the server (which {'ran on' if ended is None else f'ended with {ended}'})"
+                f" said: {server_log.read_text()}"
+            )
+            return [problem]
+    print(f"{document.name}: its server and client do what it says")
+    return []
+
+
+def check_tables() -> list[str]:
+    problems = []
+    text = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
+    rows = set(re.findall(r"^\| \{py:exc\}`~phoenix_trio\.(\w+)` \|", text, re.MULTILINE))
+    known = {name for name in errors.__all__ if issubclass(getattr(errors, name), Exception)}
+    problems += [f"docs/errors.md lacks {name}" for name in sorted(known - rows)]
+    problems += [f"docs/errors.md has {name}, which does not exist" for name in rows - known]
+    specification = (ROOT / "docs" / "specification.md").read_text(encoding="utf-8")
+    for code in errors.ApplicationErrorCode:
+        if f"| 0x{code:x} | `{code.name}` |" not in specification:
+            problems.append(f"docs/specification.md lacks the code 0x{code:x} {code.name}")
+    print(f"{len(known)} errors and {len(errors.ApplicationErrorCode)} codes: compared")
+    return problems
+
+
+def public_objects() -> Iterator[tuple[str, object]]:
+    for module in (phoenix_trio, phoenix_trio.testing):
+        for name in module.__all__:
+            item = getattr(module, name)
+            if not inspect.isclass(item) and not inspect.isroutine(item):
+                continue
+            yield f"{module.__name__}.{name}", item
+            if not inspect.isclass(item):
+                continue
+            for member_name, member in vars(item).items():
+                if member_name.startswith("_"):
+                    continue
+                function = member.fget if isinstance(member, property) else member
+                if inspect.isroutine(function) or isinstance(function, (classmethod, staticmethod)):
+                    yield f"{module.__name__}.{name}.{member_name}", function
+
+
+def check_docstrings() -> list[str]:
+    found = list(public_objects())
+    print(f"{len(found)} public classes, methods and functions: docstrings looked at")
+    return [
+        f"{name} has no docstring" for name, item in found if not getattr(item, "__doc__", None)
+    ]
+
+
+def main() -> int:
+    problems = check_tables() + check_docstrings()
+    problems += check_types([block for path in documents() for block in blocks(path)])
+    for path in documents():
+        problems += check_programs(path)
+    for problem in problems:
+        print(problem)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
