@@ -58,7 +58,7 @@ class ApplicationErrorCode(IntEnum):
     """A server's handler raised; the exception's text is never sent."""
 
     SHUTTING_DOWN = 0x3
-    """The endpoint closed while the connection was in use."""
+    """The endpoint closed while the connection was in use, or could not take it in."""
 
     MESSAGE_TOO_LARGE = 0x4
     """A frame or message was above the receiver's limit."""
@@ -217,7 +217,7 @@ class DatagramTooLarge(ValueError):
 
     def __init__(self, size: int, maximum: int) -> None:
         super().__init__(
-            f"a datagram of {size} bytes was refused: at most {maximum} bytes can be sent at present"
+            f"a datagram of {size} bytes was refused: at most {maximum} bytes can be sent now"
         )
         self.size = size
         self.maximum = maximum

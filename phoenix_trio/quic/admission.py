@@ -112,7 +112,7 @@ class RateLimit:
 
 
 def destination_connection_id(data: bytes) -> bytes | None:
-    """The destination connection ID of a datagram's first packet (RFC 8999); ``None``: malformed."""
+    """The destination connection ID of the first packet (RFC 8999); ``None``: malformed."""
     if not data:
         return None
     if data[0] & 0x80:

@@ -386,7 +386,7 @@ class QuicConnection(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
     # ------------------------------------------------------------------ the end
 
     async def wait_closed(self) -> None:
-        """Wait until the connection has ended, from whichever side; :attr:`close_reason` says why."""
+        """Wait until the connection has ended, on whichever side; see :attr:`close_reason`."""
         await trio.lowlevel.checkpoint()
         while not self._ended:
             await self._wait(self._state_lot)

@@ -208,7 +208,7 @@ class Engine(QuicConnection):
             return
         try:
             self.receive_datagram(data, address, now)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, one connection pays
             self._on_internal_error("receiving", error)
         self._touch_keep_alive(now)
         self._collect()
@@ -229,7 +229,7 @@ class Engine(QuicConnection):
             # rounding can make the timer fire for nothing at exactly its time, for ever if
             # the clock stands still.
             self.handle_timer(now + _TIMER_SLACK)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - as above
             self._on_internal_error("handling a timer", error)
         self._collect()
 

@@ -216,7 +216,7 @@ class StreamTable(dict[int, QuicStream]):
         super().__setitem__(stream_id, stream)
 
     def pop(self, stream_id: int, *default: Any) -> QuicStream:
-        stream = super().pop(stream_id, *default)
+        stream: QuicStream = super().pop(stream_id, *default)
         self._engine.on_stream_discarded(stream_id)
         return stream
 
@@ -233,7 +233,7 @@ class StreamCountLimit(Limit):
     """
 
     def __init__(self, frame_type: int, name: str, value: int) -> None:
-        self._maximum = value
+        self._maximum: int = value
         super().__init__(frame_type=frame_type, name=name, value=value)
 
     @property

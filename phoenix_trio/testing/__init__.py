@@ -1,0 +1,14 @@
+"""For tests of programs which use QUIC: a network in memory, with faults and a seed.
+
+Floor 3.  ``phoenix_trio.testing`` is public, and documented for users' own tests.
+"""
+
+from .network import Conditions, NetworkStatistics, SimulatedHost, SimulatedLink, SimulatedNetwork
+
+__all__ = [
+    "Conditions",
+    "NetworkStatistics",
+    "SimulatedHost",
+    "SimulatedLink",
+    "SimulatedNetwork",
+]

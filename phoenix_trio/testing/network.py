@@ -1,0 +1,517 @@
+"""UDP in memory: hosts, links, and what can go wrong on them.
+
+Floor 3.  For tests.  Everything random is drawn from one generator at the time
+of sending, in the order of sending, so a seed and a program give one outcome
+on the network's side.  There are no tasks behind it: a datagram on its way is
+an entry in its receiver's queue, and whoever waits for that socket sleeps until
+the entry is due.  So it works under :class:`trio.testing.MockClock`, where hours
+pass in a moment, as on the real clock.
+"""
+
+from __future__ import annotations
+
+import errno
+import heapq
+import itertools
+import math
+import os
+import random
+import socket
+from collections.abc import Callable
+from typing import final
+
+import attrs
+import trio
+
+from ..quic.packet_io import SocketAddress, SocketStatistics
+
+__all__ = ["Conditions", "NetworkStatistics", "SimulatedHost", "SimulatedLink", "SimulatedNetwork"]
+
+_EPHEMERAL_PORTS = range(49152, 65536)
+
+#: A tap may let a datagram pass, change it, multiply it, or swallow it.
+Tap = Callable[["Datagram"], "Datagram | list[Datagram] | None"]
+
+
+@attrs.frozen
+class Datagram:
+    """One datagram as a tap sees it, before any fault."""
+
+    source: tuple[str, int]
+    destination: tuple[str, int]
+    data: bytes
+
+
+def _probability(instance: object, attribute: attrs.Attribute[float], value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{attribute.name} must be a probability from 0 to 1, not {value!r}")
+
+
+def _not_negative(instance: object, attribute: attrs.Attribute[float], value: float) -> None:
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{attribute.name} must be zero or more seconds, not {value!r}")
+
+
+def _positive(instance: object, attribute: attrs.Attribute[int], value: float | None) -> None:
+    if value is not None and not value > 0:
+        raise ValueError(f"{attribute.name} must be more than zero, or None, not {value!r}")
+
+
+@attrs.frozen(kw_only=True)
+class Conditions:
+    """What a link does to the datagrams which cross it in one direction.
+
+    Raises:
+      ValueError: a value is out of range; the text names the field.
+    """
+
+    loss: float = attrs.field(default=0.0, validator=_probability)
+    """The share of datagrams which vanish, 0 to 1."""
+    delay: float = attrs.field(default=0.0, validator=_not_negative)
+    """Seconds on the way, in this direction."""
+    jitter: float = attrs.field(default=0.0, validator=_not_negative)
+    """Up to so many seconds more, evenly distributed; later datagrams may overtake."""
+    reorder: float = attrs.field(default=0.0, validator=_probability)
+    """The share of datagrams which are held back for one more `delay` (at least 1 ms)."""
+    duplicate: float = attrs.field(default=0.0, validator=_probability)
+    """The share of datagrams which arrive twice."""
+    corrupt: float = attrs.field(default=0.0, validator=_probability)
+    """The share of datagrams in which one bit is flipped."""
+    bandwidth: float | None = attrs.field(default=None, validator=_positive)
+    """Bits a second; ``None``: no limit."""
+    queue_bytes: int = attrs.field(default=256 * 1024, validator=_positive)
+    """Bytes which wait for a link with limited bandwidth; what comes on top is dropped."""
+    mtu: int | None = attrs.field(default=1500, validator=_positive)
+    """The largest UDP payload in bytes; larger ones vanish without a word; ``None``: any."""
+
+
+@attrs.frozen(kw_only=True)
+class NetworkStatistics:
+    """What has become of all datagrams so far.
+
+    ``sent + duplicated`` is the sum of all the others but ``corrupted``.
+    """
+
+    sent: int
+    duplicated: int
+    corrupted: int
+    delivered: int
+    """Read by a socket."""
+    under_way: int
+    """On a link, or waiting in a socket to be read."""
+    lost: int
+    queue_full: int
+    """Dropped before a slow link."""
+    too_large: int
+    partitioned: int
+    no_listener: int
+    receive_buffer_full: int
+
+
+@final
+class SimulatedLink:
+    """One direction between two hosts.  Obtained from :meth:`SimulatedNetwork.link`."""
+
+    def __init__(self, network: SimulatedNetwork) -> None:
+        self._network = network
+        self._own: Conditions | None = None
+        self._cut = False
+        self._free_at = 0.0
+        self._last_arrival = 0.0
+
+    @property
+    def conditions(self) -> Conditions:
+        """What this direction does at present."""
+        return self._network.conditions if self._own is None else self._own
+
+    def set_conditions(self, **changes: float | None) -> None:
+        """Change some conditions of this direction only; it keeps its own from now on.
+
+        Raises:
+          TypeError: no such condition.
+          ValueError: a value is out of range.
+        """
+        self._own = attrs.evolve(self.conditions, **changes)  # type: ignore[arg-type]
+
+
+@final
+class SimulatedNetwork:
+    """A network in memory.
+
+    Args:
+      seed: of everything random; ``None`` draws one, see :attr:`seed`.
+      loss, delay, jitter, reorder, duplicate, corrupt, bandwidth, queue_bytes, mtu:
+        see :class:`Conditions`; of all links, in each direction.
+
+    Raises:
+      ValueError: a condition is out of range.
+    """
+
+    def __init__(
+        self,
+        seed: int | None = 0,
+        *,
+        loss: float = 0.0,
+        delay: float = 0.0,
+        jitter: float = 0.0,
+        reorder: float = 0.0,
+        duplicate: float = 0.0,
+        corrupt: float = 0.0,
+        bandwidth: float | None = None,
+        queue_bytes: int = 256 * 1024,
+        mtu: int | None = 1500,
+    ) -> None:
+        self.seed = int.from_bytes(os.urandom(4), "big") if seed is None else seed
+        """The seed in use; print it where a test fails."""
+        self.conditions = Conditions(
+            loss=loss,
+            delay=delay,
+            jitter=jitter,
+            reorder=reorder,
+            duplicate=duplicate,
+            corrupt=corrupt,
+            bandwidth=bandwidth,
+            queue_bytes=queue_bytes,
+            mtu=mtu,
+        )
+        """What links without conditions of their own do."""
+        self.tap: Tap | None = None
+        """Called with every :class:`Datagram` that is sent: returns it, another one, a
+        list of them, or ``None`` to swallow it (counted as lost)."""
+        self._random = random.Random(self.seed)  # noqa: S311 - repeatable on purpose
+        self._hosts: dict[str, SimulatedHost] = {}
+        self._links: dict[tuple[str, str], SimulatedLink] = {}
+        self._names: dict[str, list[str]] = {}
+        self._sockets: dict[tuple[str, int], _SimulatedSocket] = {}
+        # Source addresses which a rebinding has put in the place of a socket's own.
+        self._aliases: dict[tuple[str, int], _SimulatedSocket] = {}
+        self._sequence = itertools.count()
+        self._ports = itertools.cycle(_EPHEMERAL_PORTS)
+        self._counts = dict.fromkeys((f.name for f in attrs.fields(NetworkStatistics)), 0)
+
+    def __repr__(self) -> str:
+        return f"<SimulatedNetwork with seed {self.seed}>"
+
+    def host(self, address: str) -> SimulatedHost:
+        """The host with this numeric address (IPv4 or IPv6); the same object every time."""
+        if address not in self._hosts:
+            _check_numeric(address)
+            self._hosts[address] = SimulatedHost(self, address)
+        return self._hosts[address]
+
+    def add_name(self, name: str, *addresses: str) -> None:
+        """Let `name` resolve to these addresses, in this order."""
+        for address in addresses:
+            _check_numeric(address)
+        self._names[name] = list(addresses)
+
+    def link(self, source: str, destination: str) -> SimulatedLink:
+        """The direction from one host to another."""
+        return self._links.setdefault((source, destination), SimulatedLink(self))
+
+    def set_conditions(self, **changes: float | None) -> None:
+        """Change some conditions of all links which have none of their own."""
+        self.conditions = attrs.evolve(self.conditions, **changes)  # type: ignore[arg-type]
+
+    def partition(self, first: str, second: str) -> None:
+        """Nothing gets through between these hosts, either way, until :meth:`heal`."""
+        self.link(first, second)._cut = self.link(second, first)._cut = True
+
+    def heal(self, first: str, second: str) -> None:
+        """End a :meth:`partition`."""
+        self.link(first, second)._cut = self.link(second, first)._cut = False
+
+    def statistics(self) -> NetworkStatistics:
+        """A snapshot of the counters."""
+        return NetworkStatistics(**self._counts)
+
+    # ------------------------------------------------------------------ inside
+
+    def _count(self, what: str, amount: int = 1) -> None:
+        self._counts[what] += amount
+
+    def _send(self, datagram: Datagram) -> None:
+        self._count("sent")
+        if self.tap is None:
+            self._transfer(datagram)
+            return
+        outcome = self.tap(datagram)
+        if outcome is None:
+            self._count("lost")
+            return
+        passed = outcome if isinstance(outcome, list) else [outcome]
+        if not passed:
+            self._count("lost")
+        for extra, each in enumerate(passed):
+            if extra:
+                self._count("duplicated")
+            self._transfer(each)
+
+    def _transfer(self, datagram: Datagram) -> None:
+        link = self.link(datagram.source[0], datagram.destination[0])
+        conditions = link.conditions
+        # Always the same draws for a datagram, so that a change of one condition does
+        # not change the fate which the others have in store.
+        draws = [self._random.random() for _ in range(6)]
+        if link._cut:
+            self._count("partitioned")
+            return
+        if conditions.mtu is not None and len(datagram.data) > conditions.mtu:
+            self._count("too_large")
+            return
+        departure = trio.current_time()
+        if conditions.bandwidth is not None:
+            start = max(departure, link._free_at)
+            waiting = (start - departure) * conditions.bandwidth / 8
+            if waiting + len(datagram.data) > conditions.queue_bytes:
+                self._count("queue_full")
+                return
+            departure = link._free_at = start + len(datagram.data) * 8 / conditions.bandwidth
+        if draws[0] < conditions.loss:
+            self._count("lost")
+            return
+        data = datagram.data
+        if data and draws[1] < conditions.corrupt:
+            self._count("corrupted")
+            bit = int(draws[2] * len(data) * 8)
+            changed = bytearray(data)
+            changed[bit // 8] ^= 1 << bit % 8
+            data = bytes(changed)
+        arrival = departure + conditions.delay + draws[3] * conditions.jitter
+        if draws[4] < conditions.reorder:
+            arrival += max(conditions.delay, 0.001)
+        self._put(datagram, data, arrival)
+        if draws[5] < conditions.duplicate:
+            self._count("duplicated")
+            self._put(datagram, data, arrival + max(conditions.delay, 0.001))
+
+    def _put(self, datagram: Datagram, data: bytes, arrival: float) -> None:
+        receiver = self._find(datagram.destination)
+        if receiver is None:
+            self._count("no_listener")
+            return
+        self._count("under_way")
+        receiver._enqueue(arrival, next(self._sequence), data, datagram.source)
+
+    def _find(self, destination: tuple[str, int]) -> _SimulatedSocket | None:
+        if destination in self._aliases:
+            return self._aliases[destination]
+        found = self._sockets.get(destination)
+        # Behind a rebinding, the old outside address leads nowhere.
+        return None if found is None or found._outside != destination else found
+
+    def _free_port(self, host: str) -> int:
+        for _ in _EPHEMERAL_PORTS:
+            port = next(self._ports)
+            if (host, port) not in self._sockets and (host, port) not in self._aliases:
+                return port
+        raise OSError(errno.EADDRINUSE, f"no free port is left on {host}")
+
+
+@final
+class SimulatedHost:
+    """One host of a simulated network.  Obtained from :meth:`SimulatedNetwork.host`.
+
+    Pass it as ``network=`` to :func:`phoenix_trio.serve`,
+    :func:`phoenix_trio.open_connection` or :meth:`phoenix_trio.Endpoint.open`.
+    """
+
+    def __init__(self, network: SimulatedNetwork, address: str) -> None:
+        self._network = network
+        self._address = address
+
+    def __repr__(self) -> str:
+        return f"<SimulatedHost {self._address}>"
+
+    @property
+    def address(self) -> str:
+        """The host's numeric address."""
+        return self._address
+
+    async def resolve(self, host: str, port: int) -> list[SocketAddress]:
+        """Numeric addresses, and names given to :meth:`SimulatedNetwork.add_name`.
+
+        Raises:
+          OSError: (``socket.gaierror``) the name is unknown.
+        """
+        await trio.lowlevel.checkpoint()
+        if host in self._network._names:
+            return [(address, port) for address in self._network._names[host]]
+        try:
+            _check_numeric(host)
+        except ValueError:
+            raise socket.gaierror(
+                socket.EAI_NONAME, f"{host!r} has no address in {self._network!r}"
+            ) from None
+        return [(host, port)]
+
+    async def open_socket(
+        self, host: str | None, port: int, *, buffer_size: int
+    ) -> _SimulatedSocket:
+        """A socket on this host.
+
+        Raises:
+          OSError: the address is not this host's, or the port is in use.
+        """
+        await trio.lowlevel.checkpoint()
+        if host not in (None, self._address, "0.0.0.0", "::"):  # noqa: S104 - not a real one
+            raise OSError(errno.EADDRNOTAVAIL, f"{host} is not an address of {self!r}")
+        port = port or self._network._free_port(self._address)
+        local = (self._address, port)
+        if local in self._network._sockets or local in self._network._aliases:
+            raise OSError(errno.EADDRINUSE, f"port {port} of {self._address} is in use")
+        opened = _SimulatedSocket(self._network, local, buffer_size)
+        self._network._sockets[local] = opened
+        return opened
+
+    def rebind(self, new_address: str | None = None) -> None:
+        """A NAT forgets its mapping: all sockets of this host seem to move.
+
+        From now on their datagrams come from another port (and from `new_address`,
+        if given), replies to that reach them, and what is sent to the old address
+        reaches nobody.
+        """
+        network = self._network
+        outside_host = self._address if new_address is None else new_address
+        for opened in list(network._sockets.values()):
+            if opened._address[0] == self._address:
+                network._aliases.pop(opened._outside, None)
+                opened._outside = (outside_host, network._free_port(outside_host))
+                network._aliases[opened._outside] = opened
+
+
+@final
+class _SimulatedSocket:
+    """A :class:`phoenix_trio.quic.packet_io.DatagramSocket` in memory."""
+
+    def __init__(
+        self, network: SimulatedNetwork, address: tuple[str, int], buffer_size: int
+    ) -> None:
+        self._network = network
+        self._address = address
+        self._outside = address
+        self._buffer_size = buffer_size
+        self._coming: list[tuple[float, int, bytes, tuple[str, int]]] = []
+        self._lot = trio.lowlevel.ParkingLot()
+        self._queued_bytes = 0
+        self._closed = False
+        self._bytes_sent = 0
+        self._bytes_received = 0
+        self._datagrams_sent = 0
+        self._datagrams_received = 0
+        self._send_blocked = 0
+        #: Tests set this to let the socket's send buffer seem full.
+        self.block_sending = False
+
+    @property
+    def address(self) -> SocketAddress:
+        return self._address
+
+    @property
+    def statistics(self) -> SocketStatistics:
+        return SocketStatistics(
+            bytes_sent=self._bytes_sent,
+            bytes_received=self._bytes_received,
+            datagrams_sent=self._datagrams_sent,
+            datagrams_received=self._datagrams_received,
+            send_blocked=self._send_blocked,
+            soft_errors=0,
+            receive_buffer_size=self._buffer_size,
+            send_buffer_size=self._buffer_size,
+        )
+
+    def _enqueue(self, arrival: float, sequence: int, data: bytes, source: tuple[str, int]) -> None:
+        earliest = self._coming[0][0] if self._coming else math.inf
+        heapq.heappush(self._coming, (arrival, sequence, data, source))
+        self._queued_bytes += len(data)
+        if arrival < earliest:
+            self._lot.unpark_all()
+
+    def _drop_overflow(self, now: float) -> None:
+        """What arrived while the buffer was full is lost, as in a kernel: the latest first."""
+        due = sorted(entry for entry in self._coming if entry[0] <= now)
+        held = 0
+        for entry in due:
+            held += len(entry[2])
+            if held > self._buffer_size:
+                self._coming.remove(entry)
+                self._queued_bytes -= len(entry[2])
+                self._network._count("receive_buffer_full")
+                self._network._count("under_way", -1)
+                held -= len(entry[2])
+        heapq.heapify(self._coming)
+
+    def receive(self, limit: int) -> list[tuple[bytes, SocketAddress]]:
+        now = trio.current_time()
+        coming = self._coming
+        received: list[tuple[bytes, SocketAddress]] = []
+        if self._queued_bytes > self._buffer_size:
+            self._drop_overflow(now)
+        while coming and coming[0][0] <= now and len(received) < limit:
+            _, _, data, source = heapq.heappop(coming)
+            received.append((data, source))
+            self._queued_bytes -= len(data)
+            self._bytes_received += len(data)
+            self._network._count("delivered")
+            self._network._count("under_way", -1)
+        self._datagrams_received += len(received)
+        return received
+
+    def send(self, data: bytes, address: SocketAddress) -> bool:
+        if self._closed:
+            return True
+        if self.block_sending:
+            self._send_blocked += 1
+            return False
+        self._bytes_sent += len(data)
+        self._datagrams_sent += 1
+        self._network._send(Datagram(self._outside, (address[0], address[1]), bytes(data)))
+        return True
+
+    async def wait_readable(self) -> None:
+        await trio.lowlevel.checkpoint()
+        while True:
+            if self._closed:
+                raise trio.ClosedResourceError("this socket was closed")
+            earliest = self._coming[0][0] if self._coming else math.inf
+            if earliest <= trio.current_time():
+                return
+            with trio.CancelScope(deadline=earliest):
+                await self._lot.park()
+
+    async def wait_writable(self) -> None:
+        await trio.lowlevel.checkpoint()
+        while self.block_sending:
+            if self._closed:
+                raise trio.ClosedResourceError("this socket was closed")
+            await self._lot.park()
+
+    def unblock_sending(self) -> None:
+        """The send buffer has room again."""
+        self.block_sending = False
+        self._lot.unpark_all()
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        del self._network._sockets[self._address]
+        if self._network._aliases.get(self._outside) is self:
+            del self._network._aliases[self._outside]
+        self._network._count("no_listener", len(self._coming))
+        self._network._count("under_way", -len(self._coming))
+        self._coming.clear()
+        self._queued_bytes = 0
+        self._lot.unpark_all()
+
+    def reachable(self, address: SocketAddress) -> SocketAddress | None:
+        # Hosts have one address each; a link joins any two of them, as a dual stack would.
+        return address
+
+
+def _check_numeric(address: str) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        socket.inet_pton(family, address)
+    except OSError:
+        raise ValueError(f"{address!r} is not a numeric IPv4 or IPv6 address") from None
