@@ -203,10 +203,13 @@ class SocketDriver:
                 del self._waiting[lot]
 
     async def _lead(self, lot: trio.lowlevel.ParkingLot) -> None:
+        # At once, before anybody else can wait and lead as well.
+        self._is_running = True
         try:
             with unwrap_lone():
                 async with trio.open_nursery() as nursery:
-                    await nursery.start(self.run)
+                    # It begins to run when this task has parked, so no wake-up is lost.
+                    nursery.start_soon(self._run)
                     try:
                         await lot.park()
                     finally:
@@ -226,13 +229,16 @@ class SocketDriver:
         if self._is_running:
             raise trio.BusyResourceError("the endpoint is being driven by another task")
         self._is_running = True
+        task_status.started()
+        await self._run()
+
+    async def _run(self) -> None:
         try:
             with unwrap_lone():
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(
                         self._until_closed, self._flush_forever, nursery.cancel_scope
                     )
-                    task_status.started()
                     await self._until_closed(self._receive_forever, nursery.cancel_scope)
         except Exception as error:
             self._fail(error)

@@ -660,7 +660,6 @@ class ClientTLS:
         if password is not None and private_key is None:
             raise ValueError("password is of no use without private_key")
 
-        self._ca_name = "None" if ca is None else _name_of(ca)
         self.server_name: Final = (
             None if server_name is None else normalize_server_name(server_name)
         )
@@ -670,9 +669,11 @@ class ClientTLS:
 
         trusted: tuple[x509.Certificate, ...] = ()
         store: crypto.X509Store | None = None
+        self._ca_name: str | None = None
         if ca is not None:
             trusted = _load_certificates("ca", ca)
             store = _store_of("ca", trusted)
+            self._ca_name = _name_of(ca)
         elif not kinds_of_trust:
             store = _system_store()
         identity: Identity | None = None
@@ -713,7 +714,7 @@ class ClientTLS:
 
     def __repr__(self) -> str:
         fields = []
-        if self._ca_name != "None":
+        if self._ca_name is not None:
             fields.append(f"ca={self._ca_name}")
         if self.server_name is not None:
             fields.append(f"server_name={self.server_name!r}")
