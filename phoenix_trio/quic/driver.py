@@ -167,6 +167,7 @@ class SocketDriver:
             # Nobody turns the crank just now, so the writer does it.
             self._dirty[route] = None
             self._flush(trio.current_time())
+            self.close_if_unused()
             return
         if not self._dirty:
             self._flush_lot.unpark_all()
@@ -219,6 +220,11 @@ class SocketDriver:
             # unchanged, and the first of them to wait again leads.
             for other in list(self._waiting):
                 other.unpark_all()
+            if not self._waiting_besides(lot):
+                self.close_if_unused()
+
+    def _waiting_besides(self, lot: trio.lowlevel.ParkingLot) -> bool:
+        return any(other is not lot or count > 1 for other, count in self._waiting.items())
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Drive until cancelled.
@@ -291,8 +297,16 @@ class SocketDriver:
         self._close_socket()
 
     def close_if_unused(self) -> None:
-        """Close now if :attr:`close_when_unused` is set and nothing needs the socket."""
-        if self.close_when_unused and not self._all and self.accept is None:
+        """Close now if :attr:`close_when_unused` is set and nothing needs the socket.
+
+        Closing periods are kept only while somebody drives: without a driver nobody
+        would ever see their end.
+        """
+        if not self.close_when_unused or self.accept is not None:
+            return
+        if not self._all or (
+            not self._is_running and all(route.engine.is_ending for route in self._all)
+        ):
             self.close()
 
     def _close_socket(self) -> None:

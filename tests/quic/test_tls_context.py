@@ -853,6 +853,31 @@ def test_early_data_is_refused_by_servers_which_did_not_opt_in() -> None:
     assert not pair.client.completed.early_data_accepted
 
 
+def test_tickets_say_whether_early_data_are_welcome() -> None:
+    for allowed in (False, True):
+        serving = server(early_data=allowed)
+        tickets = SessionStore()
+        sessions = client(session_store=tickets).session_store
+        assert sessions is not None
+        connect(client(session_store=tickets), serving)
+        ticket = sessions.take(NAME, PORT, ("test/1",))
+        assert ticket is not None
+        assert (ticket.max_early_data_size is not None) is allowed
+
+
+def test_early_data_are_refused_once_they_are_not_welcome_any_more() -> None:
+    # The ticket promised it, but the listener which it comes back to does not want it.
+    dialler = client(session_store=SessionStore(), early_data=True)
+    first, second = server(early_data=True), server(early_data=False)
+    connect(dialler, first)
+    second.tickets._tickets.update(first.tickets._tickets)
+    pair = early(make_pair(dialler, second))
+    assert early_data(pair) == b""
+    pair.exchange()
+    assert pair.client.completed.session_resumed
+    assert not pair.client.completed.early_data_accepted
+
+
 def insist_on_early_data(dialler: ClientTLS) -> None:
     """Forge the client's tickets, as a hostile client could."""
     assert dialler.session_store is not None
@@ -1084,6 +1109,16 @@ def test_a_bug_in_a_parser_ends_the_handshake_for_both_sides(
     assert_refused(pair, "client", 80, HandshakeFailed, HandshakeFailed, "a bug")
     assert isinstance(pair.client.context.failure, HandshakeFailed)
     assert isinstance(pair.client.context.failure.__cause__, ZeroDivisionError)
+
+
+def test_a_certificate_of_an_unknown_version_leads_to_an_alert() -> None:
+    der, key = server_der()
+    version = bytes.fromhex("a003020102")
+    assert der.count(version) == 1
+    unknown = der.replace(version, bytes.fromhex("a003020107"))
+    for certificates in ([unknown], [der, unknown]):
+        with pytest.raises(tls.AlertBadCertificate):
+            judge(certificates, key)
 
 
 def test_an_endless_chain_is_refused() -> None:
