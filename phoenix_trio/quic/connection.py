@@ -92,7 +92,8 @@ class QuicConnection(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
         self._stream_credit_stalls = 0
         self._pings: dict[int, trio.lowlevel.ParkingLot] = {}
         self._ping_uid = 0
-        self._senders_waiting: dict[trio.lowlevel.ParkingLot, int] = {}
+        self._waiting_for_room: dict[int, trio.lowlevel.ParkingLot] = {}
+        self._waiting_for_progress: dict[trio.lowlevel.ParkingLot, int] = {}
 
         self._state_lot = trio.lowlevel.ParkingLot()  # handshake, confirmation, end
         self._accept_lot = trio.lowlevel.ParkingLot()
@@ -278,7 +279,7 @@ class QuicConnection(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
         payload = self._check_datagram(data)
         while self._engine.datagram_queue_is_full:
             self._engine.want_datagram_room()
-            await self._wait_to_send(self._send_lot)
+            await self._wait_for_progress(self._send_lot)
             payload = self._check_datagram(payload)
         self._engine.send_datagram(payload)
         self._touch()
@@ -420,7 +421,7 @@ class QuicConnection(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
             ):
                 if engine.has_queued_datagrams:
                     engine.want_datagram_room()
-                await self._wait_to_send(self._send_lot)
+                await self._wait_for_progress(self._send_lot)
         finally:
             self.abort(code, reason)
 
@@ -472,9 +473,17 @@ class QuicConnection(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
     async def _wait(self, lot: trio.lowlevel.ParkingLot) -> None:
         await self._driver.wait(lot)
 
-    async def _wait_to_send(self, lot: trio.lowlevel.ParkingLot) -> None:
+    async def _wait_for_room(self, stream_id: int, lot: trio.lowlevel.ParkingLot) -> None:
+        """Park in `lot` until the stream may have room to send."""
+        self._waiting_for_room[stream_id] = lot
+        try:
+            await self._driver.wait(lot)
+        finally:
+            self._waiting_for_room.pop(stream_id, None)
+
+    async def _wait_for_progress(self, lot: trio.lowlevel.ParkingLot) -> None:
         """Park in `lot` until something was acknowledged or sent, too."""
-        waiting = self._senders_waiting
+        waiting = self._waiting_for_progress
         waiting[lot] = waiting.get(lot, 0) + 1
         try:
             await self._driver.wait(lot)
@@ -579,7 +588,11 @@ class QuicConnection(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
         self._close_if_idle()
 
     def _on_progress(self, event: events.SendProgress) -> None:
-        for lot in list(self._senders_waiting):
+        # Only those who can go on: a hundred blocked writers must not all wake for one ACK.
+        for stream_id, lot in list(self._waiting_for_room.items()):
+            if self._engine.has_send_room(stream_id):
+                lot.unpark_all()
+        for lot in list(self._waiting_for_progress):
             lot.unpark_all()
 
     def _on_streams_available(self, event: events.StreamsAvailable) -> None:
@@ -587,7 +600,7 @@ class QuicConnection(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
 
     def _on_datagram(self, event: events.DatagramReceived) -> None:
         queue = self._datagrams
-        if len(queue) >= self._driver.config.datagram_queue_length:
+        if len(queue) >= self._engine.config.datagram_queue_length:
             queue.popleft()
             self._datagrams_dropped += 1
         queue.append(event.data)
@@ -644,7 +657,8 @@ class QuicConnection(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
             self._send_lot,
             self._datagram_lot,
             *self._pings.values(),
-            *self._senders_waiting,
+            *self._waiting_for_room.values(),
+            *self._waiting_for_progress,
         ):
             lot.unpark_all()
         if self._ended:

@@ -151,6 +151,10 @@ class SocketDriver:
         digest = hmac.new(self._reset_key, b"stateless reset" + connection_id, hashlib.sha256)
         return digest.digest()[:_RESET_TOKEN_LENGTH]
 
+    def set_reset_key(self, key: bytes) -> None:
+        """From now on, derive stateless reset tokens from this key."""
+        self._reset_key = key
+
     def add(self, engine: Engine, sink: Sink) -> Route:
         """Take over a client connection; :meth:`touch` sends its first packets."""
         route = Route(engine, sink, is_incoming=False)

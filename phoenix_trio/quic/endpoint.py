@@ -85,7 +85,7 @@ class Endpoint(metaclass=NoPublicConstructor):
           OSError: the name is unknown, or the port is in use.
           NotADirectoryError, PermissionError: `qlog_dir` or `keylog_file` cannot be used.
         """
-        endpoint = await cls._open(host, port, config=config, network=network, secret=None)
+        endpoint = await cls._open(host, port, config=config, network=network)
         driver = endpoint._driver
         with unwrap_lone():
             async with trio.open_nursery() as nursery:
@@ -105,7 +105,6 @@ class Endpoint(metaclass=NoPublicConstructor):
         *,
         config: TransportConfig | None,
         network: Network | None,
-        secret: bytes | None,
     ) -> Endpoint:
         """An endpoint which nobody drives yet."""
         config = TransportConfig() if config is None else config
@@ -119,7 +118,7 @@ class Endpoint(metaclass=NoPublicConstructor):
             if key_log is not None:
                 key_log.close()
             raise
-        key = config.stateless_reset_key or secret or os.urandom(32)
+        key = config.stateless_reset_key or os.urandom(32)
         driver = SocketDriver(socket, config, key)
         endpoint: Endpoint = cls._create(driver, network, key_log, traces)
         driver.on_close = endpoint._close_logs
@@ -208,6 +207,9 @@ class Endpoint(metaclass=NoPublicConstructor):
         names = check_alpn(alpn)
         listener: QuicListener = QuicListener._create(driver)
         own_config = driver.config if config is None else config
+        if driver.config.stateless_reset_key is None:
+            # Stable over restarts, so that a restarted server resets its old connections.
+            driver.set_reset_key(tls.stateless_reset_secret())
 
         def accept(admit: Admit, address: SocketAddress) -> tuple[Engine, QuicConnection]:
             engine = make_server_engine(

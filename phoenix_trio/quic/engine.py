@@ -130,7 +130,8 @@ class Engine(QuicConnection):
         configuration.max_datagram_size = config.max_udp_payload_size or 1200
         configuration.max_datagram_frame_size = 65535 if config.enable_datagrams else None
         super().__init__(configuration=configuration, **arguments)
-        self._config = config
+        self.config = config
+        """Limits, buffers and timers of this connection."""
         self._policy = policy
         self._reset_token = reset_token
         self._now = 0.0
@@ -386,7 +387,7 @@ class Engine(QuicConnection):
         record = self._records.get(stream_id)
         if record is None:
             return 0
-        config = self._config
+        config = self.config
         return max(
             0,
             min(
@@ -399,8 +400,8 @@ class Engine(QuicConnection):
         """Whether a writer that had to wait should go on: both buffers are half empty."""
         record = self._records.get(stream_id)
         return record is None or (
-            record.sender.buffered * 2 <= self._config.stream_send_buffer_size
-            and self._buffered * 2 <= self._config.send_buffer_size
+            record.sender.buffered * 2 <= self.config.stream_send_buffer_size
+            and self._buffered * 2 <= self.config.send_buffer_size
         )
 
     def write(self, stream_id: int, data: bytes | memoryview, *, end_stream: bool = False) -> None:
@@ -479,7 +480,7 @@ class Engine(QuicConnection):
         count = offset - window.released
         window.release(count)
         self._window.release(count)
-        rtt = self._loss._rtt_smoothed or self._config.initial_rtt
+        rtt = self._loss._rtt_smoothed or self.config.initial_rtt
         if self._window.update(self._now, rtt):
             self._limits_pending = True
         wants_more = not record.receiver.is_complete and not record.discarding
@@ -512,7 +513,7 @@ class Engine(QuicConnection):
         if not receiver.is_finished:
             window = ReceiveWindow(
                 self._initial_stream_window,
-                min(self._config.stream_receive_buffer_size, self._config.receive_buffer_size),
+                min(self.config.stream_receive_buffer_size, self.config.receive_buffer_size),
             )
         is_local = stream_is_client_initiated(stream_id) == self._is_client
         self._records[stream_id] = StreamRecord(stream, sender, receiver, window, is_local=is_local)
@@ -565,7 +566,7 @@ class Engine(QuicConnection):
         would queue a larger one for ever, and all later ones behind it.
         """
         remote = self._remote_max_datagram_frame_size
-        if not remote or not self._config.enable_datagrams:
+        if not remote or not self.config.enable_datagrams:
             return None
         # The peer's limit counts the frame's type and length as well (RFC 9221 section 3).
         frame_limit = remote - 1 - size_uint_var(remote)
@@ -574,7 +575,7 @@ class Engine(QuicConnection):
     @property
     def datagram_queue_is_full(self) -> bool:
         """Whether `datagram_queue_length` datagrams wait to be sent."""
-        return len(self._datagrams_pending) >= self._config.datagram_queue_length
+        return len(self._datagrams_pending) >= self.config.datagram_queue_length
 
     @property
     def has_queued_datagrams(self) -> bool:
@@ -818,8 +819,8 @@ class Engine(QuicConnection):
         return datagrams
 
     def _touch_keep_alive(self, now: float) -> None:
-        if self._config.keep_alive is not None:
-            self._keep_alive_at = now + self._config.keep_alive
+        if self.config.keep_alive is not None:
+            self._keep_alive_at = now + self.config.keep_alive
 
     # ------------------------------------------------------------------ overrides of aioquic
 

@@ -70,7 +70,7 @@ async def serve(
     """
     if not grace_period >= 0:
         raise ValueError(f"grace_period must not be negative, not {grace_period!r}")
-    endpoints = await _open_endpoints(host, port, tls=tls, config=config, network=network)
+    endpoints = await _open_endpoints(host, port, config=config, network=network)
 
     async def run_handler(connection: QuicConnection) -> None:
         try:
@@ -180,9 +180,7 @@ async def open_listener(
     Raises:
       OSError: the address is unknown or not local, or the port is in use.
     """
-    endpoint = await Endpoint._open(
-        host, port, config=config, network=network, secret=tls.stateless_reset_secret()
-    )
+    endpoint = await Endpoint._open(host, port, config=config, network=network)
     try:
         listener = endpoint.listen(tls=tls, alpn=alpn)
     except BaseException:
@@ -218,7 +216,6 @@ async def _open_endpoints(
     host: str | None,
     port: int,
     *,
-    tls: ServerTLS,
     config: TransportConfig | None,
     network: Network | None,
 ) -> list[Endpoint]:
@@ -236,7 +233,6 @@ async def _open_endpoints(
                     endpoints[0].port if endpoints else port,
                     config=config,
                     network=network,
-                    secret=tls.stateless_reset_secret(),
                 )
             )
     except BaseException:

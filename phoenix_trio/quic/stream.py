@@ -290,7 +290,7 @@ class SendStream(trio.abc.SendStream, metaclass=NoPublicConstructor):
         connection = self._connection
         connection._note_stall()
         while self._is_open() and not connection._has_send_room(self._id):
-            await connection._wait_to_send(self._lot)
+            await connection._wait_for_room(self._id, self._lot)
 
     def _is_open(self) -> bool:
         return not (
@@ -353,7 +353,7 @@ class SendStream(trio.abc.SendStream, metaclass=NoPublicConstructor):
                 return
             if connection._has_ended:
                 raise connection._ended_error()
-            await connection._wait_to_send(self._lot)
+            await connection._wait_for_progress(self._lot)
 
     def reset(self, code: int = ApplicationErrorCode.CANCELLED) -> None:
         """Abandon the stream (RESET_STREAM, RFC 9000 section 3.1) and close it.

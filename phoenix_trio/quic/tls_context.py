@@ -109,10 +109,12 @@ _LARGEST_MESSAGE = 128 * 1024
 _LONGEST_CHAIN = 16
 
 #: What cryptography raises for hostile certificates, most of it only when a field is read.
+#: Some defects are warnings, which a program may have turned into errors (``python -W error``).
 _MALFORMED = (
     ValueError,
     TypeError,
     UnsupportedAlgorithm,
+    Warning,
     x509.DuplicateExtension,
     x509.InvalidVersion,
     x509.UnsupportedGeneralNameType,

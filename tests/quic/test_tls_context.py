@@ -7,6 +7,7 @@ tests hold for any engine which calls `adopt`.
 from __future__ import annotations
 
 import datetime as dt
+import warnings
 from functools import cache
 from typing import Any
 
@@ -1119,6 +1120,23 @@ def test_a_certificate_of_an_unknown_version_leads_to_an_alert() -> None:
     for certificates in ([unknown], [der, unknown]):
         with pytest.raises(tls.AlertBadCertificate):
             judge(certificates, key)
+
+
+def test_a_defect_which_is_only_a_warning_leads_to_an_alert_where_warnings_are_errors() -> None:
+    der, key = server_der()
+    serial = x509.load_der_x509_certificate(der).serial_number
+    length = serial.bit_length() // 8 + 1
+    old = b"\x02" + bytes([length]) + serial.to_bytes(length, "big")
+    assert der.count(old) == 1
+    negative = der.replace(old, old[:2] + b"\xff" + bytes(length - 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(tls.AlertBadCertificate):
+            judge([negative], key)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(tls.Alert):
+            judge([negative], key)
 
 
 def test_an_endless_chain_is_refused() -> None:
