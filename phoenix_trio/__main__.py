@@ -1,0 +1,5 @@
+"""``python -m phoenix_trio``: the same as ``phoenix-trio``."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,24 @@
+"""The ``phoenix-trio`` program (floor 6): one thin file per command.
+
+``transfer`` and ``storage`` hold what a file transfer is; the commands read
+options, print, and call them.
+"""
+
+from __future__ import annotations
+
+import sys
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the program; what it needs beyond the library is the ``cli`` extra."""
+    try:
+        import click  # noqa: F401
+        import rich  # noqa: F401
+    except ImportError:
+        sys.stderr.write('phoenix-trio needs more packages: pip install "phoenix-trio[cli]"\n')
+        sys.exit(2)
+    from .program import program
+
+    program(prog_name="phoenix-trio")

@@ -1,0 +1,94 @@
+"""How a transfer looks while it runs: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import trio
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from .options import format_size
+
+__all__ = ["Display", "show_progress"]
+
+_PLAIN_INTERVAL = 2.0
+
+
+class Display(Protocol):
+    """Where progress is shown."""
+
+    def begin(self, name: str, size: int | None) -> int:
+        """A file begins; returns its number."""
+
+    def update(self, number: int, position: int) -> None:
+        """So many of its bytes are done."""
+
+    def finish(self, number: int) -> None:
+        """It has come to its end, a good or a bad one."""
+
+
+class _Bars:
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+
+    def begin(self, name: str, size: int | None) -> int:
+        return int(self._bars.add_task(name, total=size))
+
+    def update(self, number: int, position: int) -> None:
+        self._bars.update(number, completed=position)  # type: ignore[arg-type] # rich's NewType
+
+    def finish(self, number: int) -> None:
+        self._bars.stop_task(number)  # type: ignore[arg-type] # rich's NewType
+
+
+class _Lines:
+    def __init__(self) -> None:
+        self._files: list[tuple[str, int | None]] = []
+        self._shown_at: dict[int, float] = {}
+
+    def begin(self, name: str, size: int | None) -> int:
+        self._files.append((name, size))
+        number = len(self._files) - 1
+        self._shown_at[number] = trio.current_time()
+        return number
+
+    def update(self, number: int, position: int) -> None:
+        now = trio.current_time()
+        if now - self._shown_at[number] >= _PLAIN_INTERVAL:
+            self._shown_at[number] = now
+            name, size = self._files[number]
+            share = f" of {format_size(size)} ({100 * position // size} %)" if size else ""
+            sys.stderr.write(f"{name}: {format_size(position)}{share}\n")
+            sys.stderr.flush()
+
+    def finish(self, number: int) -> None:
+        self._shown_at.pop(number, None)
+
+
+@contextmanager
+def show_progress() -> Iterator[Display]:
+    """Show progress on standard error for the length of the block."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _Lines()
+        return
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    ) as bars:
+        yield _Bars(bars)
