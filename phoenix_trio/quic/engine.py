@@ -825,7 +825,19 @@ class Engine(QuicConnection):
     # ------------------------------------------------------------------ overrides of aioquic
 
     def _initialize(self, peer_cid: bytes) -> None:
-        """Line 1812: aioquic makes its TLS context here, again after Retry."""
+        """Line 1812: aioquic makes its TLS context here, again after Retry.
+
+        It also replaces the packet number spaces, and forgets what was in flight in
+        them: 0-RTT data would be lost for good.
+        """
+        space = self._spaces.get(tls.Epoch.ONE_RTT)
+        if space is not None and space.sent_packets:
+            self._recovery._on_packets_lost(
+                congestion_event=False,
+                now=self._now,
+                packets=list(space.sent_packets.values()),
+                space=space,
+            )
         super()._initialize(peer_cid)
         adopt(self.tls, self._policy)
 

@@ -408,6 +408,23 @@ async def test_sessions_are_resumed_and_early_data_needs_both_sides(
             nursery.cancel_scope.cancel()
 
 
+async def test_early_data_survives_a_retry(autojump_clock: MockClock) -> None:
+    """aioquic 1.7.2 forgets what was in flight when it begins again after a Retry."""
+    simulated = Simulated()
+    tls = client_tls(session_store=phoenix_trio.SessionStore(), early_data=True)
+    config = TransportConfig(retry="always")
+    server = serve(simulated, echo, tls=server_tls(early_data=True), config=config)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(server)
+        for attempt in range(2):
+            async with simulated.connect(tls=tls) as connection:
+                with trio.fail_after(5):
+                    assert await ask(connection, b"q" * 5000) == b"q" * 5000
+                    await connection.wait_confirmed()
+                assert connection.session_resumed is bool(attempt)
+        nursery.cancel_scope.cancel()
+
+
 async def test_early_data_which_a_restarted_server_refuses_is_sent_again(
     autojump_clock: MockClock,
 ) -> None:

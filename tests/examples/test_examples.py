@@ -1,0 +1,133 @@
+"""Every example, run as its users run it: as processes on loopback."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support import authority_pem, server_pem
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture
+def certificates(tmp_path: Path) -> Path:
+    directory = tmp_path / "certificates"
+    directory.mkdir()
+    chain, key = server_pem()
+    (directory / "server.pem").write_bytes(chain)
+    (directory / "server-key.pem").write_bytes(key)
+    (directory / "ca.pem").write_bytes(authority_pem())
+    return tmp_path
+
+
+def command(name: str, *arguments: str) -> list[str]:
+    return [sys.executable, str(EXAMPLES / name), *arguments]
+
+
+def run(directory: Path, name: str, *arguments: str, text: str | None = None) -> str:
+    result = subprocess.run(
+        command(name, *arguments),
+        cwd=directory,
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@contextmanager
+def server(directory: Path, name: str, *arguments: str) -> Iterator[tuple[str, list[str]]]:
+    """The server's port, and a list which holds the rest of its output in the end."""
+    process = subprocess.Popen(
+        command(name, *arguments, "--port", "0"),
+        cwd=directory,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    output: list[str] = []
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("listening on port "), process.communicate(timeout=10)
+        yield line.split()[-1], output
+        time.sleep(0.2)
+    finally:
+        process.terminate()
+        rest, errors = process.communicate(timeout=20)
+        output.append(rest)
+    assert "Traceback" not in errors.replace("KeyboardInterrupt", ""), errors
+
+
+def test_echo(certificates: Path) -> None:
+    with server(certificates, "echo_server.py") as (port, _):
+        output = run(certificates, "echo_client.py", "localhost", port, "one", "two", "three")
+    assert sorted(output.splitlines()[:3]) == ["echo: one", "echo: three", "echo: two"]
+    assert "round trip" in output
+
+
+def test_file_mover(certificates: Path) -> None:
+    original = certificates / "original.bin"
+    original.write_bytes(os.urandom(3_000_000))
+    with server(certificates, "file_mover.py", "receive", "copy.bin") as (port, output):
+        sent = run(certificates, "file_mover.py", "send", "original.bin", "--port", port)
+        time.sleep(0.5)
+    digest = hashlib.sha256(original.read_bytes()).hexdigest()
+    assert digest in sent
+    assert digest in output[0]
+    assert (certificates / "copy.bin").read_bytes() == original.read_bytes()
+
+
+def test_chat(certificates: Path) -> None:
+    with server(certificates, "chat.py", "serve") as (port, _):
+        listener = subprocess.Popen(
+            command("chat.py", "join", "--port", port, "--name", "bob"),
+            cwd=certificates,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            assert listener.stdout is not None
+            time.sleep(1.0)
+            run(certificates, "chat.py", "join", "--port", port, "--name", "al", text="hi bob\n")
+            assert listener.stdout.readline() == "al has joined\n"
+            assert listener.stdout.readline() == "al: hi bob\n"
+        finally:
+            listener.kill()
+            listener.communicate()
+
+
+def test_telemetry(certificates: Path) -> None:
+    with server(certificates, "telemetry.py", "collect") as (port, output):
+        reported = run(
+            certificates,
+            *("telemetry.py", "report", "--port", port, "--count", "200", "--rate", "1000"),
+        )
+        time.sleep(0.3)
+    assert reported.startswith("sent 200")
+    assert output[0].startswith("200 of 200 readings, average 20."), output
+
+
+def test_http3(certificates: Path) -> None:
+    with server(certificates, "http3_server.py") as (port, _):
+        got = run(certificates, "http3_client.py", "localhost", port, "/100000")
+        body = (bytes(range(251)) * 400)[:100000]
+        assert f"100000 bytes, SHA-256 {hashlib.sha256(body).hexdigest()}" in got
+        upload = certificates / "upload"
+        upload.write_bytes(os.urandom(1_000_000))
+        arguments = ("localhost", port, "/", "--post", "upload", "--show")
+        posted = run(certificates, "http3_client.py", *arguments)
+        assert f"1000000 {hashlib.sha256(upload.read_bytes()).hexdigest()}" in posted
