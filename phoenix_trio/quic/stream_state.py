@@ -109,6 +109,9 @@ class TrackedSender(QuicStreamSender):
 
     def on_reset_delivery(self, delivery: QuicDeliveryState) -> None:
         super().on_reset_delivery(delivery)
+        if self.is_finished:
+            # Whoever waits for everything to be acknowledged waits for resets, too.
+            self._engine.note_acknowledged(0, fin=True)
         self._engine.activate(self._stream)
 
 

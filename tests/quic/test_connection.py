@@ -54,6 +54,16 @@ async def test_aclose_right_after_send_all_delivers_everything(
     assert bytes(received) == data
 
 
+async def test_aclose_waits_for_a_reset_and_no_longer(autojump_clock: MockClock) -> None:
+    """Found by the stateful test: nobody was woken when a RESET_STREAM was acknowledged."""
+    async with connected_pair(client_config=TransportConfig(keep_alive=5.0)) as (client, server):
+        ours, _ = await stream_pair(client, server)
+        ours.reset()
+        with trio.fail_after(1):
+            await client.aclose()
+        assert server.close_reason is None or server.is_closed
+
+
 async def test_what_arrived_before_the_close_can_be_read_after_it(
     autojump_clock: MockClock,
 ) -> None:
