@@ -1,0 +1,227 @@
+"""The engine without any I/O: flow control, limits, timers, the end, and what it relies on."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+import aioquic
+import pytest
+from aioquic.quic.connection import QuicConnection
+from aioquic.quic.recovery import QuicPacketRecovery, QuicPacketSpace
+from aioquic.quic.stream import QuicStream, QuicStreamReceiver, QuicStreamSender
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import phoenix_trio
+from phoenix_trio import TransportConfig
+from phoenix_trio.quic import engine as engine_module
+from phoenix_trio.quic import events, stream_state
+from phoenix_trio.quic.engine import clamp_reason
+from tests.support import EnginePair
+
+KIBIBYTE = 1024
+
+
+def test_a_reader_which_never_reads_stops_the_sender_at_the_window() -> None:
+    config = TransportConfig(
+        receive_buffer_size=100 * KIBIBYTE, stream_receive_buffer_size=60 * KIBIBYTE
+    )
+    pair = EnginePair(server_config=config).connect()
+    assert pair.server is not None
+    pair.server.read_automatically = False
+    ids = []
+    for _ in range(3):
+        stream_id = pair.client.engine.open_stream(unidirectional=False)
+        assert stream_id is not None
+        ids.append(stream_id)
+        pair.client.engine.write(stream_id, bytes(1_000_000))
+    pair.run(20.0)
+    amounts = [len(pair.server.received.get(i, b"")) for i in ids]
+    assert max(amounts) <= 60 * KIBIBYTE
+    assert sum(amounts) == 100 * KIBIBYTE
+    for stream_id, amount in zip(ids, amounts, strict=True):
+        pair.server.engine.consume(stream_id, amount, pair.now)
+    pair.run(5.0)
+    again = sum(len(pair.server.received.get(i, b"")) for i in ids)
+    assert again > sum(amounts), "credit follows reading"
+
+
+def test_aborted_streams_give_their_credit_back() -> None:
+    """A thousand streams left half-read must not shrink the connection's window for good."""
+    config = TransportConfig(receive_buffer_size=64 * KIBIBYTE)
+    pair = EnginePair(server_config=config).connect()
+    assert pair.server is not None
+    pair.server.read_automatically = False
+    for number in range(300):
+        stream_id = pair.client.engine.open_stream(unidirectional=True)
+        assert stream_id is not None, number
+        pair.client.engine.write(stream_id, bytes(20_000))
+        pair.run(0.05)
+        if number % 2:
+            pair.client.engine.reset_sending(stream_id, 1)
+        else:
+            pair.server.engine.stop_receiving(stream_id, 1)
+        pair.client.engine.let_go(stream_id, sending=True)
+        pair.run(0.2)
+        pair.server.engine.let_go(stream_id, receiving=True)
+        pair.run(0.2)
+    assert not pair.server.of(events.Terminated)
+    assert not pair.server.engine._records
+    assert not pair.client.engine._records
+    window = pair.server.engine._window
+    assert window.released == pair.server.engine._local_max_data.used
+    assert pair.client.engine._buffered == 0
+
+
+@pytest.mark.parametrize("limit", [0, 1, 1000])
+def test_stream_limits_are_those_of_the_configuration(limit: int) -> None:
+    config = TransportConfig(max_bidirectional_streams=limit, max_unidirectional_streams=limit)
+    pair = EnginePair(server_config=config).connect()
+    for unidirectional in (False, True):
+        opened = 0
+        while pair.client.engine.open_stream(unidirectional=unidirectional) is not None:
+            opened += 1
+        assert opened == limit
+
+
+def test_lost_credit_is_announced_again() -> None:
+    """MAX_DATA, MAX_STREAM_DATA and MAX_STREAMS in packets which get lost."""
+    config = TransportConfig(
+        receive_buffer_size=32 * KIBIBYTE,
+        stream_receive_buffer_size=16 * KIBIBYTE,
+        max_unidirectional_streams=2,
+    )
+    pair = EnginePair(server_config=config).connect()
+    count = 0
+
+    def drop(destination: object, data: bytes) -> bool:
+        nonlocal count
+        if destination is not pair.client:
+            return False
+        count += 1
+        return count % 2 == 0
+
+    pair.drop = drop
+    assert pair.server is not None
+    total = 0
+    for _ in range(6):
+        for _ in range(200):
+            stream_id = pair.client.engine.open_stream(unidirectional=True)
+            if stream_id is not None:
+                break
+            pair.run(0.1)
+        assert stream_id is not None, "MAX_STREAMS was lost for good"
+        pair.client.engine.write(stream_id, bytes(100_000), end_stream=True)
+        pair.client.engine.let_go(stream_id, sending=True)
+        pair.run(10.0)
+        total += len(pair.server.received[stream_id])
+        pair.server.engine.let_go(stream_id, receiving=True)
+    assert total == 600_000
+
+
+def test_a_closing_connection_answers_fewer_and_fewer_packets() -> None:
+    pair = EnginePair().connect()
+    assert pair.server is not None
+    late: list[bytes] = []
+    for uid in range(20):
+        pair.client.engine.send_ping(uid)
+        late += [data for data, _ in pair.client.engine.transmit(pair.now)]
+    server = pair.server.engine
+    server.close_application(3, "bye")
+    (close,) = server.transmit(pair.now)
+    answered = []
+    for number, data in enumerate(late, start=1):
+        server.receive(data, pair.client.address, pair.now)
+        if server.transmit(pair.now) == [close]:
+            answered.append(number)
+    assert answered == [1, 2, 4, 8, 16]
+
+
+def test_the_end_is_reported_once_and_with_its_cause() -> None:
+    pair = EnginePair(server_config=TransportConfig(max_idle_timeout=3.0)).connect()
+    assert pair.server is not None
+    pair.run(60.0)
+    (ending,) = pair.server.of(events.Terminated)
+    assert isinstance(ending.error, phoenix_trio.ConnectionTimedOut)
+    (ending,) = pair.client.of(events.Terminated)
+    assert isinstance(ending.error, phoenix_trio.ConnectionTimedOut)
+    assert pair.client.engine.next_deadline() is None
+
+
+def test_keep_alive_sends_a_ping_now_and_then_only() -> None:
+    pair = EnginePair(client_config=TransportConfig(keep_alive=10.0)).connect()
+    before = pair.client.engine._packet_number
+    pair.run(1000.0)
+    assert not pair.client.of(events.Terminated)
+    assert 90 <= pair.client.engine._packet_number - before <= 220
+
+
+def test_reasons_are_cut_on_a_character_boundary() -> None:
+    assert clamp_reason("ä" * 1000) == "ä" * 128
+    assert clamp_reason("x\udcff") == "x?"
+
+
+@settings(max_examples=40)
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.integers(0, 40_000)), min_size=1, max_size=12),
+    st.integers(0, 2**32),
+    st.sampled_from([0.0, 0.1, 0.3]),
+)
+def test_over_a_lossy_wire_every_stream_arrives_whole(
+    writes: list[tuple[int, int]], seed: int, loss: float
+) -> None:
+    import random
+
+    generator = random.Random(seed)
+    pair = EnginePair().connect()
+    assert pair.server is not None
+    pair.drop = lambda destination, data: generator.random() < loss
+    engine = pair.client.engine
+    ids = [engine.open_stream(unidirectional=False) for _ in range(3)]
+    sent = {i: bytearray() for i in ids if i is not None}
+    for index, size in writes:
+        stream_id = ids[index]
+        assert stream_id is not None
+        data = generator.randbytes(size)
+        engine.write(stream_id, data)
+        sent[stream_id] += data
+        pair.run(generator.random() / 10)
+    for stream_id in sent:
+        engine.write(stream_id, b"", end_stream=True)
+    pair.run(25.0)
+    for stream_id, data in sent.items():
+        assert pair.server.received.get(stream_id, b"") == data
+    assert not engine.has_unacknowledged_streams
+    assert engine._buffered == 0
+
+
+def test_what_the_engine_relies_on_is_still_there() -> None:
+    """Private names of aioquic which engine.py and stream_state.py touch."""
+    assert aioquic.__version__.startswith("1.7."), "read the overrides again"
+    source = inspect.getsource(engine_module) + inspect.getsource(stream_state)
+    own = set(re.findall(r"self\.(_\w+)\s*(?::[^=\n]+)?=[^=]", source))
+    own |= set(re.findall(r"def (_\w+)\(", source))
+    pair = EnginePair().connect()
+    stock = set(dir(QuicConnection)) | set(
+        re.findall(r"self\.(_\w+)", inspect.getsource(QuicConnection))
+    )
+    for kind in (
+        QuicPacketRecovery,
+        QuicPacketSpace,
+        QuicStream,
+        QuicStreamReceiver,
+        QuicStreamSender,
+    ):
+        stock |= set(re.findall(r"self\.(_\w+)", inspect.getsource(kind))) | set(dir(kind))
+    used = set(re.findall(r"(?:self|_loss|_recovery|loss|stream|sender|receiver)\.(_\w+)", source))
+    missing = sorted(name for name in used - own - stock if not hasattr(pair.client.engine, name))
+    assert not missing, f"aioquic {aioquic.__version__} has no {', '.join(missing)} any more"
+    overridden = [
+        name
+        for name, value in vars(engine_module.Engine).items()
+        if inspect.isfunction(value) and value.__doc__ and value.__doc__.startswith("Line ")
+    ]
+    assert len(overridden) >= 12
+    for name in overridden:
+        assert hasattr(QuicConnection, name), f"aioquic {aioquic.__version__} has no {name}"
