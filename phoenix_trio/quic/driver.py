@@ -502,6 +502,10 @@ class SocketDriver:
             self._forget(route)
             return
         deadline = engine.next_deadline()
+        if deadline is not None and deadline <= now and self._unsent:
+            # Packets are due, but the socket is full: the flush which waits for it looks
+            # here again.  Only the end of the connection must not wait for that.
+            deadline = engine.end_deadline
         if deadline is not None and deadline < route.scheduled_at:
             self._schedule(route, deadline)
 

@@ -274,6 +274,11 @@ class Engine(QuicConnection):
             return self._keep_alive_at
         return deadline
 
+    @property
+    def end_deadline(self) -> float | None:
+        """When the connection ends if nothing happens any more (idle timeout, closing period)."""
+        return self._close_at
+
     def has_more_to_send(self, now: float) -> bool:
         """Whether :meth:`transmit` stopped only because its run was full."""
         return (
