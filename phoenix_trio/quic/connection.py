@@ -461,6 +461,10 @@ class QuicConnection(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
     def _is_closing(self) -> bool:
         return self._closing or self._ended
 
+    @property
+    def _is_driven_by_waiters(self) -> bool:
+        return not self._driver.has_own_tasks
+
     def _ended_error(self) -> BaseException:
         if self._error is not None:
             return fresh(self._error)

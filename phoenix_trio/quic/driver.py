@@ -132,6 +132,8 @@ class SocketDriver:
         self._failure: BaseException | None = None
         self._idle_lot = trio.lowlevel.ParkingLot()
         self._unroutable_log = RateLimit(rate=1.0, burst=5)
+        self.has_own_tasks = False
+        """Whether :meth:`run` drives; otherwise it is whoever waits."""
         self.close_when_unused = False
         """Close the socket as soon as there is neither a listener nor a connection."""
         self.on_close: Callable[[], None] | None = None
@@ -239,8 +241,12 @@ class SocketDriver:
         if self._is_running:
             raise trio.BusyResourceError("the endpoint is being driven by another task")
         self._is_running = True
+        self.has_own_tasks = True
         task_status.started()
-        await self._run()
+        try:
+            await self._run()
+        finally:
+            self.has_own_tasks = False
 
     async def _run(self) -> None:
         try:

@@ -395,6 +395,10 @@ class SendStream(trio.abc.SendStream, metaclass=NoPublicConstructor):
     async def aclose(self) -> None:
         """Like :meth:`close`, as a checkpoint.
 
+        On the socket of :func:`open_listener`, which is served only while some task
+        waits, it also waits until the peer has acknowledged everything: nobody
+        else might be there to repair a loss.
+
         Cancellation: the stream is closed, but reset rather than ended, since
         whoever was cancelled may have sent a part only.
         """
@@ -406,6 +410,16 @@ class SendStream(trio.abc.SendStream, metaclass=NoPublicConstructor):
             self.close()
             raise
         self.close()
+        connection = self._connection
+        if connection._is_driven_by_waiters:
+            offset = connection._written(self._id)
+            while not (
+                self._was_reset
+                or self._error is not None
+                or connection._has_ended
+                or connection._is_acknowledged(self._id, offset, with_fin=True)
+            ):
+                await connection._wait_for_progress(self._lot)
 
     async def __aexit__(
         self,
