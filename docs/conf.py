@@ -90,7 +90,14 @@ _SNAPSHOTS = (
 )
 
 # Names which appear in signatures and are private on purpose.
-_PRIVATE_IN_SIGNATURES = {"SocketAddress", "Network", "DatagramSocket", "RetryPolicy"}
+_PRIVATE_IN_SIGNATURES = {
+    "DatagramSocket",
+    "Network",
+    "RetryPolicy",
+    "ServerIdentity",
+    "SocketAddress",
+    "SocketStatistics",
+}
 
 
 def resolve_by_public_name(

@@ -3,12 +3,22 @@
 Floor 3.  ``phoenix_trio.testing`` is public, and documented for users' own tests.
 """
 
-from .network import Conditions, NetworkStatistics, SimulatedHost, SimulatedLink, SimulatedNetwork
+from .network import (
+    Conditions,
+    Datagram,
+    NetworkStatistics,
+    SimulatedHost,
+    SimulatedLink,
+    SimulatedNetwork,
+    SimulatedSocket,
+)
 
 __all__ = [
     "Conditions",
+    "Datagram",
     "NetworkStatistics",
     "SimulatedHost",
     "SimulatedLink",
     "SimulatedNetwork",
+    "SimulatedSocket",
 ]

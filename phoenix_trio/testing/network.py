@@ -25,7 +25,15 @@ import trio
 
 from ..quic.packet_io import SocketAddress, SocketStatistics
 
-__all__ = ["Conditions", "NetworkStatistics", "SimulatedHost", "SimulatedLink", "SimulatedNetwork"]
+__all__ = [
+    "Conditions",
+    "Datagram",
+    "NetworkStatistics",
+    "SimulatedHost",
+    "SimulatedLink",
+    "SimulatedNetwork",
+    "SimulatedSocket",
+]
 
 _EPHEMERAL_PORTS = range(49152, 65536)
 
@@ -182,9 +190,9 @@ class SimulatedNetwork:
         self._hosts: dict[str, SimulatedHost] = {}
         self._links: dict[tuple[str, str], SimulatedLink] = {}
         self._names: dict[str, list[str]] = {}
-        self._sockets: dict[tuple[str, int], _SimulatedSocket] = {}
+        self._sockets: dict[tuple[str, int], SimulatedSocket] = {}
         # Source addresses which a rebinding has put in the place of a socket's own.
-        self._aliases: dict[tuple[str, int], _SimulatedSocket] = {}
+        self._aliases: dict[tuple[str, int], SimulatedSocket] = {}
         self._sequence = itertools.count()
         self._ports = itertools.cycle(_EPHEMERAL_PORTS)
         self._counts = dict.fromkeys((f.name for f in attrs.fields(NetworkStatistics)), 0)
@@ -293,7 +301,7 @@ class SimulatedNetwork:
         self._count("under_way")
         receiver._enqueue(arrival, next(self._sequence), data, datagram.source)
 
-    def _find(self, destination: tuple[str, int]) -> _SimulatedSocket | None:
+    def _find(self, destination: tuple[str, int]) -> SimulatedSocket | None:
         if destination in self._aliases:
             return self._aliases[destination]
         found = self._sockets.get(destination)
@@ -347,7 +355,7 @@ class SimulatedHost:
 
     async def open_socket(
         self, host: str | None, port: int, *, buffer_size: int
-    ) -> _SimulatedSocket:
+    ) -> SimulatedSocket:
         """A socket on this host.
 
         Raises:
@@ -360,7 +368,7 @@ class SimulatedHost:
         local = (self._address, port)
         if local in self._network._sockets or local in self._network._aliases:
             raise OSError(errno.EADDRINUSE, f"port {port} of {self._address} is in use")
-        opened = _SimulatedSocket(self._network, local, buffer_size)
+        opened = SimulatedSocket(self._network, local, buffer_size)
         self._network._sockets[local] = opened
         return opened
 
@@ -381,8 +389,11 @@ class SimulatedHost:
 
 
 @final
-class _SimulatedSocket:
-    """A :class:`phoenix_trio.quic.packet_io.DatagramSocket` in memory."""
+class SimulatedSocket:
+    """A datagram socket in memory.  Obtained from :meth:`SimulatedHost.open_socket`.
+
+    Tests of the transport itself use it directly; other tests leave it to the endpoint.
+    """
 
     def __init__(
         self, network: SimulatedNetwork, address: tuple[str, int], buffer_size: int
@@ -400,15 +411,17 @@ class _SimulatedSocket:
         self._datagrams_sent = 0
         self._datagrams_received = 0
         self._send_blocked = 0
-        #: Tests set this to let the socket's send buffer seem full.
         self.block_sending = False
+        """Set it to let the send buffer seem full, until :meth:`unblock_sending`."""
 
     @property
     def address(self) -> SocketAddress:
+        """The local address, as the host itself sees it."""
         return self._address
 
     @property
     def statistics(self) -> SocketStatistics:
+        """A snapshot of the counters."""
         return SocketStatistics(
             bytes_sent=self._bytes_sent,
             bytes_received=self._bytes_received,
@@ -442,6 +455,7 @@ class _SimulatedSocket:
         heapq.heapify(self._coming)
 
     def receive(self, limit: int) -> list[tuple[bytes, SocketAddress]]:
+        """Up to `limit` datagrams which have arrived by now, with their sources."""
         now = trio.current_time()
         coming = self._coming
         received: list[tuple[bytes, SocketAddress]] = []
@@ -458,6 +472,7 @@ class _SimulatedSocket:
         return received
 
     def send(self, data: bytes, address: SocketAddress) -> bool:
+        """Send a datagram; False only while :attr:`block_sending` is set."""
         if self._closed:
             return True
         if self.block_sending:
@@ -469,6 +484,7 @@ class _SimulatedSocket:
         return True
 
     async def wait_readable(self) -> None:
+        """Wait until a datagram has arrived; ClosedResourceError once closed."""
         await trio.lowlevel.checkpoint()
         while True:
             if self._closed:
@@ -480,6 +496,7 @@ class _SimulatedSocket:
                 await self._lot.park()
 
     async def wait_writable(self) -> None:
+        """Wait until sending is not blocked; ClosedResourceError once closed."""
         await trio.lowlevel.checkpoint()
         while self.block_sending:
             if self._closed:
@@ -492,6 +509,7 @@ class _SimulatedSocket:
         self._lot.unpark_all()
 
     def close(self) -> None:
+        """Close; what was on its way here is lost.  Idempotent."""
         if self._closed:
             return
         self._closed = True
@@ -505,6 +523,7 @@ class _SimulatedSocket:
         self._lot.unpark_all()
 
     def reachable(self, address: SocketAddress) -> SocketAddress | None:
+        """The address itself: every host can be reached."""
         # Hosts have one address each; a link joins any two of them, as a dual stack would.
         return address
 
