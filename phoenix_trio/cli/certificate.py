@@ -8,7 +8,7 @@ import os
 import click
 
 from ..quic.certificates import create_development_ca, fingerprint, issue_certificate
-from .program import failures_in_one_line
+from .failures import failures_in_one_line
 
 __all__ = ["certificate"]
 

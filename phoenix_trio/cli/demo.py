@@ -12,8 +12,8 @@ import time
 
 import click
 
+from .failures import failures_in_one_line
 from .options import SIZE, format_size
-from .program import failures_in_one_line
 from .transfer import TransferError
 
 __all__ = ["demo"]

@@ -18,8 +18,8 @@ from ..quic.connection import QuicConnection
 from ..quic.serving import serve
 from ..quic.stream import QuicStream
 from ..quic.tls import ServerTLS
+from .failures import failures_in_one_line
 from .options import SIZE, format_size, transport_config, transport_options
-from .program import failures_in_one_line
 from .progress import Display, show_progress
 from .storage import Storage
 from .transfer import ALPN, TransferError, receive_file

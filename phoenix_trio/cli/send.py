@@ -17,8 +17,8 @@ from ..errors import ConnectionBroken, HandshakeFailed, HandshakeTimedOut
 from ..quic.connection import QuicConnection
 from ..quic.endpoint import open_connection
 from ..quic.tls import ClientTLS
+from .failures import failures_in_one_line
 from .options import TARGET, format_size, transport_config, transport_options
-from .program import failures_in_one_line
 from .progress import Display, show_progress
 from .transfer import ALPN, Outcome, TransferError, send_file
 

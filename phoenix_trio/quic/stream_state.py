@@ -11,7 +11,7 @@ something to send, so idle streams cost nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from aioquic.quic import events as aioquic_events
 from aioquic.quic.connection import Limit, QuicConnectionError
@@ -22,17 +22,38 @@ from aioquic.quic.stream import QuicStream, QuicStreamReceiver, QuicStreamSender
 
 from .flow_control import ReceiveWindow
 
-if TYPE_CHECKING:
-    from .engine import Engine
-
 __all__ = [
     "CountingRecovery",
     "StreamCountLimit",
+    "StreamOwner",
     "StreamRecord",
     "StreamTable",
     "TrackedReceiver",
     "TrackedSender",
 ]
+
+
+class StreamOwner(Protocol):
+    """What these classes tell the engine."""
+
+    def activate(self, stream: QuicStream) -> None:
+        """The stream has something to send, or has ended on the wire."""
+
+    def note_buffered(self, count: int) -> None:
+        """The send buffers have grown by `count` bytes (or shrunk)."""
+
+    def note_acknowledged(self, count: int, fin: bool) -> None:
+        """`count` more bytes at the front of a send buffer, or an end, were acknowledged."""
+
+    def adopt_stream(self, stream: QuicStream) -> None:
+        """aioquic has made a stream."""
+
+    def on_stream_discarded(self, stream_id: int) -> None:
+        """aioquic has dropped a stream which ended on the wire."""
+
+    def take_streams_with_new_limit(self) -> list[QuicStream]:
+        """The streams for which MAX_STREAM_DATA has to be sent."""
+
 
 #: Gaps in what was received of one stream, above which the peer is refused.  Flow
 #: control bounds the bytes but not the bookkeeping for bytes sent with holes.
@@ -42,7 +63,9 @@ MAX_GAPS = 1000
 class TrackedSender(QuicStreamSender):
     """The sending part of a stream, which reports acknowledgements and new work."""
 
-    def __init__(self, stream_id: int, writable: bool, engine: Engine, stream: QuicStream) -> None:
+    def __init__(
+        self, stream_id: int, writable: bool, engine: StreamOwner, stream: QuicStream
+    ) -> None:
         super().__init__(stream_id=stream_id, writable=writable)
         self._engine = engine
         self._stream = stream
@@ -118,7 +141,9 @@ class TrackedSender(QuicStreamSender):
 class TrackedReceiver(QuicStreamReceiver):
     """The receiving part of a stream, which reports its end and bounds its bookkeeping."""
 
-    def __init__(self, stream_id: int, readable: bool, engine: Engine, stream: QuicStream) -> None:
+    def __init__(
+        self, stream_id: int, readable: bool, engine: StreamOwner, stream: QuicStream
+    ) -> None:
         super().__init__(stream_id=stream_id, readable=readable)
         self._engine = engine
         self._stream = stream
@@ -210,7 +235,7 @@ class StreamTable(dict[int, QuicStream]):
     :meth:`values` gives just the streams whose limit has to be announced.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: StreamOwner) -> None:
         super().__init__()
         self._engine = engine
 
