@@ -59,8 +59,13 @@ def _seconds(
     return check
 
 
-def _path(value: str | os.PathLike[str] | None) -> str | None:
-    return None if value is None else os.fspath(value)
+def _path(value: object, field: attrs.Attribute[Any]) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"{field.name} must be a path, not {value!r}")
+    path = os.fspath(value)
+    return os.fsdecode(path)
 
 
 @attrs.frozen(kw_only=True)
@@ -190,12 +195,18 @@ class TransportConfig:
     least 16 bytes.  ``None``: derived from the server's private key, so that a
     restarted server still resets its old connections; random for clients."""
 
-    keylog_file: str | None = attrs.field(default=None, converter=_path)
+    keylog_file: str | None = attrs.field(
+        default=None,
+        converter=attrs.Converter(_path, takes_field=True),  # type: ignore[misc]
+    )
     """Append TLS secrets to this file (NSS key log format, for Wireshark).
     ``None``: the environment's ``SSLKEYLOGFILE``, if set.  Whoever reads the
     file can decrypt the traffic."""
 
-    qlog_dir: str | None = attrs.field(default=None, converter=_path)
+    qlog_dir: str | None = attrs.field(
+        default=None,
+        converter=attrs.Converter(_path, takes_field=True),  # type: ignore[misc]
+    )
     """Write one qlog trace per connection (JSON text sequences) into this directory.
     Slow: for diagnosis only."""
 

@@ -425,7 +425,7 @@ class QuicConnection(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
         finally:
             self.abort(code, reason)
 
-    def abort(self, code: int = ApplicationErrorCode.CANCELLED, reason: str = "") -> None:
+    def abort(self, code: int = ApplicationErrorCode.NO_ERROR, reason: str = "") -> None:
         """Close at once: unsent data is dropped, the peer is told `code` and `reason`.
 
         Synchronous and idempotent; every pending call raises

@@ -172,7 +172,10 @@ class SocketDriver:
         if not self._is_running:
             # Nobody turns the crank just now, so the writer does it.
             self._dirty[route] = None
-            self._flush(trio.current_time())
+            try:
+                self._flush(trio.current_time())
+            except OSError as error:
+                self._fail(error)
             self.close_if_unused()
             return
         if not self._dirty:
@@ -183,10 +186,13 @@ class SocketDriver:
         """Send what can be sent without waiting; for the last packets before the socket closes."""
         if not self._is_closed:
             now = trio.current_time()
-            for _ in range(100):
-                self._flush(now)
-                if self._unsent or not self._dirty:
-                    break
+            try:
+                for _ in range(100):
+                    self._flush(now)
+                    if self._unsent or not self._dirty:
+                        break
+            except OSError:
+                logger.exception("the last packets could not be sent")
 
     async def wait(self, lot: trio.lowlevel.ParkingLot) -> None:
         """Park in `lot` until unparked, perhaps spuriously; drive meanwhile if nobody else does.
@@ -460,7 +466,12 @@ class SocketDriver:
         self, verdict: Admit, data: bytes, address: SocketAddress, now: float
     ) -> Route | None:
         assert self.accept is not None
-        engine, sink = self.accept(verdict, address)
+        try:
+            engine, sink = self.accept(verdict, address)
+        except Exception:
+            # A trace file which cannot be made, for instance: one client less, not all.
+            logger.exception("a connection from %s could not be made", address)
+            return None
         engine.receive(data, address, now)
         if not engine.has_peer and not engine.is_ending:
             # Not one packet could be authenticated: no state for that.

@@ -217,6 +217,38 @@ async def test_a_missing_trace_directory_is_named(tmp_path: Path) -> None:
             pass
 
 
+async def test_a_trace_which_cannot_be_written_costs_one_client_only(
+    tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    traces = tmp_path / "traces"
+    traces.mkdir()
+    network = SimulatedNetwork(delay=0.01)
+    config = TransportConfig(qlog_dir=traces)
+    async with phoenix_trio.Endpoint.open(
+        None, PORT, config=config, network=network.host(SERVER)
+    ) as endpoint:
+        endpoint.listen(tls=server_tls(), alpn=ALPN)
+        traces.rename(tmp_path / "moved")
+
+        def dial():  # type: ignore[no-untyped-def]
+            return phoenix_trio.open_connection(
+                SERVER,
+                PORT,
+                tls=client_tls(),
+                alpn=ALPN,
+                network=network.host(CLIENT),
+                config=TransportConfig(max_idle_timeout=3),
+            )
+
+        with pytest.raises(phoenix_trio.HandshakeTimedOut):
+            async with dial():
+                pass
+        assert "could not be made" in caplog.text
+        (tmp_path / "moved").rename(traces)
+        async with dial():
+            pass
+
+
 async def test_a_server_takes_a_new_certificate_while_it_runs(autojump_clock: MockClock) -> None:
     network = SimulatedNetwork(delay=0.01)
     tls = server_tls()
