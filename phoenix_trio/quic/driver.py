@@ -129,7 +129,8 @@ class SocketDriver:
         self._is_running = False
         self._is_closed = False
         self._waiting: dict[trio.lowlevel.ParkingLot, int] = {}
-        self._failure: BaseException | None = None
+        self.failure: BaseException | None = None
+        """What has stopped the driver for good."""
         self._idle_lot = trio.lowlevel.ParkingLot()
         self._unroutable_log = RateLimit(rate=1.0, burst=5)
         self.has_own_tasks = False
@@ -200,8 +201,8 @@ class SocketDriver:
         Raises:
           BaseException: what has stopped the driver, if it has failed.
         """
-        if self._failure is not None:
-            raise trio.BrokenResourceError("the endpoint's socket has failed") from self._failure
+        if self.failure is not None:
+            raise trio.BrokenResourceError("the endpoint's socket has failed") from self.failure
         self._waiting[lot] = self._waiting.get(lot, 0) + 1
         try:
             if self._is_running or self._is_closed:
@@ -623,7 +624,7 @@ class SocketDriver:
 
     def _fail(self, error: BaseException) -> None:
         """The socket is gone: nobody may wait for it any longer."""
-        self._failure = error
+        self.failure = error
         for route in list(self._all):
             route.engine.close_application(
                 ApplicationErrorCode.SHUTTING_DOWN, "the socket has failed"

@@ -82,7 +82,9 @@ class Endpoint(metaclass=NoPublicConstructor):
             :class:`phoenix_trio.testing.SimulatedNetwork` has others.
 
         Raises:
-          OSError: the name is unknown, or the port is in use.
+          OSError: the name is unknown, or the port is in use; or, later, the socket
+            has failed for good (calls on its connections raise
+            :class:`trio.BrokenResourceError` then).
           NotADirectoryError, PermissionError: `qlog_dir` or `keylog_file` cannot be used.
         """
         endpoint = await cls._open(host, port, config=config, network=network)
@@ -93,6 +95,12 @@ class Endpoint(metaclass=NoPublicConstructor):
                     await nursery.start(driver.run)
                     yield endpoint
                     await endpoint._close_connections()
+                except trio.BrokenResourceError:
+                    if driver.failure is None:
+                        raise
+                    # The body was told that the socket has failed; the failure itself is on
+                    # its way out of the driver, and one error says it better than two.
+                    await trio.sleep_forever()
                 finally:
                     endpoint.close()
                     nursery.cancel_scope.cancel()

@@ -535,3 +535,53 @@ async def test_configurations_are_checked_where_they_are_made() -> None:
     with pytest.raises(TypeError, match="alpn"):
         async with phoenix_trio.open_connection("127.0.0.1", 1, tls=client_tls(), alpn="h3"):
             pass
+
+
+# ------------------------------------------------------------------ a socket which fails
+
+
+async def test_a_socket_which_fails_for_good_ends_the_endpoint_with_its_error(
+    autojump_clock: MockClock,
+) -> None:
+    simulated = Simulated()
+    told: list[BaseException] = []
+    async with trio.open_nursery() as nursery:
+        await nursery.start(serve(simulated, echo))
+        with pytest.raises(OSError, match="gone"):
+            async with simulated.connect() as connection:
+                stream = await connection.open_stream()
+                await stream.send_all(b"x")
+                assert await stream.receive_some() == b"x"
+
+                def fail(limit: int) -> list[object]:
+                    raise OSError("gone")
+
+                connection._driver.socket.receive = fail  # type: ignore[method-assign]
+                await stream.send_all(b"y")
+                try:
+                    await stream.receive_some()
+                except BaseException as error:
+                    told.append(error)
+                    raise
+        nursery.cancel_scope.cancel()
+    assert isinstance(told[0], (trio.BrokenResourceError, trio.ClosedResourceError, trio.Cancelled))
+
+
+async def test_without_a_nursery_a_failed_socket_is_reported_by_the_next_call(
+    autojump_clock: MockClock,
+) -> None:
+    simulated = Simulated()
+    listener = await phoenix_trio.open_listener(
+        PORT, tls=server_tls(), alpn=ALPN, network=simulated.network.host(SERVER)
+    )
+
+    def fail(limit: int) -> list[object]:
+        raise OSError("gone")
+
+    listener._driver.socket.receive = fail  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="gone"):
+        await listener.accept()
+    with pytest.raises(trio.BrokenResourceError) as caught:
+        await listener.accept()
+    assert "gone" in str(caught.value.__cause__)
+    await listener.aclose()
