@@ -155,11 +155,11 @@ class TransportConfig:
         default="under-load", validator=attrs.validators.in_(("always", "under-load", "never"))
     )
     """When a server makes clients prove their address with a Retry packet
-    (RFC 9000 section 8.1.2): ``"under-load"`` means while more than
-    `retry_threshold` handshakes are under way."""
+    (RFC 9000 section 8.1.2): ``"under-load"`` means while at
+    least `retry_threshold` handshakes are under way."""
 
     retry_threshold: int = attrs.field(default=64, validator=_integer(0, 1_000_000))
-    """Unfinished handshakes above which an endpoint is under load."""
+    """Unfinished handshakes from which on an endpoint is under load."""
 
     max_handshakes: int = attrs.field(default=1024, validator=_integer(1, 1_000_000))
     """Unfinished handshakes an endpoint keeps at most; further ones are refused."""

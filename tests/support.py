@@ -11,6 +11,7 @@ from typing import Any
 import attrs
 import trio
 import trustme
+from hypothesis import settings
 
 import phoenix_trio
 from phoenix_trio.quic import events
@@ -23,6 +24,12 @@ ALPN = ("test/1",)
 SERVER = "10.0.0.1"
 CLIENT = "10.0.0.2"
 PORT = 4433
+
+
+def examples(count: int) -> settings:
+    """So many hypothesis examples, and many more with ``--soak``."""
+    soaking = settings.default is not None and settings.default.max_examples >= 5000
+    return settings(max_examples=count * 25 if soaking else count)
 
 
 @cache

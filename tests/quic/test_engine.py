@@ -10,7 +10,7 @@ import pytest
 from aioquic.quic.connection import QuicConnection
 from aioquic.quic.recovery import QuicPacketRecovery, QuicPacketSpace
 from aioquic.quic.stream import QuicStream, QuicStreamReceiver, QuicStreamSender
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import phoenix_trio
@@ -18,7 +18,7 @@ from phoenix_trio import TransportConfig
 from phoenix_trio.quic import engine as engine_module
 from phoenix_trio.quic import events, stream_state
 from phoenix_trio.quic.engine import clamp_reason
-from tests.support import EnginePair
+from tests.support import EnginePair, examples
 
 KIBIBYTE = 1024
 
@@ -162,7 +162,7 @@ def test_reasons_are_cut_on_a_character_boundary() -> None:
     assert clamp_reason("x\udcff") == "x?"
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(
     st.lists(st.tuples(st.integers(0, 2), st.integers(0, 40_000)), min_size=1, max_size=12),
     st.integers(0, 2**32),

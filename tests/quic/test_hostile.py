@@ -13,7 +13,7 @@ from aioquic.quic.packet import (
     QuicPacketType,
     pull_quic_header,
 )
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
@@ -30,6 +30,7 @@ from tests.support import (
     EnginePair,
     client_tls,
     connected_pair,
+    examples,
     server_tls,
     stream_pair,
 )
@@ -114,7 +115,7 @@ def test_malformed_datagrams_never_raise_and_the_server_goes_on() -> None:
     trio.run(main, clock=MockClock(autojump_threshold=0))
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(st.binary(max_size=60))
 def test_a_connection_id_is_found_in_any_bytes_or_none(data: bytes) -> None:
     found = destination_connection_id(data)

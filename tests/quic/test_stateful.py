@@ -13,14 +13,14 @@ from typing import Any
 
 import attrs
 import trio
-from hypothesis import given, note, settings
+from hypothesis import given, note
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
 import phoenix_trio
 from phoenix_trio import TransportConfig
 from phoenix_trio.testing import SimulatedNetwork
-from tests.support import CLIENT, SERVER, connected_pair
+from tests.support import CLIENT, SERVER, connected_pair, examples
 
 #: What the network may end; never a hang, never anything else.
 BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError)
@@ -258,7 +258,7 @@ class Run:
             assert reason is None or isinstance(reason, phoenix_trio.ConnectionBroken), reason
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(network=networks, program=st.lists(operations, max_size=10), ending=endings)
 def test_whatever_happens_what_arrives_is_a_prefix_of_what_was_sent(
     network: Network, program: list[Any], ending: str
@@ -266,7 +266,7 @@ def test_whatever_happens_what_arrives_is_a_prefix_of_what_was_sent(
     trio.run(Run(network, program, ending).main, clock=MockClock(autojump_threshold=0))
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(
     seed=st.integers(0, 2**32),
     loss=st.sampled_from([0.0, 0.05, 0.2]),
