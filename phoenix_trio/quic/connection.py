@@ -371,16 +371,15 @@ class QuicConnection(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
                 raise self._ended_error()
             await self._wait(self._state_lot)
 
-    async def _wait_ready(self, *, confirmed: bool) -> None:
+    async def _wait_ready(self) -> None:
         """Client: wait until the connection can be used."""
         while not self._ended:
-            engine = self._engine
-            if self._handshake_complete:
-                asked = confirmed or engine.tls_context.client_certificate_requested
-                # In TLS 1.3 a client is done before the server has judged the client's
-                # certificate: only the confirmation says that it was accepted.
-                if self._confirmed or not asked:
-                    return
+            # In TLS 1.3 a client is done before the server has judged the client's
+            # certificate: only the confirmation says that it was accepted.
+            if self._handshake_complete and (
+                self._confirmed or not self._engine.tls_context.client_certificate_requested
+            ):
+                return
             await self._wait(self._state_lot)
         raise self._ended_error()
 

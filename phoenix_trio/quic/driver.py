@@ -35,7 +35,7 @@ from ..config import TransportConfig
 from ..errors import ApplicationErrorCode
 from ..metrics import EndpointStatistics
 from . import events
-from .admission import Admission, Admit, Answer, RateLimit, destination_connection_id
+from .admission import Admission, Admit, Answer, destination_connection_id
 from .engine import Engine
 from .groups import unwrap_lone
 from .packet_io import DatagramSocket, SocketAddress
@@ -131,8 +131,6 @@ class SocketDriver:
         self._waiting: dict[trio.lowlevel.ParkingLot, int] = {}
         self.failure: BaseException | None = None
         """What has stopped the driver for good."""
-        self._idle_lot = trio.lowlevel.ParkingLot()
-        self._unroutable_log = RateLimit(rate=1.0, burst=5)
         self.has_own_tasks = False
         """Whether :meth:`run` drives; otherwise it is whoever waits."""
         self.close_when_unused = False
@@ -278,12 +276,6 @@ class SocketDriver:
             if not self._is_closed:
                 raise
             scope.cancel()
-
-    async def wait_idle(self) -> None:
-        """Wait until no connection is left, closing periods included."""
-        await trio.lowlevel.checkpoint()
-        while self._all:
-            await self.wait(self._idle_lot)
 
     @property
     def is_closed(self) -> bool:
@@ -619,7 +611,6 @@ class SocketDriver:
                 del self._reset_routes[key]
         self._dirty.pop(route, None)
         if not self._all:
-            self._idle_lot.unpark_all()
             self.close_if_unused()
 
     def _fail(self, error: BaseException) -> None:

@@ -310,7 +310,7 @@ class Endpoint(metaclass=NoPublicConstructor):
                     connection._is_ready = True
                     await trio.lowlevel.checkpoint()
                 else:
-                    await connection._wait_ready(confirmed=False)
+                    await connection._wait_ready()
             except BaseException:
                 connection.abort(ApplicationErrorCode.CANCELLED)
                 raise

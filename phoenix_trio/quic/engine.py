@@ -172,7 +172,6 @@ class Engine(QuicConnection):
         self._received_while_closing = 0
         self._answer_close = False
         self._keep_alive_at = math.inf
-        self._keys_updated_at: int | None = None
 
         self._buffered = 0
         self._progress = False
@@ -338,16 +337,6 @@ class Engine(QuicConnection):
     def has_peer(self) -> bool:
         """Whether a packet of the peer was ever authenticated."""
         return self._state is not QuicConnectionState.FIRSTFLIGHT
-
-    @property
-    def is_handshake_complete(self) -> bool:
-        """Whether the TLS handshake is complete on this side."""
-        return self._handshake_complete
-
-    @property
-    def is_handshake_confirmed(self) -> bool:
-        """Whether the handshake is confirmed (RFC 9001 section 4.1.2)."""
-        return self._handshake_confirmed
 
     @property
     def can_send_early_data(self) -> bool:

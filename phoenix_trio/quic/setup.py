@@ -76,10 +76,6 @@ def make_client_engine(
         is_client=True, alpn=alpn, key_log=key_log, trace_logger=trace_logger
     )
     configuration.server_name = server_name
-    if client_tls.identity is not None:
-        configuration.certificate = client_tls.identity.certificate
-        configuration.certificate_chain = list(client_tls.identity.chain)
-        configuration.private_key = client_tls.identity.private_key
     store = client_tls.session_store
     ticket_handler: Callable[[SessionTicket], None] | None = None
     if store is not None:

@@ -125,7 +125,6 @@ class SimulatedLink:
         self._own: Conditions | None = None
         self._cut = False
         self._free_at = 0.0
-        self._last_arrival = 0.0
 
     @property
     def conditions(self) -> Conditions:
