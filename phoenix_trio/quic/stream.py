@@ -50,25 +50,8 @@ def check_error_code(code: int) -> int:
     return int(code)
 
 
-class _Direction:
-    """What both directions of a stream have."""
-
-    _connection: QuicConnection
-    _id: int
-
-    @property
-    def id(self) -> int:
-        """The stream ID (RFC 9000 section 2.1)."""
-        return self._id
-
-    @property
-    def connection(self) -> QuicConnection:
-        """The connection this stream belongs to."""
-        return self._connection
-
-
 @final
-class ReceiveStream(_Direction, trio.abc.ReceiveStream, metaclass=NoPublicConstructor):
+class ReceiveStream(trio.abc.ReceiveStream, metaclass=NoPublicConstructor):
     """The receiving direction of a stream.
 
     Obtained from :meth:`QuicConnection.accept_receive_stream`, or as
@@ -92,6 +75,16 @@ class ReceiveStream(_Direction, trio.abc.ReceiveStream, metaclass=NoPublicConstr
         self._done = False
         self._lot = trio.lowlevel.ParkingLot()
         self._conflict = ConflictDetector("another task is already receiving from this stream")
+
+    @property
+    def id(self) -> int:
+        """The stream ID (RFC 9000 section 2.1)."""
+        return self._id
+
+    @property
+    def connection(self) -> QuicConnection:
+        """The connection this stream belongs to."""
+        return self._connection
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         """Receive at least one byte, or ``b""`` at the end of the stream.
@@ -207,7 +200,7 @@ class ReceiveStream(_Direction, trio.abc.ReceiveStream, metaclass=NoPublicConstr
 
 
 @final
-class SendStream(_Direction, trio.abc.SendStream, metaclass=NoPublicConstructor):
+class SendStream(trio.abc.SendStream, metaclass=NoPublicConstructor):
     """The sending direction of a stream.
 
     Obtained from :meth:`QuicConnection.open_send_stream`, or as
@@ -230,6 +223,16 @@ class SendStream(_Direction, trio.abc.SendStream, metaclass=NoPublicConstructor)
         self._done = False
         self._lot = trio.lowlevel.ParkingLot()
         self._conflict = ConflictDetector("another task is already sending on this stream")
+
+    @property
+    def id(self) -> int:
+        """The stream ID (RFC 9000 section 2.1)."""
+        return self._id
+
+    @property
+    def connection(self) -> QuicConnection:
+        """The connection this stream belongs to."""
+        return self._connection
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Put all of `data` into the send buffer, waiting while it is full.
