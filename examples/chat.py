@@ -75,6 +75,8 @@ async def join(options: argparse.Namespace) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(show)
             await stream.send_all(f"{options.name} has joined\n".encode())
+            await stream.wait_acked()
+            print("you have joined", flush=True)
             async for text in trio.wrap_file(sys.stdin):
                 await stream.send_all(f"{options.name}: {text.rstrip()}\n".encode())
             await stream.wait_acked()
