@@ -118,7 +118,8 @@ class TransportConfig:
     """The largest UDP payload to send, in bytes (1200 to 65,507).
 
     ``None`` keeps to 1200, which every path carries; path-MTU discovery will
-    raise it.  A number is taken at its word: packets are never larger."""
+    raise it.  A number is used as it is once the handshake is confirmed (or less,
+    if the peer takes less), so the whole path has to carry such packets."""
 
     max_idle_timeout: float = attrs.field(
         default=30.0, validator=_seconds(0.0, 86_400.0, exclusive=True, infinite=True)

@@ -49,7 +49,7 @@ from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
 from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.stream import QuicStream
 
-from ..config import TransportConfig
+from ..config import LARGEST_UDP_PAYLOAD, SMALLEST_UDP_PAYLOAD, TransportConfig
 from ..metrics import ConnectionStatistics
 from . import events
 from .flow_control import ReceiveWindow
@@ -85,6 +85,9 @@ DATAGRAM_OVERHEAD = 1 + 20 + 2 + 16 + 1 + 4
 
 #: For "never" where aioquic computes with a number: 31 years.
 _NEVER = 1e9
+
+#: The largest value of a variable-length integer of two bytes (RFC 9000 section 16).
+_TWO_BYTE_MAX = 16383
 
 #: Seconds by which a timer is taken to be later than it is.
 _TIMER_SLACK = 1e-6
@@ -127,7 +130,8 @@ class Engine(QuicConnection):
         configuration.idle_timeout = min(config.max_idle_timeout, _NEVER)
         configuration.congestion_control_algorithm = config.congestion_control
         configuration.initial_rtt = config.initial_rtt
-        configuration.max_datagram_size = config.max_udp_payload_size or 1200
+        # During the handshake; see _raise_datagram_size.
+        configuration.max_datagram_size = SMALLEST_UDP_PAYLOAD
         configuration.max_datagram_frame_size = 65535 if config.enable_datagrams else None
         super().__init__(configuration=configuration, **arguments)
         self.config = config
@@ -168,6 +172,7 @@ class Engine(QuicConnection):
         self._cause: Cause | None = None
         self._terminated = False
         self._early_data_reported = False
+        self._peer_max_udp_payload = LARGEST_UDP_PAYLOAD
         self._close_datagrams: list[tuple[bytes, Any]] = []
         self._received_while_closing = 0
         self._answer_close = False
@@ -816,6 +821,26 @@ class Engine(QuicConnection):
         if self.config.keep_alive is not None:
             self._keep_alive_at = now + self.config.keep_alive
 
+    def _raise_datagram_size(self) -> None:
+        """Send packets of the configured size, now that the handshake is confirmed.
+
+        Not before: paths are only known to carry 1200 bytes (RFC 9000 section 14.1),
+        and aioquic writes the lengths of long header packets and CRYPTO frames in two
+        bytes (``packet_builder.py`` 356, ``connection.py`` 3977).
+        """
+        size = min(self.config.max_udp_payload_size or 0, self._peer_max_udp_payload)
+        if size <= self._max_datagram_size:
+            return
+        self._max_datagram_size = size
+        self._pacer.max_datagram_size = size
+        control = self._loss._cc
+        for name in ("_max_datagram_size", "additive_increase_factor"):
+            if hasattr(control, name):
+                setattr(control, name, size)
+        # RFC 9002 section 7.2: the initial window counts in datagrams of the size in use.
+        packets = 10 if control.ssthresh is None else 2
+        control.congestion_window = max(control.congestion_window, packets * size)
+
     # ------------------------------------------------------------------ overrides of aioquic
 
     def _initialize(self, peer_cid: bytes) -> None:
@@ -838,6 +863,7 @@ class Engine(QuicConnection):
     def _confirm_handshake(self) -> None:
         """Line 1461: report it, and free 32 KiB of handshake buffers which are of no use now."""
         super()._confirm_handshake()
+        self._raise_datagram_size()
         for epoch in (tls.Epoch.INITIAL, tls.Epoch.HANDSHAKE):
             self._crypto_buffers.pop(epoch, None)
         self._events.append(_Plain(events.HandshakeConfirmed()))
@@ -869,10 +895,11 @@ class Engine(QuicConnection):
         self._events.append(_Plain(events.StreamsAvailable()))
 
     def _parse_transport_parameters(self, data: bytes, from_session_ticket: bool = False) -> None:
-        """Line 3148: two corrections and one note.
+        """Line 3148: two corrections and two notes.
 
         An idle timeout of 0 means none (RFC 9000 section 18.2), but aioquic takes
-        the minimum; the peer's ``ack_delay_exponent`` is not stored (line 3302).
+        the minimum; the peer's ``ack_delay_exponent`` is not stored (line 3302), nor
+        is the largest UDP payload it takes.
         """
         super()._parse_transport_parameters(data, from_session_ticket=from_session_ticket)
         parameters = pull_quic_transport_parameters(Buffer(data=data))
@@ -880,6 +907,8 @@ class Engine(QuicConnection):
             self._remote_max_idle_timeout = None
         if parameters.ack_delay_exponent is not None and not from_session_ticket:
             self._remote_ack_delay_exponent = parameters.ack_delay_exponent
+        if parameters.max_udp_payload_size is not None:
+            self._peer_max_udp_payload = parameters.max_udp_payload_size
         self.reset_tokens_changed = True
 
     def _handle_new_connection_id_frame(
@@ -938,6 +967,45 @@ class Engine(QuicConnection):
             builder.quic_logger_frames.append(
                 self._quic_logger.encode_max_stream_data_frame(maximum=limit, stream_id=stream_id)
             )
+
+    def _write_stream_frame(
+        self,
+        builder: QuicPacketBuilder,
+        space: QuicPacketSpace,
+        stream: QuicStream,
+        max_offset: int,
+    ) -> int:
+        """Line 4176: a frame of more than 16,383 bytes needs four bytes for its length.
+
+        aioquic always takes two, and its peer then finds garbage in the packet.
+        """
+        room = builder.remaining_flight_space
+        if room <= _TWO_BYTE_MAX:
+            return super()._write_stream_frame(builder, space, stream, max_offset)
+        sender = stream.sender
+        stream_id = stream.stream_id
+        assert stream_id is not None
+        overhead = 1 + size_uint_var(stream_id) + size_uint_var(sender.next_offset) + 4
+        sent_before = sender.highest_offset
+        frame = sender.get_frame(room - overhead, max_offset)
+        if frame is None:
+            return 0
+        size = len(frame.data)
+        buf = builder.start_frame(
+            QuicFrameType.STREAM_BASE | 4 | 2 | frame.fin,  # with offset and length
+            capacity=overhead,
+            handler=sender.on_data_delivery,
+            handler_args=(frame.offset, frame.offset + size, frame.fin),
+        )
+        buf.push_uint_var(stream_id)
+        buf.push_uint_var(frame.offset)
+        buf.push_uint32(size | 0x8000_0000)
+        buf.push_bytes(frame.data)
+        if self._quic_logger is not None and builder.quic_logger_frames is not None:
+            builder.quic_logger_frames.append(
+                self._quic_logger.encode_stream_frame(frame, stream_id=stream_id)
+            )
+        return sender.highest_offset - sent_before
 
     def _on_max_stream_data_delivery(self, delivery: QuicDeliveryState, stream: QuicStream) -> None:
         """Line 2805: a lost MAX_STREAM_DATA is sent again, with the limit of that time."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import random
 import re
 
 import aioquic
@@ -120,6 +121,49 @@ def test_lost_credit_is_announced_again() -> None:
     assert total == 600_000
 
 
+@pytest.mark.parametrize("size", [1200, 1452, 9000, 16_383, 16_384, 16_420, 30_000, 65_507])
+@pytest.mark.parametrize("loss", [0.0, 0.1])
+def test_packets_of_every_size_carry_every_byte(size: int, loss: float) -> None:
+    """aioquic 1.7.2 writes the length of a STREAM frame above 16,383 bytes wrongly."""
+    config = TransportConfig(max_udp_payload_size=size)
+    pair = EnginePair(client_config=config, server_config=config)
+    generator = random.Random(size)
+    largest = {False: 0, True: 0}
+
+    def drop(destination: object, data: bytes) -> bool:
+        confirmed = pair.client.engine._handshake_confirmed
+        largest[confirmed] = max(largest[confirmed], len(data))
+        return confirmed and generator.random() < loss
+
+    pair.drop = drop
+    pair.connect()
+    assert pair.server is not None
+    engine = pair.client.engine
+    content = {}
+    for _ in range(3):
+        stream_id = engine.open_stream(unidirectional=False)
+        assert stream_id is not None
+        content[stream_id] = generator.randbytes(300_000)
+        engine.write(stream_id, content[stream_id], end_stream=True)
+    maximum = engine.max_datagram_payload
+    assert maximum is not None
+    engine.send_datagram(bytes(maximum))
+    pair.run(20.0)
+    for stream_id, expected in content.items():
+        assert pair.server.received[stream_id] == expected
+    assert loss or [len(d.data) for d in pair.server.of(events.DatagramReceived)] == [maximum]
+    assert largest[False] <= 1200, "the path is not known to carry more before the handshake"
+    assert size - 30 <= largest[True] <= size
+
+
+def test_packets_are_never_larger_than_the_peer_takes() -> None:
+    config = TransportConfig(max_udp_payload_size=9000)
+    pair = EnginePair(client_config=config, server_config=config)
+    pair.client.engine._peer_max_udp_payload = 1300
+    pair.connect()
+    assert pair.client.engine._max_datagram_size == 1300
+
+
 def test_a_closing_connection_answers_fewer_and_fewer_packets() -> None:
     pair = EnginePair().connect()
     assert pair.server is not None
@@ -171,8 +215,6 @@ def test_reasons_are_cut_on_a_character_boundary() -> None:
 def test_over_a_lossy_wire_every_stream_arrives_whole(
     writes: list[tuple[int, int]], seed: int, loss: float
 ) -> None:
-    import random
-
     generator = random.Random(seed)
     pair = EnginePair().connect()
     assert pair.server is not None
