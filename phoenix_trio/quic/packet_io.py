@@ -55,6 +55,15 @@ _SOFT_ERRORS = frozenset(
     }
 )
 
+#: Sending: the system refuses this one address.  A peer can bring that about by sending
+#: from port 0, which is received but cannot be answered; the others must not suffer.
+_SOFT_SEND_ERRORS = _SOFT_ERRORS | {
+    errno.EAFNOSUPPORT,
+    errno.EINVAL,
+    errno.ENOMEM,
+    errno.ETIMEDOUT,
+}
+
 # Linux has these; the socket module of Python 3.11 does not name them.
 _IP_MTU_DISCOVER = 10
 _IPV6_MTU_DISCOVER = 23
@@ -78,9 +87,10 @@ class SocketStatistics:
     soft_errors: int
     """Datagrams refused for a passing reason (unreachable, too large, no buffers)."""
     receive_buffer_size: int
-    """Bytes of the receive buffer which the system granted."""
+    """Bytes of the receive buffer which the system granted; on Linux without the equal
+    amount which it adds for its own bookkeeping."""
     send_buffer_size: int
-    """Bytes of the send buffer which the system granted."""
+    """The same for the send buffer."""
 
 
 class DatagramSocket(Protocol):
@@ -152,8 +162,8 @@ class UdpSocket:
         self._datagrams_received = 0
         self._send_blocked = 0
         self._soft_errors = 0
-        self._receive_buffer_size = raw.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
-        self._send_buffer_size = raw.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        self._receive_buffer_size = _granted_buffer(raw, socket.SO_RCVBUF)
+        self._send_buffer_size = _granted_buffer(raw, socket.SO_SNDBUF)
 
     def __repr__(self) -> str:
         return f"<UdpSocket on {self._address}{' (closed)' if self._closed else ''}>"
@@ -187,11 +197,11 @@ class UdpSocket:
             except (BlockingIOError, InterruptedError):
                 break
             except OSError as error:
-                self._note_error(error)
+                self._note_error(error, _SOFT_ERRORS)
                 continue
             self._bytes_received += len(data)
+            self._datagrams_received += 1
             received.append((data, address))
-        self._datagrams_received += len(received)
         return received
 
     def send(self, data: bytes, address: SocketAddress) -> bool:
@@ -203,14 +213,14 @@ class UdpSocket:
             self._send_blocked += 1
             return False
         except OSError as error:
-            self._note_error(error)
+            self._note_error(error, _SOFT_SEND_ERRORS)
             return True
         self._bytes_sent += len(data)
         self._datagrams_sent += 1
         return True
 
-    def _note_error(self, error: OSError) -> None:
-        if error.errno not in _SOFT_ERRORS:
+    def _note_error(self, error: OSError, soft: frozenset[int]) -> None:
+        if error.errno not in soft:
             raise error
         self._soft_errors += 1
 
@@ -233,12 +243,13 @@ class UdpSocket:
             self._raw.close()
 
     def reachable(self, address: SocketAddress) -> SocketAddress | None:
-        is_ipv6 = ":" in address[0]
+        plain = display_address(address)
+        is_ipv6 = ":" in plain[0]
         if self._family == socket.AF_INET:
-            return None if is_ipv6 else address
+            return None if is_ipv6 else plain
         if is_ipv6:
-            return address
-        return (_IPV4_MAPPED + address[0], address[1], 0, 0) if self._dual_stack else None
+            return plain
+        return (_IPV4_MAPPED + plain[0], plain[1], 0, 0) if self._dual_stack else None
 
 
 @final
@@ -275,7 +286,11 @@ class UdpNetwork:
         Raises:
           OSError: the address is unknown or not local, or the port is in use; the
             text names both.
+          ValueError: the port is not between 0 and 65535.
         """
+        if not 0 <= port <= 65535:
+            # getaddrinfo would take it modulo 65536.
+            raise ValueError(f"port must be between 0 and 65535, not {port}")
         if host is None:
             await trio.lowlevel.checkpoint()
             try:
@@ -328,6 +343,12 @@ def _forbid_fragments(raw: socket.socket, family: int) -> None:
         raw.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
 
 
+def _granted_buffer(raw: socket.socket, option: int) -> int:
+    size = raw.getsockopt(socket.SOL_SOCKET, option)
+    # Linux reports twice what was asked for, the double being room for its bookkeeping.
+    return size // 2 if sys.platform == "linux" else size
+
+
 def _set_buffers(raw: socket.socket, size: int) -> None:
     """Ask for buffers of `size` bytes; the system may grant less, which the statistics say."""
     for option, forced in (
@@ -336,7 +357,7 @@ def _set_buffers(raw: socket.socket, size: int) -> None:
     ):
         with contextlib.suppress(OSError):
             raw.setsockopt(socket.SOL_SOCKET, option, size)
-        if sys.platform == "linux" and raw.getsockopt(socket.SOL_SOCKET, option) < size:
+        if sys.platform == "linux" and _granted_buffer(raw, option) < size:
             # With CAP_NET_ADMIN the kernel's limit (net.core.rmem_max, wmem_max) does not count.
             with contextlib.suppress(OSError):
                 raw.setsockopt(socket.SOL_SOCKET, forced, size)

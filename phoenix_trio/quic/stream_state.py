@@ -55,6 +55,9 @@ class StreamOwner(Protocol):
         """The streams for which MAX_STREAM_DATA has to be sent."""
 
 
+#: Half of what two bytes of packet number can tell apart, less a run and some reordering.
+MAX_UNACKNOWLEDGED_PACKETS = 16_000
+
 #: Gaps in what was received of one stream, above which the peer is refused.  Flow
 #: control bounds the bytes but not the bookkeeping for bytes sent with holes.
 MAX_GAPS = 1000
@@ -284,6 +287,19 @@ class CountingRecovery(QuicPacketRecovery):
     packets_lost = 0
     packets_acknowledged = 0
     probe_timeouts = 0
+
+    @property
+    def congestion_window(self) -> int:
+        """The controller's window, closed while too many packets are unacknowledged.
+
+        aioquic sends two bytes of each packet number, which is unambiguous for at
+        most 32,767 packets in flight (RFC 9000 section 17.1); large send buffers on
+        long paths would exceed that, and the peer could not decrypt any more.
+        """
+        window: int = self._cc.congestion_window
+        if self.spaces and len(self.spaces[-1].sent_packets) >= MAX_UNACKNOWLEDGED_PACKETS:
+            return min(window, self.bytes_in_flight)
+        return window
 
     def on_ack_received(self, *, space: QuicPacketSpace, **arguments: Any) -> None:
         outstanding, lost = len(space.sent_packets), self.packets_lost

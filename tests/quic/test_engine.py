@@ -164,6 +164,30 @@ def test_packets_are_never_larger_than_the_peer_takes() -> None:
     assert pair.client.engine._max_datagram_size == 1300
 
 
+def test_packet_numbers_stay_unambiguous_however_much_may_be_buffered() -> None:
+    """Two bytes of packet number are sent, so at most 32,767 packets may be in flight."""
+    config = TransportConfig(
+        send_buffer_size=64 * 1024 * KIBIBYTE,
+        stream_send_buffer_size=64 * 1024 * KIBIBYTE,
+        receive_buffer_size=64 * 1024 * KIBIBYTE,
+        stream_receive_buffer_size=64 * 1024 * KIBIBYTE,
+    )
+    pair = EnginePair(client_config=config, server_config=config).connect()
+    assert pair.server is not None
+    engine = pair.client.engine
+    engine._loss._cc.congestion_window = 10**9
+    engine._remote_max_data = 10**9
+    stream_id = engine.open_stream(unidirectional=False)
+    assert stream_id is not None
+    engine._streams[stream_id].max_stream_data_remote = 10**9
+    engine.write(stream_id, bytes(30_000_000))
+    for _ in range(400):
+        engine._pacer._tokens = 1e9
+        engine.transmit(pair.now)
+    in_flight = len(engine._loss.spaces[-1].sent_packets)
+    assert 16_000 <= in_flight < 16_200
+
+
 def test_a_closing_connection_answers_fewer_and_fewer_packets() -> None:
     pair = EnginePair().connect()
     assert pair.server is not None
