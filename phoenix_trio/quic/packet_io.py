@@ -328,6 +328,9 @@ def _bind(address: SocketAddress, buffer_size: int) -> UdpSocket:
         raise OSError(
             error.errno, f"cannot bind UDP {address[0]} port {address[1]}: {error.strerror}"
         ) from error
+    except BaseException:
+        raw.close()
+        raise
     return UdpSocket(raw, dual_stack=dual_stack)
 
 

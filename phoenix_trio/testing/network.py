@@ -17,6 +17,7 @@ import math
 import os
 import random
 import socket
+from collections import deque
 from collections.abc import Callable
 from typing import final
 
@@ -88,7 +89,9 @@ class Conditions:
     bandwidth: float | None = attrs.field(default=None, validator=_positive)
     """Bits a second; ``None``: no limit."""
     queue_bytes: int = attrs.field(default=256 * 1024, validator=_positive)
-    """Bytes which wait for a link with limited bandwidth; what comes on top is dropped."""
+    """Bytes which wait for a link with limited bandwidth; what comes on top is dropped.
+
+    What finds nothing before it passes in any case."""
     mtu: int | None = attrs.field(default=1500, validator=_positive)
     """The largest UDP payload in bytes; larger ones vanish without a word; ``None``: any."""
 
@@ -124,7 +127,10 @@ class SimulatedLink:
         self._network = network
         self._own: Conditions | None = None
         self._cut = False
-        self._free_at = 0.0
+        self._free_at = -math.inf
+        # What waits for a slow link or is on its way into it: when it is through, and its size.
+        self._queue: deque[tuple[float, int]] = deque()
+        self._queued_bytes = 0
 
     @property
     def conditions(self) -> Conditions:
@@ -139,6 +145,24 @@ class SimulatedLink:
           ValueError: a value is out of range.
         """
         self._own = attrs.evolve(self.conditions, **changes)  # type: ignore[arg-type]
+
+    def _departure(self, size: int, now: float) -> float | None:
+        """When a datagram is through the bottleneck; ``None``: the queue is full.
+
+        First in, first out, also where the bandwidth has changed meanwhile.
+        """
+        conditions = self.conditions
+        queue = self._queue
+        while queue and queue[0][0] <= now:
+            self._queued_bytes -= queue.popleft()[1]
+        if conditions.bandwidth is None:
+            return max(now, self._free_at)
+        if queue and self._queued_bytes + size > conditions.queue_bytes:
+            return None
+        self._free_at = max(now, self._free_at) + size * 8 / conditions.bandwidth
+        queue.append((self._free_at, size))
+        self._queued_bytes += size
+        return self._free_at
 
 
 @final
@@ -200,28 +224,54 @@ class SimulatedNetwork:
         return f"<SimulatedNetwork with seed {self.seed}>"
 
     def host(self, address: str) -> SimulatedHost:
-        """The host with this numeric address (IPv4 or IPv6); the same object every time."""
+        """The host with this numeric address (IPv4 or IPv6); the same object every time.
+
+        Raises:
+          ValueError: the address is not numeric.
+        """
+        address = _numeric(address)
         if address not in self._hosts:
-            _check_numeric(address)
             self._hosts[address] = SimulatedHost(self, address)
         return self._hosts[address]
 
     def add_name(self, name: str, *addresses: str) -> None:
-        """Let `name` resolve to these addresses, in this order."""
-        for address in addresses:
-            _check_numeric(address)
-        self._names[name] = list(addresses)
+        """Let `name` resolve to these addresses, in this order.
+
+        Raises:
+          ValueError: there is no address, or one is not numeric.
+        """
+        if not addresses:
+            raise ValueError(f"{name!r} needs at least one address")
+        self._names[name] = [_numeric(address) for address in addresses]
 
     def link(self, source: str, destination: str) -> SimulatedLink:
-        """The direction from one host to another."""
-        return self._links.setdefault((source, destination), SimulatedLink(self))
+        """The direction from one host to another, both by their numeric addresses.
+
+        A host which a :meth:`SimulatedHost.rebind` has given another address uses the
+        links of that address.
+
+        Raises:
+          ValueError: an address is not numeric.
+        """
+        return self._link(_numeric(source), _numeric(destination))
 
     def set_conditions(self, **changes: float | None) -> None:
-        """Change some conditions of all links which have none of their own."""
+        """Change some conditions of all links which have none of their own.
+
+        Datagrams which are on their way already keep their fate.
+
+        Raises:
+          TypeError: no such condition.
+          ValueError: a value is out of range.
+        """
         self.conditions = attrs.evolve(self.conditions, **changes)  # type: ignore[arg-type]
 
     def partition(self, first: str, second: str) -> None:
-        """Nothing gets through between these hosts, either way, until :meth:`heal`."""
+        """Nothing that is sent between these hosts gets through, either way, until :meth:`heal`.
+
+        Raises:
+          ValueError: an address is not numeric.
+        """
         self.link(first, second)._cut = self.link(second, first)._cut = True
 
     def heal(self, first: str, second: str) -> None:
@@ -233,6 +283,12 @@ class SimulatedNetwork:
         return NetworkStatistics(**self._counts)
 
     # ------------------------------------------------------------------ inside
+
+    def _link(self, source: str, destination: str) -> SimulatedLink:
+        link = self._links.get((source, destination))
+        if link is None:
+            link = self._links[source, destination] = SimulatedLink(self)
+        return link
 
     def _count(self, what: str, amount: int = 1) -> None:
         self._counts[what] += amount
@@ -255,7 +311,7 @@ class SimulatedNetwork:
             self._transfer(each)
 
     def _transfer(self, datagram: Datagram) -> None:
-        link = self.link(datagram.source[0], datagram.destination[0])
+        link = self._link(datagram.source[0], datagram.destination[0])
         conditions = link.conditions
         # Always the same draws for a datagram, so that a change of one condition does
         # not change the fate which the others have in store.
@@ -266,14 +322,10 @@ class SimulatedNetwork:
         if conditions.mtu is not None and len(datagram.data) > conditions.mtu:
             self._count("too_large")
             return
-        departure = trio.current_time()
-        if conditions.bandwidth is not None:
-            start = max(departure, link._free_at)
-            waiting = (start - departure) * conditions.bandwidth / 8
-            if waiting + len(datagram.data) > conditions.queue_bytes:
-                self._count("queue_full")
-                return
-            departure = link._free_at = start + len(datagram.data) * 8 / conditions.bandwidth
+        departure = link._departure(len(datagram.data), trio.current_time())
+        if departure is None:
+            self._count("queue_full")
+            return
         if draws[0] < conditions.loss:
             self._count("lost")
             return
@@ -342,15 +394,7 @@ class SimulatedHost:
           OSError: (``socket.gaierror``) the name is unknown.
         """
         await trio.lowlevel.checkpoint()
-        if host in self._network._names:
-            return [(address, port) for address in self._network._names[host]]
-        try:
-            _check_numeric(host)
-        except ValueError:
-            raise socket.gaierror(
-                socket.EAI_NONAME, f"{host!r} has no address in {self._network!r}"
-            ) from None
-        return [(host, port)]
+        return [(address, port) for address in self._addresses(host)]
 
     async def open_socket(
         self, host: str | None, port: int, *, buffer_size: int
@@ -358,10 +402,14 @@ class SimulatedHost:
         """A socket on this host.
 
         Raises:
-          OSError: the address is not this host's, or the port is in use.
+          OSError: the address is unknown or not this host's, or the port is in use.
+          ValueError: the port is not between 0 and 65535.
         """
         await trio.lowlevel.checkpoint()
-        if host not in (None, self._address, "0.0.0.0", "::"):  # noqa: S104 - not a real one
+        if not 0 <= port <= 65535:
+            raise ValueError(f"port must be between 0 and 65535, not {port}")
+        every = (None, "0.0.0.0", "::")  # noqa: S104 - not a real one
+        if host not in every and self._address not in self._addresses(host or ""):
             raise OSError(errno.EADDRNOTAVAIL, f"{host} is not an address of {self!r}")
         port = port or self._network._free_port(self._address)
         local = (self._address, port)
@@ -371,17 +419,32 @@ class SimulatedHost:
         self._network._sockets[local] = opened
         return opened
 
+    def _addresses(self, host: str) -> list[str]:
+        known = self._network._names.get(host)
+        if known is not None:
+            return known
+        try:
+            return [_numeric(host)]
+        except ValueError:
+            raise socket.gaierror(
+                socket.EAI_NONAME, f"{host!r} has no address in {self._network!r}"
+            ) from None
+
     def rebind(self, new_address: str | None = None) -> None:
-        """A NAT forgets its mapping: all sockets of this host seem to move.
+        """A NAT forgets its mapping: all sockets which this host has now seem to move.
 
         From now on their datagrams come from another port (and from `new_address`,
         if given), replies to that reach them, and what is sent to the old address
-        reaches nobody.
+        reaches nobody.  What was under way before still arrives.
+
+        Raises:
+          ValueError: the address is not numeric.
         """
         network = self._network
-        outside_host = self._address if new_address is None else new_address
+        moved_to = None if new_address is None else _numeric(new_address)
         for opened in list(network._sockets.values()):
             if opened._address[0] == self._address:
+                outside_host = opened._outside[0] if moved_to is None else moved_to
                 network._aliases.pop(opened._outside, None)
                 opened._outside = (outside_host, network._free_port(outside_host))
                 network._aliases[opened._outside] = opened
@@ -401,9 +464,11 @@ class SimulatedSocket:
         self._address = address
         self._outside = address
         self._buffer_size = buffer_size
+        # A heap of what is on its way, by arrival; and the receive buffer.
         self._coming: list[tuple[float, int, bytes, tuple[str, int]]] = []
+        self._arrived: deque[tuple[bytes, tuple[str, int]]] = deque()
+        self._arrived_bytes = 0
         self._lot = trio.lowlevel.ParkingLot()
-        self._queued_bytes = 0
         self._closed = False
         self._bytes_sent = 0
         self._bytes_received = 0
@@ -435,39 +500,35 @@ class SimulatedSocket:
     def _enqueue(self, arrival: float, sequence: int, data: bytes, source: tuple[str, int]) -> None:
         earliest = self._coming[0][0] if self._coming else math.inf
         heapq.heappush(self._coming, (arrival, sequence, data, source))
-        self._queued_bytes += len(data)
+        # Here as well as where it is read: what nobody reads must not pile up.
+        self._settle(trio.current_time())
         if arrival < earliest:
             self._lot.unpark_all()
 
-    def _drop_overflow(self, now: float) -> None:
-        """What arrived while the buffer was full is lost, as in a kernel: the latest first."""
-        due = sorted(entry for entry in self._coming if entry[0] <= now)
-        held = 0
-        for entry in due:
-            held += len(entry[2])
-            if held > self._buffer_size:
-                self._coming.remove(entry)
-                self._queued_bytes -= len(entry[2])
+    def _settle(self, now: float) -> None:
+        """Move what has arrived into the receive buffer; what finds it full is lost."""
+        coming = self._coming
+        while coming and coming[0][0] <= now:
+            _, _, data, source = heapq.heappop(coming)
+            if self._arrived_bytes + len(data) > self._buffer_size:
                 self._network._count("receive_buffer_full")
                 self._network._count("under_way", -1)
-                held -= len(entry[2])
-        heapq.heapify(self._coming)
+            else:
+                self._arrived.append((data, source))
+                self._arrived_bytes += len(data)
 
     def receive(self, limit: int) -> list[tuple[bytes, SocketAddress]]:
         """Up to `limit` datagrams which have arrived by now, with their sources."""
-        now = trio.current_time()
-        coming = self._coming
+        self._settle(trio.current_time())
         received: list[tuple[bytes, SocketAddress]] = []
-        if self._queued_bytes > self._buffer_size:
-            self._drop_overflow(now)
-        while coming and coming[0][0] <= now and len(received) < limit:
-            _, _, data, source = heapq.heappop(coming)
+        while self._arrived and len(received) < limit:
+            data, source = self._arrived.popleft()
             received.append((data, source))
-            self._queued_bytes -= len(data)
+            self._arrived_bytes -= len(data)
             self._bytes_received += len(data)
-            self._network._count("delivered")
-            self._network._count("under_way", -1)
         self._datagrams_received += len(received)
+        self._network._count("delivered", len(received))
+        self._network._count("under_way", -len(received))
         return received
 
     def send(self, data: bytes, address: SocketAddress) -> bool:
@@ -488,19 +549,20 @@ class SimulatedSocket:
         while True:
             if self._closed:
                 raise trio.ClosedResourceError("this socket was closed")
-            earliest = self._coming[0][0] if self._coming else math.inf
-            if earliest <= trio.current_time():
+            self._settle(trio.current_time())
+            if self._arrived:
                 return
+            earliest = self._coming[0][0] if self._coming else math.inf
             with trio.CancelScope(deadline=earliest):
                 await self._lot.park()
 
     async def wait_writable(self) -> None:
         """Wait until sending is not blocked; ClosedResourceError once closed."""
         await trio.lowlevel.checkpoint()
-        while self.block_sending:
-            if self._closed:
-                raise trio.ClosedResourceError("this socket was closed")
+        while self.block_sending and not self._closed:
             await self._lot.park()
+        if self._closed:
+            raise trio.ClosedResourceError("this socket was closed")
 
     def unblock_sending(self) -> None:
         """The send buffer has room again."""
@@ -515,10 +577,12 @@ class SimulatedSocket:
         del self._network._sockets[self._address]
         if self._network._aliases.get(self._outside) is self:
             del self._network._aliases[self._outside]
-        self._network._count("no_listener", len(self._coming))
-        self._network._count("under_way", -len(self._coming))
+        unread = len(self._coming) + len(self._arrived)
+        self._network._count("no_listener", unread)
+        self._network._count("under_way", -unread)
         self._coming.clear()
-        self._queued_bytes = 0
+        self._arrived.clear()
+        self._arrived_bytes = 0
         self._lot.unpark_all()
 
     def reachable(self, address: SocketAddress) -> SocketAddress | None:
@@ -527,9 +591,10 @@ class SimulatedSocket:
         return address
 
 
-def _check_numeric(address: str) -> None:
+def _numeric(address: str) -> str:
+    """The one way to write a numeric address, so that every spelling means the same host."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
-        socket.inet_pton(family, address)
+        return socket.inet_ntop(family, socket.inet_pton(family, address))
     except OSError:
         raise ValueError(f"{address!r} is not a numeric IPv4 or IPv6 address") from None
