@@ -11,7 +11,7 @@ from trio.testing import MockClock
 
 import phoenix_trio
 from phoenix_trio import TransportConfig
-from phoenix_trio.testing import SimulatedNetwork
+from phoenix_trio.testing import Datagram, SimulatedNetwork
 from tests.support import (
     ALPN,
     CLIENT,
@@ -64,6 +64,12 @@ async def test_an_idle_connection_survives_a_rebinding_by_its_keep_alive(
             await trio.sleep(60)
         await theirs.send_all(b"found you")
         assert await ours.receive_some() == b"found you"
+        network.host(CLIENT).rebind("192.0.2.9")
+        await trio.sleep(60)
+        assert server.peer_address[0] == "192.0.2.9"
+        assert client.peer_address == (SERVER, PORT)
+        await theirs.send_all(b"again")
+        assert await ours.receive_some() == b"again"
 
 
 async def answer(connection: phoenix_trio.QuicConnection) -> None:
@@ -136,6 +142,168 @@ async def test_when_all_addresses_fail_the_error_names_them(autojump_clock: Mock
     assert "10.0.0.8" in "".join(caught.value.__notes__)
 
 
+async def test_when_both_addresses_fail_in_different_ways_both_are_named(
+    autojump_clock: MockClock,
+) -> None:
+    network = SimulatedNetwork(delay=0.01)
+    network.add_name("two.example", SERVER, "10.0.0.8")
+    async with trio.open_nursery() as nursery:
+        await serve_on(nursery, network, SERVER)
+        with pytest.raises(phoenix_trio.HandshakeFailed) as caught:
+            async with phoenix_trio.open_connection(
+                "two.example",
+                PORT,
+                tls=client_tls(server_name=SERVER),
+                alpn=("other/1",),
+                network=network.host(CLIENT),
+                config=TransportConfig(max_idle_timeout=2.0),
+            ):
+                pass
+        assert isinstance(caught.value, phoenix_trio.NoCommonProtocol)
+        notes = "".join(caught.value.__notes__)
+        assert "10.0.0.8" in notes
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_loser_which_would_complete_late_leaves_nothing_behind(
+    autojump_clock: MockClock,
+) -> None:
+    """Its answer comes after the winner is known: no connection and no socket stays."""
+    network = SimulatedNetwork(delay=0.01)
+    network.add_name("two.example", "10.0.0.3", SERVER)
+    for source, destination in (("10.0.0.3", CLIENT), (CLIENT, "10.0.0.3")):
+        network.link(source, destination).set_conditions(delay=0.13)
+    open_networks = [network.host(host) for host in ("10.0.0.3", SERVER, CLIENT)]
+    async with (
+        phoenix_trio.Endpoint.open(port=PORT, network=open_networks[0]) as slow,
+        phoenix_trio.Endpoint.open(port=PORT, network=open_networks[1]) as quick,
+        phoenix_trio.Endpoint.open(network=open_networks[2]) as client,
+    ):
+        slow.listen(tls=server_tls(), alpn=ALPN)
+        quick.listen(tls=server_tls(), alpn=ALPN)
+        async with client.connect(
+            "two.example", PORT, tls=client_tls(server_name=SERVER), alpn=ALPN
+        ) as connection:
+            # 0.26 s of the first, or 0.25 and 0.02 s of the second: a close race.
+            loser = slow if connection.peer_address[0] == SERVER else quick
+            await trio.sleep(10)
+            assert client.statistics().connections == 1
+            assert loser.statistics().connections == 0
+            assert loser.statistics().handshakes == 0
+            await connection.ping()
+        await trio.sleep(10)
+        for endpoint in (slow, quick, client):
+            assert endpoint.statistics().connections == 0
+    assert not network._sockets
+
+
+@pytest.mark.parametrize("after", [0.0, 0.1, 0.24, 0.26, 0.27, 0.3, 0.5])
+async def test_dialling_two_addresses_can_be_cancelled_at_any_time(
+    after: float, autojump_clock: MockClock
+) -> None:
+    network = SimulatedNetwork(delay=0.1)
+    network.add_name("two.example", "10.0.0.9", SERVER)
+    async with (
+        phoenix_trio.Endpoint.open(port=PORT, network=network.host(SERVER)) as server,
+        phoenix_trio.Endpoint.open(network=network.host(CLIENT)) as client,
+    ):
+        server.listen(tls=server_tls(), alpn=ALPN)
+        with trio.move_on_after(after):
+            async with client.connect(
+                "two.example", PORT, tls=client_tls(server_name=SERVER), alpn=ALPN
+            ) as connection:
+                await connection.wait_closed()
+        await trio.sleep(20)
+        assert client.statistics().connections == 0
+        assert server.statistics().connections == 0
+        assert server.statistics().handshakes == 0
+
+
+@pytest.mark.parametrize("new_address", [None, "192.0.2.9"])
+# At 0.025 the server has finished, but HANDSHAKE_DONE goes to the old address: only 1-RTT
+# packets can still show the new one (RFC 9002 section 6.2.4).
+@pytest.mark.parametrize("at", [0.005, 0.015, 0.035])
+async def test_a_rebinding_during_the_handshake_does_not_stop_it(
+    at: float, new_address: str | None, autojump_clock: MockClock
+) -> None:
+    network = SimulatedNetwork(delay=0.01)
+    async with trio.open_nursery() as nursery:
+        await serve_on(nursery, network, SERVER)
+
+        async def rebind() -> None:
+            await trio.sleep(at)
+            network.host(CLIENT).rebind(new_address)
+
+        nursery.start_soon(rebind)
+        with trio.fail_after(20):
+            async with dial(network, SERVER) as connection:
+                stream = await connection.open_stream()
+                await stream.send_all(b"still here")
+                assert await stream.receive_some() == b"still here"
+        nursery.cancel_scope.cancel()
+
+
+async def test_hosts_may_have_ipv6_addresses(autojump_clock: MockClock) -> None:
+    network = SimulatedNetwork(delay=0.01)
+    network.add_name("six.example", "2001:db8::1")
+    async with trio.open_nursery() as nursery:
+        await serve_on(nursery, network, "2001:db8::1")
+        for name in ("six.example", "2001:DB8::1"):
+            async with dial(network, name) as connection:
+                assert connection.peer_address[:2] == ("2001:db8::1", PORT)
+                stream = await connection.open_stream()
+                await stream.send_all(b"six")
+                assert await stream.receive_some() == b"six"
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_connection_outlives_a_partition_shorter_than_its_idle_timeout(
+    autojump_clock: MockClock,
+) -> None:
+    network = SimulatedNetwork(delay=0.01)
+    config = TransportConfig(max_idle_timeout=30.0)
+    async with connected_pair(network, config=config) as (client, server):
+        ours, theirs = await stream_pair(client, server)
+        network.partition(SERVER, CLIENT)
+        await ours.send_all(b"patience")
+        await trio.sleep(15)
+        network.heal(SERVER, CLIENT)
+        assert await theirs.receive_some() == b"patience"
+        network.partition(SERVER, CLIENT)
+        with pytest.raises(phoenix_trio.ConnectionTimedOut):
+            await ours.receive_some()
+
+
+async def test_a_copied_packet_with_a_forged_source_does_not_take_the_connection_away(
+    autojump_clock: MockClock,
+) -> None:
+    """RFC 9000 section 9.3.2: an address which does not answer the challenge is left again."""
+    network = SimulatedNetwork(delay=0.02)
+    async with connected_pair(network) as (client, server):
+        ours, theirs = await stream_pair(client, server)
+        forged: list[Datagram] = []
+
+        def tap(datagram: Datagram) -> Datagram | list[Datagram]:
+            if datagram.source[0] == CLIENT and not forged:
+                forged.append(Datagram(("192.0.2.66", 666), datagram.destination, datagram.data))
+                return [forged[0], datagram]  # the copy comes first
+            return datagram
+
+        network.tap = tap
+        await ours.send_all(b"one")
+        assert await theirs.receive_some() == b"one"
+        assert forged
+        await theirs.send_all(bytes(100_000))
+        received = 0
+        with trio.fail_after(20):
+            while received < 100_000:
+                received += len(await ours.receive_some())
+        await trio.sleep(1)
+        await ours.send_all(b"two")
+        assert await theirs.receive_some() == b"two"
+        assert server.peer_address[0] == CLIENT
+
+
 async def test_a_path_which_carries_1200_bytes_only_is_enough(autojump_clock: MockClock) -> None:
     network = SimulatedNetwork(delay=0.01, mtu=1200)
     async with connected_pair(network) as (client, server):
@@ -175,3 +343,53 @@ async def test_packets_which_did_not_fit_into_the_socket_are_kept(
         assert received == data
         assert client.statistics().packets_lost == 0, "nothing built was thrown away"
         assert socket.statistics.send_blocked > 0
+
+
+async def test_packets_leave_in_the_order_in_which_they_were_built(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = SimulatedNetwork(delay=0.01)
+    async with connected_pair(network) as (client, server):
+        ours, theirs = await stream_pair(client, server)
+        socket = client._driver.socket
+        engine = client._engine
+        built: list[bytes] = []
+        accepted: list[bytes] = []
+        transmit, send = engine.transmit, socket.send
+        rng = random.Random(4)
+
+        def watched_transmit(now: float) -> list[tuple[bytes, tuple[str, int]]]:
+            datagrams = transmit(now)
+            built.extend(data for data, _ in datagrams)
+            return datagrams  # type: ignore[return-value]
+
+        def clogging_send(data: bytes, address: tuple[str, int]) -> bool:
+            socket.block_sending = rng.random() < 0.2  # type: ignore[attr-defined]
+            sent = send(data, address)
+            if sent:
+                accepted.append(data)
+            else:
+                trio.lowlevel.spawn_system_task(unblock)
+            return sent
+
+        async def unblock() -> None:
+            await trio.sleep(0.001)
+            socket.unblock_sending()  # type: ignore[attr-defined]
+
+        monkeypatch.setattr(engine, "transmit", watched_transmit)
+        monkeypatch.setattr(socket, "send", clogging_send)
+        data = rng.randbytes(200_000)
+        received = bytearray()
+
+        async def send_all() -> None:
+            await ours.send_all(data)
+            await ours.send_eof()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send_all)
+            async for chunk in theirs:
+                received += chunk
+        assert received == data
+        assert socket.statistics.send_blocked > 10
+        assert accepted == built[: len(accepted)]
+        assert len(accepted) > 150

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from phoenix_trio.testing import Conditions, SimulatedNetwork
+from phoenix_trio.testing import Conditions, Datagram, SimulatedNetwork
 
 A, B = "10.0.0.1", "10.0.0.2"
 
@@ -191,6 +193,239 @@ async def test_closing_wakes_whoever_waits(autojump_clock: MockClock) -> None:
         there.close()
 
 
+async def test_sockets_which_are_closed_say_so_at_once(autojump_clock: MockClock) -> None:
+    here, there = await two_sockets(SimulatedNetwork())
+    there.send(b"unread", (A, 1000))
+    here.close()
+    here.close()
+    for wait in (here.wait_readable, here.wait_writable):
+        with pytest.raises(trio.ClosedResourceError):
+            await wait()
+    assert here.receive(5) == []
+    assert here.send(b"x", (B, 2000))
+    assert not there.receive(5)
+
+
+async def test_a_cancelled_wait_loses_nothing(autojump_clock: MockClock) -> None:
+    here, there = await two_sockets(SimulatedNetwork(delay=1.0))
+    here.send(b"first", (B, 2000))
+    here.send(b"second", (B, 2000))
+    for seconds in (0.0, 0.5):
+        with trio.move_on_after(seconds) as scope:
+            await there.wait_readable()
+        assert scope.cancelled_caught
+        assert there.receive(5) == []
+    await there.wait_readable()
+    assert trio.current_time() == pytest.approx(1.0)
+    assert [data for data, _ in there.receive(1)] == [b"first"]
+    with trio.move_on_after(0):
+        await there.wait_readable()
+    assert [data for data, _ in there.receive(1)] == [b"second"]
+
+
+async def test_a_full_send_buffer_is_waited_for(autojump_clock: MockClock) -> None:
+    here, there = await two_sockets(SimulatedNetwork())
+    here.block_sending = True
+    assert here.send(b"x", (B, 2000)) is False
+    assert here.statistics.send_blocked == 1
+    assert here.statistics.datagrams_sent == 0
+    started = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(here.wait_writable)
+        await trio.sleep(2)
+        here.unblock_sending()
+    assert trio.current_time() - started == pytest.approx(2)
+    assert here.send(b"x", (B, 2000))
+    assert there.receive(5) == [(b"x", (A, 1000))]
+
+
+async def test_a_queue_keeps_its_order_when_the_bandwidth_changes(
+    autojump_clock: MockClock,
+) -> None:
+    network = SimulatedNetwork(bandwidth=8000, queue_bytes=10_000)
+    here, there = await two_sockets(network)
+    numbers = iter(range(100))
+
+    def send(count: int) -> None:
+        for _ in range(count):
+            here.send(bytes([next(numbers)]) * 1000, (B, 2000))
+
+    send(10)  # ten seconds' worth
+    network.set_conditions(bandwidth=8_000_000.0, queue_bytes=20_000)
+    send(5)
+    network.set_conditions(bandwidth=None)
+    send(5)
+    assert network.statistics().queue_full == 0, "bytes wait, not seconds"
+    await trio.sleep(11)
+    assert [data[0] for data, _ in there.receive(100)] == list(range(20))
+    send(1)
+    assert len(there.receive(1)) == 1, "no backlog is left"
+
+
+async def test_a_datagram_larger_than_the_queue_passes_an_idle_link(
+    autojump_clock: MockClock,
+) -> None:
+    network = SimulatedNetwork(bandwidth=8000, queue_bytes=500)
+    assert len(await shoot(network, 2, size=1000)) == 1
+    assert network.statistics().queue_full == 1
+
+
+@pytest.mark.parametrize(
+    "conditions", [{"loss": 0.3}, {"duplicate": 0.3}, {"bandwidth": 1e6}, {"corrupt": 0.0}]
+)
+async def test_nothing_overtakes_without_jitter_or_reordering(
+    conditions: dict[str, float], autojump_clock: MockClock
+) -> None:
+    network = SimulatedNetwork(seed=3, delay=0.05, **conditions)  # type: ignore[arg-type]
+    first_copies = list(dict.fromkeys(number for _, number in await shoot(network, 500)))
+    assert first_copies == sorted(first_copies)
+
+
+async def test_jitter_is_spread_evenly(autojump_clock: MockClock) -> None:
+    delays = [at for at, _ in await shoot(SimulatedNetwork(seed=4, jitter=1.0), 2000)]
+    assert sum(delays) / len(delays) == pytest.approx(0.5, abs=0.05)
+    assert sum(delay < 0.25 for delay in delays) / len(delays) == pytest.approx(0.25, abs=0.05)
+
+
+async def test_a_seed_repeats_itself_and_another_differs() -> None:
+    def outcome(seed: int | None) -> tuple[int, list[tuple[float, int]]]:
+        async def main() -> tuple[int, list[tuple[float, int]]]:
+            network = SimulatedNetwork(seed, loss=0.5, jitter=1.0)
+            return network.seed, await shoot(network, 50)
+
+        return trio.run(main, clock=MockClock(autojump_threshold=0))
+
+    def in_threads() -> list[tuple[int, list[tuple[float, int]]]]:
+        drawn = outcome(None)
+        return [outcome(1), outcome(1), outcome(2), drawn, outcome(drawn[0])]
+
+    one, again, other, drawn, repeated = await trio.to_thread.run_sync(in_threads)
+    assert one == again
+    assert one[1] != other[1]
+    assert drawn == repeated
+    assert str(drawn[0]) in repr(SimulatedNetwork(drawn[0]))
+
+
+async def test_one_more_fault_leaves_the_others_as_they_were(autojump_clock: MockClock) -> None:
+    alone = await shoot(SimulatedNetwork(seed=9, jitter=1.0), 200)
+    start = trio.current_time()
+    with_loss = await shoot(SimulatedNetwork(seed=9, jitter=1.0, loss=0.3), 200)
+    assert 0 < len(with_loss) < 200
+    fate = {number: at for at, number in alone}
+    for at, number in with_loss:
+        assert at - start == pytest.approx(fate[number])
+
+
+async def test_a_tap_changes_redirects_and_counts(autojump_clock: MockClock) -> None:
+    network = SimulatedNetwork()
+    here, there = await two_sockets(network)
+    third = await network.host("10.0.0.3").open_socket(None, 3000, buffer_size=10**6)
+    seen: list[Datagram] = []
+
+    def tap(datagram: Datagram) -> list[Datagram]:
+        seen.append(datagram)
+        if datagram.data == b"nothing":
+            return []
+        return [datagram, Datagram(("192.0.2.1", 7), ("10.0.0.3", 3000), datagram.data.upper())]
+
+    network.tap = tap
+    here.send(b"nothing", (B, 2000))
+    here.send(b"copy", (B, 2000))
+    assert seen[1] == Datagram((A, 1000), (B, 2000), b"copy")
+    assert there.receive(5) == [(b"copy", (A, 1000))]
+    assert third.receive(5) == [(b"COPY", ("192.0.2.1", 7))]
+    counted = network.statistics()
+    assert (counted.sent, counted.lost, counted.duplicated, counted.delivered) == (2, 1, 1, 2)
+
+
+async def test_an_address_means_the_same_host_however_it_is_written(
+    autojump_clock: MockClock,
+) -> None:
+    network = SimulatedNetwork()
+    host = network.host("2001:DB8:0::1")
+    assert host is network.host("2001:db8::1")
+    assert host.address == "2001:db8::1"
+    assert await host.resolve("2001:0db8::0001", 9) == [("2001:db8::1", 9)]
+    opened = await host.open_socket("2001:db8:0:0::1", 9, buffer_size=1000)
+    assert opened.address == ("2001:db8::1", 9)
+    network.partition("2001:DB8::1", A)
+    opened.send(b"x", (A, 1))
+    assert network.statistics().partitioned == 1
+    network.add_name("six.example", "2001:DB8::1")
+    again = await host.open_socket("six.example", 10, buffer_size=1000)
+    assert again.address == ("2001:db8::1", 10)
+
+
+async def test_a_wrong_address_or_port_is_never_silent(autojump_clock: MockClock) -> None:
+    network = SimulatedNetwork()
+    for act in (network.link, network.partition, network.heal):
+        with pytest.raises(ValueError, match="server"):
+            act("server", A)
+    with pytest.raises(ValueError, match="elsewhere"):
+        network.host(A).rebind("elsewhere")
+    with pytest.raises(ValueError, match="at least one"):
+        network.add_name("example.org")
+    with pytest.raises(ValueError, match="numeric"):
+        network.add_name("example.org", "example.com")
+    for port in (-1, 65536):
+        with pytest.raises(ValueError, match=str(port)):
+            await network.host(A).open_socket(None, port, buffer_size=1000)
+    with pytest.raises(OSError, match="nobody"):
+        await network.host(A).open_socket("nobody.example", 1, buffer_size=1000)
+    with pytest.raises(TypeError, match="lag"):
+        network.set_conditions(lag=1)
+    with pytest.raises(ValueError, match="loss"):
+        network.link(A, B).set_conditions(loss=2)
+
+
+async def test_a_second_rebinding_stays_where_the_first_has_moved_it(
+    autojump_clock: MockClock,
+) -> None:
+    network = SimulatedNetwork()
+    here, there = await two_sockets(network)
+
+    def source() -> tuple[str, int]:
+        here.send(b"x", (B, 2000))
+        return there.receive(9)[0][1]  # type: ignore[no-any-return]
+
+    network.host(A).rebind("192.0.2.7")
+    first = source()
+    network.host(A).rebind()
+    second = source()
+    assert first[0] == second[0] == "192.0.2.7"
+    assert first != second
+    network.host(A).rebind(A)
+    assert source()[0] == A
+    there.send(b"late", second)
+    assert here.receive(9) == []
+    here.close()
+    assert not network._aliases
+    assert not network._sockets.keys() - {(B, 2000)}
+    await network.host(A).open_socket(None, 1000, buffer_size=1000)
+
+
+async def test_what_nobody_reads_does_not_pile_up(autojump_clock: MockClock) -> None:
+    network = SimulatedNetwork(delay=0.01)
+    here, there = await two_sockets(network, buffer_size=1000)
+    for _ in range(200):
+        here.send(bytes(100), (B, 2000))
+        await trio.sleep(0.01)
+    assert len(there._coming) + len(there._arrived) <= 11
+    assert len(there.receive(1000)) == 10
+
+
+async def test_a_datagram_above_the_whole_receive_buffer_wakes_nobody(
+    autojump_clock: MockClock,
+) -> None:
+    network = SimulatedNetwork(delay=0.01)
+    here, there = await two_sockets(network, buffer_size=1000)
+    here.send(bytes(1400), (B, 2000))
+    with trio.move_on_after(10) as scope:
+        await there.wait_readable()
+    assert scope.cancelled_caught
+    assert network.statistics().receive_buffer_full == 1
+
+
 def test_hours_pass_in_a_moment() -> None:
     async def main() -> None:
         network = SimulatedNetwork(delay=1.0)
@@ -241,3 +476,21 @@ def test_no_datagram_is_unaccounted_for_and_a_seed_gives_one_outcome(
 
     first = trio.run(main, clock=MockClock(autojump_threshold=0))
     assert first == trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
+def documented_tests() -> list[Any]:
+    """The tests of docs/testing.md, which are one program in several blocks."""
+    text = (Path(__file__).parents[2] / "docs" / "testing.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    namespace: dict[str, Any] = {"__name__": "test_echo"}
+    exec(compile("\n\n".join(blocks), "docs/testing.md", "exec"), namespace)
+    return [test for name, test in namespace.items() if name.startswith("test_")]
+
+
+@pytest.mark.parametrize("test", documented_tests(), ids=lambda test: test.__name__)
+async def test_what_the_documentation_shows_works(test: Any, autojump_clock: MockClock) -> None:
+    await test(autojump_clock)
+
+
+def test_all_documented_tests_are_found() -> None:
+    assert len(documented_tests()) == 6
