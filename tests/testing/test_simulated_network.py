@@ -262,6 +262,30 @@ async def test_a_queue_keeps_its_order_when_the_bandwidth_changes(
     assert len(there.receive(1)) == 1, "no backlog is left"
 
 
+async def test_a_queue_has_room_again_for_what_has_left_it(autojump_clock: MockClock) -> None:
+    network = SimulatedNetwork(bandwidth=8000, queue_bytes=3500)
+    here, there = await two_sockets(network)
+    here.send(bytes(1000), (B, 2000))
+    for _ in range(50):  # never idle, never more than two in it
+        here.send(bytes(1000), (B, 2000))
+        await trio.sleep(1)
+    assert network.statistics().queue_full == 0
+    assert len(there.receive(100)) == 50
+
+
+async def test_a_receive_buffer_has_room_again_for_what_was_read(
+    autojump_clock: MockClock,
+) -> None:
+    network = SimulatedNetwork()
+    here, there = await two_sockets(network, buffer_size=1000)
+    for number in range(50):
+        here.send(bytes([number]) * 400, (B, 2000))
+        here.send(bytes(400), (B, 2000))
+        assert len(there.receive(1 + number % 2)) == 1 + number % 2
+        there.receive(10)
+    assert network.statistics().receive_buffer_full == 0
+
+
 async def test_a_datagram_larger_than_the_queue_passes_an_idle_link(
     autojump_clock: MockClock,
 ) -> None:
