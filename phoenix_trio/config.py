@@ -28,6 +28,11 @@ SMALLEST_UDP_PAYLOAD = 1200
 #: The largest UDP payload over IPv4 (RFC 9000 section 18.2 has 65527 for IPv6).
 LARGEST_UDP_PAYLOAD = 65507
 
+#: Limits of a run of datagrams in one system call (Linux: ``UDP_MAX_SEGMENTS``; an IP packet
+#: less its headers).
+MAX_RUN_SEGMENTS = 64
+MAX_RUN_BYTES = 65_487
+
 
 def _integer(minimum: int, maximum: int) -> Any:
     def check(instance: object, attribute: attrs.Attribute[int], value: object) -> None:

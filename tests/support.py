@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import cache
 from typing import Any
@@ -92,6 +92,15 @@ class Side:
         return [event for event in self.log if isinstance(event, kind)]
 
 
+def take_apart(runs: Iterable[tuple[bytes | memoryview, Any, int]]) -> list[bytes]:
+    """The single datagrams of what ``Engine.transmit`` returns."""
+    return [
+        bytes(data[start : start + size])
+        for data, _, size in runs
+        for start in range(0, len(data), size)
+    ]
+
+
 class EnginePair:
     """Two engines and a perfect wire of 10 ms each way between them, in virtual time."""
 
@@ -142,8 +151,8 @@ class EnginePair:
 
     def flush(self, side: Side) -> None:
         for _ in range(1000):
-            datagrams = side.engine.transmit(self.now)
-            for data, _ in datagrams:
+            side.engine.begin_pass()
+            for data in take_apart(side.engine.transmit(self.now)):
                 self._sequence += 1
                 other = self.client if side is self.server else self.server
                 self.wire.append((self.now + self.delay, self._sequence, other, data, side.address))

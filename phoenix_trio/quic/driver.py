@@ -31,12 +31,18 @@ from typing import Protocol
 
 import trio
 
-from ..config import TransportConfig
+from ..config import MAX_RUN_BYTES, TransportConfig
 from ..errors import ApplicationErrorCode
 from ..metrics import EndpointStatistics
 from . import events
-from .admission import Admission, Admit, Answer, destination_connection_id
-from .engine import Engine
+from .admission import (
+    CONNECTION_ID_LENGTH,
+    Admission,
+    Admit,
+    Answer,
+    destination_connection_id,
+)
+from .engine import Engine, Run
 from .groups import unwrap_lone
 from .packet_io import DatagramSocket, SocketAddress
 
@@ -44,9 +50,12 @@ __all__ = ["Route", "Sink", "SocketDriver"]
 
 logger = logging.getLogger("phoenix_trio.quic")
 
-#: Datagrams read in one turn before anything is sent: enough to share the cost of a
-#: turn, few enough that acknowledgements are not kept waiting.
-DATAGRAMS_PER_TURN = 64
+#: Runs of datagrams read in one turn before anything is sent: enough to share the cost of
+#: a turn, few enough that acknowledgements are not kept waiting.
+RUNS_PER_TURN = 16
+
+#: Runs which a connection sends in one turn before the others have theirs.
+RUNS_PER_CONNECTION = 4
 
 #: Seconds for which a connection ID that is no longer used is still recognised, so that
 #: late packets get no stateless reset: three probe timeouts of a slow path.
@@ -123,7 +132,8 @@ class SocketDriver:
         self._timers: list[tuple[float, int, Route]] = []
         self._sequence = itertools.count()
         self._dirty: dict[Route, None] = {}
-        self._unsent: deque[tuple[bytes, SocketAddress]] = deque()
+        self._unsent: deque[tuple[bytes, SocketAddress, int]] = deque()
+        self._slab = bytearray(MAX_RUN_BYTES + 1)
         self._flush_lot = trio.lowlevel.ParkingLot()
         self._sleep: trio.CancelScope | None = None
         self._is_running = False
@@ -356,12 +366,10 @@ class SocketDriver:
     async def _receive_forever(self) -> None:
         while True:
             now = trio.current_time()
-            datagrams = self.socket.receive(DATAGRAMS_PER_TURN)
+            runs = self.socket.receive_runs(RUNS_PER_TURN)
             touched: dict[Route, None] = {}
-            for data, address in datagrams:
-                route = self._dispatch(data, address, now)
-                if route is not None:
-                    touched[route] = None
+            for data, address, size in runs:
+                self._dispatch_run(data, address, size, now, touched)
             self._run_timers(now, touched)
             for route in touched:
                 self._deliver(route, now)
@@ -370,7 +378,7 @@ class SocketDriver:
                 self._flush(now)
             if self._dirty or self._unsent:
                 self._flush_lot.unpark_all()
-            if len(datagrams) == DATAGRAMS_PER_TURN:
+            if len(runs) == RUNS_PER_TURN:
                 await trio.lowlevel.checkpoint()
                 continue
             with trio.CancelScope(deadline=self._next_deadline()) as self._sleep:
@@ -385,6 +393,9 @@ class SocketDriver:
                 await trio.lowlevel.checkpoint()
             else:
                 await self._flush_lot.park()
+                # One more turn for those who write: what they send together (data, then
+                # the end of a stream) leaves together.
+                await trio.lowlevel.checkpoint()
             self._flush(trio.current_time())
 
     # ------------------------------------------------------------------ sending
@@ -393,7 +404,10 @@ class SocketDriver:
         """One bounded run of packets of every dirty connection; stops when the socket is full."""
         unsent = self._unsent
         while unsent:
-            if not self.socket.send(*unsent[0]):
+            data, address, size = unsent[0]
+            taken = self.socket.send_run(data, address, size)
+            if taken < len(data):
+                unsent[0] = (data[taken:], address, size)
                 return
             unsent.popleft()
         dirty, self._dirty = self._dirty, {}
@@ -401,15 +415,44 @@ class SocketDriver:
             if unsent:
                 self._dirty[route] = None
                 continue
-            for data, address in route.engine.transmit(now):
-                if unsent or not self.socket.send(data, address):
-                    # Counted in flight already: kept, and nothing else is built before.
-                    unsent.append((data, address))
+            engine = route.engine
+            engine.begin_pass()
+            for _ in range(RUNS_PER_CONNECTION):
+                runs = engine.transmit(now, self._slab)
+                for run in runs:
+                    self._send(run)
+                if not runs or unsent or not engine.has_more_to_send(now):
+                    break
             self._deliver(route, now)
-            if route.engine.has_more_to_send(now):
+            if engine.has_more_to_send(now):
                 self._dirty[route] = None  # its turn comes again after the others'
 
+    def _send(self, run: Run) -> None:
+        data, address, size = run
+        taken = 0 if self._unsent else self.socket.send_run(data, address, size)
+        if taken < len(data):
+            # Counted in flight already: kept, and nothing else is built before.
+            self._unsent.append((bytes(data[taken:]), address, size))
+
     # ------------------------------------------------------------------ receiving
+
+    def _dispatch_run(
+        self, data: bytes, address: SocketAddress, size: int, now: float, touched: dict[Route, None]
+    ) -> None:
+        """Hand datagrams of `size` bytes each to their connections."""
+        start, stop = 0, len(data)
+        while start < stop:
+            route = None
+            if not data[start] & 0x80:
+                route = self._routes.get(data[start + 1 : start + 1 + CONNECTION_ID_LENGTH])
+            if route is not None:
+                start = route.engine.receive_run(data, start, size, address, now)
+            else:
+                end = min(start + size, stop)
+                route = self._dispatch(data[start:end], address, now)
+                start = end
+            if route is not None:
+                touched[route] = None
 
     def _dispatch(self, data: bytes, address: SocketAddress, now: float) -> Route | None:
         connection_id = destination_connection_id(data)
@@ -453,7 +496,7 @@ class SocketDriver:
     def _answer(self, answer: Answer, address: SocketAddress) -> None:
         self._answers[answer.kind] = self._answers.get(answer.kind, 0) + 1
         # No state behind it: if the socket is full, the answer is dropped.
-        self.socket.send(answer.data, address)
+        self.socket.send_run(answer.data, address)
 
     def _admit(
         self, verdict: Admit, data: bytes, address: SocketAddress, now: float

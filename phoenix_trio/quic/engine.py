@@ -52,6 +52,7 @@ from aioquic.quic.stream import QuicStream
 from ..config import LARGEST_UDP_PAYLOAD, SMALLEST_UDP_PAYLOAD, TransportConfig
 from ..metrics import ConnectionStatistics
 from . import events
+from .fast_path import FastPath
 from .flow_control import ReceiveWindow
 from .pacer import Pacer
 from .stream_state import (
@@ -91,6 +92,13 @@ _TWO_BYTE_MAX = 16383
 
 #: Seconds by which a timer is taken to be later than it is.
 _TIMER_SLACK = 1e-6
+
+#: Packets in one run at most.
+_RUN_PACKETS = 64
+
+#: UDP payloads of one size in one piece of memory (the last may be shorter), their
+#: destination, and that size.
+Run = tuple[bytes | memoryview, Any, int]
 
 #: The uid of PINGs which the keep-alive timer sends.
 KEEP_ALIVE_PING = -1
@@ -157,6 +165,11 @@ class Engine(QuicConnection):
         self._window = ReceiveWindow(connection_window, config.receive_buffer_size)
         self._limits_pending = False
 
+        self._fast = FastPath(self, enabled=True)
+        self._more = False
+        self._hold_tail = False
+        self._wrote = self._wrote_before = False
+
         # Line 399: counters, and a pacer which keeps up with fast paths.
         self._loss.__class__ = CountingRecovery
         self._recovery: CountingRecovery = self._loss  # type: ignore[assignment]
@@ -179,6 +192,7 @@ class Engine(QuicConnection):
         self._keep_alive_at = math.inf
 
         self._buffered = 0
+        self._unsent = 0
         self._progress = False
         self._datagrams_were_full = False
         self._bytes_sent = 0
@@ -238,20 +252,90 @@ class Engine(QuicConnection):
             self._on_internal_error("handling a timer", error)
         self._collect()
 
-    def transmit(self, now: float) -> list[tuple[bytes, Any]]:
-        """Up to one paced run of UDP payloads with their destinations; empty when all is said.
+    def receive_run(self, data: bytes, start: int, size: int, address: Any, now: float) -> int:
+        """Take datagrams of `size` bytes (the last may be shorter) from `data`, from `start` on.
 
-        When more may leave at once, :meth:`next_deadline` is not after `now`.
+        Returns the position of the first one which was not taken, because it may be
+        for another connection; at least one is taken.
         """
         self._now = now
+        if self._state in END_STATES:
+            self.receive(data[start : start + size], address, now)
+            return min(start + size, len(data))
+        stop = len(data)
+        try:
+            stop = self._fast.receive(data, start, size, address, now)
+        except Exception as error:  # noqa: BLE001 - whatever it is, one connection pays
+            self._on_internal_error("receiving", error)
+        self._bytes_received += stop - start
+        self._udp_datagrams_received += -(-(stop - start) // size)
+        self._touch_keep_alive(now)
+        self._collect()
+        return stop
+
+    def begin_pass(self) -> None:
+        """The driver begins a new round of sending: judge anew what should wait for more.
+
+        A packet which is not full is held back while the application keeps writing,
+        round after round, so that bulk data leaves in full packets; a single write
+        leaves at once.
+        """
+        self._hold_tail = self._wrote and self._wrote_before
+        self._wrote_before = self._wrote
+        self._wrote = False
+
+    def transmit(self, now: float, slab: bytearray | None = None) -> list[Run]:
+        """One paced run of UDP payloads, or a few; empty when all is said for now.
+
+        Each comes with its destination and the size of its datagrams (the last may
+        be shorter).  When more may leave at once, :meth:`has_more_to_send`.
+
+        Args:
+          now: the time.
+          slab: room for a run, which the result may be a view of; it is valid until
+            the slab is used again.
+        """
+        self._now = now
+        self._more = False
         if self._answer_close:
             self._answer_close = False
             return self._count_sent(list(self._close_datagrams))
         if not self._network_paths or self._state in END_STATES:
             return []
         closing = self._close_pending
+        if closing or not self._handshake_confirmed or self._has_control(now):
+            limit = _RUN_PACKETS
+            if not closing and self._next_bulk() is not None:
+                limit = 1  # just what else there is to say; then goes the run
+        else:
+            record = self._next_bulk()
+            if record is None and not self._active:
+                self._pacing_at = None
+                return []
+            size: int = self._max_datagram_size
+            in_flight = self._loss.bytes_in_flight
+            packets = (self._loss.congestion_window - in_flight) // size
+            if packets <= 0 and in_flight:
+                self._pacing_at = None
+                return []
+            self._pacing_at = self._pacer.next_send_time(now)
+            if self._pacing_at is not None and self._pacing_at > now:
+                return []
+            if record is not None:
+                try:
+                    run = self._transmit_bulk(record, packets, now, slab)
+                except Exception as error:  # noqa: BLE001 - whatever it is, one connection pays
+                    self._on_internal_error("building a run", error)
+                    run = None
+                if run is not None:
+                    return [run]
+            if self._hold_tail and self._unsent * 2 < size and in_flight:
+                self._pacing_at = None
+                self._more = True
+                return []
+            limit = _RUN_PACKETS
         try:
-            datagrams = self._build(now)
+            datagrams = self._build(now, limit)
         except Exception as error:
             if closing:
                 raise
@@ -266,6 +350,81 @@ class Engine(QuicConnection):
             self._progress = True
         self._collect()
         return self._count_sent(datagrams)
+
+    def _has_control(self, now: float) -> bool:
+        """Whether there is anything to send besides stream data.
+
+        Everything which aioquic's ``_write_application`` (line 3613) and the end of
+        its ``datagrams_to_send`` (line 622) look at, so that nothing is built in vain.
+        """
+        space = self._spaces[tls.Epoch.ONE_RTT]
+        if (
+            (space.ack_at is not None and space.ack_at <= now)
+            or self._limits_pending
+            or self._limits_to_send
+            or self._probe_pending
+            or self._ping_pending
+            or self._datagrams_pending
+            or self._retire_connection_ids
+            or self._handshake_done_pending
+            or self._streams_blocked_pending
+            or not self._crypto_streams[tls.Epoch.ONE_RTT].sender.buffer_is_empty
+            or (self._is_client and self._remote_preferred_address is not None)
+        ):
+            return True
+        for path in self._network_paths:
+            if path.remote_challenges or not (path.is_validated or path.local_challenge_sent):
+                return True
+        return any(not connection_id.was_sent for connection_id in self._host_cids)
+
+    def _next_bulk(self) -> StreamRecord | None:
+        """The stream whose turn it is, if it has a full packet's worth to send, or more."""
+        for stream_id in self._active:
+            record = self._records.get(stream_id)
+            if record is None or self._fast.cannot_send() is not None:
+                return None
+            room = self._remote_max_data - self._remote_max_data_used
+            capacity = self._fast.payload_size(stream_id)
+            return record if self._fast.sendable(record, room) >= capacity else None
+        return None
+
+    def _transmit_bulk(
+        self, record: StreamRecord, packets: int, now: float, slab: bytearray | None
+    ) -> Run | None:
+        fast = self._fast
+        stream_id = record.stream_id
+        size: int = self._max_datagram_size
+        room = self._remote_max_data - self._remote_max_data_used
+        count = min(
+            packets,
+            fast.sendable(record, room) // fast.payload_size(stream_id),
+            fast.largest_run(size),
+            self._pacer.packets_available(now),
+        )
+        if count <= 0:
+            return None
+        if slab is None or len(slab) < count * size:
+            slab = bytearray(count * size)
+        view, address, size = fast.send(record, count, now, slab)
+        self._pacer.update_after_run(count)
+        # To the end of the line.
+        stream = self._active.pop(stream_id)
+        if _has_work(stream):
+            self._active[stream_id] = stream
+        self._more = bool(self._active)
+        self._bytes_sent += count * size
+        self._udp_datagrams_sent += count
+        return view, address, size
+
+    def deliver_data(self, record: StreamRecord, data: bytes) -> None:
+        """In-order stream data, from the fast path; aioquic's queued events come first."""
+        if self._events:
+            self._collect()
+        self._stream_bytes_received += len(data)
+        if record.discarding:
+            self._release_up_to(record, record.receiver.highest_offset)
+        else:
+            self._out.append(events.StreamDataReceived(record.stream_id, data, False))
 
     def next_deadline(self) -> float | None:
         """When to call :meth:`on_timer` and :meth:`transmit` next; ``None``: never again."""
@@ -285,9 +444,9 @@ class Engine(QuicConnection):
 
     def has_more_to_send(self, now: float) -> bool:
         """Whether :meth:`transmit` stopped only because its run was full."""
-        return (
-            self._pacing_at is not None and self._pacing_at <= now and self._state not in END_STATES
-        )
+        if self._state in END_STATES:
+            return False
+        return self._more or (self._pacing_at is not None and self._pacing_at <= now)
 
     def take_events(self) -> list[events.Event]:
         """What has happened since the last call."""
@@ -406,7 +565,8 @@ class Engine(QuicConnection):
     def write(self, stream_id: int, data: bytes | memoryview, *, end_stream: bool = False) -> None:
         """Append to a stream's send buffer (the caller has asked :meth:`send_room`)."""
         record = self._records[stream_id]
-        record.sender.write(data, end_stream=end_stream)  # type: ignore[arg-type]
+        self._wrote = True
+        record.sender.write(data, end_stream=end_stream)
         self._stream_bytes_sent += len(data)
 
     def written(self, stream_id: int) -> int:
@@ -496,6 +656,11 @@ class Engine(QuicConnection):
             limit = self._stream_limit(record.stream_id)
             assert isinstance(limit, StreamCountLimit)
             limit.release()
+            self._note_stream_credit(limit)
+
+    def _note_stream_credit(self, limit: StreamCountLimit) -> None:
+        # Line 3940 waits until the peer has fewer streams left than the frame would grant.
+        if limit.sent - limit.used < limit.value - limit.sent:
             self._limits_pending = True
 
     # -- called by stream_state
@@ -518,6 +683,9 @@ class Engine(QuicConnection):
         self._records[stream_id] = StreamRecord(stream, sender, receiver, window, is_local=is_local)
         if not is_local:
             self._streams_accepted += 1
+            limit = self._stream_limit(stream_id)
+            assert isinstance(limit, StreamCountLimit)
+            self._note_stream_credit(limit)
             # Through aioquic's queue, so that it comes before the stream's data.
             self._events.append(_PeerOpenedStream(stream_id))
 
@@ -541,11 +709,17 @@ class Engine(QuicConnection):
         """The streams for which MAX_STREAM_DATA has to be sent."""
         return list(self._limits_to_send.values())
 
-    def note_buffered(self, count: int) -> None:
+    def note_buffered(self, count: int, *, kept: bool = False) -> None:
         """The send buffers have grown by `count` bytes (or shrunk)."""
         self._buffered += count
         if count < 0:
             self._progress = True
+        else:
+            self._unsent += count
+
+    def note_first_sent(self, count: int) -> None:
+        """So many bytes which were never sent before were sent, or will never be."""
+        self._unsent -= count
 
     def note_acknowledged(self, count: int, fin: bool) -> None:
         """`count` more bytes at the front of a send buffer were acknowledged."""
@@ -649,19 +823,32 @@ class Engine(QuicConnection):
 
     # ------------------------------------------------------------------ inside
 
-    def _build(self, now: float) -> list[tuple[bytes, Any]]:
-        """aioquic's packets, built for a bounded number of streams at a time.
+    def _build(self, now: float, limit: int) -> list[tuple[bytes, Any]]:
+        """aioquic's packets, at most `limit`, for a bounded number of streams at a time.
 
         aioquic walks its whole ``_streams_queue`` for each packet (line 3745), so
         it is given only streams with something to do, and few of them at once.
         """
-        self._pacer.begin_call()
+        self._pacer.begin_call(limit)
         space = self._spaces.get(tls.Epoch.ONE_RTT)
-        if space is not None and space.ack_at == now:
-            # Line 3632 lets a due ACK pass the pacer only once its time is strictly past;
-            # until then, a clock which stands still (or is coarse) would spin.
-            space.ack_at = math.nextafter(now, -math.inf)
+        # Line 3632 lets a due ACK pass the pacer only once its time is strictly past; until
+        # then, a clock which stands still (or is coarse) would spin.  And an ACK which is
+        # not due yet rides along with data (RFC 9000 section 13.2.1).
+        if (
+            space is not None
+            and space.ack_at is not None
+            and (space.ack_at == now or self._pacer.next_send_time(now) is None)
+        ):
+            space.ack_at = min(space.ack_at, math.nextafter(now, -math.inf))
         active = self._active
+        in_flight = self._loss.bytes_in_flight
+        if (
+            self._handshake_confirmed
+            and in_flight
+            and not self._probe_pending
+            and self._loss.congestion_window - in_flight < self._max_datagram_size
+        ):
+            active = {}  # no packet which is small only because the window is nearly full
         result: list[tuple[bytes, Any]] = []
         turns = len(active) // STREAMS_PER_RUN + 1
         while True:
@@ -811,11 +998,29 @@ class Engine(QuicConnection):
             count = self._received_while_closing
             self._answer_close = count & (count - 1) == 0
 
-    def _count_sent(self, datagrams: list[tuple[bytes, Any]]) -> list[tuple[bytes, Any]]:
+    def _count_sent(self, datagrams: list[tuple[bytes, Any]]) -> list[Run]:
+        """Count, and put what is of one size and for one address together."""
         self._udp_datagrams_sent += len(datagrams)
-        for data, _ in datagrams:
+        runs: list[Run] = []
+        index = 0
+        while index < len(datagrams):
+            data, address = datagrams[index]
+            size = len(data)
+            last = index + 1
+            longest = index + FastPath.largest_run(size)
+            while last < min(len(datagrams), longest) and datagrams[last][1] == address:
+                following = len(datagrams[last][0])
+                if following > size:
+                    break
+                last += 1
+                if following < size:
+                    break
+            if last - index > 1:
+                data = b"".join([each for each, _ in datagrams[index:last]])
             self._bytes_sent += len(data)
-        return datagrams
+            runs.append((data, address, size))
+            index = last
+        return runs
 
     def _touch_keep_alive(self, now: float) -> None:
         if self.config.keep_alive is not None:
@@ -1006,6 +1211,12 @@ class Engine(QuicConnection):
                 self._quic_logger.encode_stream_frame(frame, stream_id=stream_id)
             )
         return sender.highest_offset - sent_before
+
+    def _on_connection_limit_delivery(self, delivery: QuicDeliveryState, limit: Any) -> None:
+        """Line 2760: a lost MAX_DATA or MAX_STREAMS is sent again."""
+        super()._on_connection_limit_delivery(delivery, limit)
+        if delivery is not QuicDeliveryState.ACKED:
+            self._limits_pending = True
 
     def _on_max_stream_data_delivery(self, delivery: QuicDeliveryState, stream: QuicStream) -> None:
         """Line 2805: a lost MAX_STREAM_DATA is sent again, with the limit of that time."""

@@ -29,9 +29,29 @@ class Pacer:
         self._updated_at = 0.0
         self._left_in_call = _PACKETS_PER_CALL
 
-    def begin_call(self) -> None:
-        """A new call for packets begins: it may take a whole run again."""
-        self._left_in_call = _PACKETS_PER_CALL
+    def begin_call(self, packets: int = _PACKETS_PER_CALL) -> None:
+        """A new call for packets begins: it may take so many, and not more."""
+        self._left_in_call = packets
+
+    def packets_available(self, now: float) -> int:
+        """How many packets of the full size may leave now in one burst."""
+        if self._rate is None:
+            return _PACKETS_PER_CALL
+        self._refill(now)
+        if self._tokens <= 0:
+            return 0
+        return int(self._tokens // self.max_datagram_size) + 1
+
+    def update_after_run(self, packets: int) -> None:
+        """So many packets of the full size have left at once."""
+        if self._rate is not None:
+            self._tokens -= packets * self.max_datagram_size
+
+    def _refill(self, now: float) -> None:
+        if self._rate is not None and now > self._updated_at:
+            grown = self._tokens + (now - self._updated_at) * self._rate
+            self._tokens = min(self._capacity, grown)
+            self._updated_at = now
 
     def next_send_time(self, now: float) -> float | None:
         """``None``: a packet may leave now; else when to ask again."""
@@ -40,9 +60,7 @@ class Pacer:
         rate = self._rate
         if rate is None:
             return None
-        if now > self._updated_at:
-            self._tokens = min(self._capacity, self._tokens + (now - self._updated_at) * rate)
-            self._updated_at = now
+        self._refill(now)
         if self._tokens > 0:
             return None
         # Wait for one packet's worth, not for the first byte: fewer wake-ups, same rate.

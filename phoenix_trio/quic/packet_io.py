@@ -8,18 +8,26 @@ Real sockets are raw and non-blocking, driven by ``trio.lowlevel``, which
 measured about three times cheaper per datagram than ``trio.socket``.  They are
 never connected: peers migrate, and a server's preferred address changes the
 target (RFC 9000 section 9).
+
+Datagrams travel in *runs*: any number of the same size (the last one may be
+shorter) in one piece of memory.  On Linux the kernel takes and gives runs in
+one call (UDP GSO and GRO, ``udp(7)``); where it does not, or refuses once, the
+run is taken apart here and nothing above notices.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import socket
 import sys
 from typing import Protocol, TypeAlias, final
 
 import attrs
 import trio
+
+from ..config import MAX_RUN_BYTES, MAX_RUN_SEGMENTS
 
 __all__ = [
     "DatagramSocket",
@@ -34,7 +42,9 @@ __all__ = [
 #: As the :mod:`socket` module gives it: IPv4 ``(host, port)``, IPv6 with flow info and scope.
 SocketAddress: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
 
-#: The largest UDP payload there is.
+logger = logging.getLogger("phoenix_trio.quic")
+
+#: The largest UDP payload there is, and the most that one received run can hold.
 _LARGEST_DATAGRAM = 65535
 
 #: Errors which concern one datagram or one passing moment, not the socket: the datagram
@@ -70,8 +80,24 @@ _IPV6_MTU_DISCOVER = 23
 _PMTUDISC_PROBE = 3
 _SO_SNDBUFFORCE = 32
 _SO_RCVBUFFORCE = 33
+_SOL_UDP = 17
+_UDP_SEGMENT = 103
+_UDP_GRO = 104
+
+#: What the kernel says where an interface or an old kernel cannot do GSO.
+_GSO_REFUSED = frozenset({errno.EIO, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOPROTOOPT})
+
+#: Refusals in a row after which GSO is not tried any more.  One can be a passing matter:
+#: a run for an interface whose MTU is smaller than its segments.
+_GSO_PATIENCE = 3
+
+#: Room for the one control message which is asked for (the size of a run's segments).
+_CONTROL_BYTES = 64
 
 _IPV4_MAPPED = "::ffff:"
+
+#: Kernel settings which were already complained of, with the size that was asked for.
+_warned: set[tuple[str, int]] = set()
 
 
 @attrs.frozen(kw_only=True)
@@ -86,6 +112,14 @@ class SocketStatistics:
     """Times the send buffer was full."""
     soft_errors: int
     """Datagrams refused for a passing reason (unreachable, too large, no buffers)."""
+    send_calls: int
+    """System calls which sent something; with GSO one call sends many datagrams."""
+    receive_calls: int
+    """The same for receiving, with GRO."""
+    gso: bool
+    """Whether runs of datagrams are handed to the kernel in one call."""
+    gro: bool
+    """Whether the kernel may hand up runs of datagrams."""
     receive_buffer_size: int
     """Bytes of the receive buffer which the system granted; on Linux without the equal
     amount which it adds for its own bookkeeping."""
@@ -104,21 +138,27 @@ class DatagramSocket(Protocol):
     def statistics(self) -> SocketStatistics:
         """A snapshot of the counters."""
 
-    def receive(self, limit: int) -> list[tuple[bytes, SocketAddress]]:
-        """Up to `limit` datagrams with their sources; never blocks; empty when none waits."""
+    def receive_runs(self, limit: int) -> list[tuple[bytes, SocketAddress, int]]:
+        """Up to `limit` runs: their bytes, source, and the size of each datagram but the last.
 
-    def send(self, data: bytes, address: SocketAddress) -> bool:
-        """Send one datagram without blocking.
+        Never blocks; empty when none waits.
+        """
 
-        False: the buffer is full; call :meth:`wait_writable` and try again.  True:
-        sent, or lost to a passing error, which is counted.
+    def send_run(
+        self, data: bytes | memoryview, address: SocketAddress, segment_size: int | None = None
+    ) -> int:
+        """Send a run of datagrams of `segment_size` bytes (``None``: one datagram).
+
+        Never blocks.  Returns how many bytes were taken: sent, or lost to a passing
+        error, which is counted.  Fewer than all, in whole datagrams: the buffer is
+        full; call :meth:`wait_writable` and offer the rest again.
         """
 
     async def wait_readable(self) -> None:
-        """Wait until :meth:`receive` has something; ClosedResourceError once closed."""
+        """Wait until :meth:`receive_runs` has something; ClosedResourceError once closed."""
 
     async def wait_writable(self) -> None:
-        """Wait until :meth:`send` has room; ClosedResourceError once closed."""
+        """Wait until :meth:`send_run` has room; ClosedResourceError once closed."""
 
     def close(self) -> None:
         """Close; wakes those who wait with ClosedResourceError.  Idempotent."""
@@ -162,6 +202,12 @@ class UdpSocket:
         self._datagrams_received = 0
         self._send_blocked = 0
         self._soft_errors = 0
+        self._send_calls = 0
+        self._receive_calls = 0
+        self._gso = _can_gso(raw)
+        self._gso_refusals = 0
+        self._gro = _enable_gro(raw)
+        self._segment_control: dict[int, list[tuple[int, int, bytes]]] = {}
         self._receive_buffer_size = _granted_buffer(raw, socket.SO_RCVBUF)
         self._send_buffer_size = _granted_buffer(raw, socket.SO_SNDBUF)
 
@@ -181,32 +227,75 @@ class UdpSocket:
             datagrams_received=self._datagrams_received,
             send_blocked=self._send_blocked,
             soft_errors=self._soft_errors,
+            send_calls=self._send_calls,
+            receive_calls=self._receive_calls,
+            gso=self._gso,
+            gro=self._gro,
             receive_buffer_size=self._receive_buffer_size,
             send_buffer_size=self._send_buffer_size,
         )
 
-    def receive(self, limit: int) -> list[tuple[bytes, SocketAddress]]:
-        received: list[tuple[bytes, SocketAddress]] = []
+    def receive_runs(self, limit: int) -> list[tuple[bytes, SocketAddress, int]]:
+        received: list[tuple[bytes, SocketAddress, int]] = []
         if self._closed:
             return received
-        receive = self._raw.recvfrom
+        # Measured: a new bytes object for each call is cheaper (4.1 us for 64 KiB) than
+        # one reused buffer and a copy of what it holds (5.8 us).
+        receive = self._raw.recvmsg
         # Soft errors count against the limit as well: a flood of them must not hold the loop.
         for _ in range(limit):
             try:
-                data, address = receive(_LARGEST_DATAGRAM)
+                data, control, _, address = receive(_LARGEST_DATAGRAM, _CONTROL_BYTES)
             except (BlockingIOError, InterruptedError):
                 break
             except OSError as error:
                 self._note_error(error, _SOFT_ERRORS)
                 continue
-            self._bytes_received += len(data)
-            self._datagrams_received += 1
-            received.append((data, address))
+            size = len(data)
+            segment = size
+            for level, kind, value in control:
+                if level == _SOL_UDP and kind == _UDP_GRO:
+                    segment = min(size, int.from_bytes(value[:4], sys.byteorder)) or size
+            self._receive_calls += 1
+            self._bytes_received += size
+            self._datagrams_received += -(-size // segment) if size else 1
+            received.append((data, address, segment))
         return received
 
-    def send(self, data: bytes, address: SocketAddress) -> bool:
+    def send_run(
+        self, data: bytes | memoryview, address: SocketAddress, segment_size: int | None = None
+    ) -> int:
+        size = len(data)
         if self._closed:
-            return True
+            return size
+        if segment_size is None or segment_size >= size:
+            return size if self._send_one(data, address) else 0
+        if self._gso and size <= MAX_RUN_BYTES and size <= MAX_RUN_SEGMENTS * segment_size:
+            control = self._segment_control.get(segment_size)
+            if control is None:
+                value = segment_size.to_bytes(2, sys.byteorder)
+                control = self._segment_control[segment_size] = [(_SOL_UDP, _UDP_SEGMENT, value)]
+            try:
+                self._raw.sendmsg([data], control, 0, address)
+            except (BlockingIOError, InterruptedError):
+                self._send_blocked += 1
+                return 0
+            except OSError as error:
+                if error.errno in _GSO_REFUSED:
+                    self._on_gso_refused(error)
+                else:
+                    # (One by one they may get through, where the run was too large.)
+                    self._note_error(error, _SOFT_SEND_ERRORS)
+            else:
+                self._gso_refusals = 0
+                self._note_sent(size, -(-size // segment_size))
+                return size
+        for start in range(0, size, segment_size):
+            if not self._send_one(data[start : start + segment_size], address):
+                return start
+        return size
+
+    def _send_one(self, data: bytes | memoryview, address: SocketAddress) -> bool:
         try:
             self._raw.sendto(data, address)
         except (BlockingIOError, InterruptedError):
@@ -215,9 +304,19 @@ class UdpSocket:
         except OSError as error:
             self._note_error(error, _SOFT_SEND_ERRORS)
             return True
-        self._bytes_sent += len(data)
-        self._datagrams_sent += 1
+        self._note_sent(len(data), 1)
         return True
+
+    def _note_sent(self, size: int, datagrams: int) -> None:
+        self._send_calls += 1
+        self._bytes_sent += size
+        self._datagrams_sent += datagrams
+
+    def _on_gso_refused(self, error: OSError) -> None:
+        self._gso_refusals += 1
+        if error.errno != errno.EINVAL or self._gso_refusals >= _GSO_PATIENCE:
+            self._gso = False
+            logger.info("datagrams are sent one by one from now on: GSO failed (%s)", error)
 
     def _note_error(self, error: OSError, soft: frozenset[int]) -> None:
         if error.errno not in soft:
@@ -346,6 +445,28 @@ def _forbid_fragments(raw: socket.socket, family: int) -> None:
         raw.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
 
 
+def _can_gso(raw: socket.socket) -> bool:
+    """Whether the kernel knows UDP GSO; an interface may still refuse it later."""
+    if sys.platform != "linux":
+        return False
+    try:
+        raw.getsockopt(_SOL_UDP, _UDP_SEGMENT)
+    except OSError:
+        return False
+    return True
+
+
+def _enable_gro(raw: socket.socket) -> bool:
+    """Ask for received datagrams in runs."""
+    if sys.platform != "linux":
+        return False
+    try:
+        raw.setsockopt(_SOL_UDP, _UDP_GRO, 1)
+    except OSError:
+        return False
+    return True
+
+
 def _granted_buffer(raw: socket.socket, option: int) -> int:
     size = raw.getsockopt(socket.SOL_SOCKET, option)
     # Linux reports twice what was asked for, the double being room for its bookkeeping.
@@ -353,10 +474,10 @@ def _granted_buffer(raw: socket.socket, option: int) -> int:
 
 
 def _set_buffers(raw: socket.socket, size: int) -> None:
-    """Ask for buffers of `size` bytes; the system may grant less, which the statistics say."""
-    for option, forced in (
-        (socket.SO_RCVBUF, _SO_RCVBUFFORCE),
-        (socket.SO_SNDBUF, _SO_SNDBUFFORCE),
+    """Ask for buffers of `size` bytes; where the system grants less, say how to get more."""
+    for option, forced, setting in (
+        (socket.SO_RCVBUF, _SO_RCVBUFFORCE, "net.core.rmem_max"),
+        (socket.SO_SNDBUF, _SO_SNDBUFFORCE, "net.core.wmem_max"),
     ):
         with contextlib.suppress(OSError):
             raw.setsockopt(socket.SOL_SOCKET, option, size)
@@ -364,3 +485,14 @@ def _set_buffers(raw: socket.socket, size: int) -> None:
             # With CAP_NET_ADMIN the kernel's limit (net.core.rmem_max, wmem_max) does not count.
             with contextlib.suppress(OSError):
                 raw.setsockopt(socket.SOL_SOCKET, forced, size)
+        granted = _granted_buffer(raw, option)
+        if granted < size and (setting, size) not in _warned:
+            _warned.add((setting, size))
+            hint = f"; allow more: sysctl -w {setting}={size}" if sys.platform == "linux" else ""
+            logger.warning(
+                "asked for a UDP %s buffer of %d bytes, the system granted %d%s",
+                "receive" if option == socket.SO_RCVBUF else "send",
+                size,
+                granted,
+                hint,
+            )

@@ -10,19 +10,29 @@ something to send, so idle streams cost nothing.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable
 from typing import Any, Protocol
 
 from aioquic.quic import events as aioquic_events
 from aioquic.quic.connection import Limit, QuicConnectionError
-from aioquic.quic.packet import QuicErrorCode, QuicFrameType, QuicStreamFrame
+from aioquic.quic.packet import (
+    QuicErrorCode,
+    QuicFrameType,
+    QuicPacketType,
+    QuicStreamFrame,
+)
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicSentPacket
+from aioquic.quic.rangeset import RangeSet
 from aioquic.quic.recovery import QuicPacketRecovery, QuicPacketSpace
 from aioquic.quic.stream import QuicStream, QuicStreamReceiver, QuicStreamSender
+from aioquic.tls import Epoch
 
 from .flow_control import ReceiveWindow
+from .send_buffer import SendBuffer
 
 __all__ = [
+    "BulkPacket",
     "CountingRecovery",
     "StreamCountLimit",
     "StreamOwner",
@@ -39,8 +49,11 @@ class StreamOwner(Protocol):
     def activate(self, stream: QuicStream) -> None:
         """The stream has something to send, or has ended on the wire."""
 
-    def note_buffered(self, count: int) -> None:
-        """The send buffers have grown by `count` bytes (or shrunk)."""
+    def note_buffered(self, count: int, *, kept: bool = False) -> None:
+        """The send buffers have grown by `count` bytes (or shrunk); `kept`: without a copy."""
+
+    def note_first_sent(self, count: int) -> None:
+        """So many bytes which were never sent before were sent, or will never be."""
 
     def note_acknowledged(self, count: int, fin: bool) -> None:
         """`count` more bytes at the front of a send buffer, or an end, were acknowledged."""
@@ -58,6 +71,9 @@ class StreamOwner(Protocol):
 #: Half of what two bytes of packet number can tell apart, less a run and some reordering.
 MAX_UNACKNOWLEDGED_PACKETS = 16_000
 
+#: The smallest round-trip time which is believed, in seconds (RFC 9002 section 6.1.2).
+_GRANULARITY = 0.001
+
 #: Gaps in what was received of one stream, above which the peer is refused.  Flow
 #: control bounds the bytes but not the bookkeeping for bytes sent with holes.
 MAX_GAPS = 1000
@@ -72,21 +88,23 @@ class TrackedSender(QuicStreamSender):
         super().__init__(stream_id=stream_id, writable=writable)
         self._engine = engine
         self._stream = stream
+        # In the place of aioquic's bytearray, its start and its stop (stream.py 186-188).
+        self.data = SendBuffer()
 
     @property
     def buffered(self) -> int:
         """Bytes held: unsent and unacknowledged."""
-        return len(self._buffer)
+        return len(self.data)
 
     @property
     def written(self) -> int:
         """Bytes written so far; the offset of the next one."""
-        return self._buffer_stop
+        return self.data.stop
 
     @property
     def acknowledged(self) -> int:
         """All bytes below this offset were acknowledged."""
-        return self._buffer_start
+        return self.data.start
 
     @property
     def has_fin(self) -> bool:
@@ -109,27 +127,98 @@ class TrackedSender(QuicStreamSender):
             return self._pending[0].start < self._stream.max_stream_data_remote
         return self._pending_eof
 
-    def write(self, data: bytes, end_stream: bool = False) -> None:
-        super().write(data, end_stream=end_stream)
-        self._engine.note_buffered(len(data))
+    @property
+    def next_offset(self) -> int:
+        """Stream.py 194: the offset of the next frame."""
+        return self._pending[0].start if len(self._pending) else self.data.stop
+
+    def write(self, data: bytes | memoryview, end_stream: bool = False) -> None:
+        """Stream.py 331, without a copy where the data cannot change."""
+        if self._buffer_fin is not None:
+            raise RuntimeError("cannot send data after the end of the stream")
+        if self._reset_error_code is not None:
+            raise RuntimeError("cannot send data after the stream was reset")
+        size = len(data)
+        if size:
+            self.buffer_is_empty = False
+            start = self.data.stop
+            self._pending.add(start, start + size)
+            self._engine.note_buffered(size, kept=self.data.append(data))
+        if end_stream:
+            self.buffer_is_empty = False
+            self._buffer_fin = self.data.stop
+            self._pending_eof = True
         self._engine.activate(self._stream)
+
+    def get_frame(self, max_size: int, max_offset: int | None = None) -> QuicStreamFrame | None:
+        """Stream.py 205: the next frame, at most so long and up to that offset."""
+        if max_size < 0:
+            return None
+        if not len(self._pending):
+            if self._pending_eof:
+                self._pending_eof = False
+                assert self._buffer_fin is not None
+                return QuicStreamFrame(fin=True, offset=self._buffer_fin)
+            self.buffer_is_empty = True
+            return None
+        pending = self._pending[0]
+        start = pending.start
+        stop = min(pending.stop, start + max_size)
+        if max_offset is not None:
+            stop = min(stop, max_offset)
+        if stop <= start:
+            return None
+        frame = QuicStreamFrame(data=self.data.read(start, stop), offset=start)
+        self._pending.subtract(start, stop)
+        self.note_sent(stop)
+        if self._buffer_fin == stop:
+            frame.fin = True
+            self._pending_eof = False
+        return frame
+
+    def note_sent(self, stop: int) -> None:
+        """Everything below `stop` was sent at least once."""
+        if stop > self.highest_offset:
+            self._engine.note_first_sent(stop - self.highest_offset)
+            self.highest_offset = stop
 
     def reset(self, error_code: int) -> None:
         if self._reset_error_code is None and not self.is_finished:
             super().reset(error_code)
             # Nothing will be sent again: let go of the data (RESET_STREAM needs
             # only the highest offset).
-            self._engine.note_buffered(-len(self._buffer))
-            self._buffer = bytearray()
+            self._engine.note_first_sent(self.data.stop - self.highest_offset)
+            self._engine.note_buffered(-len(self.data))
+            self.data.clear()
             self._engine.activate(self._stream)
 
     def on_data_delivery(
         self, delivery: QuicDeliveryState, start: int, stop: int, fin: bool
     ) -> None:
-        before = len(self._buffer)
-        super().on_data_delivery(delivery, start, stop, fin)
-        if delivery is QuicDeliveryState.ACKED:
-            self._engine.note_acknowledged(before - len(self._buffer), fin)
+        """Stream.py 265: a range (and the end) was acknowledged, or is lost."""
+        if self._reset_error_code is not None:
+            return
+        if delivery is not QuicDeliveryState.ACKED:
+            if stop > start:
+                self._pending.add(start, stop)
+            if fin:
+                self._pending_eof = True
+            if stop > start or fin:
+                self.buffer_is_empty = False
+                self._engine.activate(self._stream)
+            return
+        before = self.data.start
+        if stop > start:
+            acked = self._acked
+            if start > before or len(acked):
+                acked.add(start, stop)
+                stop = acked.shift().stop if acked[0].start == before else before
+            self.data.release(stop)
+        if fin:
+            self._acked_fin = True
+        if self._acked_fin and self.data.start == self._buffer_fin:
+            self.is_finished = True
+        self._engine.note_acknowledged(self.data.start - before, fin)
         if self.is_finished or not self.buffer_is_empty:
             self._engine.activate(self._stream)
 
@@ -281,6 +370,61 @@ class StreamCountLimit(Limit):
         self._maximum += 1
 
 
+class BulkPacket:
+    """A sent packet with just one STREAM frame without FIN; it stands in for QuicSentPacket."""
+
+    __slots__ = ("packet_number", "sender", "sent_bytes", "sent_time", "start", "stop")
+
+    epoch = Epoch.ONE_RTT
+    in_flight = True
+    is_ack_eliciting = True
+    is_crypto_packet = False
+    packet_type = QuicPacketType.ONE_RTT
+
+    def __init__(
+        self,
+        packet_number: int,
+        sent_time: float,
+        sent_bytes: int,
+        sender: TrackedSender,
+        start: int,
+        stop: int,
+    ) -> None:
+        self.packet_number = packet_number
+        self.sent_time = sent_time
+        self.sent_bytes = sent_bytes
+        self.sender = sender
+        self.start = start
+        self.stop = stop
+
+    @property
+    def delivery_handlers(self) -> list[tuple[Any, tuple[int, int, bool]]]:
+        """What aioquic calls when the packet is lost."""
+        return [(self.sender.on_data_delivery, (self.start, self.stop, False))]
+
+
+def _newly_acknowledged(sent: dict[int, QuicSentPacket], ranges: RangeSet) -> list[int]:
+    """The numbers of the packets in `sent` (ascending) which the ranges cover, ascending."""
+    if len(ranges) == 1:
+        # Nearly always: everything in front, so do not touch the rest.
+        only = ranges[0]
+        stop = only.stop
+        start = only.start
+        found = []
+        for number in sent:
+            if number >= stop:
+                break
+            if number >= start:
+                found.append(number)
+        return found
+    # The peer chooses how many ranges it sends: visit only what they cover.
+    numbers = list(sent)
+    found = []
+    for each in ranges:
+        found += numbers[bisect_left(numbers, each.start) : bisect_left(numbers, each.stop)]
+    return found
+
+
 class CountingRecovery(QuicPacketRecovery):
     """aioquic's loss recovery with counters."""
 
@@ -301,11 +445,86 @@ class CountingRecovery(QuicPacketRecovery):
             return min(window, self.bytes_in_flight)
         return window
 
-    def on_ack_received(self, *, space: QuicPacketSpace, **arguments: Any) -> None:
-        outstanding, lost = len(space.sent_packets), self.packets_lost
-        super().on_ack_received(space=space, **arguments)
-        newly_lost = self.packets_lost - lost
-        self.packets_acknowledged += outstanding - len(space.sent_packets) - newly_lost
+    def on_ack_received(
+        self, *, ack_rangeset: RangeSet, ack_delay: float, now: float, space: QuicPacketSpace
+    ) -> None:
+        """Recovery.py 289, with work for what is newly acknowledged only, in few calls.
+
+        Packets of one stream which follow each other are acknowledged as one range,
+        and the congestion controller hears of the whole acknowledgement once.
+        """
+        largest = ack_rangeset.bounds().stop - 1
+        space.largest_acked_packet = max(space.largest_acked_packet, largest)
+        sent = space.sent_packets
+        numbers = _newly_acknowledged(sent, ack_rangeset)
+        if not numbers:
+            return
+        packet: Any = None
+        eliciting = size = 0
+        sender: TrackedSender | None = None
+        start = stop = 0
+        for number in numbers:
+            packet = sent.pop(number)
+            if packet.in_flight:
+                size += packet.sent_bytes
+            if packet.is_ack_eliciting:
+                eliciting += 1
+            if type(packet) is BulkPacket:
+                if packet.sender is sender and packet.start == stop:
+                    stop = packet.stop
+                    continue
+                if sender is not None:
+                    sender.on_data_delivery(QuicDeliveryState.ACKED, start, stop, False)
+                sender, start, stop = packet.sender, packet.start, packet.stop
+            else:
+                for handler, handler_arguments in packet.delivery_handlers:
+                    handler(QuicDeliveryState.ACKED, *handler_arguments)
+        if sender is not None:
+            sender.on_data_delivery(QuicDeliveryState.ACKED, start, stop, False)
+        self.packets_acknowledged += len(numbers)
+        space.ack_eliciting_in_flight -= eliciting
+        if size:
+            batch = QuicSentPacket(
+                epoch=packet.epoch,
+                in_flight=True,
+                is_ack_eliciting=True,
+                is_crypto_packet=False,
+                packet_number=packet.packet_number,
+                packet_type=packet.packet_type,
+                sent_time=packet.sent_time,
+                sent_bytes=size,
+            )
+            self._cc.on_packet_acked(packet=batch, now=now)
+        sampled = largest == packet.packet_number and eliciting > 0
+        if sampled:
+            self._sample_rtt(now - packet.sent_time, ack_delay, now)
+        self._detect_loss(now=now, space=space)
+        if self.peer_completed_address_validation:
+            self._pto_count = 0
+        if self._quic_logger is not None:
+            self._log_metrics_updated(log_rtt=sampled)
+
+    def _sample_rtt(self, sample: float, ack_delay: float, now: float) -> None:
+        """RFC 9002 section 5.3, with aioquic's floor of a millisecond (its loss delay needs it)."""
+        latest = max(sample, _GRANULARITY)
+        self._rtt_min = min(self._rtt_min, latest)
+        ack_delay = min(ack_delay, self.max_ack_delay)
+        if latest > self._rtt_min + ack_delay:
+            latest -= ack_delay
+        self._rtt_latest = latest
+        if self._rtt_initialized:
+            variation = abs(self._rtt_smoothed - latest)
+            self._rtt_variance += (variation - self._rtt_variance) / 4
+            self._rtt_smoothed += (latest - self._rtt_smoothed) / 8
+        else:
+            self._rtt_first_sample_time = now
+            self._rtt_initialized = True
+            self._rtt_variance = sample / 2
+            self._rtt_smoothed = sample
+        self._cc.on_rtt_measurement(now=now, rtt=sample)
+        self._pacer.update_rate(
+            congestion_window=self._cc.congestion_window, smoothed_rtt=self._rtt_smoothed
+        )
 
     def on_loss_detection_timeout(self, *, now: float) -> None:
         if self._get_loss_space() is None:

@@ -38,6 +38,10 @@ __all__ = [
 
 _EPHEMERAL_PORTS = range(49152, 65536)
 
+#: As with real sockets: bytes of a received run at most, and datagrams in one.
+_LARGEST_RUN = 65_535
+_RUN_SEGMENTS = 64
+
 #: A tap may let a datagram pass, change it, multiply it, or swallow it.
 Tap = Callable[["Datagram"], "Datagram | list[Datagram] | None"]
 
@@ -493,6 +497,10 @@ class SimulatedSocket:
             datagrams_received=self._datagrams_received,
             send_blocked=self._send_blocked,
             soft_errors=0,
+            send_calls=self._datagrams_sent,
+            receive_calls=self._datagrams_received,
+            gso=False,
+            gro=True,
             receive_buffer_size=self._buffer_size,
             send_buffer_size=self._buffer_size,
         )
@@ -542,6 +550,34 @@ class SimulatedSocket:
         self._datagrams_sent += 1
         self._network._send(Datagram(self._outside, (address[0], address[1]), bytes(data)))
         return True
+
+    def receive_runs(self, limit: int) -> list[tuple[bytes, SocketAddress, int]]:
+        """What has arrived, as a kernel with GRO gives it: in runs of one size from one source."""
+        runs: list[tuple[bytes, SocketAddress, int]] = []
+        run: list[bytes] = []
+        source: SocketAddress | None = None
+        size = room = 0
+        for data, address in self.receive(limit * 8):
+            ended = not run or address != source or len(data) > min(size, room) or not data
+            if ended or len(run[-1]) < size or len(run) == _RUN_SEGMENTS:
+                if source is not None:
+                    runs.append((b"".join(run), source, size))
+                run, source, size, room = [], address, len(data), _LARGEST_RUN
+            run.append(data)
+            room -= len(data)
+        if source is not None:
+            runs.append((b"".join(run), source, size))
+        return runs
+
+    def send_run(
+        self, data: bytes | memoryview, address: SocketAddress, segment_size: int | None = None
+    ) -> int:
+        """Send a run of datagrams; returns how many bytes were taken."""
+        step = segment_size or len(data) or 1
+        for start in range(0, len(data), step):
+            if not self.send(bytes(data[start : start + step]), address):
+                return start
+        return len(data)
 
     async def wait_readable(self) -> None:
         """Wait until a datagram has arrived; ClosedResourceError once closed."""

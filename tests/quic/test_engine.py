@@ -19,7 +19,7 @@ from phoenix_trio import TransportConfig
 from phoenix_trio.quic import engine as engine_module
 from phoenix_trio.quic import events, stream_state
 from phoenix_trio.quic.engine import clamp_reason
-from tests.support import EnginePair, examples
+from tests.support import EnginePair, examples, take_apart
 
 KIBIBYTE = 1024
 
@@ -194,14 +194,14 @@ def test_a_closing_connection_answers_fewer_and_fewer_packets() -> None:
     late: list[bytes] = []
     for uid in range(20):
         pair.client.engine.send_ping(uid)
-        late += [data for data, _ in pair.client.engine.transmit(pair.now)]
+        late += take_apart(pair.client.engine.transmit(pair.now))
     server = pair.server.engine
     server.close_application(3, "bye")
-    (close,) = server.transmit(pair.now)
+    (close,) = take_apart(server.transmit(pair.now))
     answered = []
     for number, data in enumerate(late, start=1):
         server.receive(data, pair.client.address, pair.now)
-        if server.transmit(pair.now) == [close]:
+        if take_apart(server.transmit(pair.now)) == [close]:
             answered.append(number)
     assert answered == [1, 2, 4, 8, 16]
 

@@ -11,6 +11,7 @@ from trio.testing import MockClock
 
 import phoenix_trio
 from phoenix_trio import TransportConfig
+from phoenix_trio.quic.engine import Run
 from phoenix_trio.testing import Datagram, SimulatedNetwork
 from tests.support import (
     ALPN,
@@ -21,6 +22,7 @@ from tests.support import (
     connected_pair,
     server_tls,
     stream_pair,
+    take_apart,
 )
 
 
@@ -374,10 +376,10 @@ async def test_packets_leave_in_the_order_in_which_they_were_built(
         transmit, send = engine.transmit, socket.send
         rng = random.Random(4)
 
-        def watched_transmit(now: float) -> list[tuple[bytes, tuple[str, int]]]:
-            datagrams = transmit(now)
-            built.extend(data for data, _ in datagrams)
-            return datagrams  # type: ignore[return-value]
+        def watched_transmit(now: float, slab: bytearray | None = None) -> list[Run]:
+            runs = transmit(now, slab)
+            built.extend(take_apart(runs))
+            return runs
 
         def clogging_send(data: bytes, address: tuple[str, int]) -> bool:
             socket.block_sending = rng.random() < 0.2  # type: ignore[attr-defined]

@@ -29,13 +29,13 @@ async def open_socket(host: str | None, port: int = 0) -> UdpSocket:
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 async def test_datagrams_go_both_ways(host: str) -> None:
     one, two = await open_socket(host), await open_socket(host)
-    assert one.send(b"hello", two.address)
+    assert one.send_run(b"hello", two.address)
     with trio.fail_after(5):
         await two.wait_readable()
-    ((data, source),) = two.receive(10)
+    ((data, source, _),) = two.receive_runs(10)
     assert data == b"hello"
     assert source[1] == one.address[1]
-    assert two.receive(10) == []
+    assert two.receive_runs(10) == []
     assert two.statistics.datagrams_received == 1
     assert two.statistics.bytes_received == 5
     assert one.statistics.datagrams_sent == 1
@@ -51,14 +51,14 @@ async def test_a_dual_stack_socket_reaches_both_families() -> None:
     target = both.reachable(four.address)
     assert target is not None
     assert target[0] == "::ffff:127.0.0.1"
-    both.send(b"x", target)
+    both.send_run(b"x", target)
     with trio.fail_after(5):
         await four.wait_readable()
-    ((_, source),) = four.receive(1)
-    four.send(b"y", source)
+    ((_, source, _),) = four.receive_runs(1)
+    four.send_run(b"y", source)
     with trio.fail_after(5):
         await both.wait_readable()
-    ((_, back),) = both.receive(1)
+    ((_, back, _),) = both.receive_runs(1)
     assert display_address(back) == four.address
     assert display_address(("2001:db8::1", 5, 0, 0)) == ("2001:db8::1", 5, 0, 0)
     assert four.reachable(("::1", 1, 0, 0)) is None
@@ -87,7 +87,7 @@ async def test_unknown_and_foreign_hosts_are_named() -> None:
 
 async def test_passing_errors_are_counted_and_hard_ones_raised() -> None:
     one = await open_socket("127.0.0.1")
-    assert one.send(bytes(65_535), ("127.0.0.1", 9)), "too large: lost, not blocked"
+    assert one.send_run(bytes(65_535), ("127.0.0.1", 9)), "too large: lost, not blocked"
     assert one.statistics.soft_errors == 1
     assert one.statistics.datagrams_sent == 0
 
@@ -101,9 +101,9 @@ async def test_passing_errors_are_counted_and_hard_ones_raised() -> None:
     raw = one._raw
     one._raw = Broken()  # type: ignore[assignment]
     with pytest.raises(OSError, match="gone"):
-        one.send(b"x", ("127.0.0.1", 9))
+        one.send_run(b"x", ("127.0.0.1", 9))
     with pytest.raises(OSError, match="gone"):
-        one.receive(1)
+        one.receive_runs(1)
     one._raw = raw
     one.close()
 
@@ -116,7 +116,7 @@ async def test_a_full_send_buffer_is_told_apart() -> None:
             raise BlockingIOError(errno.EAGAIN, "full")
 
     raw, one._raw = one._raw, Full()  # type: ignore[assignment]
-    assert one.send(b"x", ("127.0.0.1", 9)) is False
+    assert one.send_run(b"x", ("127.0.0.1", 9)) == 0
     one._raw = raw
     assert one.statistics.send_blocked == 1
     with trio.fail_after(5):
@@ -139,8 +139,8 @@ async def test_closing_wakes_whoever_waits_and_is_idempotent() -> None:
     await expect_closed()
     with pytest.raises(trio.ClosedResourceError):
         await one.wait_writable()
-    assert one.receive(5) == []
-    assert one.send(b"x", ("127.0.0.1", 9))
+    assert one.receive_runs(5) == []
+    assert one.send_run(b"x", ("127.0.0.1", 9))
     assert isinstance(one.address[1], int)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as again:
         again.bind(("127.0.0.1", one.address[1]))
@@ -157,7 +157,7 @@ class FailingSocket:
         self.calls += 1
         raise OSError(self.number, os.strerror(self.number))
 
-    sendto = recvfrom = _fail
+    sendto = sendmsg = recvmsg = _fail
 
 
 @pytest.mark.parametrize(
@@ -169,8 +169,8 @@ async def test_passing_errors_are_counted_each_way(name: str) -> None:
     failing = FailingSocket(getattr(errno, name))
     one._raw = failing  # type: ignore[assignment]
     try:
-        assert one.send(b"x", ("127.0.0.1", 9))
-        assert one.receive(5) == []
+        assert one.send_run(b"x", ("127.0.0.1", 9))
+        assert one.receive_runs(5) == []
         assert failing.calls == 6, "a flood of errors does not hold the loop"
         assert one.statistics.soft_errors == 6
     finally:
@@ -182,12 +182,12 @@ async def test_sending_to_what_does_not_listen_or_cannot_be_sent_to_is_no_failur
     one, other = await open_socket("127.0.0.1"), await open_socket("127.0.0.1")
     other.close()
     for _ in range(3):
-        assert one.send(b"x", other.address)
+        assert one.send_run(b"x", other.address)
         await trio.sleep(0.01)
-        assert one.receive(5) == []
+        assert one.receive_runs(5) == []
     # Refused by the kernel as an invalid argument.
-    assert one.send(b"x", ("127.0.0.1", 0))
-    assert one.send(b"x", ("240.0.0.1", 9))
+    assert one.send_run(b"x", ("127.0.0.1", 0))
+    assert one.send_run(b"x", ("240.0.0.1", 9))
     assert one.statistics.soft_errors >= 1
     one.close()
 
@@ -305,14 +305,14 @@ async def test_a_cancelled_wait_on_a_real_socket_loses_nothing() -> None:
     with trio.move_on_after(0.01):
         await two.wait_readable()
     for number in range(20):
-        one.send(bytes([number]), two.address)
+        one.send_run(bytes([number]), two.address)
     with trio.move_on_after(0):
         await two.wait_readable()
     received: list[int] = []
     with trio.fail_after(5):
         while len(received) < 20:
             await two.wait_readable()
-            received += [data[0] for data, _ in two.receive(7)]
+            received += [byte for data, _, _ in two.receive_runs(7) for byte in data]
     assert received == list(range(20))
     assert two.statistics.datagrams_received == 20
     assert two.statistics.bytes_received == 20

@@ -1,0 +1,93 @@
+"""The bytes of one stream between the application's writes and the peer's acknowledgements.
+
+Floor 0, sans-IO.  A list of chunks with their offsets: appending, reading any
+range and letting go of the front cost the bytes concerned, never the bytes
+held.  (One long ``bytearray``, as in aioquic, is copied whole whenever it grows
+after its front was cut off.)
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+__all__ = ["SendBuffer"]
+
+#: Pieces below this are joined, so that tiny writes do not cost an object each.
+_SMALL = 16 * 1024
+
+#: Joined chunks grow to this, so that acknowledged bytes are freed soon.
+_JOINED_MAX = 64 * 1024
+
+
+class SendBuffer:
+    """Bytes from :attr:`start`, the first which is not released, to :attr:`stop`."""
+
+    __slots__ = ("_chunks", "_starts", "start", "stop")
+
+    def __init__(self) -> None:
+        self._chunks: list[bytes | bytearray | memoryview] = []
+        self._starts: list[int] = []
+        self.start = 0
+        self.stop = 0
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def append(self, data: bytes | bytearray | memoryview) -> bool:
+        """Add `data` at the end.
+
+        Immutable data of some size is kept as it is, anything else is copied.
+        Returns whether it was kept.
+        """
+        size = len(data)
+        if size < _SMALL:
+            if size:
+                last = self._chunks[-1] if self._chunks else None
+                if type(last) is bytearray and len(last) + size <= _JOINED_MAX:
+                    last += data
+                else:
+                    self._add(bytearray(data))
+                self.stop += size
+            return False
+        kept = type(data) is bytes or (type(data) is memoryview and type(data.obj) is bytes)
+        self._add(data if kept else bytes(data))
+        self.stop += size
+        return kept
+
+    def _add(self, chunk: bytes | bytearray | memoryview) -> None:
+        self._chunks.append(chunk)
+        self._starts.append(self.stop)
+
+    def pieces(self, start: int, stop: int) -> list[memoryview]:
+        """Views of the bytes from `start` to `stop`, which must be held; release them soon."""
+        index = bisect_right(self._starts, start) - 1
+        found = []
+        while start < stop:
+            first = self._starts[index]
+            view = memoryview(self._chunks[index])[start - first : stop - first]
+            found.append(view)
+            start += len(view)
+            index += 1
+        return found
+
+    def read(self, start: int, stop: int) -> bytes:
+        """A copy of the bytes from `start` to `stop`, which must be held."""
+        return b"".join(self.pieces(start, stop))
+
+    def release(self, offset: int) -> None:
+        """Let go of the bytes below `offset`."""
+        if offset <= self.start:
+            return
+        self.start = offset
+        if offset >= self.stop:
+            self._chunks.clear()
+            self._starts.clear()
+            return
+        count = bisect_right(self._starts, offset) - 1
+        if count > 0:
+            del self._chunks[:count]
+            del self._starts[:count]
+
+    def clear(self) -> None:
+        """Let go of everything."""
+        self.release(self.stop)
