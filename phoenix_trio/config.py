@@ -99,7 +99,7 @@ class TransportConfig:
     ``send_all`` waits above it.  It has to cover bandwidth times round trip."""
 
     stream_send_buffer_size: int = attrs.field(
-        default=2 * MEBIBYTE, validator=_integer(4 * KIBIBYTE, 1024 * MEBIBYTE)
+        default=4 * MEBIBYTE, validator=_integer(4 * KIBIBYTE, 1024 * MEBIBYTE)
     )
     """The same for one stream; never more than `send_buffer_size` in effect."""
 
@@ -122,9 +122,10 @@ class TransportConfig:
     )
     """The largest UDP payload to send, in bytes (1200 to 65,507).
 
-    ``None`` keeps to 1200, which every path carries; path-MTU discovery will
-    raise it.  A number is used as it is once the handshake is confirmed (or less,
-    if the peer takes less), so the whole path has to carry such packets."""
+    Connections begin with 1200, which every path carries, and look for more
+    once the handshake is confirmed (path-MTU discovery, RFC 9000 section 14.3),
+    up to this.  ``None``: up to what the interface and the peer take, which is
+    1472 on Ethernet over IPv4, 1452 over IPv6, and about 65,000 on loopback."""
 
     max_idle_timeout: float = attrs.field(
         default=30.0, validator=_seconds(0.0, 86_400.0, exclusive=True, infinite=True)

@@ -31,7 +31,7 @@ from typing import Protocol
 
 import trio
 
-from ..config import MAX_RUN_BYTES, TransportConfig
+from ..config import TransportConfig
 from ..errors import ApplicationErrorCode
 from ..metrics import EndpointStatistics
 from . import events
@@ -43,6 +43,7 @@ from .admission import (
     destination_connection_id,
 )
 from .engine import Engine, Run
+from .fast_path import BUILD_BYTES
 from .groups import unwrap_lone
 from .packet_io import DatagramSocket, SocketAddress
 
@@ -54,8 +55,8 @@ logger = logging.getLogger("phoenix_trio.quic")
 #: a turn, few enough that acknowledgements are not kept waiting.
 RUNS_PER_TURN = 16
 
-#: Runs which a connection sends in one turn before the others have theirs.
-RUNS_PER_CONNECTION = 4
+#: Builds which a connection sends in one turn before the others have theirs.
+BUILDS_PER_CONNECTION = 4
 
 #: Seconds for which a connection ID that is no longer used is still recognised, so that
 #: late packets get no stateless reset: three probe timeouts of a slow path.
@@ -133,7 +134,7 @@ class SocketDriver:
         self._sequence = itertools.count()
         self._dirty: dict[Route, None] = {}
         self._unsent: deque[tuple[bytes, SocketAddress, int]] = deque()
-        self._slab = bytearray(MAX_RUN_BYTES + 1)
+        self._slab = bytearray(BUILD_BYTES)
         self._flush_lot = trio.lowlevel.ParkingLot()
         self._sleep: trio.CancelScope | None = None
         self._is_running = False
@@ -417,7 +418,7 @@ class SocketDriver:
                 continue
             engine = route.engine
             engine.begin_pass()
-            for _ in range(RUNS_PER_CONNECTION):
+            for _ in range(BUILDS_PER_CONNECTION):
                 runs = engine.transmit(now, self._slab)
                 for run in runs:
                     self._send(run)
@@ -616,6 +617,7 @@ class SocketDriver:
 
     def _register(self, route: Route) -> None:
         self._all[route] = None
+        route.engine.path_ceiling = self.socket.largest_payload
         for connection_id in route.engine.connection_ids:
             self._add_connection_id(route, connection_id)
 

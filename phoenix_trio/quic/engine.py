@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import deque
 from collections.abc import Callable
 from itertools import islice
 from typing import Any
@@ -52,9 +53,11 @@ from aioquic.quic.stream import QuicStream
 from ..config import LARGEST_UDP_PAYLOAD, SMALLEST_UDP_PAYLOAD, TransportConfig
 from ..metrics import ConnectionStatistics
 from . import events
-from .fast_path import FastPath
+from .fast_path import FastPath, kernel_run
+from .fast_send import BulkTurn, encode_varint
 from .flow_control import ReceiveWindow
 from .pacer import Pacer
+from .path_mtu import MtuSearch
 from .stream_state import (
     CountingRecovery,
     StreamCountLimit,
@@ -92,6 +95,13 @@ _TWO_BYTE_MAX = 16383
 
 #: Seconds by which a timer is taken to be later than it is.
 _TIMER_SLACK = 1e-6
+
+#: The largest payload which is tried where nobody knows the interface: Ethernet, IPv6.
+UNKNOWN_PATH_CEILING = 1452
+
+#: What we take, which is anything (RFC 9000 section 18.2).
+_OWN_UDP_PAYLOAD_LIMIT = 65_527
+_MAX_UDP_PAYLOAD_SIZE_PARAMETER = 0x03
 
 #: Packets in one run at most.
 _RUN_PACKETS = 64
@@ -138,7 +148,7 @@ class Engine(QuicConnection):
         configuration.idle_timeout = min(config.max_idle_timeout, _NEVER)
         configuration.congestion_control_algorithm = config.congestion_control
         configuration.initial_rtt = config.initial_rtt
-        # During the handshake; see _raise_datagram_size.
+        # During the handshake; see _begin_mtu_search.
         configuration.max_datagram_size = SMALLEST_UDP_PAYLOAD
         configuration.max_datagram_frame_size = 65535 if config.enable_datagrams else None
         super().__init__(configuration=configuration, **arguments)
@@ -173,6 +183,8 @@ class Engine(QuicConnection):
         # Line 399: counters, and a pacer which keeps up with fast paths.
         self._loss.__class__ = CountingRecovery
         self._recovery: CountingRecovery = self._loss  # type: ignore[assignment]
+        self._recovery.on_acknowledged = self.note_largest_acknowledged
+        self._recovery.on_lost = self.note_largest_lost
         self._pacer = Pacer(self._max_datagram_size)
         self._loss._pacer = self._pacer  # type: ignore[assignment]
 
@@ -186,11 +198,17 @@ class Engine(QuicConnection):
         self._terminated = False
         self._early_data_reported = False
         self._peer_max_udp_payload = LARGEST_UDP_PAYLOAD
+        self._mtu: MtuSearch | None = None
+        self._mtu_address: Any = None
+        self.path_ceiling: Callable[[Any], int | None] = _unknown_path
+        """Set by the driver: the largest payload which the interface towards an address takes."""
         self._close_datagrams: list[tuple[bytes, Any]] = []
         self._received_while_closing = 0
         self._answer_close = False
         self._keep_alive_at = math.inf
 
+        self.unacknowledged_bytes = 0
+        """Bytes of packets received since the last acknowledgement was sent."""
         self._buffered = 0
         self._unsent = 0
         self._progress = False
@@ -297,6 +315,10 @@ class Engine(QuicConnection):
         """
         self._now = now
         self._more = False
+        probe = self._mtu_probe(now) if self._mtu is not None else None
+        if probe:
+            self._more = True
+            return self._count_sent(probe)
         if self._answer_close:
             self._answer_close = False
             return self._count_sent(list(self._close_datagrams))
@@ -308,8 +330,8 @@ class Engine(QuicConnection):
             if not closing and self._next_bulk() is not None:
                 limit = 1  # just what else there is to say; then goes the run
         else:
-            record = self._next_bulk()
-            if record is None and not self._active:
+            turn = self._next_bulk()
+            if turn is None and not self._active:
                 self._pacing_at = None
                 return []
             size: int = self._max_datagram_size
@@ -321,15 +343,15 @@ class Engine(QuicConnection):
             self._pacing_at = self._pacer.next_send_time(now)
             if self._pacing_at is not None and self._pacing_at > now:
                 return []
-            if record is not None:
+            if turn is not None:
                 try:
-                    run = self._transmit_bulk(record, packets, now, slab)
+                    runs = self._transmit_bulk(turn, packets, now, slab)
                 except Exception as error:  # noqa: BLE001 - whatever it is, one connection pays
                     self._on_internal_error("building a run", error)
-                    run = None
-                if run is not None:
-                    return [run]
-            if self._hold_tail and self._unsent * 2 < size and in_flight:
+                    runs = []
+                if runs:
+                    return runs
+            if self._hold_tail and self._unsent < size and in_flight:
                 self._pacing_at = None
                 self._more = True
                 return []
@@ -375,48 +397,47 @@ class Engine(QuicConnection):
         for path in self._network_paths:
             if path.remote_challenges or not (path.is_validated or path.local_challenge_sent):
                 return True
-        return any(not connection_id.was_sent for connection_id in self._host_cids)
+        for connection_id in self._host_cids:  # noqa: SIM110 - called for every run
+            if not connection_id.was_sent:
+                return True
+        return False
 
-    def _next_bulk(self) -> StreamRecord | None:
+    def _next_bulk(self) -> BulkTurn | None:
         """The stream whose turn it is, if it has a full packet's worth to send, or more."""
         for stream_id in self._active:
             record = self._records.get(stream_id)
-            if record is None or self._fast.cannot_send() is not None:
-                return None
-            room = self._remote_max_data - self._remote_max_data_used
-            capacity = self._fast.payload_size(stream_id)
-            return record if self._fast.sendable(record, room) >= capacity else None
+            return None if record is None else self._fast.next_turn(record)
         return None
 
     def _transmit_bulk(
-        self, record: StreamRecord, packets: int, now: float, slab: bytearray | None
-    ) -> Run | None:
-        fast = self._fast
-        stream_id = record.stream_id
+        self, turn: BulkTurn, packets: int, now: float, slab: bytearray | None
+    ) -> list[Run]:
         size: int = self._max_datagram_size
-        room = self._remote_max_data - self._remote_max_data_used
         count = min(
             packets,
-            fast.sendable(record, room) // fast.payload_size(stream_id),
-            fast.largest_run(size),
+            turn.packets,
+            self._fast.largest_build(),
             self._pacer.packets_available(now),
         )
         if count <= 0:
-            return None
-        if slab is None or len(slab) < count * size:
-            slab = bytearray(count * size)
-        view, address, size = fast.send(record, count, now, slab)
+            return []
+        view = self._fast.send(turn, count, now, slab)
         self._pacer.update_after_run(count)
         # To the end of the line.
+        stream_id = turn.record.stream_id
         stream = self._active.pop(stream_id)
         if _has_work(stream):
             self._active[stream_id] = stream
         self._more = bool(self._active)
         self._bytes_sent += count * size
         self._udp_datagrams_sent += count
-        return view, address, size
+        address = self._network_paths[0].addr
+        step = kernel_run(size) * size
+        if len(view) <= step:
+            return [(view, address, size)]
+        return [(view[at : at + step], address, size) for at in range(0, len(view), step)]
 
-    def deliver_data(self, record: StreamRecord, data: bytes) -> None:
+    def deliver_data(self, record: StreamRecord, data: bytes | bytearray) -> None:
         """In-order stream data, from the fast path; aioquic's queued events come first."""
         if self._events:
             self._collect()
@@ -433,8 +454,10 @@ class Engine(QuicConnection):
         deadline = self.get_timer()
         if deadline is None:
             return None
-        if self._state not in END_STATES and self._keep_alive_at < deadline:
-            return self._keep_alive_at
+        if self._state not in END_STATES:
+            deadline = min(deadline, self._keep_alive_at)
+            if self._mtu is not None:
+                deadline = min(deadline, self._mtu.deadline)
         return deadline
 
     @property
@@ -1007,7 +1030,7 @@ class Engine(QuicConnection):
             data, address = datagrams[index]
             size = len(data)
             last = index + 1
-            longest = index + FastPath.largest_run(size)
+            longest = index + kernel_run(size)
             while last < min(len(datagrams), longest) and datagrams[last][1] == address:
                 following = len(datagrams[last][0])
                 if following > size:
@@ -1026,16 +1049,26 @@ class Engine(QuicConnection):
         if self.config.keep_alive is not None:
             self._keep_alive_at = now + self.config.keep_alive
 
-    def _raise_datagram_size(self) -> None:
-        """Send packets of the configured size, now that the handshake is confirmed.
+    # ------------------------------------------------------------------ path MTU
+
+    def _begin_mtu_search(self) -> None:
+        """Look for larger packets, now that the handshake is confirmed.
 
         Not before: paths are only known to carry 1200 bytes (RFC 9000 section 14.1),
         and aioquic writes the lengths of long header packets and CRYPTO frames in two
         bytes (``packet_builder.py`` 356, ``connection.py`` 3977).
         """
-        size = min(self.config.max_udp_payload_size or 0, self._peer_max_udp_payload)
-        if size <= self._max_datagram_size:
-            return
+        address = self._network_paths[0].addr
+        ceiling = self.path_ceiling(address)
+        wanted = self.config.max_udp_payload_size
+        if wanted is not None:
+            ceiling = min(ceiling or wanted, wanted)
+        ceiling = min(ceiling or UNKNOWN_PATH_CEILING, self._peer_max_udp_payload)
+        self._mtu = MtuSearch(ceiling)
+        self._mtu_address = address
+        self._set_datagram_size(self._mtu.size)
+
+    def _set_datagram_size(self, size: int) -> None:
         self._max_datagram_size = size
         self._pacer.max_datagram_size = size
         control = self._loss._cc
@@ -1045,6 +1078,73 @@ class Engine(QuicConnection):
         # RFC 9002 section 7.2: the initial window counts in datagrams of the size in use.
         packets = 10 if control.ssthresh is None else 2
         control.congestion_window = max(control.congestion_window, packets * size)
+        # What does not fit any more would block all that is behind it.
+        room = self._max_datagram_size - DATAGRAM_OVERHEAD
+        kept = [data for data in self._datagrams_pending if len(data) <= room]
+        self._datagrams_dropped += len(self._datagrams_pending) - len(kept)
+        self._datagrams_pending = deque(kept)
+
+    def _mtu_probe(self, now: float) -> list[tuple[bytes, Any]]:
+        """A padded PING of the size which the search wants to try, if any (RFC 9000 section 14.4).
+
+        It is not counted in flight, so its loss is no congestion (RFC 8899 section 3).
+        """
+        search = self._mtu
+        path = self._network_paths[0]
+        if search is None or self._close_pending or not path.is_validated:
+            return []
+        assert self._version is not None
+        if path.addr != self._mtu_address:
+            # RFC 9000 section 9.4; a new port alone is a NAT's doing, not another path.
+            if path.addr[0] != self._mtu_address[0]:
+                self._begin_mtu_search()
+            self._mtu_address = path.addr
+        size = self._mtu.next_probe(now) if self._mtu is not None else None
+        if size is None:
+            return []
+        builder = QuicPacketBuilder(
+            host_cid=self.host_cid,
+            is_client=self._is_client,
+            max_datagram_size=size,
+            packet_number=self._packet_number,
+            peer_cid=self._peer_cid.cid,
+            quic_logger=self._quic_logger,
+            spin_bit=self._spin_bit,
+            version=self._version,
+        )
+        builder.start_packet(QuicPacketType.ONE_RTT, self._cryptos[tls.Epoch.ONE_RTT])
+        buf = builder.start_frame(
+            QuicFrameType.PING, handler=self._on_mtu_probe_delivery, handler_args=(size,)
+        )
+        buf.push_bytes(bytes(builder.remaining_flight_space))
+        assert builder._packet is not None
+        builder._packet.in_flight = False
+        datagrams = self._flush_builder(
+            builder=builder, network_path=path, peer_cid=self._peer_cid.cid, now=now
+        )
+        # Ack-eliciting, so a probe timeout is due after it (RFC 9002 section 6.2.1).
+        self._loss._time_of_last_sent_ack_eliciting_packet = now
+        return datagrams
+
+    def _on_mtu_probe_delivery(self, delivery: QuicDeliveryState, size: int) -> None:
+        search = self._mtu
+        if search is None:
+            return
+        if delivery is not QuicDeliveryState.ACKED:
+            search.on_probe_lost(size)
+        elif search.on_probe_acknowledged(size):
+            self._set_datagram_size(search.size)
+
+    def note_largest_acknowledged(self, size: int) -> None:
+        """Packets of up to `size` bytes have arrived."""
+        if self._mtu is not None:
+            self._mtu.on_acknowledged(size)
+
+    def note_largest_lost(self, size: int) -> None:
+        """Packets of up to `size` bytes were lost."""
+        if self._mtu is not None and self._mtu.on_lost(size):
+            logger.debug("packets of %d bytes vanish; back to 1200", self._max_datagram_size)
+            self._set_datagram_size(self._mtu.size)
 
     # ------------------------------------------------------------------ overrides of aioquic
 
@@ -1068,7 +1168,7 @@ class Engine(QuicConnection):
     def _confirm_handshake(self) -> None:
         """Line 1461: report it, and free 32 KiB of handshake buffers which are of no use now."""
         super()._confirm_handshake()
-        self._raise_datagram_size()
+        self._begin_mtu_search()
         for epoch in (tls.Epoch.INITIAL, tls.Epoch.HANDSHAKE):
             self._crypto_buffers.pop(epoch, None)
         self._events.append(_Plain(events.HandshakeConfirmed()))
@@ -1116,6 +1216,12 @@ class Engine(QuicConnection):
             self._peer_max_udp_payload = parameters.max_udp_payload_size
         self.reset_tokens_changed = True
 
+    def _serialize_transport_parameters(self) -> bytes:
+        """Line 3436: say which UDP payloads we take; aioquic leaves that out."""
+        value = encode_varint(_OWN_UDP_PAYLOAD_LIMIT)
+        parameter = encode_varint(_MAX_UDP_PAYLOAD_SIZE_PARAMETER) + encode_varint(len(value))
+        return super()._serialize_transport_parameters() + parameter + value
+
     def _handle_new_connection_id_frame(
         self, context: QuicReceiveContext, frame_type: int, buf: Buffer
     ) -> None:
@@ -1134,6 +1240,13 @@ class Engine(QuicConnection):
         for connection_id in self._host_cids:
             if not connection_id.was_sent:
                 connection_id.stateless_reset_token = self._reset_token(connection_id.cid)
+
+    def _write_ack_frame(
+        self, builder: QuicPacketBuilder, space: QuicPacketSpace, now: float
+    ) -> None:
+        """Line 3856: what was received is acknowledged."""
+        super()._write_ack_frame(builder, space, now)
+        self.unacknowledged_bytes = 0
 
     def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
         """Line 3923: MAX_DATA from our window; aioquic doubles its own as data *arrives*."""
@@ -1223,6 +1336,10 @@ class Engine(QuicConnection):
         super()._on_max_stream_data_delivery(delivery, stream)
         if delivery is not QuicDeliveryState.ACKED and stream.stream_id in self._streams:
             self._limits_to_send[stream.stream_id] = stream
+
+
+def _unknown_path(address: Any) -> int | None:
+    return None
 
 
 class _PeerOpenedStream(aioquic_events.QuicEvent):

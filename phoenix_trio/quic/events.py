@@ -64,7 +64,7 @@ class StreamDataReceived:
     """In-order data; `end_stream` marks the end."""
 
     stream_id: int
-    data: bytes
+    data: bytes | bytearray
     end_stream: bool
 
 

@@ -27,7 +27,7 @@ from typing import Protocol, TypeAlias, final
 import attrs
 import trio
 
-from ..config import MAX_RUN_BYTES, MAX_RUN_SEGMENTS
+from ..config import LARGEST_UDP_PAYLOAD, MAX_RUN_BYTES, MAX_RUN_SEGMENTS
 
 __all__ = [
     "DatagramSocket",
@@ -78,6 +78,8 @@ _SOFT_SEND_ERRORS = _SOFT_ERRORS | {
 _IP_MTU_DISCOVER = 10
 _IPV6_MTU_DISCOVER = 23
 _PMTUDISC_PROBE = 3
+_IP_MTU = 14
+_IPV6_MTU = 24
 _SO_SNDBUFFORCE = 32
 _SO_RCVBUFFORCE = 33
 _SOL_UDP = 17
@@ -93,6 +95,9 @@ _GSO_PATIENCE = 3
 
 #: Room for the one control message which is asked for (the size of a run's segments).
 _CONTROL_BYTES = 64
+
+_IPV4_AND_UDP_HEADERS = 20 + 8
+_IPV6_AND_UDP_HEADERS = 40 + 8
 
 _IPV4_MAPPED = "::ffff:"
 
@@ -164,7 +169,13 @@ class DatagramSocket(Protocol):
         """Close; wakes those who wait with ClosedResourceError.  Idempotent."""
 
     def reachable(self, address: SocketAddress) -> SocketAddress | None:
-        """`address` in the form which :meth:`send` takes; ``None``: not from this socket."""
+        """`address` in the form which :meth:`send_run` takes; ``None``: not from this socket."""
+
+    def largest_payload(self, address: SocketAddress) -> int | None:
+        """The largest UDP payload which the interface towards `address` takes; ``None``: unknown.
+
+        The path may take less, which only trying it shows.
+        """
 
 
 class Network(Protocol):
@@ -349,6 +360,26 @@ class UdpSocket:
         if is_ipv6:
             return plain
         return (_IPV4_MAPPED + plain[0], plain[1], 0, 0) if self._dual_stack else None
+
+    def largest_payload(self, address: SocketAddress) -> int | None:
+        if sys.platform != "linux":
+            return None
+        plain = display_address(address)
+        is_ipv6 = ":" in plain[0]
+        # Of a socket which is thrown away: connecting the real one would tie it to one peer.
+        try:
+            with socket.socket(
+                socket.AF_INET6 if is_ipv6 else socket.AF_INET, socket.SOCK_DGRAM
+            ) as scout:
+                scout.connect(plain)
+                if is_ipv6:
+                    mtu = scout.getsockopt(socket.IPPROTO_IPV6, _IPV6_MTU)
+                else:
+                    mtu = scout.getsockopt(socket.IPPROTO_IP, _IP_MTU)
+        except OSError:
+            return None
+        headers = _IPV6_AND_UDP_HEADERS if is_ipv6 else _IPV4_AND_UDP_HEADERS
+        return min(mtu - headers, LARGEST_UDP_PAYLOAD)
 
 
 @final

@@ -28,7 +28,7 @@ class ReceiveBuffer:
     def __len__(self) -> int:
         return self._size
 
-    def append(self, data: bytes) -> None:
+    def append(self, data: bytes | bytearray) -> None:
         """Add `data` at the end; it is kept, not copied, unless it is small."""
         size = len(data)
         if not size:

@@ -185,7 +185,7 @@ class ReceiveStream(trio.abc.ReceiveStream, metaclass=NoPublicConstructor):
 
     # -- called by the connection
 
-    def _on_data(self, data: bytes, at_end: bool) -> None:
+    def _on_data(self, data: bytes | bytearray, at_end: bool) -> None:
         if not self._closed:
             self._buffer.append(data)
             self._at_end = self._at_end or at_end

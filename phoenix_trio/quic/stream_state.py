@@ -11,7 +11,7 @@ something to send, so idle streams cost nothing.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from aioquic.quic import events as aioquic_events
@@ -432,6 +432,11 @@ class CountingRecovery(QuicPacketRecovery):
     packets_acknowledged = 0
     probe_timeouts = 0
 
+    on_acknowledged: Callable[[int], None]
+    """Told the largest size of the packets in each acknowledgement."""
+    on_lost: Callable[[int], None]
+    """Told the largest size of packets which were in flight and are lost."""
+
     @property
     def congestion_window(self) -> int:
         """The controller's window, closed while too many packets are unacknowledged.
@@ -460,13 +465,14 @@ class CountingRecovery(QuicPacketRecovery):
         if not numbers:
             return
         packet: Any = None
-        eliciting = size = 0
+        eliciting = size = largest_size = 0
         sender: TrackedSender | None = None
         start = stop = 0
         for number in numbers:
             packet = sent.pop(number)
             if packet.in_flight:
                 size += packet.sent_bytes
+                largest_size = max(largest_size, packet.sent_bytes)
             if packet.is_ack_eliciting:
                 eliciting += 1
             if type(packet) is BulkPacket:
@@ -484,6 +490,7 @@ class CountingRecovery(QuicPacketRecovery):
         self.packets_acknowledged += len(numbers)
         space.ack_eliciting_in_flight -= eliciting
         if size:
+            self.on_acknowledged(largest_size)
             batch = QuicSentPacket(
                 epoch=packet.epoch,
                 in_flight=True,
@@ -535,3 +542,5 @@ class CountingRecovery(QuicPacketRecovery):
         lost = tuple(packets)
         self.packets_lost += len(lost)
         super()._on_packets_lost(packets=lost, **arguments)
+        if lost:
+            self.on_lost(max([packet.sent_bytes for packet in lost if packet.in_flight] or [0]))

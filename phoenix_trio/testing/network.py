@@ -626,6 +626,10 @@ class SimulatedSocket:
         # Hosts have one address each; a link joins any two of them, as a dual stack would.
         return address
 
+    def largest_payload(self, address: SocketAddress) -> int | None:
+        """Not known: a simulated host has no interface; the link may take less than Ethernet."""
+        return None
+
 
 def _numeric(address: str) -> str:
     """The one way to write a numeric address, so that every spelling means the same host."""

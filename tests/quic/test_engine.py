@@ -131,12 +131,15 @@ def test_packets_of_every_size_carry_every_byte(size: int, loss: float) -> None:
     largest = {False: 0, True: 0}
 
     def drop(destination: object, data: bytes) -> bool:
-        confirmed = pair.client.engine._handshake_confirmed
+        sender = pair.server if destination is pair.client else pair.client
+        assert sender is not None
+        confirmed = sender.engine._handshake_confirmed
         largest[confirmed] = max(largest[confirmed], len(data))
-        return confirmed and generator.random() < loss
+        return pair.client.engine._handshake_confirmed and generator.random() < loss
 
     pair.drop = drop
     pair.connect()
+    pair.run(2.0)  # the search for larger packets
     assert pair.server is not None
     engine = pair.client.engine
     content = {}
@@ -156,11 +159,11 @@ def test_packets_of_every_size_carry_every_byte(size: int, loss: float) -> None:
     assert size - 30 <= largest[True] <= size
 
 
-def test_packets_are_never_larger_than_the_peer_takes() -> None:
+def test_packets_are_never_larger_than_the_peer_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "_OWN_UDP_PAYLOAD_LIMIT", 1300)
     config = TransportConfig(max_udp_payload_size=9000)
-    pair = EnginePair(client_config=config, server_config=config)
-    pair.client.engine._peer_max_udp_payload = 1300
-    pair.connect()
+    pair = EnginePair(client_config=config, server_config=config).connect()
+    pair.run(1.0)
     assert pair.client.engine._max_datagram_size == 1300
 
 

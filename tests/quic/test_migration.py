@@ -329,7 +329,8 @@ async def test_a_path_which_carries_1200_bytes_only_is_enough(autojump_clock: Mo
         await ours.send_all(bytes(100_000))
         await ours.wait_acked()
         await theirs.aclose()
-    assert network.statistics().too_large == 0
+        assert client.statistics().path_mtu == server.statistics().path_mtu == 1200
+    assert network.statistics().too_large < 20, "some probes of the path MTU, and nothing else"
 
 
 async def test_packets_which_did_not_fit_into_the_socket_are_kept(
@@ -410,4 +411,4 @@ async def test_packets_leave_in_the_order_in_which_they_were_built(
         assert received == data
         assert socket.statistics.send_blocked > 10
         assert accepted == built[: len(accepted)]
-        assert len(accepted) > 150
+        assert len(accepted) > 120
