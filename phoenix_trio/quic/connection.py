@@ -529,8 +529,10 @@ class QuicConnection(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
             self._touch()
 
     def _let_go(self, stream_id: int, *, sending: bool = False, receiving: bool = False) -> None:
-        self._engine.let_go(stream_id, sending=sending, receiving=receiving)
-        self._touch()
+        if self._engine.let_go(stream_id, sending=sending, receiving=receiving):
+            self._forget_stream(stream_id)
+        if self._engine.has_limits_to_send:
+            self._touch()
 
     # ------------------------------------------------------------------ events from below
 
@@ -586,8 +588,11 @@ class QuicConnection(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
             )
 
     def _on_stream_forgotten(self, event: events.StreamForgotten) -> None:
-        self._receivers.pop(event.stream_id, None)
-        self._senders.pop(event.stream_id, None)
+        self._forget_stream(event.stream_id)
+
+    def _forget_stream(self, stream_id: int) -> None:
+        self._receivers.pop(stream_id, None)
+        self._senders.pop(stream_id, None)
         self._close_if_idle()
 
     def _on_progress(self, event: events.SendProgress) -> None:

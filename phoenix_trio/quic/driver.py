@@ -26,7 +26,7 @@ import logging
 import math
 import os
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol
 
 import trio
@@ -181,9 +181,9 @@ class SocketDriver:
             return
         if not self._is_running:
             # Nobody turns the crank just now, so the writer does it.
-            self._dirty[route] = None
+            dirty, self._dirty = {**self._dirty, route: None}, {}
             try:
-                self._flush(trio.current_time())
+                self._flush(trio.current_time(), dirty)
             except OSError as error:
                 self._fail(error)
             self.close_if_unused()
@@ -198,7 +198,8 @@ class SocketDriver:
             now = trio.current_time()
             try:
                 for _ in range(100):
-                    self._flush(now)
+                    dirty, self._dirty = self._dirty, {}
+                    self._flush(now, dirty)
                     if self._unsent or not self._dirty:
                         break
             except OSError:
@@ -372,11 +373,11 @@ class SocketDriver:
             for data, address, size in runs:
                 self._dispatch_run(data, address, size, now, touched)
             self._run_timers(now, touched)
+            # Those to whom applications are writing just now have their turn of sending soon.
+            answering = [route for route in touched if route not in self._dirty]
             for route in touched:
                 self._deliver(route, now)
-                self._dirty[route] = None
-            if self._dirty and not self._unsent:
-                self._flush(now)
+            self._flush(now, answering)
             if self._dirty or self._unsent:
                 self._flush_lot.unpark_all()
             if len(runs) == RUNS_PER_TURN:
@@ -394,25 +395,27 @@ class SocketDriver:
                 await trio.lowlevel.checkpoint()
             else:
                 await self._flush_lot.park()
-                # One more turn for those who write: what they send together (data, then
-                # the end of a stream) leaves together.
+                # Two more turns for those who write: what belongs together (the answer,
+                # then, after a look for more to read, the end of the stream) leaves
+                # together, which costs far less than a packet more.
                 await trio.lowlevel.checkpoint()
-            self._flush(trio.current_time())
+                await trio.lowlevel.checkpoint()
+            dirty, self._dirty = self._dirty, {}
+            self._flush(trio.current_time(), dirty)
 
     # ------------------------------------------------------------------ sending
 
-    def _flush(self, now: float) -> None:
-        """One bounded run of packets of every dirty connection; stops when the socket is full."""
+    def _flush(self, now: float, routes: Iterable[Route]) -> None:
+        """One bounded run of packets of every connection; those with more become dirty again."""
         unsent = self._unsent
         while unsent:
             data, address, size = unsent[0]
             taken = self.socket.send_run(data, address, size)
             if taken < len(data):
                 unsent[0] = (data[taken:], address, size)
-                return
+                break
             unsent.popleft()
-        dirty, self._dirty = self._dirty, {}
-        for route in dirty:
+        for route in routes:
             if unsent:
                 self._dirty[route] = None
                 continue

@@ -170,6 +170,7 @@ class Engine(QuicConnection):
         self._streams = StreamTable(self)
         self._records: dict[int, StreamRecord] = {}
         self._active: dict[int, QuicStream] = {}
+        self._finished: list[int] = []
         self._limits_to_send: dict[int, QuicStream] = {}
         self._initial_stream_window = stream_window
         self._window = ReceiveWindow(connection_window, config.receive_buffer_size)
@@ -642,18 +643,21 @@ class Engine(QuicConnection):
         """Whether credit waits to be announced to the peer."""
         return self._limits_pending or bool(self._limits_to_send)
 
-    def let_go(self, stream_id: int, *, sending: bool = False, receiving: bool = False) -> None:
-        """The application is done with these directions of the stream."""
+    def let_go(self, stream_id: int, *, sending: bool = False, receiving: bool = False) -> bool:
+        """The application is done with these directions of the stream.
+
+        Returns whether that was the last of the stream, so that it is forgotten.
+        """
         record = self._records.get(stream_id)
         if record is None:
-            return
+            return False
         if receiving:
             record.receive_released = True
             record.discarding = True
             self._release_up_to(record, record.receiver.highest_offset)
         if sending:
             record.send_released = True
-        self._forget_if_done(record)
+        return self._forget_if_done(record)
 
     def _release_up_to(self, record: StreamRecord, offset: int) -> None:
         window = record.window
@@ -669,17 +673,17 @@ class Engine(QuicConnection):
         if wants_more and window.update(self._now, rtt):
             self._limits_to_send[record.stream_id] = record.stream
 
-    def _forget_if_done(self, record: StreamRecord) -> None:
+    def _forget_if_done(self, record: StreamRecord) -> bool:
         if not (record.wire_done and record.send_released and record.receive_released):
-            return
+            return False
         if self._records.pop(record.stream_id, None) is None:
-            return
-        self._out.append(events.StreamForgotten(record.stream_id))
+            return False
         if not record.is_local:
             limit = self._stream_limit(record.stream_id)
             assert isinstance(limit, StreamCountLimit)
             limit.release()
             self._note_stream_credit(limit)
+        return True
 
     def _note_stream_credit(self, limit: StreamCountLimit) -> None:
         # Line 3940 waits until the peer has fewer streams left than the frame would grant.
@@ -719,14 +723,25 @@ class Engine(QuicConnection):
         record = self._records.get(stream_id)
         if record is not None:
             record.wire_done = True
-            self._forget_if_done(record)
+            if self._forget_if_done(record):
+                self._out.append(events.StreamForgotten(stream_id))
 
     def activate(self, stream: QuicStream) -> None:
         """The stream has something to send, or has ended on the wire."""
         stream_id = stream.stream_id
         assert stream_id is not None
         if stream_id in self._streams:
-            self._active[stream_id] = stream
+            if stream.is_finished:
+                self._finished.append(stream_id)
+            elif _has_work(stream):
+                self._active[stream_id] = stream
+
+    def _discard_finished(self) -> None:
+        """In place of aioquic's line 3747, which notices only when it builds a packet."""
+        finished, self._finished = self._finished, []
+        for stream_id in finished:
+            if stream_id in self._streams:
+                self._streams.pop(stream_id)
 
     def take_streams_with_new_limit(self) -> list[QuicStream]:
         """The streams for which MAX_STREAM_DATA has to be sent."""
@@ -930,6 +945,8 @@ class Engine(QuicConnection):
                 out.append(event.event)
             # ProtocolNegotiated and aioquic's late ConnectionTerminated are covered
             # by HandshakeCompleted and by the check below.
+        if self._finished:
+            self._discard_finished()
         if self._progress:
             self._progress = False
             out.append(events.SendProgress())
@@ -1363,4 +1380,4 @@ class _Plain(aioquic_events.QuicEvent):
 def _has_work(stream: QuicStream) -> bool:
     sender = stream.sender
     assert isinstance(sender, TrackedSender)
-    return stream.is_finished or stream.receiver.stop_pending or sender.has_work
+    return not stream.is_finished and (stream.receiver.stop_pending or sender.has_work)

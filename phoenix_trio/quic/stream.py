@@ -318,11 +318,13 @@ class SendStream(trio.abc.SendStream, metaclass=NoPublicConstructor):
           ConnectionBroken: the connection ended.
         """
         with self._conflict:
-            await trio.lowlevel.checkpoint()
-            if self._finished and not self._closed:
-                return
-            self._check_open()
-            self._finish()
+            await trio.lowlevel.checkpoint_if_cancelled()
+            if not self._finished or self._closed:
+                self._check_open()
+                # Before the rest of the checkpoint, so that it leaves together with the
+                # data written just now.
+                self._finish()
+            await trio.lowlevel.cancel_shielded_checkpoint()
 
     def _finish(self) -> None:
         self._finished = True
