@@ -53,6 +53,7 @@ from aioquic.quic.stream import QuicStream
 from ..config import LARGEST_UDP_PAYLOAD, SMALLEST_UDP_PAYLOAD, TransportConfig
 from ..metrics import ConnectionStatistics
 from . import events
+from .congestion import CUBIC, RENO, CubicControl, RenoControl
 from .fast_path import FastPath, kernel_run
 from .fast_send import BulkTurn, encode_varint
 from .flow_control import ReceiveWindow
@@ -95,6 +96,8 @@ _TWO_BYTE_MAX = 16383
 
 #: Seconds by which a timer is taken to be later than it is.
 _TIMER_SLACK = 1e-6
+
+_CONTROLLERS = {"cubic": CUBIC, "reno": RENO}
 
 #: The largest payload which is tried where nobody knows the interface: Ethernet, IPv6.
 UNKNOWN_PATH_CEILING = 1452
@@ -146,7 +149,7 @@ class Engine(QuicConnection):
         configuration.max_stream_data = stream_window
         configuration.max_data = connection_window
         configuration.idle_timeout = min(config.max_idle_timeout, _NEVER)
-        configuration.congestion_control_algorithm = config.congestion_control
+        configuration.congestion_control_algorithm = _CONTROLLERS[config.congestion_control]
         configuration.initial_rtt = config.initial_rtt
         # During the handshake; see _begin_mtu_search.
         configuration.max_datagram_size = SMALLEST_UDP_PAYLOAD
@@ -184,6 +187,11 @@ class Engine(QuicConnection):
         # Line 399: counters, and a pacer which keeps up with fast paths.
         self._loss.__class__ = CountingRecovery
         self._recovery: CountingRecovery = self._loss  # type: ignore[assignment]
+        control = self._loss._cc
+        assert isinstance(control, CubicControl | RenoControl)
+        self._control = control
+        # More than can be buffered cannot be in flight; packets' own overhead is on top.
+        control.maximum_window = 2 * config.send_buffer_size
         self._recovery.on_acknowledged = self.note_largest_acknowledged
         self._recovery.on_lost = self.note_largest_lost
         self._pacer = Pacer(self._max_datagram_size)
@@ -1088,13 +1096,7 @@ class Engine(QuicConnection):
     def _set_datagram_size(self, size: int) -> None:
         self._max_datagram_size = size
         self._pacer.max_datagram_size = size
-        control = self._loss._cc
-        for name in ("_max_datagram_size", "additive_increase_factor"):
-            if hasattr(control, name):
-                setattr(control, name, size)
-        # RFC 9002 section 7.2: the initial window counts in datagrams of the size in use.
-        packets = 10 if control.ssthresh is None else 2
-        control.congestion_window = max(control.congestion_window, packets * size)
+        self._control.set_max_datagram_size(size)
         # What does not fit any more would block all that is behind it.
         room = self._max_datagram_size - DATAGRAM_OVERHEAD
         kept = [data for data in self._datagrams_pending if len(data) <= room]
