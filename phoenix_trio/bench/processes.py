@@ -8,7 +8,7 @@ import select
 import subprocess
 import sys
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 __all__ = ["Pair", "Unsupported", "WorkerFailed"]
 
@@ -134,7 +134,7 @@ class Pair:
         if self._server is not None:
             self._server.end()
 
-    def __enter__(self) -> Pair:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -25,6 +25,7 @@ import itertools
 import logging
 import math
 import os
+import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol
@@ -63,6 +64,20 @@ BUILDS_PER_CONNECTION = 4
 RETIRED_ID_SECONDS = 3.0
 
 _RESET_TOKEN_LENGTH = 16
+
+
+_thread = threading.local()
+
+
+def _slab() -> bytearray:
+    """Room to build packets in, one for all endpoints of a thread.
+
+    What is built there is sent, or copied, before anything else can run.
+    """
+    slab: bytearray | None = getattr(_thread, "slab", None)
+    if slab is None:
+        slab = _thread.slab = bytearray(BUILD_BYTES)
+    return slab
 
 
 class Sink(Protocol):
@@ -134,7 +149,6 @@ class SocketDriver:
         self._sequence = itertools.count()
         self._dirty: dict[Route, None] = {}
         self._unsent: deque[tuple[bytes, SocketAddress, int]] = deque()
-        self._slab = bytearray(BUILD_BYTES)
         self._flush_lot = trio.lowlevel.ParkingLot()
         self._sleep: trio.CancelScope | None = None
         self._is_running = False
@@ -408,6 +422,7 @@ class SocketDriver:
     def _flush(self, now: float, routes: Iterable[Route]) -> None:
         """One bounded run of packets of every connection; those with more become dirty again."""
         unsent = self._unsent
+        slab = _slab()
         while unsent:
             data, address, size = unsent[0]
             taken = self.socket.send_run(data, address, size)
@@ -422,7 +437,7 @@ class SocketDriver:
             engine = route.engine
             engine.begin_pass()
             for _ in range(BUILDS_PER_CONNECTION):
-                runs = engine.transmit(now, self._slab)
+                runs = engine.transmit(now, slab)
                 for run in runs:
                     self._send(run)
                 if not runs or unsent or not engine.has_more_to_send(now):
