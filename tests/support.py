@@ -117,6 +117,9 @@ class EnginePair:
         self.now = 0.0
         self.wire: list[tuple[float, int, Side, bytes, tuple[str, int]]] = []
         self.drop: Callable[[Side, bytes], bool] = lambda destination, data: False
+        self.in_runs = True
+        """Whether datagrams which arrive together are handed over together."""
+        self._run: list[Any] = []
         self._sequence = 0
         config = phoenix_trio.TransportConfig()
         engine = make_client_engine(
@@ -185,13 +188,37 @@ class EnginePair:
                     self.server = self._make_server(data)
                 destination = self.server
             if not self.drop(destination, data):
-                destination.engine.receive(data, source, self.now)
+                self._arrive(destination, data, source)
+        self._deliver()
         for side in self.sides:
             deadline = side.engine.next_deadline()
             if deadline is not None and deadline <= self.now:
                 side.engine.on_timer(self.now)
             side.gather(self.now)
         return True
+
+    def _arrive(self, destination: Side, data: bytes, source: tuple[str, int]) -> None:
+        """Collect datagrams of one size into runs, as a kernel with GRO does."""
+        run = self._run
+        if run and (
+            run[0] is not destination
+            or run[1] != source
+            or len(data) > run[2]
+            or len(run[3][-1]) < run[2]
+            or not self.in_runs
+        ):
+            self._deliver()
+        if not self._run:
+            self._run = [destination, source, len(data), []]
+        self._run[3].append(data)
+
+    def _deliver(self) -> None:
+        if not self._run:
+            return
+        (destination, source, size, datagrams), self._run = self._run, []
+        data, at = b"".join(datagrams), 0
+        while at < len(data):
+            at = destination.engine.receive_run(data, at, size, source, self.now)
 
     def run(self, seconds: float) -> None:
         """Let virtual time pass."""

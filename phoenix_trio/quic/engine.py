@@ -23,7 +23,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -105,6 +105,9 @@ UNKNOWN_PATH_CEILING = 1452
 #: What we take, which is anything (RFC 9000 section 18.2).
 _OWN_UDP_PAYLOAD_LIMIT = 65_527
 _MAX_UDP_PAYLOAD_SIZE_PARAMETER = 0x03
+
+#: Packets of everyday frames which are built at a time.
+_SMALL_PACKETS = 16
 
 #: Packets in one run at most.
 _RUN_PACKETS = 64
@@ -334,37 +337,14 @@ class Engine(QuicConnection):
         if not self._network_paths or self._state in END_STATES:
             return []
         closing = self._close_pending
-        if closing or not self._handshake_confirmed or self._has_control(now):
-            limit = _RUN_PACKETS
+        limit = _RUN_PACKETS
+        if closing or not self._handshake_confirmed or self._has_rare_control():
             if not closing and self._next_bulk() is not None:
                 limit = 1  # just what else there is to say; then goes the run
         else:
-            turn = self._next_bulk()
-            if turn is None and not self._active:
-                self._pacing_at = None
-                return []
-            size: int = self._max_datagram_size
-            in_flight = self._loss.bytes_in_flight
-            packets = (self._loss.congestion_window - in_flight) // size
-            if packets <= 0 and in_flight:
-                self._pacing_at = None
-                return []
-            self._pacing_at = self._pacer.next_send_time(now)
-            if self._pacing_at is not None and self._pacing_at > now:
-                return []
-            if turn is not None:
-                try:
-                    runs = self._transmit_bulk(turn, packets, now, slab)
-                except Exception as error:  # noqa: BLE001 - whatever it is, one connection pays
-                    self._on_internal_error("building a run", error)
-                    runs = []
-                if runs:
-                    return runs
-            if self._hold_tail and self._unsent < size and in_flight:
-                self._pacing_at = None
-                self._more = True
-                return []
-            limit = _RUN_PACKETS
+            result = self._transmit_fast(now, slab)
+            if result is not None:
+                return result
         try:
             datagrams = self._build(now, limit)
         except Exception as error:
@@ -382,18 +362,76 @@ class Engine(QuicConnection):
         self._collect()
         return self._count_sent(datagrams)
 
-    def _has_control(self, now: float) -> bool:
-        """Whether there is anything to send besides stream data.
-
-        Everything which aioquic's ``_write_application`` (line 3613) and the end of
-        its ``datagrams_to_send`` (line 622) look at, so that nothing is built in vain.
-        """
+    def _transmit_fast(self, now: float, slab: bytearray | None) -> list[Run] | None:
+        """Transmit on an established path with nothing unusual to say; ``None``: the long way."""
         space = self._spaces[tls.Epoch.ONE_RTT]
+        has_control = (
+            self._limits_pending
+            or bool(self._limits_to_send)
+            or (space.ack_at is not None and space.ack_at <= now)
+        )
+        turn = self._next_bulk()
+        self._pacing_at = None
+        if not has_control and turn is None and not self._active:
+            return []
+        size: int = self._max_datagram_size
+        in_flight = self._loss.bytes_in_flight
+        packets = (self._loss.congestion_window - in_flight) // size
+        is_blocked = packets <= 0 and in_flight > 0
+        paced_until = self._pacer.next_send_time(now)
+        if paced_until is not None and paced_until > now:
+            if self._active and not is_blocked:
+                self._pacing_at = paced_until
+            is_blocked = True
+        if is_blocked and not has_control:
+            return []
+        try:
+            if turn is not None and not has_control:
+                runs = self._transmit_bulk(turn, packets, now, slab)
+                if runs:
+                    return runs
+            if (
+                self._hold_tail
+                and not has_control
+                and turn is None
+                and self._unsent < size
+                and in_flight
+            ):
+                self._more = True
+                return []
+            # What else there is to say leaves alone if a run of full packets follows.
+            with_streams = not is_blocked and turn is None
+            self._pacer.begin_call(_RUN_PACKETS)
+            datagrams: list[tuple[bytes, Any]] = []
+            address = self._network_paths[0].addr
+            while len(datagrams) < _SMALL_PACKETS:
+                data = self._fast.small_packet(now, with_streams=with_streams)
+                if data is None:
+                    break
+                datagrams.append((data, address))
+                with_streams = with_streams and bool(self._active)
+                if not with_streams or self._loss.congestion_window < (
+                    self._loss.bytes_in_flight + size
+                ):
+                    break
+                with_streams = self._pacer.next_send_time(now) is None
+        except Exception as error:  # noqa: BLE001 - whatever it is, one connection pays
+            self._on_internal_error("building packets", error)
+            return None
+        if not datagrams:
+            return None
+        self._more = bool(self._active) and not is_blocked
+        self._collect()
+        return self._count_sent(datagrams)
+
+    def _has_rare_control(self) -> bool:
+        """Whether there is anything to send besides stream data, limits and acknowledgements.
+
+        Everything else which aioquic's ``_write_application`` (line 3613) and the end of
+        its ``datagrams_to_send`` (line 622) look at.
+        """
         if (
-            (space.ack_at is not None and space.ack_at <= now)
-            or self._limits_pending
-            or self._limits_to_send
-            or self._probe_pending
+            self._probe_pending
             or self._ping_pending
             or self._datagrams_pending
             or self._retire_connection_ids
@@ -446,7 +484,9 @@ class Engine(QuicConnection):
             return [(view, address, size)]
         return [(view[at : at + step], address, size) for at in range(0, len(view), step)]
 
-    def deliver_data(self, record: StreamRecord, data: bytes | bytearray) -> None:
+    def deliver_data(
+        self, record: StreamRecord, data: bytes | bytearray, *, end_stream: bool = False
+    ) -> None:
         """In-order stream data, from the fast path; aioquic's queued events come first."""
         if self._events:
             self._collect()
@@ -454,7 +494,7 @@ class Engine(QuicConnection):
         if record.discarding:
             self._release_up_to(record, record.receiver.highest_offset)
         else:
-            self._out.append(events.StreamDataReceived(record.stream_id, data, False))
+            self._out.append(events.StreamDataReceived(record.stream_id, data, end_stream))
 
     def next_deadline(self) -> float | None:
         """When to call :meth:`on_timer` and :meth:`transmit` next; ``None``: never again."""
@@ -1277,6 +1317,49 @@ class Engine(QuicConnection):
             self._limits_pending = False
         finally:
             limit.used = used
+
+    def limit_frames(self) -> Iterator[tuple[bytes, Callable[..., None], tuple[Any, ...]]]:
+        """MAX_DATA, MAX_STREAMS and MAX_STREAM_DATA frames which are due, with their handlers.
+
+        Each counts as sent when it is taken.  The same as :meth:`_write_connection_limits`
+        and :meth:`_write_stream_limits`, for packets which are built here.
+        """
+        if self._limits_pending:
+            self._limits_pending = False
+            data = self._local_max_data
+            data.value = self._window.limit
+            for limit in (data, self._local_max_streams_bidi, self._local_max_streams_uni):
+                # (MAX_STREAMS is batched, as in line 3940.)
+                if limit.value != limit.sent and (
+                    limit is data or limit.sent - limit.used < limit.value - limit.sent
+                ):
+                    limit.sent = limit.value
+                    frame = encode_varint(limit.frame_type) + encode_varint(limit.value)
+                    yield frame, self._on_connection_limit_delivery, (limit,)
+        for stream in list(self._limits_to_send.values()):
+            stream_id = stream.stream_id
+            assert stream_id is not None
+            maximum = self._take_stream_limit(stream)
+            if maximum is not None:
+                frame = (
+                    encode_varint(QuicFrameType.MAX_STREAM_DATA)
+                    + encode_varint(stream_id)
+                    + encode_varint(maximum)
+                )
+                yield frame, self._on_max_stream_data_delivery, (stream,)
+
+    def _take_stream_limit(self, stream: QuicStream) -> int | None:
+        """The limit to announce for a stream, which counts as announced; ``None``: none."""
+        stream_id = stream.stream_id
+        assert stream_id is not None
+        self._limits_to_send.pop(stream_id, None)
+        record = self._records.get(stream_id)
+        if record is None or record.window is None or record.receiver.is_complete:
+            return None
+        maximum = record.window.limit
+        stream.max_stream_data_local = maximum
+        stream.max_stream_data_local_sent = maximum
+        return maximum
 
     def _write_stream_limits(
         self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: QuicStream

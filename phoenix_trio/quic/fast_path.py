@@ -18,7 +18,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from ..config import MAX_RUN_BYTES, MAX_RUN_SEGMENTS
-from . import fast_receive, fast_send
+from . import fast_receive, fast_send, small_packet
 from .fast_send import BulkTurn
 from .stream_state import StreamRecord
 
@@ -67,6 +67,12 @@ class FastPath:
             slab = bytearray(size)
         self.packets_sent += count
         return fast_send.send_bulk(self._engine, turn, count, now, slab)
+
+    def small_packet(self, now: float, *, with_streams: bool) -> bytes | None:
+        """One packet of everyday frames; ``None``: aioquic's turn."""
+        if not self.enabled or fast_send.why_not(self._engine) is not None:
+            return None
+        return small_packet.build(self._engine, now, with_streams=with_streams)
 
     def largest_build(self) -> int:
         """How many packets of the present size are built at a time."""

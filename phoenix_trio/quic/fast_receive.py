@@ -23,6 +23,7 @@ from aioquic.quic.recovery import MAX_ACK_RANGES, QuicPacketSpace
 from cryptography.exceptions import InvalidTag
 
 from .fast_send import STREAM_WITH_OFFSET
+from .small_packet import take_frames
 from .stream_state import StreamRecord
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def receive_batch(
     }
     space = engine._spaces[_ONE_RTT]
     received = space.received_packets
-    batch = _Batch(engine, space, now, fallbacks)
+    batch = _Batch(engine, space, now)
     expected: int = space.expected_packet_number
     run_start = run_stop = -1  # packet numbers which were taken and not yet recorded
     first = 0
@@ -241,7 +242,6 @@ class _Batch:
         "_context",
         "_engine",
         "_expected",
-        "_fallbacks",
         "_is_eliciting",
         "_now",
         "_received_any",
@@ -252,13 +252,10 @@ class _Batch:
         "spin_number",
     )
 
-    def __init__(
-        self, engine: Engine, space: QuicPacketSpace, now: float, fallbacks: Counter[str]
-    ) -> None:
+    def __init__(self, engine: Engine, space: QuicPacketSpace, now: float) -> None:
         self._engine = engine
         self._space = space
         self._now = now
-        self._fallbacks = fallbacks
         self._context: QuicReceiveContext | None = None
         self._record: StreamRecord | None = None
         self._expected = (b"", 0, 0, 0)
@@ -335,9 +332,8 @@ class _Batch:
         engine.deliver_data(record, pieces[0] if len(pieces) == 1 else b"".join(pieces))
 
     def take_payload(self, plain: bytes | bytearray) -> bool:
-        """Anything else: aioquic's own parser (connection.py 2852).  False: that is the end."""
+        """Any other packet, frame by frame.  False: that is the end of the connection."""
         engine = self._engine
-        self._fallbacks["receive: frames"] += 1
         if self._context is None:
             self._context = QuicReceiveContext(
                 epoch=_ONE_RTT,
@@ -348,7 +344,7 @@ class _Batch:
                 version=None,
             )
         try:
-            eliciting, _ = engine._payload_received(self._context, bytes(plain))
+            eliciting = take_frames(engine, bytes(plain), self._context, self._now)
         except QuicConnectionError as error:
             engine.close(
                 error_code=error.error_code,

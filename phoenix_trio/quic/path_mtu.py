@@ -25,8 +25,10 @@ _MAX_PROBES = 2
 #: The search ends when the gap between what passes and what does not is this small.
 _PRECISION = 16
 
-#: Times in a row that larger packets were lost and none arrived, which mean a black hole.
+#: Times in a row that larger packets were lost and none arrived, which mean a black hole: if
+#: small ones arrived meanwhile, and if there were none which could.
 _SUSPICIONS = 3
+_SUSPICIONS_ALONE = 6
 
 #: Seconds after which a finished search looks whether the path has grown (RFC 8899's
 #: PMTU_RAISE_TIMER).
@@ -46,6 +48,7 @@ class MtuSearch:
         "_lost_probes",
         "_next_search_at",
         "_probe",
+        "_small_arrived",
         "_suspicions",
         "ceiling",
         "size",
@@ -59,6 +62,7 @@ class MtuSearch:
         self._probe: int | None = None
         self._lost_probes = 0
         self._suspicions = 0
+        self._small_arrived = False
         self._next_search_at = math.inf
 
     def next_probe(self, now: float) -> int | None:
@@ -118,6 +122,9 @@ class MtuSearch:
         """An ordinary packet of `size` bytes has arrived."""
         if size > SMALLEST_UDP_PAYLOAD:
             self._suspicions = 0
+            self._small_arrived = False
+        elif self._suspicions:
+            self._small_arrived = True
 
     def on_lost(self, size: int) -> bool:
         """Ordinary packets of up to `size` bytes were lost; returns whether this is a black hole.
@@ -128,8 +135,10 @@ class MtuSearch:
         if size <= SMALLEST_UDP_PAYLOAD or self.size <= SMALLEST_UDP_PAYLOAD:
             return False
         self._suspicions += 1
-        if self._suspicions < _SUSPICIONS:
+        enough = _SUSPICIONS if self._small_arrived else _SUSPICIONS_ALONE
+        if self._suspicions < enough:
             return False
+        self._small_arrived = False
         self._best_failed = self.size
         self.size = SMALLEST_UDP_PAYLOAD
         self._suspicions = 0

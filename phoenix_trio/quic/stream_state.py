@@ -403,23 +403,25 @@ class BulkPacket:
         return [(self.sender.on_data_delivery, (self.start, self.stop, False))]
 
 
+def _in_range(sent: dict[int, QuicSentPacket], start: int, stop: int) -> list[int]:
+    """The numbers in `sent` (ascending) from `start` to before `stop`."""
+    # Nearly always everything in front, so do not touch the rest.
+    found = []
+    for number in sent:
+        if number >= stop:
+            break
+        if number >= start:
+            found.append(number)
+    return found
+
+
 def _newly_acknowledged(sent: dict[int, QuicSentPacket], ranges: RangeSet) -> list[int]:
     """The numbers of the packets in `sent` (ascending) which the ranges cover, ascending."""
     if len(ranges) == 1:
-        # Nearly always: everything in front, so do not touch the rest.
-        only = ranges[0]
-        stop = only.stop
-        start = only.start
-        found = []
-        for number in sent:
-            if number >= stop:
-                break
-            if number >= start:
-                found.append(number)
-        return found
+        return _in_range(sent, ranges[0].start, ranges[0].stop)
     # The peer chooses how many ranges it sends: visit only what they cover.
     numbers = list(sent)
-    found = []
+    found: list[int] = []
     for each in ranges:
         found += numbers[bisect_left(numbers, each.start) : bisect_left(numbers, each.stop)]
     return found
@@ -459,11 +461,28 @@ class CountingRecovery(QuicPacketRecovery):
         and the congestion controller hears of the whole acknowledgement once.
         """
         largest = ack_rangeset.bounds().stop - 1
+        numbers = _newly_acknowledged(space.sent_packets, ack_rangeset)
+        self._on_acknowledged(numbers, largest, ack_delay, now, space)
+
+    def on_range_acknowledged(
+        self, start: int, stop: int, *, ack_delay: float, now: float, space: QuicPacketSpace
+    ) -> None:
+        """An ACK frame with the one range from `start` to before `stop`."""
+        numbers = _in_range(space.sent_packets, start, stop)
+        self._on_acknowledged(numbers, stop - 1, ack_delay, now, space)
+
+    def _on_acknowledged(
+        self,
+        numbers: list[int],
+        largest: int,
+        ack_delay: float,
+        now: float,
+        space: QuicPacketSpace,
+    ) -> None:
         space.largest_acked_packet = max(space.largest_acked_packet, largest)
-        sent = space.sent_packets
-        numbers = _newly_acknowledged(sent, ack_rangeset)
         if not numbers:
             return
+        sent = space.sent_packets
         packet: Any = None
         eliciting = size = largest_size = 0
         sender: TrackedSender | None = None
