@@ -34,6 +34,7 @@ from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import (
     END_STATES,
     MAX_STREAM_DATA_FRAME_CAPACITY,
+    Limit,
     QuicConnection,
     QuicConnectionState,
     QuicReceiveContext,
@@ -733,7 +734,7 @@ class Engine(QuicConnection):
             self._note_stream_credit(limit)
         return True
 
-    def _note_stream_credit(self, limit: StreamCountLimit) -> None:
+    def _note_stream_credit(self, limit: Limit) -> None:
         # Line 3940 waits until the peer has fewer streams left than the frame would grant.
         if limit.sent - limit.used < limit.value - limit.sent:
             self._limits_pending = True
@@ -758,9 +759,6 @@ class Engine(QuicConnection):
         self._records[stream_id] = StreamRecord(stream, sender, receiver, window, is_local=is_local)
         if not is_local:
             self._streams_accepted += 1
-            limit = self._stream_limit(stream_id)
-            assert isinstance(limit, StreamCountLimit)
-            self._note_stream_credit(limit)
             # Through aioquic's queue, so that it comes before the stream's data.
             self._events.append(_PeerOpenedStream(stream_id))
 
@@ -969,7 +967,10 @@ class Engine(QuicConnection):
             if kind is aioquic_events.StreamDataReceived:
                 self._collect_data(event)  # type: ignore[arg-type]
             elif kind is _PeerOpenedStream:
-                out.append(events.StreamOpened(event.stream_id))  # type: ignore[attr-defined]
+                stream_id: int = event.stream_id  # type: ignore[attr-defined]
+                out.append(events.StreamOpened(stream_id))
+                # (Only now has line 1731 counted it.)
+                self._note_stream_credit(self._stream_limit(stream_id))
             elif isinstance(event, aioquic_events.StreamReset):
                 record = self._records.get(event.stream_id)
                 if record is not None:
