@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from .. import __version__
+from .bench import bench, serve_bench_command
 from .certificate import certificate
 from .demo import demo
 from .receive import receive
@@ -31,5 +32,5 @@ def program() -> None:
     """
 
 
-for command in (receive, send, certificate, demo):
+for command in (receive, send, certificate, demo, bench, serve_bench_command):
     program.add_command(command)

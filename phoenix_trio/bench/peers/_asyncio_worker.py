@@ -1,0 +1,315 @@
+"""The worker for aioquic's asyncio API, and for qh3, which has the same one.
+
+Both are given what their documentation and ours know to make them fast: large
+windows, writes of the size asked for, ``drain`` where there is one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import os
+import sys
+import tempfile
+import time
+from typing import Any
+
+from ...quic.certificates import create_development_ca, issue_certificate
+from .. import protocol
+from ..worker import parse_arguments
+
+__all__ = ["main"]
+
+_WINDOW = 16 * 1024 * 1024
+
+
+class _Stack:
+    """The modules of one of the two packages."""
+
+    def __init__(self, package: str) -> None:
+        self.asyncio = importlib.import_module(f"{package}.asyncio")
+        self.protocol = importlib.import_module(f"{package}.asyncio.protocol")
+        self.configuration = importlib.import_module(f"{package}.quic.configuration")
+        self.events = importlib.import_module(f"{package}.quic.events")
+
+    def configure(self, *, is_client: bool, udp_payload: int | None) -> Any:
+        """A configuration with large windows."""
+        configuration = self.configuration.QuicConfiguration(
+            is_client=is_client,
+            alpn_protocols=[protocol.ALPN],
+            max_data=_WINDOW,
+            max_stream_data=_WINDOW,
+            max_datagram_frame_size=65536,
+            idle_timeout=60.0,
+        )
+        if udp_payload is not None:
+            configuration.max_datagram_size = udp_payload
+        if is_client:
+            configuration.verify_mode = False
+            configuration.server_name = "localhost"
+        return configuration
+
+
+def _protocol_class(stack: _Stack) -> Any:
+    base: Any = stack.protocol.QuicConnectionProtocol
+
+    class Protocol(base):  # type: ignore[misc] # chosen at run time
+        """Counts the datagrams which arrive."""
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            self.datagrams = 0
+
+        def quic_event_received(self, event: Any) -> None:
+            """Called by the library."""
+            if isinstance(event, stack.events.DatagramFrameReceived):
+                self.datagrams += 1
+            else:
+                super().quic_event_received(event)
+
+    return Protocol
+
+
+async def _serve_stream(reader: Any, writer: Any, buffers: protocol.Buffers) -> None:
+    # (The library's reader and writer of one stream; the writer's transport is the connection.)
+    kind = await reader.readexactly(1)
+    if kind == protocol.TRANSFER:
+        size = int.from_bytes(await reader.readexactly(8), "big")
+        buffer = buffers.take(size)
+        at = 0
+        while data := await reader.read(256 * 1024):
+            buffer[at : at + len(data)] = data
+            at += len(data)
+        writer.write(protocol.ACKNOWLEDGED)
+        await asyncio.sleep(0.02)  # let it leave before the checksum keeps this process busy
+        digest = buffers.give_back(buffer)
+        writer.write(digest if at == size else b"\0" * protocol.DIGEST_SIZE)
+    elif kind == protocol.ECHO:
+        while data := await reader.read(256 * 1024):
+            writer.write(data)
+    elif kind == protocol.DATAGRAM_COUNT:
+        connection = writer.transport.protocol
+        writer.write(connection.datagrams.to_bytes(8, "big"))
+        connection.datagrams = 0
+    writer.write_eof()
+
+
+def _load_certificate(configuration: Any) -> None:
+    issued = issue_certificate(create_development_ca(), ["localhost", "127.0.0.1"])
+    with tempfile.TemporaryDirectory() as directory:
+        paths = []
+        for name, content in (("cert.pem", issued.certificate), ("key.pem", issued.private_key)):
+            path = os.path.join(directory, name)
+            with open(path, "wb") as file:
+                file.write(content)
+            paths.append(path)
+        configuration.load_cert_chain(*paths)
+
+
+async def _server(stack: _Stack, host: str, udp_payload: int | None) -> None:
+    configuration = stack.configure(is_client=False, udp_payload=udp_payload)
+    _load_certificate(configuration)
+    buffers = protocol.Buffers()
+    tasks: set[asyncio.Task[None]] = set()
+
+    def on_stream(reader: Any, writer: Any) -> None:
+        task = asyncio.ensure_future(_serve_stream(reader, writer, buffers))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    tickets: dict[bytes, Any] = {}
+    server = await stack.asyncio.serve(
+        host,
+        0,
+        configuration=configuration,
+        create_protocol=_protocol_class(stack),
+        stream_handler=on_stream,
+        session_ticket_fetcher=lambda label: tickets.pop(label, None),
+        session_ticket_handler=lambda ticket: tickets.__setitem__(ticket.ticket, ticket),
+    )
+    port = server._transport.get_extra_info("sockname")[1]
+    sys.stdout.write(json.dumps({"port": port}) + "\n")
+    sys.stdout.flush()
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    server.close()
+
+
+class _Client:
+    def __init__(self, stack: _Stack, host: str, port: int, udp_payload: int | None) -> None:
+        self._stack = stack
+        self._host = host
+        self._port = port
+        self._udp_payload = udp_payload
+        self._warm: Any = None
+        self._ticket: Any = None
+        self._contexts: list[Any] = []
+        self._idle: list[Any] = []
+        self._idle_streams: list[Any] = []
+
+    def _dial(self, *, ticket: Any = None) -> Any:
+        configuration = self._stack.configure(is_client=True, udp_payload=self._udp_payload)
+        configuration.session_ticket = ticket
+        return self._stack.asyncio.connect(
+            self._host,
+            self._port,
+            configuration=configuration,
+            create_protocol=_protocol_class(self._stack),
+            session_ticket_handler=lambda new: setattr(self, "_ticket", new),
+        )
+
+    async def connect(self) -> dict[str, Any]:
+        started = time.perf_counter()
+        context = self._dial()
+        self._warm = await context.__aenter__()
+        self._contexts.append(context)
+        seconds = time.perf_counter() - started
+        await asyncio.sleep(0.3)
+        size = getattr(self._warm._quic, "_max_datagram_size", self._udp_payload)
+        return {"seconds": seconds, "udp_payload": size}
+
+    async def transfer(self, size: int, write: int) -> dict[str, Any]:
+        cpu = time.process_time()
+        seconds = await self._transfer(self._warm, size, write)
+        return {"seconds": seconds, "verified": True, "cpu": time.process_time() - cpu}
+
+    async def _transfer(self, connection: Any, size: int, write: int) -> float:
+        data, digest = protocol.payload(size)
+        view = memoryview(data)
+        started = time.perf_counter()
+        reader, writer = await connection.create_stream()
+        writer.write(protocol.transfer_header(size))
+        for at in range(0, size, write):
+            # (Its buffer takes bytes; a view would be copied at once all the same.)
+            writer.write(bytes(view[at : at + write]))
+            await writer.drain()
+        writer.write_eof()
+        answer = await reader.readexactly(1)
+        seconds = time.perf_counter() - started
+        answer += await reader.read()
+        if answer != protocol.ACKNOWLEDGED + digest:
+            raise ValueError("what arrived is not what was sent")
+        return seconds
+
+    async def _echo(self, data: bytes) -> None:
+        reader, writer = await self._warm.create_stream()
+        writer.write(protocol.ECHO + data)
+        writer.write_eof()
+        if await reader.read() != data:
+            raise ValueError("the echo differs")
+
+    async def echo(self, count: int, size: int) -> dict[str, Any]:
+        data, _ = protocol.payload(size)
+        seconds = []
+        for _ in range(count):
+            started = time.perf_counter()
+            await self._echo(data)
+            seconds.append(time.perf_counter() - started)
+        return {"seconds": seconds}
+
+    async def echoes(self, count: int, size: int, concurrent: int) -> dict[str, Any]:
+        data, _ = protocol.payload(size)
+
+        async def some(share: int) -> None:
+            for _ in range(share):
+                await self._echo(data)
+
+        started = time.perf_counter()
+        await asyncio.gather(*[some((count + task) // concurrent) for task in range(concurrent)])
+        return {"seconds": time.perf_counter() - started}
+
+    async def round_trip(self, count: int, size: int) -> dict[str, Any]:
+        data, _ = protocol.payload(size)
+        seconds = []
+        reader, writer = await self._warm.create_stream()
+        writer.write(protocol.ECHO)
+        for _ in range(count):
+            started = time.perf_counter()
+            writer.write(data)
+            await reader.readexactly(size)
+            seconds.append(time.perf_counter() - started)
+        writer.write_eof()
+        return {"seconds": seconds}
+
+    async def handshake(self, count: int, resume: bool) -> dict[str, Any]:
+        seconds = []
+        if resume:
+            async with self._dial() as connection:
+                await connection.ping()
+        for _ in range(count):
+            if resume and self._ticket is None:
+                raise ValueError("the server gave no ticket")
+            started = time.perf_counter()
+            async with self._dial(ticket=self._ticket if resume else None) as connection:
+                seconds.append(time.perf_counter() - started)
+                if resume:
+                    await connection.ping()
+        return {"seconds": seconds}
+
+    async def cold(self, size: int) -> dict[str, Any]:
+        protocol.payload(size)
+        started = time.perf_counter()
+        async with self._dial() as connection:
+            await self._transfer(connection, size, 256 * 1024)
+            seconds = time.perf_counter() - started
+        return {"seconds": seconds, "verified": True}
+
+    async def idle_connections(self, count: int) -> dict[str, Any]:
+        for _ in range(count):
+            context = self._dial()
+            await context.__aenter__()
+            self._idle.append(context)
+        await asyncio.sleep(1.0)
+        return {"open": len(self._idle)}
+
+    async def close_idle(self) -> dict[str, Any]:
+        for context in self._idle:
+            await context.__aexit__(None, None, None)
+        self._idle.clear()
+        return {"open": 0}
+
+    async def datagrams(self, count: int, size: int) -> dict[str, Any]:
+        data, _ = protocol.payload(size)
+        await self._datagram_count()
+        started = time.perf_counter()
+        for number in range(count):
+            self._warm._quic.send_datagram_frame(data)
+            if number % 64 == 63:
+                self._warm.transmit()
+                await asyncio.sleep(0)
+        await self._warm.ping()
+        seconds = time.perf_counter() - started
+        await asyncio.sleep(0.1)
+        return {"seconds": seconds, "received": await self._datagram_count()}
+
+    async def _datagram_count(self) -> int:
+        reader, writer = await self._warm.create_stream()
+        writer.write(protocol.DATAGRAM_COUNT)
+        writer.write_eof()
+        return int.from_bytes(await reader.read(), "big")
+
+    def handlers(self) -> dict[str, protocol.Handler]:
+        names = (
+            *("connect", "transfer", "echo", "echoes", "round_trip", "handshake", "cold"),
+            *("idle_connections", "close_idle", "datagrams"),
+        )
+        handlers: dict[str, protocol.Handler] = {name: getattr(self, name) for name in names}
+        handlers["usage"] = protocol.usage
+        return handlers
+
+
+async def _run_client(stack: _Stack, host: str, port: int, udp_payload: int | None) -> None:
+    async def read_line() -> str:
+        return await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
+
+    await protocol.answer_requests(_Client(stack, host, port, udp_payload).handlers(), read_line)
+
+
+def main(package: str, arguments: list[str]) -> None:
+    """Run a worker of `package`."""
+    options = parse_arguments(arguments)
+    stack = _Stack(package)
+    if options.role == "server":
+        asyncio.run(_server(stack, options.host, options.udp_payload))
+    else:
+        asyncio.run(_run_client(stack, options.host, options.port, options.udp_payload))

@@ -1,0 +1,216 @@
+"""TLS 1.3 over TCP by ``trio.SSLStream``: what many would use instead.
+
+There is one byte stream and no other, so what needs several at once is not
+supported, and every request says how long it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import ssl
+import sys
+import tempfile
+import time
+from functools import partial
+from typing import Any
+
+import trio
+
+from ...quic.certificates import create_development_ca, issue_certificate
+from .. import protocol
+from ..worker import parse_arguments
+
+_RECEIVE = 256 * 1024
+
+Stream = trio.SSLStream[trio.SocketStream]
+
+
+class _Reader:
+    """Reads exact amounts."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._rest = b""
+
+    async def exactly(self, count: int) -> bytes:
+        """So many bytes; b"" at the end of the connection."""
+        while len(self._rest) < count:
+            data = await self._stream.receive_some(_RECEIVE)
+            if not data:
+                return b""
+            self._rest += data
+        result, self._rest = self._rest[:count], self._rest[count:]
+        return result
+
+    async def into(self, buffer: bytearray) -> None:
+        """Fill the buffer."""
+        at = len(self._rest)
+        taken = min(at, len(buffer))
+        buffer[:taken], self._rest = self._rest[:taken], self._rest[taken:]
+        at = taken
+        while at < len(buffer):
+            data = await self._stream.receive_some(min(_RECEIVE, len(buffer) - at))
+            if not data:
+                raise trio.BrokenResourceError("the peer went in the middle of a transfer")
+            buffer[at : at + len(data)] = data
+            at += len(data)
+
+
+async def _serve(buffers: protocol.Buffers, stream: Stream) -> None:
+    reader = _Reader(stream)
+    with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        while kind := await reader.exactly(1):
+            size = int.from_bytes(await reader.exactly(8), "big")
+            if kind == protocol.TRANSFER:
+                buffer = buffers.take(size)
+                await reader.into(buffer)
+                await stream.send_all(protocol.ACKNOWLEDGED)
+                await trio.sleep(0.02)  # as the others: first the answer, then the checksum
+                await stream.send_all(buffers.give_back(buffer))
+            else:
+                await stream.send_all(await reader.exactly(size))
+
+
+def _context() -> ssl.SSLContext:
+    issued = issue_certificate(create_development_ca(), ["localhost", "127.0.0.1"])
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    with tempfile.TemporaryDirectory() as directory:
+        path = os.path.join(directory, "both.pem")
+        with open(path, "wb") as file:
+            file.write(issued.private_key + issued.certificate)
+        context.load_cert_chain(path)
+    return context
+
+
+async def _server(host: str) -> None:
+    context = _context()
+    async with trio.open_nursery() as nursery:
+        serve = partial(
+            trio.serve_ssl_over_tcp, partial(_serve, protocol.Buffers()), 0, context, host=host
+        )
+        listeners: Any = await nursery.start(serve)
+        port = listeners[0].transport_listener.socket.getsockname()[1]
+        sys.stdout.write(json.dumps({"port": port}) + "\n")
+        sys.stdout.flush()
+        await trio.to_thread.run_sync(sys.stdin.read, abandon_on_cancel=True)
+        nursery.cancel_scope.cancel()
+
+
+class _Client:
+    def __init__(self, host: str, port: int) -> None:
+        self._host = host
+        self._port = port
+        self._context = ssl.create_default_context()
+        self._context.check_hostname = False
+        self._context.verify_mode = ssl.CERT_NONE
+        self._warm: tuple[Stream, _Reader] | None = None
+        self._idle: list[Stream] = []
+
+    async def _dial(self) -> tuple[Stream, _Reader]:
+        stream = await trio.open_ssl_over_tcp_stream(
+            self._host, self._port, ssl_context=self._context
+        )
+        await stream.do_handshake()
+        return stream, _Reader(stream)
+
+    async def connect(self) -> dict[str, Any]:
+        started = time.perf_counter()
+        self._warm = await self._dial()
+        return {"seconds": time.perf_counter() - started, "udp_payload": None}
+
+    async def transfer(self, size: int, write: int) -> dict[str, Any]:
+        assert self._warm is not None
+        cpu = time.process_time()
+        seconds = await self._transfer(self._warm, size, write)
+        return {"seconds": seconds, "verified": True, "cpu": time.process_time() - cpu}
+
+    async def _transfer(self, pair: tuple[Stream, _Reader], size: int, write: int) -> float:
+        stream, reader = pair
+        data, digest = protocol.payload(size)
+        view = memoryview(data)
+        started = time.perf_counter()
+        await stream.send_all(protocol.transfer_header(size))
+        for at in range(0, size, write):
+            await stream.send_all(view[at : at + write])
+        answer = await reader.exactly(1)
+        seconds = time.perf_counter() - started
+        answer += await reader.exactly(protocol.DIGEST_SIZE)
+        if answer != protocol.ACKNOWLEDGED + digest:
+            raise ValueError("what arrived is not what was sent")
+        return seconds
+
+    async def round_trip(self, count: int, size: int) -> dict[str, Any]:
+        assert self._warm is not None
+        stream, reader = self._warm
+        data, _ = protocol.payload(size)
+        request = protocol.ECHO + size.to_bytes(8, "big") + data
+        seconds = []
+        for _ in range(count):
+            started = time.perf_counter()
+            await stream.send_all(request)
+            if await reader.exactly(size) != data:
+                raise ValueError("the echo differs")
+            seconds.append(time.perf_counter() - started)
+        return {"seconds": seconds}
+
+    async def handshake(self, count: int, resume: bool) -> dict[str, Any]:
+        if resume:
+            raise ValueError("trio.SSLStream does not offer session resumption")
+        seconds = []
+        for _ in range(count):
+            started = time.perf_counter()
+            stream, _ = await self._dial()
+            seconds.append(time.perf_counter() - started)
+            await trio.aclose_forcefully(stream)
+        return {"seconds": seconds}
+
+    async def cold(self, size: int) -> dict[str, Any]:
+        protocol.payload(size)
+        started = time.perf_counter()
+        pair = await self._dial()
+        await self._transfer(pair, size, 256 * 1024)
+        seconds = time.perf_counter() - started
+        await trio.aclose_forcefully(pair[0])
+        return {"seconds": seconds, "verified": True}
+
+    async def idle_connections(self, count: int) -> dict[str, Any]:
+        for _ in range(count):
+            self._idle.append((await self._dial())[0])
+        await trio.sleep(0.5)
+        return {"open": len(self._idle)}
+
+    async def close_idle(self) -> dict[str, Any]:
+        for stream in self._idle:
+            await trio.aclose_forcefully(stream)
+        self._idle.clear()
+        return {"open": 0}
+
+    def handlers(self) -> dict[str, protocol.Handler]:
+        names = ("connect", "transfer", "round_trip", "handshake", "cold")
+        handlers: dict[str, protocol.Handler] = {
+            name: getattr(self, name) for name in (*names, "idle_connections", "close_idle")
+        }
+        handlers["usage"] = protocol.usage
+        return handlers
+
+
+async def _run_client(host: str, port: int) -> None:
+    async def read_line() -> str:
+        return await trio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True)
+
+    await protocol.answer_requests(_Client(host, port).handlers(), read_line)
+
+
+def main(arguments: list[str]) -> None:
+    """Run a worker."""
+    options = parse_arguments(arguments)
+    if options.role == "server":
+        trio.run(_server, options.host)
+    else:
+        trio.run(_run_client, options.host, options.port)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

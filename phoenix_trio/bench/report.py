@@ -1,0 +1,124 @@
+"""Reports for people: tables on a terminal, in Markdown, and against an older report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.table import Table
+
+from .peers import PHOENIX
+from .results import Report, Row
+
+__all__ = ["compare", "format_value", "markdown", "print_report", "ratio_to_ours"]
+
+
+def format_value(value: float | None) -> str:
+    """With as many digits as mean something."""
+    if value is None:
+        return "-"
+    if value >= 1000:
+        return f"{value:,.0f}"
+    if value >= 100:
+        return f"{value:.0f}"
+    return f"{value:.3g}"
+
+
+def ratio_to_ours(report: Report, row: Row) -> float | None:
+    """How many times better we are than this row: above 1 is ahead."""
+    ours = report.find(row.name, PHOENIX.name)
+    if ours is None or not ours.median or not row.median or row is ours:
+        return None
+    return ours.median / row.median if row.higher_is_better else row.median / ours.median
+
+
+def _cell(report: Report, row: Row | None) -> str:
+    if row is None:
+        return ""
+    if row.median is None:
+        return "failed" if row.note.startswith("failed") else "-"
+    text = format_value(row.median)
+    ratio = ratio_to_ours(report, row)
+    return text if ratio is None else f"{text} ({ratio:.2g}x)"
+
+
+def _spread(row: Row | None) -> str:
+    if row is None or row.minimum is None or row.maximum is None:
+        return ""
+    return f"{format_value(row.minimum)} to {format_value(row.maximum)}"
+
+
+def _lines(report: Report) -> Iterator[list[str]]:
+    peers = [name for name in report.implementations if name != PHOENIX.name]
+    for name in report.names:
+        ours = report.find(name, PHOENIX.name)
+        unit = next(row.unit for row in report.rows if row.name == name)
+        cells = [_cell(report, report.find(name, peer)) for peer in peers]
+        yield [name, unit, _cell(report, ours), _spread(ours), *cells]
+
+
+def _columns(report: Report) -> list[str]:
+    peers = [name for name in report.implementations if name != PHOENIX.name]
+    return ["", "unit", PHOENIX.name, "min to max", *peers]
+
+
+def print_report(report: Report, console: Console) -> None:
+    """The table, and under which circumstances it came about."""
+    table = Table(*_columns(report), title=None)
+    for line in _lines(report):
+        table.add_row(*line)
+    console.print(table)
+    if len(report.implementations) > 1:
+        console.print("In brackets: how many times better phoenix_trio was, run by run in turns.")
+    for row in report.rows:
+        if row.note.startswith("failed"):
+            console.print(f"{row.name}, {row.implementation}: {row.note}")
+    console.print(_circumstances(report))
+
+
+def _circumstances(report: Report) -> str:
+    machine = ", ".join(report.machine.values())
+    versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
+    commit = f", commit {report.commit}" if report.commit else ""
+    return f"{report.date}{commit}; {machine}; {versions}; {report.command}"
+
+
+def markdown(report: Report) -> str:
+    """The table for the documentation."""
+    columns = _columns(report)
+    lines = [
+        f"Medians, with the spread of our own runs. {_circumstances(report)}",
+        "",
+        "| " + " | ".join(columns) + " |",
+        "|" + "---|" * len(columns),
+    ]
+    lines += ["| " + " | ".join(line) + " |" for line in _lines(report)]
+    return "\n".join(lines) + "\n"
+
+
+def compare(old: Report, new: Report, console: Console) -> None:
+    """What has changed: the ratio of medians, marked where the spreads do not overlap."""
+    table = Table("", "implementation", "unit", "before", "now", "better by", "beyond noise")
+    for row in new.rows:
+        before = old.find(row.name, row.implementation)
+        if before is None or not before.median or not row.median:
+            continue
+        better = row.median / before.median
+        if not row.higher_is_better:
+            better = 1 / better
+        assert row.minimum is not None
+        assert row.maximum is not None
+        assert before.minimum is not None
+        assert before.maximum is not None
+        apart = row.minimum > before.maximum or row.maximum < before.minimum
+        table.add_row(
+            row.name,
+            row.implementation,
+            row.unit,
+            format_value(before.median),
+            format_value(row.median),
+            f"{better:.2f}x",
+            "yes" if apart else "",
+        )
+    console.print(f"compared with {old.date}{', commit ' + old.commit if old.commit else ''}:")
+    console.print(table)

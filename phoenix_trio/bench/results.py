@@ -1,0 +1,192 @@
+"""What was measured: rows with their spread, the machine, the versions; to JSON and back."""
+
+from __future__ import annotations
+
+import datetime as dt
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+__all__ = ["Report", "Row", "describe_machine", "describe_versions"]
+
+
+@attrs.frozen(kw_only=True)
+class Row:
+    """One figure of one implementation, over several runs."""
+
+    name: str
+    """What was measured; the same for all implementations."""
+    implementation: str
+    unit: str
+    runs: list[float] = attrs.field(factory=list)
+    note: str = ""
+    """Why there are no runs, or what has to be known about them."""
+    higher_is_better: bool = False
+
+    @property
+    def median(self) -> float | None:
+        """``None``: nothing was measured."""
+        return statistics.median(self.runs) if self.runs else None
+
+    @property
+    def minimum(self) -> float | None:
+        """The smallest run."""
+        return min(self.runs, default=None)
+
+    @property
+    def maximum(self) -> float | None:
+        """The largest run."""
+        return max(self.runs, default=None)
+
+    def to_json(self) -> dict[str, Any]:
+        """As the JSON file has it."""
+        return {
+            "name": self.name,
+            "implementation": self.implementation,
+            "unit": self.unit,
+            "median": self.median,
+            "min": self.minimum,
+            "max": self.maximum,
+            "runs": self.runs,
+            "note": self.note,
+            "higher_is_better": self.higher_is_better,
+        }
+
+
+@attrs.frozen(kw_only=True)
+class Report:
+    """All rows of one run of the program, and where and when it was."""
+
+    rows: list[Row]
+    machine: dict[str, str]
+    versions: dict[str, str]
+    date: str
+    command: str
+    commit: str | None = None
+
+    def find(self, name: str, implementation: str) -> Row | None:
+        """The row, if it was measured."""
+        for row in self.rows:
+            if row.name == name and row.implementation == implementation:
+                return row
+        return None
+
+    @property
+    def implementations(self) -> list[str]:
+        """In the order in which they appear."""
+        return list(dict.fromkeys(row.implementation for row in self.rows))
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the rows, in order."""
+        return list(dict.fromkeys(row.name for row in self.rows))
+
+    def save(self, path: str) -> None:
+        """Write the JSON file."""
+        content = {
+            "date": self.date,
+            "command": self.command,
+            "commit": self.commit,
+            "machine": self.machine,
+            "versions": self.versions,
+            "rows": [row.to_json() for row in self.rows],
+        }
+        Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str) -> Report:
+        """Read a JSON file which :meth:`save` has written.
+
+        Raises:
+          OSError: it cannot be read.
+          ValueError: it is not such a file.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            rows = [
+                Row(
+                    name=row["name"],
+                    implementation=row["implementation"],
+                    unit=row["unit"],
+                    runs=row["runs"],
+                    note=row.get("note", ""),
+                    higher_is_better=row.get("higher_is_better", False),
+                )
+                for row in content["rows"]
+            ]
+            return cls(
+                rows=rows,
+                machine=content["machine"],
+                versions=content["versions"],
+                date=content["date"],
+                command=content["command"],
+                commit=content.get("commit"),
+            )
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is no report of this program: {error!r}") from error
+
+
+def describe_machine() -> dict[str, str]:
+    """What the figures depend on."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("model name"):
+                model = line.split(":", 1)[1].strip()
+                break
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {
+        "processor": model,
+        "cores": str(len(os.sched_getaffinity(0))),
+        "memory": f"{memory:.1f} GiB",
+        "system": f"{platform.system()} {platform.release()}",
+    }
+
+
+def describe_versions() -> dict[str, str]:
+    """Of everything which takes part."""
+    versions = {"python": platform.python_version()}
+    for package in ("phoenix-trio", "trio", "aioquic", "cryptography", "qh3"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def current_commit() -> str | None:
+    """Of the checkout this runs in; ``None``: it is none, or there is no git."""
+    here = Path(__file__).resolve().parent
+    try:
+        done = subprocess.run(  # noqa: S603
+            ["git", "-C", str(here), "rev-parse", "--short", "HEAD"],  # noqa: S607
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=5,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def new_report(rows: list[Row]) -> Report:
+    """A report of now."""
+    now = dt.datetime.now(dt.UTC).replace(microsecond=0)
+    return Report(
+        rows=rows,
+        machine=describe_machine(),
+        versions=describe_versions(),
+        date=now.isoformat(),
+        command=" ".join(["phoenix-trio", *sys.argv[1:]]),
+        commit=current_commit(),
+    )

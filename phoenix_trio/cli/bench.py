@@ -1,0 +1,144 @@
+"""``phoenix-trio bench`` and ``serve-bench``: how fast is it here?"""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import click
+import trio
+from rich.console import Console
+
+from ..bench import charts, peers, report, results, workloads
+from ..bench.worker import development_tls, serve_bench
+from .failures import failures_in_one_line
+from .options import TARGET
+
+__all__ = ["bench", "serve_bench_command"]
+
+#: Between these lines the tables in docs/performance.md are replaced.
+_BEGIN = "<!-- tables: begin, written by phoenix-trio bench --markdown -->\n"
+_END = "<!-- tables: end -->\n"
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="Fewer rows and runs; ends within 40 seconds.")
+@click.option(
+    "--runs", type=click.IntRange(1, 100), default=None, help="Runs of each row.  [default: 5]"
+)
+@click.option("--only", default="*", metavar="PATTERN", help="Rows to measure, as 'echoes*'.")
+@click.option("--with-1gb", "with_gigabyte", is_flag=True, help="Transfers of 1 GB as well.")
+@click.option("--peers", "with_peers", is_flag=True, help="The installed peers, in turns with us.")
+@click.option(
+    "--server",
+    type=TARGET,
+    default=None,
+    metavar="HOST:PORT",
+    help='A "phoenix-trio serve-bench" elsewhere.',
+)
+@click.option("--pin", default=None, help="The fingerprint which that server printed.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Save all figures.")
+@click.option("--html", "html_file", type=click.Path(dir_okay=False), help="Save a page of charts.")
+@click.option(
+    "--markdown",
+    "markdown_file",
+    type=click.Path(dir_okay=False),
+    help="Write the table into this file, between its marks if it has them.",
+)
+@click.option(
+    "--compare",
+    "old_file",
+    type=click.Path(dir_okay=False, exists=True),
+    help="Show what changed since the figures saved in this file.",
+)
+@failures_in_one_line
+def bench(
+    *,
+    quick: bool,
+    runs: int | None,
+    only: str,
+    with_gigabyte: bool,
+    with_peers: bool,
+    server: tuple[str, int] | None,
+    pin: str | None,
+    json_file: str | None,
+    html_file: str | None,
+    markdown_file: str | None,
+    old_file: str | None,
+) -> None:
+    """Measure this machine, or the way to another one.
+
+    Starts a server process and a client process and has them move random data,
+    which the receiver checks.  Every time ends when the other application has
+    answered.  Figures are medians over several runs, after one to warm up.
+
+    \b
+    Examples:
+        phoenix-trio bench --quick
+        phoenix-trio bench --peers --json today.json --html today.html
+        phoenix-trio bench --compare yesterday.json
+    """
+    if (server is None) != (pin is None):
+        raise click.UsageError("--server and --pin go together")
+    if server is not None and with_peers:
+        raise click.UsageError("--peers needs the peers' servers on this machine")
+    old = results.Report.load(old_file) if old_file else None
+    console = Console()
+    if with_peers:
+        for name, reason in peers.missing():
+            console.print(f"left out: {name} ({reason})")
+    plan = workloads.Plan(
+        quick=quick,
+        runs=runs or (3 if quick else 5),
+        only=only,
+        with_gigabyte=with_gigabyte,
+        peers=tuple(peers.available()) if with_peers else (),
+        remote=None if server is None or pin is None else (*server, pin),
+    )
+    with console.status("starting") as status:
+        rows = workloads.run(plan, status.update)
+    if not rows:
+        raise click.UsageError(f"no row is called {only!r}")
+    new = results.new_report(rows)
+    report.print_report(new, console)
+    if old is not None:
+        report.compare(old, new, console)
+    if json_file is not None:
+        new.save(json_file)
+    if html_file is not None:
+        charts.save_page(new, html_file)
+    if markdown_file is not None:
+        _write_markdown(new, Path(markdown_file))
+
+
+def _write_markdown(new: results.Report, path: Path) -> None:
+    table = _BEGIN + "\n" + report.markdown(new) + "\n" + _END
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    if _BEGIN in text and _END in text:
+        before, rest = text.split(_BEGIN, 1)
+        text = before + table + rest.split(_END, 1)[1]
+    else:
+        text = table
+    path.write_text(text, encoding="utf-8")
+
+
+@click.command("serve-bench")
+@click.option("--host", default=None, help="Local address.  [default: all]")
+@click.option("--port", type=click.IntRange(0, 65535), default=4434, show_default=True)
+@click.option(
+    "--max-udp-payload-size", type=click.IntRange(1200, 65507), default=None, help="In bytes."
+)
+@failures_in_one_line
+def serve_bench_command(host: str | None, port: int, max_udp_payload_size: int | None) -> None:
+    """Serve "phoenix-trio bench --server" on other machines, until interrupted."""
+    tls, pin = development_tls()
+    serve = partial(serve_bench, host=host, port=port, udp_payload=max_udp_payload_size, tls=tls)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            bound = await nursery.start(serve)
+            click.echo(f"measure with: phoenix-trio bench --server HOST:{bound} --pin {pin}")
+            sys.stdout.flush()
+
+    trio.run(main)
