@@ -193,6 +193,12 @@ class TransportConfig:
 
     The kernel may grant less (on Linux ``net.core.rmem_max`` and ``wmem_max``)."""
 
+    enable_fast_path: bool = attrs.field(default=True, validator=attrs.validators.instance_of(bool))
+    """Whether plain stream data of established connections is built and read in batches.
+
+    The packets are the same; without it everything goes through aioquic's own code,
+    several times slower.  For diagnosis."""
+
     stateless_reset_key: bytes | None = attrs.field(
         default=None,
         repr=False,

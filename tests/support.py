@@ -117,6 +117,8 @@ class EnginePair:
         self.now = 0.0
         self.wire: list[tuple[float, int, Side, bytes, tuple[str, int]]] = []
         self.drop: Callable[[Side, bytes], bool] = lambda destination, data: False
+        self.jitter: Callable[[], float] = lambda: 0.0
+        """Seconds by which each datagram takes longer than the others."""
         self.in_runs = True
         """Whether datagrams which arrive together are handed over together."""
         self._run: list[Any] = []
@@ -158,7 +160,8 @@ class EnginePair:
             for data in take_apart(side.engine.transmit(self.now)):
                 self._sequence += 1
                 other = self.client if side is self.server else self.server
-                self.wire.append((self.now + self.delay, self._sequence, other, data, side.address))
+                arrival = self.now + self.delay + self.jitter()
+                self.wire.append((arrival, self._sequence, other, data, side.address))
             side.gather(self.now)
             if not side.engine.has_more_to_send(self.now):
                 return

@@ -58,7 +58,7 @@ def _transfer(size: int, write: int = _WRITE) -> Measure:
 
 def _median(op: str, scale: float, **arguments: object) -> Measure:
     def measure(pair: Pair) -> float:
-        return statistics.median(pair.ask(op, **arguments)["seconds"]) * scale
+        return float(statistics.median(pair.ask(op, **arguments)["seconds"]) * scale)
 
     return measure
 

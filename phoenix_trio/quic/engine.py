@@ -183,7 +183,7 @@ class Engine(QuicConnection):
         self._window = ReceiveWindow(connection_window, config.receive_buffer_size)
         self._limits_pending = False
 
-        self._fast = FastPath(self, enabled=True)
+        self._fast = FastPath(self, enabled=config.enable_fast_path)
         self._more = False
         self._hold_tail = False
         self._wrote = self._wrote_before = False

@@ -1,0 +1,531 @@
+"""The batched path against aioquic's own code: the same inputs, the same outcome."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import pytest
+from aioquic import tls
+from aioquic.quic.connection import QuicConnectionState
+from hypothesis import given, note
+from hypothesis import strategies as st
+
+from phoenix_trio import TransportConfig
+from phoenix_trio.quic import events
+from tests.support import CLIENT, EnginePair, Side, examples, take_apart
+
+ONE_RTT = tls.Epoch.ONE_RTT
+
+
+# ------------------------------------------------------------------ arbitrary programs
+
+
+@attrs.frozen
+class Step:
+    """One thing which one side does, and how long to wait then."""
+
+    action: str
+    by_client: bool
+    amount: int
+    pause: float
+
+
+@attrs.frozen
+class Wire:
+    """What happens to datagrams."""
+
+    seed: int
+    loss: float
+    jitter: float
+
+
+steps = st.lists(
+    st.builds(
+        Step,
+        action=st.sampled_from(
+            [
+                *["open", "write", "write", "write", "finish", "reset", "stop", "datagram"],
+                *["ping", "update keys", "change connection ID", "rebind"],
+            ]
+        ),
+        by_client=st.booleans(),
+        amount=st.sampled_from([1, 50, 1000, 1170, 5000, 60_000, 300_000]),
+        pause=st.sampled_from([0.0, 0.0, 0.001, 0.015, 0.1]),
+    ),
+    min_size=1,
+    max_size=25,
+)
+wires = st.builds(
+    Wire,
+    seed=st.integers(0, 2**16),
+    loss=st.sampled_from([0.0, 0.0, 0.02, 0.1]),
+    jitter=st.sampled_from([0.0, 0.0, 0.004]),
+)
+sizes = st.sampled_from([1200, 1452, 9000])
+
+
+class Program:
+    """Runs the steps on a pair of engines, and remembers what came of it."""
+
+    def __init__(self, size: int, wire: Wire, *, fast: bool, in_runs: bool) -> None:
+        config = TransportConfig(max_udp_payload_size=size, enable_fast_path=fast)
+        self.pair = EnginePair(client_config=config, server_config=config).connect()
+        self.pair.in_runs = in_runs
+        self.pair.run(1.0)
+        assert self.pair.server is not None
+        self.sides = {True: self.pair.client, False: self.pair.server}
+        self.written: dict[tuple[bool, int], bytes] = {}
+        self.ended: dict[tuple[bool, int], str] = {}
+        generator = random.Random(wire.seed)
+        self.pair.drop = lambda destination, data: generator.random() < wire.loss
+        self.pair.jitter = lambda: generator.random() * wire.jitter
+        self.port = 6000
+
+    def run(self, program: list[Step]) -> None:
+        for step in program:
+            self.do(step)
+            if step.pause:
+                self.pair.run(step.pause)
+        self.pair.drop = lambda destination, data: False
+        self.pair.run(60.0)
+
+    def do(self, step: Step) -> None:
+        side = self.sides[step.by_client]
+        engine = side.engine
+        own = [
+            stream_id
+            for (by_client, stream_id) in self.written
+            if by_client is step.by_client and (by_client, stream_id) not in self.ended
+        ]
+        key = (step.by_client, own[step.amount % len(own)]) if own else None
+        if step.action == "open":
+            stream_id = engine.open_stream(unidirectional=step.amount % 2 == 0)
+            if stream_id is not None:
+                self.written[step.by_client, stream_id] = b""
+                engine.write(stream_id, b"")
+        elif step.action == "write" and key is not None:
+            size = min(step.amount, engine.send_room(key[1]))
+            data = random.Random(len(self.written[key])).randbytes(size)
+            self.written[key] += data
+            engine.write(key[1], data)
+        elif step.action == "finish" and key is not None:
+            engine.write(key[1], b"", end_stream=True)
+            self.ended[key] = "finished"
+        elif step.action == "reset" and key is not None:
+            engine.reset_sending(key[1], step.amount)
+            self.ended[key] = "reset"
+        elif step.action == "stop":
+            received = sorted(side.received)
+            if received:
+                engine.stop_receiving(received[step.amount % len(received)], 9)
+        elif step.action == "datagram":
+            engine.send_datagram(bytes(min(step.amount, 1000)))
+        elif step.action == "ping":
+            engine.send_ping(step.amount)
+        elif step.action == "update keys":
+            # RFC 9001 section 6.1: not before the last one was acknowledged.
+            self.pair.run(0.5)
+            engine.update_keys()
+        elif step.action == "change connection ID":
+            if engine._peer_cid_available:
+                engine.change_connection_id()
+        elif step.action == "rebind":
+            self.port += 1
+            self.pair.client.address = (CLIENT, self.port)
+
+    def outcome(self) -> dict[str, Any]:
+        """All that the application sees, and the counters which do not depend on packets."""
+        result: dict[str, Any] = {}
+        for by_client, side in self.sides.items():
+            statistics = side.engine.statistics(
+                datagrams_dropped_incoming=0,
+                flow_control_stalls=0,
+                stream_credit_stalls=0,
+                receive_buffer_bytes=0,
+            )
+            result[f"{by_client} counters"] = (
+                statistics.stream_bytes_sent,
+                statistics.streams_opened,
+                statistics.streams_accepted,
+                statistics.send_buffer_bytes,
+                statistics.bytes_in_flight,
+                statistics.key_updates,
+            )
+            result[f"{by_client} ended"] = [
+                type(event.error) for event in side.of(events.Terminated)
+            ]
+        for (by_client, stream_id), state in self.ended.items():
+            if state == "finished":
+                reader = self.sides[not by_client]
+                result[f"{by_client} {stream_id}"] = bytes(reader.received.get(stream_id, b""))
+        return result
+
+
+@given(program=steps, wire=wires, size=sizes)
+@examples(60)
+def test_both_paths_deliver_the_same(program: list[Step], wire: Wire, size: int) -> None:
+    outcomes = []
+    for fast, in_runs in ((True, True), (True, False), (False, False)):
+        one = Program(size, wire, fast=fast, in_runs=in_runs)
+        one.run(program)
+        stopped = {
+            event.stream_id
+            for side in one.sides.values()
+            for event in side.of(events.StreamStopReceived)
+        }
+        for (by_client, stream_id), state in one.ended.items():
+            if state == "finished" and stream_id not in stopped:
+                reader = one.sides[not by_client]
+                assert reader.received.get(stream_id, b"") == one.written[by_client, stream_id]
+        for side in one.sides.values():
+            note(f"fast={fast} in_runs={in_runs} {dict(side.engine._fast.fallbacks)}")
+        outcome = one.outcome()
+        for stream_id in stopped:
+            for by_client in (True, False):
+                outcome.pop(f"{by_client} {stream_id}", None)  # cut off wherever it was
+        outcomes.append(outcome)
+    assert outcomes[0] == outcomes[1]
+    if wire.loss == 0.0 and not any(step.action == "stop" for step in program):
+        assert outcomes[0] == outcomes[2]
+    else:
+        # What was lost, and where a stop caught its stream, depends on the packets.
+        assert set(outcomes[0]) == set(outcomes[2])
+
+
+@pytest.mark.parametrize("size", [1200, 1452, 9000, 65_507])
+@pytest.mark.parametrize("loss", [0.0, 0.05])
+def test_bulk_data_takes_the_fast_path_both_ways(size: int, loss: float) -> None:
+    program = Program(size, Wire(seed=1, loss=loss, jitter=0.0), fast=True, in_runs=True)
+    pair = program.pair
+    assert pair.server is not None
+    content = {}
+    for by_client, side in program.sides.items():
+        stream_id = side.engine.open_stream(unidirectional=True)
+        assert stream_id is not None
+        content[by_client] = random.Random(size).randbytes(1_000_000)
+        side.engine.write(stream_id, content[by_client], end_stream=True)
+    pair.run(30.0)
+    for by_client, side in program.sides.items():
+        (received,) = program.sides[not by_client].received.values()
+        assert received == content[by_client]
+        assert side.engine._fast.packets_sent >= 1_000_000 // size * 0.8
+
+
+# ------------------------------------------------------------------ every reason once
+
+
+def established(**arguments: Any) -> tuple[EnginePair, Side, Side]:
+    pair = EnginePair(**arguments).connect()
+    pair.run(1.0)
+    assert pair.server is not None
+    return pair, pair.client, pair.server
+
+
+def send_bulk(pair: EnginePair, side: Side, size: int = 200_000) -> tuple[int, bytes]:
+    stream_id = side.engine.open_stream(unidirectional=True)
+    assert stream_id is not None
+    data = random.Random(size).randbytes(size)
+    side.engine.write(stream_id, data, end_stream=True)
+    return stream_id, data
+
+
+def set_ending(engine: Any) -> Callable[[], None]:
+    engine._state = QuicConnectionState.FIRSTFLIGHT
+    return lambda: setattr(engine, "_state", QuicConnectionState.CONNECTED)
+
+
+def set_unvalidated(engine: Any) -> Callable[[], None]:
+    path = engine._network_paths[0]
+    path.is_validated = False
+    path.bytes_received = 10**6
+    path.local_challenge_sent = True
+    return lambda: setattr(path, "is_validated", True)
+
+
+def set_unconfirmed(engine: Any) -> Callable[[], None]:
+    engine._handshake_confirmed = False
+    return lambda: setattr(engine, "_handshake_confirmed", True)
+
+
+@pytest.mark.parametrize(
+    ("reason", "provoke"),
+    [
+        ("send: ending", set_ending),
+        ("send: path", set_unvalidated),
+        ("send: handshake", set_unconfirmed),
+        ("send: key update", lambda engine: engine.update_keys()),
+    ],
+)
+def test_why_a_run_is_not_built(reason: str, provoke: Callable[[Any], Any]) -> None:
+    pair, client, server = established()
+    undo = provoke(client.engine)
+    stream_id, data = send_bulk(pair, client)
+    record = client.engine._records[stream_id]
+    assert client.engine._fast.next_turn(record) is None
+    assert client.engine._fast.fallbacks[reason] == 1
+    if undo is not None:
+        undo()
+    pair.run(5.0)
+    assert server.received[stream_id] == data
+    assert client.engine._fast.packets_sent > 50, "and then it goes on fast"
+
+
+def test_why_a_run_is_not_built_with_another_cipher() -> None:
+    pair, client, server = established()
+    for engine in (client.engine, server.engine):
+        use_chacha20(engine)
+    stream_id, data = send_bulk(pair, client)
+    pair.run(5.0)
+    assert server.received[stream_id] == data
+    assert client.engine._fast.packets_sent == 0
+    assert client.engine._fast.fallbacks["send: cipher"]
+    assert server.engine._fast.fallbacks["receive: cipher"]
+
+
+def use_chacha20(engine: Any) -> None:
+    """Both sides derive the same new keys from the secrets they have."""
+    pair = engine._cryptos[ONE_RTT]
+    for context in (pair.send, pair.recv):
+        context.setup(
+            cipher_suite=tls.CipherSuite.CHACHA20_POLY1305_SHA256,
+            secret=context.secret[:32],
+            version=engine._version,
+        )
+
+
+def test_the_setting_switches_it_off() -> None:
+    config = TransportConfig(enable_fast_path=False)
+    pair, client, server = established(client_config=config, server_config=config)
+    stream_id, data = send_bulk(pair, client)
+    pair.run(5.0)
+    assert server.received[stream_id] == data
+    assert client.engine._fast.packets_sent == 0
+    assert server.engine._fast.fallbacks["receive: disabled"]
+
+
+class Wiretap:
+    """Collects what one side sends instead of delivering it."""
+
+    def __init__(self, pair: EnginePair, side: Side) -> None:
+        self.pair = pair
+        self.side = side
+
+    def datagrams(self) -> list[bytes]:
+        result = []
+        for _ in range(50):
+            self.side.engine.begin_pass()
+            runs = self.side.engine.transmit(self.pair.now)
+            result += take_apart(runs)
+            if not runs:
+                break
+        return result
+
+
+def run_of(datagrams: list[bytes]) -> tuple[bytes, int]:
+    """The longest run of equal size at the front."""
+    size = len(datagrams[0])
+    same = [datagram for datagram in datagrams if len(datagram) == size]
+    return b"".join(same), size
+
+
+def deliver(pair: EnginePair, side: Side, data: bytes, size: int, source: Any) -> None:
+    at = 0
+    while at < len(data):
+        at = side.engine.receive_run(data, at, size, source, pair.now)
+    side.gather(pair.now)
+
+
+@pytest.mark.parametrize(
+    ("reason", "provoke"),
+    [
+        ("receive: handshake", set_unconfirmed),
+        ("receive: path", set_unvalidated),
+        ("receive: ending", set_ending),
+    ],
+)
+def test_why_a_run_is_not_read_at_once(reason: str, provoke: Callable[[Any], Any]) -> None:
+    pair, client, server = established()
+    stream_id, content = send_bulk(pair, client, 10_000)
+    data, size = run_of(Wiretap(pair, client).datagrams())
+    undo = provoke(server.engine)
+    deliver(pair, server, data, size, client.address)
+    assert server.engine._fast.fallbacks[reason] >= 1
+    undo()
+    pair.run(5.0)
+    assert server.received[stream_id] == content
+
+
+def test_a_run_with_early_data_keys_still_about_is_read_the_long_way() -> None:
+    pair, client, server = established()
+    stream_id, content = send_bulk(pair, client, 10_000)
+    data, size = run_of(Wiretap(pair, client).datagrams())
+    early = server.engine._cryptos[tls.Epoch.ZERO_RTT].recv
+    known = server.engine._cryptos[ONE_RTT].recv
+    early.setup(
+        cipher_suite=known.cipher_suite, secret=known.secret, version=server.engine._version
+    )
+    deliver(pair, server, data, size, client.address)
+    assert server.engine._fast.fallbacks["receive: early data"] == 1
+    assert not early.is_valid(), "and these keys are gone with the first 1-RTT packet"
+    pair.run(5.0)
+    assert server.received[stream_id] == content
+
+
+def test_qlog_sees_every_packet_by_itself(tmp_path: Any) -> None:
+    class Trace:
+        def __getattr__(self, name: str) -> Any:
+            return lambda *arguments, **options: {}
+
+    pair, client, server = established()
+    client.engine._quic_logger = server.engine._quic_logger = Trace()  # type: ignore[assignment]
+    stream_id, content = send_bulk(pair, client, 50_000)
+    pair.run(5.0)
+    assert server.received[stream_id] == content
+    assert client.engine._fast.fallbacks["send: qlog"]
+    assert server.engine._fast.fallbacks["receive: qlog"]
+
+
+def test_datagrams_for_another_connection_id_go_back_to_the_driver() -> None:
+    pair, client, server = established()
+    stream_id, content = send_bulk(pair, client, 10_000)
+    data, size = run_of(Wiretap(pair, client).datagrams())
+    count = server.engine._fast.fallbacks["receive: connection ID"]
+    foreign = bytearray(data)
+    foreign[3 * size + 1 : 3 * size + 9] = b"\xee" * 8
+    reached = server.engine.receive_run(bytes(foreign), 0, size, client.address, pair.now)
+    assert reached == 3 * size
+    assert server.engine._fast.fallbacks["receive: connection ID"] == count + 1
+    # Another of our own IDs: aioquic notices that the peer has switched.
+    client.engine.change_connection_id()
+    pair.run(5.0)
+    assert server.received[stream_id] == content
+    assert server.engine._fast.fallbacks["receive: connection ID"] >= count + 2
+
+
+def test_short_stunted_and_forged_datagrams_in_a_run() -> None:
+    pair, client, server = established()
+    stream_id, content = send_bulk(pair, client, 10_000)
+    data, size = run_of(Wiretap(pair, client).datagrams())
+    fallbacks = server.engine._fast.fallbacks
+    deliver(pair, server, data[:20], 20, client.address)
+    deliver(pair, server, data[:60], 20, client.address)
+    assert fallbacks["receive: short"] >= 2
+    forged = bytearray(data)
+    forged[size + 200] ^= 1
+    deliver(pair, server, bytes(forged) + data[:15], size, client.address)
+    assert fallbacks["receive: not authentic"] == 1
+    other_length = bytearray(data[:size])
+    other_length[0] ^= 0x02  # the length of the packet number, as far as one can tell
+    deliver(pair, server, bytes(other_length), size, client.address)
+    assert fallbacks["receive: header"] == 1
+    deliver(pair, server, data, size, client.address)
+    pair.run(5.0)
+    assert server.received[stream_id] == content
+    assert not server.of(events.Terminated)
+
+
+def test_a_key_update_in_the_middle_of_a_run() -> None:
+    pair, client, server = established()
+    first, before = send_bulk(pair, client, 5_000)
+    old = Wiretap(pair, client).datagrams()
+    client.engine.update_keys()
+    second, after = send_bulk(pair, client, 5_000)
+    new = Wiretap(pair, client).datagrams()
+    data, size = run_of(old + new)
+    deliver(pair, server, data, size, client.address)
+    assert server.engine._fast.fallbacks["receive: header"] == 1
+    pair.run(5.0)
+    assert server.received[first] == before
+    assert server.received[second] == after
+
+
+# ------------------------------------------------------------------ hostile input
+
+
+def mutate(generator: random.Random, data: bytes, size: int) -> tuple[bytes, int]:
+    """Bits flipped, pieces cut out, doubled, swapped; other segment sizes."""
+    changed = bytearray(data)
+    for _ in range(generator.randint(1, 6)):
+        kind = generator.randrange(5)
+        at = generator.randrange(len(changed)) if changed else 0
+        if kind == 0 and changed:
+            changed[at] ^= 1 << generator.randrange(8)
+        elif kind == 1:
+            del changed[at : at + generator.randint(1, 50)]
+        elif kind == 2:
+            changed = changed[:at]
+        elif kind == 3:
+            start = generator.randrange(max(1, len(data) // size)) * size
+            changed += data[start : start + size]
+        else:
+            changed[at:at] = generator.randbytes(generator.randint(1, 30))
+    if generator.random() < 0.3:
+        size = generator.randint(1, size + 20)
+    return bytes(changed) or b"\0", size
+
+
+@given(seed=st.integers(0, 2**32))
+@examples(60)
+def test_mutated_runs_change_nothing(seed: int) -> None:
+    """No exception, no lost state, nothing believed: then the true datagrams go through."""
+    generator = random.Random(seed)
+    pair, client, server = established()
+    stream_id, content = send_bulk(pair, client, generator.choice([3_000, 11_000, 13_000]))
+    true = Wiretap(pair, client).datagrams()
+    data, size = run_of(true)
+    for _ in range(30):
+        wrong, wrong_size = mutate(generator, data, size)
+        deliver(pair, server, wrong, wrong_size, client.address)
+        received = bytes(server.received.get(stream_id, b""))
+        assert content.startswith(received)
+        assert not server.of(events.Terminated)
+        assert not server.engine._close_pending
+    for datagram in true:
+        deliver(pair, server, datagram, len(datagram), client.address)
+    pair.run(10.0)
+    assert server.received[stream_id] == content
+    reply, answer = send_bulk(pair, server, 30_000)
+    pair.run(10.0)
+    assert client.received[reply] == answer
+
+
+@given(payload=st.binary(min_size=0, max_size=200), streams=st.booleans())
+@examples(300)
+def test_any_authentic_payload_ends_in_the_same_way_on_both_paths(
+    payload: bytes, streams: bool
+) -> None:
+    """A peer which has the keys can send anything: the same error, or the same data."""
+    results = []
+    for fast in (True, False):
+        config = TransportConfig(enable_fast_path=fast)
+        pair, client, server = established(client_config=config, server_config=config)
+        plain = (b"\x0a\x00" + bytes([len(payload) & 0x3F]) if streams else b"") + payload
+        engine = client.engine
+        crypto = engine._cryptos[ONE_RTT]
+        header = (
+            bytes([0x40 | crypto.key_phase << 2 | 1])
+            + engine._peer_cid.cid
+            + engine._packet_number.to_bytes(2, "big")
+        )
+        if len(plain) < 4 and plain:
+            plain = plain.ljust(4, b"\0")
+        if len(plain) < 4:
+            return
+        packet = crypto.encrypt_packet(header, plain, engine._packet_number)
+        deliver(pair, server, packet, len(packet), client.address)
+        close = server.engine._close_event
+        results.append(
+            (
+                None if close is None else (close.error_code, close.frame_type),
+                {k: bytes(v) for k, v in server.received.items()},
+                sorted(server.engine._records),
+                server.engine._local_max_data.used,
+                server.engine._remote_max_data,
+                len(server.engine._loss.spaces[2].sent_packets),
+                [type(event) for event in server.log if not isinstance(event, events.SendProgress)],
+            )
+        )
+    assert results[0] == results[1]
