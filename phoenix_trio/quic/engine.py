@@ -357,11 +357,14 @@ class Engine(QuicConnection):
         if closing:
             # RFC 9000 section 10.2.1: the closing packet is what late packets are answered with.
             self._close_datagrams = list(datagrams)
+        self._note_datagram_room()
+        self._collect()
+        return self._count_sent(datagrams)
+
+    def _note_datagram_room(self) -> None:
         if self._datagrams_were_full and not self.datagram_queue_is_full:
             self._datagrams_were_full = False
             self._progress = True
-        self._collect()
-        return self._count_sent(datagrams)
 
     def _transmit_fast(self, now: float, slab: bytearray | None) -> list[Run] | None:
         """Transmit on an established path with nothing unusual to say; ``None``: the long way."""
@@ -373,7 +376,7 @@ class Engine(QuicConnection):
         )
         turn = self._next_bulk()
         self._pacing_at = None
-        if not has_control and turn is None and not self._active:
+        if not has_control and not self._active and not self._datagrams_pending:
             return []
         size: int = self._max_datagram_size
         in_flight = self._loss.bytes_in_flight
@@ -381,13 +384,13 @@ class Engine(QuicConnection):
         is_blocked = packets <= 0 and in_flight > 0
         paced_until = self._pacer.next_send_time(now)
         if paced_until is not None and paced_until > now:
-            if self._active and not is_blocked:
+            if (self._active or self._datagrams_pending) and not is_blocked:
                 self._pacing_at = paced_until
             is_blocked = True
         if is_blocked and not has_control:
             return []
         try:
-            if turn is not None and not has_control:
+            if turn is not None and not has_control and not self._datagrams_pending:
                 runs = self._transmit_bulk(turn, packets, now, slab)
                 if runs:
                     return runs
@@ -395,33 +398,39 @@ class Engine(QuicConnection):
                 self._hold_tail
                 and not has_control
                 and turn is None
+                and not self._datagrams_pending
                 and self._unsent < size
                 and in_flight
             ):
                 self._more = True
                 return []
             # What else there is to say leaves alone if a run of full packets follows.
-            with_streams = not is_blocked and turn is None
+            with_data = not is_blocked
             self._pacer.begin_call(_RUN_PACKETS)
             datagrams: list[tuple[bytes, Any]] = []
             address = self._network_paths[0].addr
             while len(datagrams) < _SMALL_PACKETS:
-                data = self._fast.small_packet(now, with_streams=with_streams)
+                data = self._fast.small_packet(
+                    now, with_streams=with_data and turn is None, with_datagrams=with_data
+                )
                 if data is None:
                     break
                 datagrams.append((data, address))
-                with_streams = with_streams and bool(self._active)
-                if not with_streams or self._loss.congestion_window < (
-                    self._loss.bytes_in_flight + size
-                ):
+                with_data = (
+                    with_data
+                    and bool((self._active and turn is None) or self._datagrams_pending)
+                    and self._loss.congestion_window >= self._loss.bytes_in_flight + size
+                    and self._pacer.next_send_time(now) is None
+                )
+                if not with_data:
                     break
-                with_streams = self._pacer.next_send_time(now) is None
         except Exception as error:  # noqa: BLE001 - whatever it is, one connection pays
             self._on_internal_error("building packets", error)
             return None
         if not datagrams:
             return None
-        self._more = bool(self._active) and not is_blocked
+        self._more = bool(self._active or self._datagrams_pending) and not is_blocked
+        self._note_datagram_room()
         self._collect()
         return self._count_sent(datagrams)
 
@@ -434,7 +443,6 @@ class Engine(QuicConnection):
         if (
             self._probe_pending
             or self._ping_pending
-            or self._datagrams_pending
             or self._retire_connection_ids
             or self._handshake_done_pending
             or self._streams_blocked_pending

@@ -68,11 +68,13 @@ class FastPath:
         self.packets_sent += count
         return fast_send.send_bulk(self._engine, turn, count, now, slab)
 
-    def small_packet(self, now: float, *, with_streams: bool) -> bytes | None:
+    def small_packet(self, now: float, *, with_streams: bool, with_datagrams: bool) -> bytes | None:
         """One packet of everyday frames; ``None``: aioquic's turn."""
         if not self.enabled or fast_send.why_not(self._engine) is not None:
             return None
-        return small_packet.build(self._engine, now, with_streams=with_streams)
+        return small_packet.build(
+            self._engine, now, with_streams=with_streams, with_datagrams=with_datagrams
+        )
 
     def largest_build(self) -> int:
         """How many packets of the present size are built at a time."""

@@ -1,4 +1,4 @@
-"""The everyday packet: an acknowledgement, a little of some streams, flow-control limits.
+"""The everyday packet: acknowledgement, limits, datagrams, a little of some streams.
 
 Floor 1, sans-IO, private to the engine; see :mod:`phoenix_trio.quic.fast_path`.
 Requests, answers and feedback are such packets.  The same frames as aioquic's,
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from aioquic import tls
 from aioquic.quic.connection import QuicReceiveContext
+from aioquic.quic.events import DatagramFrameReceived
 from aioquic.quic.packet import QuicPacketType
 from aioquic.quic.packet_builder import QuicSentPacket
 
@@ -35,6 +36,8 @@ _STREAMS = 32  # looked at for one packet
 _ACK = 0x02
 _MAX_DATA = 0x10
 _STREAM = 0x08
+_DATAGRAM = 0x30
+_DATAGRAM_HEAD = b"\x31"  # with its length
 _HAS_OFFSET = 0x04
 _HAS_LENGTH = 0x02
 _HAS_FIN = 0x01
@@ -43,7 +46,7 @@ _HAS_FIN = 0x01
 # ---------------------------------------------------------------------- sending
 
 
-def build(engine: Engine, now: float, *, with_streams: bool) -> bytes | None:
+def build(engine: Engine, now: float, *, with_streams: bool, with_datagrams: bool) -> bytes | None:
     """One packet with what there is to say; ``None``: nothing, or nothing for this module."""
     space = engine._spaces[_ONE_RTT]
     pair = engine._cryptos[_ONE_RTT]
@@ -71,6 +74,14 @@ def build(engine: Engine, now: float, *, with_streams: bool) -> bytes | None:
             eliciting = True
             if room < _LIMIT_FRAME:
                 break
+    datagrams = engine._datagrams_pending if with_datagrams else ()
+    while datagrams and len(datagrams[0]) + 3 <= min(room, _LARGEST_LENGTH):
+        datagram = engine._datagrams_pending.popleft()
+        head = _DATAGRAM_HEAD + (len(datagram) | 0x4000).to_bytes(2, "big")
+        parts.append(head)
+        parts.append(datagram)
+        room -= len(head) + len(datagram)
+        eliciting = True
     if with_streams:
         eliciting = _add_streams(engine, room, parts, handlers) or eliciting
     if not parts or (not eliciting and not acknowledges):
@@ -202,6 +213,12 @@ def take_frames(engine: Engine, plain: bytes, context: QuicReceiveContext, now: 
                 if limit > engine._remote_max_data:
                     engine._remote_max_data = limit
                 eliciting = True
+            elif kind & 0xFE == _DATAGRAM:
+                reached = _take_datagram(engine, plain, at)
+                if not reached:
+                    break
+                at = reached
+                eliciting = True
             else:
                 break
     except IndexError:
@@ -270,6 +287,19 @@ def _take_stream(engine: Engine, plain: bytes, start: int) -> int:
         engine.deliver_data(record, plain[at:end], end_stream=fin)
     if fin:
         engine.activate(record.stream)
+    return end
+
+
+def _take_datagram(engine: Engine, plain: bytes, start: int) -> int:
+    """A DATAGRAM frame (RFC 9221 section 4); 0: aioquic's, else where it ends."""
+    limit = engine._configuration.max_datagram_frame_size
+    at, end = start + 1, len(plain)
+    if plain[start] & 1:
+        count, at = _varint(plain, at)
+        end = at + count
+    if limit is None or end > len(plain) or end - start > limit:
+        return 0
+    engine._events.append(DatagramFrameReceived(data=plain[at:end]))
     return end
 
 
