@@ -100,7 +100,7 @@ class _Control(QuicCongestionControl):
         """Bytes above which the window does not grow; set by the owner."""
         self._recovery_start = -1.0
         self._exit = SlowStartExit()
-        self._was_full = False
+        self._full_at = -1.0  # when the window was last used
         self._rtt = 0.1
 
     # -- aioquic's interface
@@ -112,7 +112,7 @@ class _Control(QuicCongestionControl):
         if self._is_full() or (
             self.is_in_slow_start and self.bytes_in_flight * 2 > self.congestion_window
         ):
-            self._was_full = True
+            self._full_at = packet.sent_time or 0.0
 
     def on_packet_acked(self, *, now: float, packet: QuicSentPacket) -> None:
         """One packet, or several as one with the sum of their bytes and the latest send time."""
@@ -122,7 +122,8 @@ class _Control(QuicCongestionControl):
         self.bytes_in_flight -= acknowledged
         if sent_time <= self._recovery_start:
             return  # RFC 9002 section 7.3.2: no growth in recovery
-        was_full, self._was_full = self._was_full, self._is_full()
+        # Was it in flight when the window was full?
+        was_full = sent_time <= self._full_at
         if self.is_in_slow_start:
             if self._exit.on_acknowledged(sent_time, now):
                 self.ssthresh = self.congestion_window

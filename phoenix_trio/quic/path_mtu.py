@@ -91,6 +91,8 @@ class MtuSearch:
         for common in _COMMON:
             if self.size < common < self._best_failed:
                 return common
+        if self.size in _COMMON:
+            return None  # nearly always the truth; the rest of the gap would cost lost probes
         return (self.size + self._best_failed) // 2
 
     @property

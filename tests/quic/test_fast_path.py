@@ -98,7 +98,10 @@ class Program:
         own = [
             stream_id
             for (by_client, stream_id) in self.written
-            if by_client is step.by_client and (by_client, stream_id) not in self.ended
+            if by_client is step.by_client
+            and (by_client, stream_id) not in self.ended
+            and (record := engine._records.get(stream_id)) is not None
+            and not record.sender.was_reset  # by the peer's STOP_SENDING
         ]
         key = (step.by_client, own[step.amount % len(own)]) if own else None
         if step.action == "open":

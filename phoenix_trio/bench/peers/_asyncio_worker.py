@@ -282,9 +282,12 @@ class _Client:
                 self._warm.transmit()
                 await asyncio.sleep(0)
         # A PING would overtake what is still queued.
+        deadline = started + 5.0
         while getattr(self._warm._quic, "_datagrams_pending", None):
+            if time.perf_counter() > deadline:
+                break
             self._warm.transmit()
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.001)
         await self._warm.ping()
         seconds = time.perf_counter() - started
         await asyncio.sleep(0.1)
