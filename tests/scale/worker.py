@@ -149,7 +149,7 @@ async def run_echo_server(certificate: str, key: str) -> None:
         while (command := await heard()) != "end":
             if command == "measure":
                 statistics = listeners[0].statistics()
-                say(resident=resident(), connections=statistics.connections)
+                say(resident=resident(), connections=statistics.connections - statistics.handshakes)
         nursery.cancel_scope.cancel()
 
 

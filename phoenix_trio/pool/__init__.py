@@ -1,0 +1,1 @@
+"""Many connections: the pool and striped transfers (floor 4)."""

@@ -1,0 +1,120 @@
+"""Reading a byte stream by parts: a varint, so many bytes, a frame, whatever is there.
+
+Floor 4.  Over any :class:`trio.abc.ReceiveStream`.  What was received and not yet
+asked for is kept, so a cancelled call loses nothing.
+"""
+
+from __future__ import annotations
+
+import trio
+
+from .framing import FrameTooLarge, FramingError
+
+__all__ = ["StreamReader"]
+
+
+class StreamReader:
+    """Takes a stream apart.
+
+    Args:
+      stream: read by nobody else meanwhile.
+
+    All its methods raise what ``stream.receive_some`` raises.  One task at a time.
+    """
+
+    def __init__(self, stream: trio.abc.ReceiveStream) -> None:
+        self.stream = stream
+        """The stream below."""
+        self._buffer = bytearray()
+        self._at_end = False
+
+    async def _more(self) -> bool:
+        """Receive once; False at the end."""
+        if self._at_end:
+            await trio.lowlevel.checkpoint()
+            return False
+        data = await self.stream.receive_some()
+        if not data:
+            self._at_end = True
+            return False
+        self._buffer += data
+        return True
+
+    async def _fill(self, size: int) -> bool:
+        """Have `size` bytes; False if the stream ended before the first of them."""
+        buffer = self._buffer
+        if len(buffer) >= size:
+            await trio.lowlevel.checkpoint()
+        while len(buffer) < size:
+            if not await self._more():
+                if buffer:
+                    raise FramingError("the stream ended in the middle of a field")
+                return False
+        return True
+
+    async def read_exactly(self, size: int) -> bytes:
+        """Exactly `size` bytes.
+
+        Raises:
+          FramingError: the stream ended before.
+        """
+        if not await self._fill(size) and size:
+            raise FramingError("the stream ended before a field")
+        data = bytes(memoryview(self._buffer)[:size])
+        del self._buffer[:size]
+        return data
+
+    async def read_varint(self) -> int | None:
+        """A variable-length integer (RFC 9000 section 16); ``None`` at the end of the stream.
+
+        Raises:
+          FramingError: the stream ended in its middle.
+        """
+        if not await self._fill(1):
+            return None
+        length = 1 << (self._buffer[0] >> 6)
+        await self._fill(length)
+        value = int.from_bytes(self._buffer[:length], "big") & ((1 << (8 * length - 2)) - 1)
+        del self._buffer[:length]
+        return value
+
+    async def read_frame(self, max_frame_size: int) -> bytes | None:
+        """One length-prefixed frame; ``None`` at the end of the stream.
+
+        Cancellation: nothing is lost; the frame is read by the next call.
+
+        Raises:
+          FrameTooLarge: its length is above `max_frame_size`; none of it was waited for.
+          FramingError: the stream ended in its middle.
+        """
+        if not await self._fill(1):
+            return None
+        # The length stays in the buffer until the frame is whole.
+        prefix = 1 << (self._buffer[0] >> 6)
+        await self._fill(prefix)
+        size = int.from_bytes(self._buffer[:prefix], "big") & ((1 << (8 * prefix - 2)) - 1)
+        if size > max_frame_size:
+            raise FrameTooLarge(size, max_frame_size)
+        await self._fill(prefix + size)
+        frame = bytes(memoryview(self._buffer)[prefix : prefix + size])
+        del self._buffer[: prefix + size]
+        return frame
+
+    async def read_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        """At least one byte, or ``b""`` at the end of the stream.
+
+        Raises:
+          ValueError: `max_bytes` is below 1.
+        """
+        if max_bytes is not None and max_bytes < 1:
+            raise ValueError(f"max_bytes must be at least 1, not {max_bytes}")
+        if not self._buffer:
+            if self._at_end:
+                await trio.lowlevel.checkpoint()
+                return b""
+            return await self.stream.receive_some(max_bytes)
+        await trio.lowlevel.checkpoint()
+        size = len(self._buffer) if max_bytes is None else min(max_bytes, len(self._buffer))
+        data = bytes(memoryview(self._buffer)[:size])
+        del self._buffer[:size]
+        return data
