@@ -563,7 +563,8 @@ class QuicConnection(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
                 self._take_stream(stream)
                 return
             self._incoming.append(stream)
-        self._accept_lot.unpark_all()
+        if self._accept_lot:
+            self._accept_lot.unpark_all()
 
     def _on_stream_reset(self, event: events.StreamResetReceived) -> None:
         receiver = self._receivers.get(event.stream_id)

@@ -63,6 +63,10 @@ BUILDS_PER_CONNECTION = 4
 #: late packets get no stateless reset: three probe timeouts of a slow path.
 RETIRED_ID_SECONDS = 3.0
 
+#: A timer due within so many seconds is put off when its cause is gone; later ones are
+#: left to find nothing to do, so that superseded entries stay few.
+PUT_OFF_SECONDS = 0.005
+
 _RESET_TOKEN_LENGTH = 16
 
 
@@ -203,8 +207,12 @@ class SocketDriver:
             self.close_if_unused()
             return
         if not self._dirty:
-            self._flush_lot.unpark_all()
+            self._wake_flusher()
         self._dirty[route] = None
+
+    def _wake_flusher(self) -> None:
+        if self._flush_lot:
+            self._flush_lot.unpark_all()
 
     def flush_now(self) -> None:
         """Send what can be sent without waiting; for the last packets before the socket closes."""
@@ -286,6 +294,7 @@ class SocketDriver:
                     nursery.start_soon(
                         self._until_closed, self._flush_forever, nursery.cancel_scope
                     )
+                    nursery.start_soon(self._watch_timers)
                     await self._until_closed(self._receive_forever, nursery.cancel_scope)
         except Exception as error:
             self._fail(error)
@@ -377,29 +386,41 @@ class SocketDriver:
         """An established connection was closed because the accept backlog is full."""
         self._connections_refused += 1
 
-    # ------------------------------------------------------------------ the two tasks
+    # ------------------------------------------------------------------ the three tasks
 
     async def _receive_forever(self) -> None:
         while True:
-            now = trio.current_time()
-            runs = self.socket.receive_runs(RUNS_PER_TURN)
-            touched: dict[Route, None] = {}
-            for data, address, size in runs:
-                self._dispatch_run(data, address, size, now, touched)
-            self._run_timers(now, touched)
-            # Those to whom applications are writing just now have their turn of sending soon.
-            answering = [route for route in touched if route not in self._dirty]
-            for route in touched:
-                self._deliver(route, now)
-            self._flush(now, answering)
-            if self._dirty or self._unsent:
-                self._flush_lot.unpark_all()
-            if len(runs) == RUNS_PER_TURN:
+            if self._turn():
                 await trio.lowlevel.checkpoint()
-                continue
-            with trio.CancelScope(deadline=self._next_deadline()) as self._sleep:
+            else:
                 await self.socket.wait_readable()
+
+    async def _watch_timers(self) -> None:
+        # A task of its own: a cancel scope for each wait of the receiving task costs a
+        # tenth of an exchange of small packets.
+        while True:
+            with trio.CancelScope(deadline=self._next_deadline()) as self._sleep:
+                await trio.sleep_forever()
             self._sleep = None
+            # What has arrived meanwhile comes before what it is late for.
+            self._turn()
+
+    def _turn(self) -> bool:
+        """Read what has arrived, run the timers which are due, answer; whether more may wait."""
+        now = trio.current_time()
+        runs = self.socket.receive_runs(RUNS_PER_TURN)
+        touched: dict[Route, None] = {}
+        for data, address, size in runs:
+            self._dispatch_run(data, address, size, now, touched)
+        self._run_timers(now, touched)
+        # Those to whom applications are writing just now have their turn of sending soon.
+        answering = [route for route in touched if route not in self._dirty]
+        for route in touched:
+            self._hand_up(route, now)
+        self._flush(now, answering)
+        if self._dirty or self._unsent:
+            self._wake_flusher()
+        return len(runs) == RUNS_PER_TURN
 
     async def _flush_forever(self) -> None:
         while True:
@@ -433,6 +454,7 @@ class SocketDriver:
         for route in routes:
             if unsent:
                 self._dirty[route] = None
+                self._settle(route, now)
                 continue
             engine = route.engine
             engine.begin_pass()
@@ -546,7 +568,12 @@ class SocketDriver:
     # ------------------------------------------------------------------ events
 
     def _deliver(self, route: Route, now: float) -> None:
-        """Hand events up, and keep routing, counters and timers true."""
+        """Hand events up, and keep timers true."""
+        self._hand_up(route, now)
+        self._settle(route, now)
+
+    def _hand_up(self, route: Route, now: float) -> None:
+        """Hand events up, and keep routing and counters true."""
         engine = route.engine
         while batch := engine.take_events():
             for event in batch:
@@ -567,6 +594,10 @@ class SocketDriver:
             except Exception:  # a bug above must not stop the other connections
                 logger.exception("internal error while delivering events")
                 engine.close_application(ApplicationErrorCode.HANDLER_CRASHED, "internal error")
+
+    def _settle(self, route: Route, now: float) -> None:
+        """Forget a connection which is over, else look at its timers."""
+        engine = route.engine
         if engine.reset_tokens_changed:
             engine.reset_tokens_changed = False
             self._update_reset_tokens(route)
@@ -578,7 +609,14 @@ class SocketDriver:
             # Packets are due, but the socket is full: the flush which waits for it looks
             # here again.  Only the end of the connection must not wait for that.
             deadline = engine.end_deadline
-        if deadline is not None and deadline < route.scheduled_at:
+        if deadline is None:
+            return
+        if route.is_pending:
+            deadline = min(deadline, route.handshake_deadline)
+        # Entries may be early; but the acknowledgement which left with an answer should
+        # not wake everybody a millisecond later, so the nearest ones are put off.
+        scheduled = route.scheduled_at
+        if deadline < scheduled or (deadline > scheduled and scheduled - now < PUT_OFF_SECONDS):
             self._schedule(route, deadline)
 
     def _on_handshake_done(self, route: Route, *, succeeded: bool) -> None:
@@ -598,11 +636,15 @@ class SocketDriver:
         """Look at the route again at `deadline`.  Entries may be early, never late."""
         route.scheduled_at = deadline
         heapq.heappush(self._timers, (deadline, next(self._sequence), route))
-        if self._sleep is not None and deadline < self._sleep.deadline:
-            self._sleep.deadline = deadline
+        if self._sleep is not None:
+            # (Also later: the entry which was next may be superseded by this one.)
+            self._sleep.deadline = self._next_deadline()
 
     def _next_deadline(self) -> float:
-        return self._timers[0][0] if self._timers else math.inf
+        timers = self._timers
+        while timers and (timers[0][0] != timers[0][2].scheduled_at):
+            heapq.heappop(timers)
+        return timers[0][0] if timers else math.inf
 
     def _run_timers(self, now: float, touched: dict[Route, None]) -> None:
         while self._timers and self._timers[0][0] <= now:

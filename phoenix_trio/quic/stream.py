@@ -152,7 +152,8 @@ class ReceiveStream(trio.abc.ReceiveStream, metaclass=NoPublicConstructor):
         if not self._done and not self._at_end:
             self._connection._stop_receiving(self._id, code)
         self._let_go()
-        self._lot.unpark_all()
+        if self._lot:
+            self._lot.unpark_all()
 
     def close(self) -> None:
         """Close at once, discarding what was not read; idempotent.
@@ -189,14 +190,16 @@ class ReceiveStream(trio.abc.ReceiveStream, metaclass=NoPublicConstructor):
         if not self._closed:
             self._buffer.append(data)
             self._at_end = self._at_end or at_end
-            self._lot.unpark_all()
+            if self._lot:
+                self._lot.unpark_all()
 
     def _on_reset(self, error: StreamBroken) -> None:
         if not self._closed:
             self._buffer.clear()
             self._error = error
             self._let_go()
-            self._lot.unpark_all()
+            if self._lot:
+                self._lot.unpark_all()
 
 
 @final
@@ -374,7 +377,8 @@ class SendStream(trio.abc.SendStream, metaclass=NoPublicConstructor):
         self._was_reset = True
         self._connection._reset_sending(self._id, code)
         self._let_go()
-        self._lot.unpark_all()
+        if self._lot:
+            self._lot.unpark_all()
 
     def close(self) -> None:
         """End the stream (FIN) and close it; what was sent is still delivered.  Idempotent.
@@ -392,7 +396,8 @@ class SendStream(trio.abc.SendStream, metaclass=NoPublicConstructor):
         if not self._finished and self._error is None and not self._connection._has_ended:
             self._finish()
         self._let_go()
-        self._lot.unpark_all()
+        if self._lot:
+            self._lot.unpark_all()
 
     async def aclose(self) -> None:
         """Like :meth:`close`, as a checkpoint.
@@ -444,7 +449,8 @@ class SendStream(trio.abc.SendStream, metaclass=NoPublicConstructor):
         if not self._was_reset:
             self._error = error
             self._let_go()
-            self._lot.unpark_all()
+            if self._lot:
+                self._lot.unpark_all()
 
 
 @final
