@@ -155,6 +155,43 @@ class QuicConnection(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
         """Why the connection ended; ``None`` while it is open, or if it was closed here."""
         return self._error
 
+    @property
+    def available_streams(self) -> int:
+        """How many bidirectional streams can be opened at present without waiting.
+
+        The peer's stream credit which is not used yet (RFC 9000 section 4.6); 0 once
+        the connection is closing.  It falls with each stream opened here, and rises
+        when the peer has seen streams end and says so.
+        """
+        if self._is_closing:
+            return 0
+        engine = self._engine
+        opened = engine.get_next_available_stream_id() // 4
+        # The same pair which Engine.open_stream compares; its test guards the name.
+        return max(0, engine._remote_max_streams_bidi - opened)
+
+    @property
+    def is_congested(self) -> bool:
+        """Whether more waits to be sent than the congestion window lets through in a round trip.
+
+        What is written now leaves more than a round trip from now, so that another
+        connection, which takes one to open, would be no later.  ``False`` where the
+        peer's flow control is what holds data back, and once the connection has ended.
+        """
+        if self._ended:
+            return False
+        facts = self._engine.statistics(
+            datagrams_dropped_incoming=0,
+            flow_control_stalls=0,
+            stream_credit_stalls=0,
+            receive_buffer_bytes=0,
+        )
+        waiting = facts.send_buffer_bytes - facts.bytes_in_flight
+        return (
+            waiting >= facts.congestion_window
+            and 2 * facts.bytes_in_flight > facts.congestion_window
+        )
+
     def statistics(self) -> ConnectionStatistics:
         """A frozen snapshot of the counters and estimates; also after the end."""
         return self._engine.statistics(
