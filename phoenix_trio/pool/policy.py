@@ -1,0 +1,498 @@
+"""Who gets which connection, what is dialled, what is closed?  One function decides.
+
+Floor 4, sans-IO: knows no Trio and reads no clock.  :func:`decide` takes a frozen
+picture of the pool and says what is to be done at this moment, and when to ask
+again; the Trio half does it, and asks after everything that happens.  Asked
+twice about one moment, it has nothing to add.
+
+The rules, in the order in which they count:
+
+1. A lease shares an open connection which has a stream to spare: one that is not
+   congested before one that is, the one with the fewest leases, the oldest.
+   Leases of one target are served in the order in which they were asked for.
+2. Where none has a stream to spare, a connection is dialled, one at a time for a
+   target.  Where all are congested, one is dialled for those who come later.
+3. For a connection there has to be a slot.  Slots go to whoever has waited longest.
+   A slot is made by closing the connection which has been idle for longest, by giving
+   up a dial which nobody wants any more or, after `patience`, by letting a busy
+   connection of another target take no further leases.
+4. Where no connection can be dialled, or that takes longer than `patience`, leases
+   share a connection beyond its spare streams, up to the number which its peer once
+   permitted: the stream of the lease which has just ended comes back in a moment.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterable, Sequence
+from enum import Enum
+from operator import attrgetter
+from typing import Protocol, TypeVar
+
+import attrs
+
+from .config import PoolConfig
+
+__all__ = [
+    "ConnectionState",
+    "Decision",
+    "PoolState",
+    "Reason",
+    "TargetState",
+    "Waiter",
+    "choose",
+    "decide",
+]
+
+
+class Reason(Enum):
+    """Why the pool closes a connection."""
+
+    IDLE = "nobody has leased it for the idle timeout"
+    EVICTED = "another target needs its slot"
+    DRAINED = "it was drained, and its last lease has ended"
+
+
+@attrs.frozen
+class ConnectionState:
+    """One connection at one moment."""
+
+    id: int
+    """Unique in the pool; an older connection has a lower one."""
+    leases: int = 0
+    reserved: int = 0
+    """Leases which have, as far as can be seen, not opened their stream yet."""
+    available_streams: int = 100
+    """Streams which can be opened at present."""
+    most_streams: int = 100
+    """The most which `available_streams` has ever been; 0: it says nothing."""
+    is_congested: bool = False
+    is_closing: bool = False
+    """It is being closed, or has ended: it only holds its slot."""
+    closing_since: float = 0.0
+    is_draining: bool = False
+    """It takes no further leases, and is closed after the last one."""
+    is_yielding: bool = False
+    """It takes no further leases while a waiter of another target needs its slot."""
+    idle_since: float = 0.0
+    """When the last lease ended, or the connection was opened."""
+    checked_at: float = -math.inf
+    """When its last health check began."""
+    is_checking: bool = False
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it is there for leases, now or when it need not yield any more."""
+        return not self.is_closing and not self.is_draining
+
+
+@attrs.frozen
+class Waiter:
+    """A lease which was asked for and not granted yet."""
+
+    ticket: int
+    """Whoever came earlier has a lower one."""
+    since: float
+    """When it came."""
+
+
+@attrs.frozen
+class TargetState:
+    """Everything about one target at one moment."""
+
+    target: Hashable
+    connections: Sequence[ConnectionState] = ()
+    waiters: Sequence[Waiter] = ()
+    """In the order in which they came."""
+    is_dialling: bool = False
+    is_abandoned: bool = False
+    """The dial is being given up; it holds its slot until it has ended."""
+    may_dial_at: float = -math.inf
+    """A target without a connection is not dialled before this time."""
+    may_grow_at: float = -math.inf
+    """No further connection is dialled before this time, nor one which is kept warm."""
+    warm: int = 0
+    """How many connections are kept open."""
+    wants_more: bool = False
+    """A lease which was granted a moment ago has to share a congested connection."""
+
+
+@attrs.frozen
+class PoolState:
+    """A picture of the whole pool."""
+
+    now: float
+    targets: Sequence[TargetState]
+
+
+@attrs.frozen
+class Decision:
+    """What is to be done now."""
+
+    grants: tuple[tuple[Hashable, int], ...]
+    """Target and connection: the target's first waiter gets a lease on it, and so on."""
+    dials: tuple[Hashable, ...]
+    abandoned: tuple[Hashable, ...]
+    """Targets whose dial is to be given up."""
+    closures: tuple[tuple[int, Reason], ...]
+    yielding: frozenset[int]
+    """All connections which yield from now on; the others do not."""
+    checks: tuple[int, ...]
+    """Connections whose health is to be checked."""
+    wake_at: float
+    """When to ask again, if nothing happens before; ``math.inf``: no need."""
+
+
+class Seat(Protocol):
+    """What :func:`choose` looks at."""
+
+    id: int
+    leases: int
+    reserved: int
+    available_streams: int
+    most_streams: int
+
+    @property
+    def is_congested(self) -> bool: ...
+
+
+S = TypeVar("S", bound=Seat)
+
+
+def has_spare_stream(seat: Seat) -> bool:
+    """Whether one more lease will find a stream at once.
+
+    A peer which never permitted a bidirectional stream is talked to by other
+    means, so its credit says nothing.
+    """
+    return seat.available_streams > seat.reserved or seat.most_streams == 0
+
+
+def choose(seats: Iterable[S], limit: float) -> S | None:
+    """The connection which takes the next lease (rule 1); ``None``: none has room.
+
+    Args:
+      seats: the target's open connections.
+      limit: leases on one connection at most.
+    """
+    best: S | None = None
+    congested: S | None = None
+    # With one candidate, which is the usual case, there is nothing to sort.
+    for seat in sorted(
+        [seat for seat in seats if seat.leases < limit and has_spare_stream(seat)],
+        key=_by_load,
+    ):
+        if not seat.is_congested:
+            best = seat
+            break
+        congested = congested or seat
+    return best or congested
+
+
+_by_load = attrgetter("leases", "id")
+
+
+class _Seat:
+    """A connection while a decision is being made."""
+
+    __slots__ = (
+        "account",
+        "available_streams",
+        "id",
+        "is_closing",
+        "is_congested",
+        "is_yielding",
+        "leases",
+        "most_streams",
+        "reserved",
+        "state",
+    )
+
+    def __init__(self, account: _Account, state: ConnectionState) -> None:
+        self.account = account
+        self.state = state
+        self.id = state.id
+        self.leases = state.leases
+        self.reserved = state.reserved
+        self.available_streams = state.available_streams
+        self.most_streams = state.most_streams
+        self.is_congested = state.is_congested
+        self.is_closing = state.is_closing
+        self.is_yielding = state.is_yielding
+
+    @property
+    def is_usable(self) -> bool:
+        return not self.is_closing and not self.state.is_draining
+
+    @property
+    def is_idle(self) -> bool:
+        return self.leases == 0 and self.is_usable
+
+
+class _Account:
+    """A target while a decision is being made."""
+
+    def __init__(self, state: TargetState) -> None:
+        self.state = state
+        self.seats = [_Seat(self, connection) for connection in state.connections]
+        self.served = 0
+        self.is_dialling = state.is_dialling
+        self.wants_more = state.wants_more
+        self.is_given_up = state.is_abandoned
+
+    @property
+    def next_waiter(self) -> Waiter | None:
+        waiters = self.state.waiters
+        return waiters[self.served] if self.served < len(waiters) else None
+
+    @property
+    def usable(self) -> list[_Seat]:
+        return [seat for seat in self.seats if seat.is_usable]
+
+    @property
+    def open(self) -> list[_Seat]:
+        """Those which take leases."""
+        return [seat for seat in self.seats if seat.is_usable and not seat.is_yielding]
+
+    @property
+    def has_surplus(self) -> bool:
+        """Whether one connection could go without breaking the promise to keep some warm."""
+        return len(self.usable) > self.state.warm
+
+
+@attrs.frozen
+class _Want:
+    """A target wants one more connection."""
+
+    account: _Account
+    waiter: Waiter | None
+    is_urgent: bool
+    """Whether connections of other targets may be closed for it."""
+
+
+def decide(state: PoolState, config: PoolConfig) -> Decision:
+    """What is to be done now, by the rules at the top of this module.
+
+    The result is to be carried out whole.  Everything it needs to know is in the
+    arguments, and nothing else is read or changed.
+    """
+    return _Turn(state, config).run()
+
+
+class _Turn:
+    """One decision in the making."""
+
+    def __init__(self, state: PoolState, config: PoolConfig) -> None:
+        self._now = state.now
+        self._config = config
+        self._accounts = [_Account(target) for target in state.targets]
+        self._grants: list[tuple[Hashable, int]] = []
+        self._dials: list[Hashable] = []
+        self._abandoned: list[Hashable] = []
+        self._closures: list[tuple[int, Reason]] = []
+        self._checks: list[int] = []
+        self._yielding: set[int] = set()
+        self._wake_at = math.inf
+
+    def run(self) -> Decision:
+        for account in self._accounts:
+            self._close_what_is_over(account)
+        for account in self._accounts:
+            self._serve(account)
+        self._share_out_slots()
+        for account in self._accounts:
+            for seat in account.seats:
+                seat.is_yielding = seat.id in self._yielding
+            if account.next_waiter is not None:
+                self._serve(account)  # from those which need not yield any more
+                self._hand_over(account)
+        if self._config.health_check_interval is not None:
+            for account in self._accounts:
+                self._check_health(account, self._config.health_check_interval)
+        return Decision(
+            grants=tuple(self._grants),
+            dials=tuple(self._dials),
+            abandoned=tuple(self._abandoned),
+            closures=tuple(self._closures),
+            yielding=frozenset(self._yielding),
+            checks=tuple(self._checks),
+            wake_at=self._wake_at,
+        )
+
+    # ------------------------------------------------------------------ connections which go
+
+    def _close(self, seat: _Seat, reason: Reason) -> None:
+        seat.is_closing = True
+        self._closures.append((seat.id, reason))
+
+    def _close_what_is_over(self, account: _Account) -> None:
+        for seat in account.seats:
+            if seat.state.is_draining and seat.leases == 0 and not seat.is_closing:
+                self._close(seat, Reason.DRAINED)
+        if account.state.waiters:
+            return  # whatever is idle has something to do
+        idle = [seat for seat in account.seats if seat.is_idle]
+        for seat in sorted(idle, key=lambda seat: (seat.state.idle_since, -seat.id)):
+            if not account.has_surplus:
+                break
+            if self._is_due(seat.state.idle_since + self._config.idle_timeout):
+                self._close(seat, Reason.IDLE)
+
+    def _is_due(self, time: float) -> bool:
+        """Whether the time has come; otherwise remember to ask again then."""
+        if time <= self._now:
+            return True
+        self._wake_at = min(self._wake_at, time)
+        return False
+
+    def _check_health(self, account: _Account, interval: float) -> None:
+        for seat in account.seats:
+            state = seat.state
+            due = max(state.idle_since, state.checked_at) + interval
+            if seat.is_idle and not state.is_checking and self._is_due(due):
+                self._checks.append(seat.id)
+
+    # ------------------------------------------------------------------ leases
+
+    def _grant(self, account: _Account, seat: _Seat) -> None:
+        seat.leases += 1
+        seat.reserved += 1
+        account.served += 1
+        self._grants.append((account.state.target, seat.id))
+
+    def _serve(self, account: _Account) -> None:
+        """Rule 1."""
+        if account.next_waiter is None:
+            return
+        seats = account.open
+        while account.next_waiter is not None:
+            seat = choose(seats, self._config.seats)
+            if seat is None:
+                return
+            account.wants_more = account.wants_more or seat.is_congested
+            self._grant(account, seat)
+
+    def _hand_over(self, account: _Account) -> None:
+        """Rule 4."""
+        seats = account.open
+        while (waiter := account.next_waiter) is not None:
+            room = [seat for seat in seats if seat.leases < self._most_leases(seat)]
+            if not room:
+                return
+            if account.is_dialling and not self._is_due(waiter.since + self._config.patience):
+                return
+            self._grant(account, min(room, key=lambda seat: (seat.leases, seat.id)))
+
+    def _most_leases(self, seat: _Seat) -> float:
+        return min(self._config.seats, max(1, seat.most_streams))
+
+    # ------------------------------------------------------------------ slots
+
+    def _share_out_slots(self) -> None:
+        """Rules 2 and 3."""
+        free = self._config.max_connections
+        coming = 0  # slots which become free without further doing
+        for account in self._accounts:
+            free -= len(account.seats) + account.is_dialling
+            coming += account.is_given_up + sum(self._goes_soon(s) for s in account.seats)
+        starving: list[_Account] = []
+        for want in self._wants():
+            if free > 0:
+                free -= 1
+                want.account.is_dialling = True
+                self._dials.append(want.account.state.target)
+            elif coming > 0:
+                coming -= 1
+            elif not want.is_urgent or self._make_room(want.account):
+                continue
+            elif (
+                want.waiter is not None
+                and not want.account.usable
+                and self._is_due(want.waiter.since + self._config.patience)
+            ):
+                starving.append(want.account)
+        self._choose_yielding(starving)
+
+    def _goes_soon(self, seat: _Seat) -> bool:
+        """Whether a connection is being closed, and not for so long that another has to go."""
+        if not seat.is_closing:
+            return False
+        if not seat.state.is_closing:
+            return True  # it was decided a moment ago
+        return not self._is_due(seat.state.closing_since + self._config.patience)
+
+    def _wants(self) -> list[_Want]:
+        """Who wants one more connection, the first to be served first."""
+        waiting: list[_Want] = []
+        warm: list[_Want] = []
+        growing: list[_Want] = []
+        for account in self._accounts:
+            state = account.state
+            if account.is_dialling or len(account.seats) >= self._config.per_target:
+                continue
+            usable = account.usable
+            waiter = account.next_waiter
+            if waiter is not None:
+                if self._is_due(state.may_grow_at if usable else state.may_dial_at):
+                    waiting.append(_Want(account, waiter, is_urgent=True))
+            elif len(usable) < state.warm:
+                if self._is_due(state.may_grow_at):
+                    warm.append(_Want(account, None, is_urgent=True))
+            elif account.wants_more and state.may_grow_at <= self._now:
+                growing.append(_Want(account, None, is_urgent=False))
+        waiting.sort(key=lambda want: want.waiter.ticket if want.waiter else 0)
+        return waiting + warm + growing
+
+    def _make_room(self, account: _Account) -> bool:
+        """Let go of what another target does not use; whether there was something."""
+        idle = [
+            seat
+            for other in self._accounts
+            if other is not account and other.has_surplus
+            for seat in other.seats
+            # An idle connection whose target has waiters is theirs, unless it yields.
+            if seat.is_idle and (other.next_waiter is None or seat.is_yielding)
+        ]
+        if idle:
+            # One which yields is idle for this very purpose.
+            first = min(idle, key=lambda seat: (not seat.is_yielding, seat.state.idle_since))
+            self._close(first, Reason.EVICTED)
+            return True
+        for other in self._accounts:
+            if (
+                other.state.is_dialling
+                and not other.is_given_up
+                and other.next_waiter is None
+                and len(other.usable) >= other.state.warm
+            ):
+                other.is_given_up = True
+                self._abandoned.append(other.state.target)
+                return True
+        return False
+
+    def _choose_yielding(self, starving: list[_Account]) -> None:
+        """For each target which has waited long enough, a connection which takes no more leases."""
+        for account in starving:
+            candidates = [
+                seat
+                for other in self._accounts
+                if other is not account
+                and len(other.usable) - sum(s.id in self._yielding for s in other.seats)
+                > other.state.warm
+                for seat in other.usable
+                if seat.id not in self._yielding
+            ]
+            if not candidates:
+                return
+            # Once chosen, always the same one, or none would ever come to its end; otherwise
+            # from the target which has most, and the one whose leases will end first.
+            chosen = min(
+                candidates,
+                key=lambda seat: (
+                    not seat.is_yielding,
+                    -len(seat.account.usable),
+                    seat.leases,
+                    seat.id,
+                ),
+            )
+            self._yielding.add(chosen.id)
