@@ -15,7 +15,7 @@ The rules, in the order in which they count:
 3. For a connection there has to be a slot.  Slots go to whoever has waited longest.
    A slot is made by closing the connection which has been idle for longest, by giving
    up a dial which nobody wants any more or, after `patience`, by letting a busy
-   connection of another target take no further leases.
+   connection of another target yield: take no leases which were asked for later.
 4. Where no connection can be dialled, or that takes longer than `patience`, leases
    share a connection beyond its spare streams, up to the number which its peer once
    permitted: the stream of the lease which has just ended comes back in a moment.
@@ -26,7 +26,8 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterable, Sequence
 from enum import Enum
-from operator import attrgetter
+from functools import partial
+from operator import attrgetter, itemgetter
 from typing import Protocol, TypeVar
 
 import attrs
@@ -43,6 +44,10 @@ __all__ = [
     "choose",
     "decide",
 ]
+
+#: Seconds for which a connection which is being closed counts as one whose slot is coming;
+#: then the next one has to go for a waiter.  Delivering the rest takes a few round trips.
+CLOSING_ALLOWANCE = 1.0
 
 
 class Reason(Enum):
@@ -72,8 +77,8 @@ class ConnectionState:
     closing_since: float = 0.0
     is_draining: bool = False
     """It takes no further leases, and is closed after the last one."""
-    is_yielding: bool = False
-    """It takes no further leases while a waiter of another target needs its slot."""
+    yields_to: int | None = None
+    """The ticket of another target's waiter who needs its slot: it takes no later ones."""
     idle_since: float = 0.0
     """When the last lease ended, or the connection was opened."""
     checked_at: float = -math.inf
@@ -135,8 +140,8 @@ class Decision:
     abandoned: tuple[Hashable, ...]
     """Targets whose dial is to be given up."""
     closures: tuple[tuple[int, Reason], ...]
-    yielding: frozenset[int]
-    """All connections which yield from now on; the others do not."""
+    yielding: frozenset[tuple[int, int]]
+    """All connections which yield from now on, each with the ticket to which it yields."""
     checks: tuple[int, ...]
     """Connections whose health is to be checked."""
     wake_at: float
@@ -201,11 +206,11 @@ class _Seat:
         "id",
         "is_closing",
         "is_congested",
-        "is_yielding",
         "leases",
         "most_streams",
         "reserved",
         "state",
+        "yields_to",
     )
 
     def __init__(self, account: _Account, state: ConnectionState) -> None:
@@ -218,11 +223,14 @@ class _Seat:
         self.most_streams = state.most_streams
         self.is_congested = state.is_congested
         self.is_closing = state.is_closing
-        self.is_yielding = state.is_yielding
+        self.yields_to = state.yields_to
 
     @property
     def is_usable(self) -> bool:
         return not self.is_closing and not self.state.is_draining
+
+    def may_take(self, ticket: float) -> bool:
+        return self.is_usable and (self.yields_to is None or ticket < self.yields_to)
 
     @property
     def is_idle(self) -> bool:
@@ -250,24 +258,9 @@ class _Account:
         return [seat for seat in self.seats if seat.is_usable]
 
     @property
-    def open(self) -> list[_Seat]:
-        """Those which take leases."""
-        return [seat for seat in self.seats if seat.is_usable and not seat.is_yielding]
-
-    @property
     def has_surplus(self) -> bool:
         """Whether one connection could go without breaking the promise to keep some warm."""
         return len(self.usable) > self.state.warm
-
-
-@attrs.frozen
-class _Want:
-    """A target wants one more connection."""
-
-    account: _Account
-    waiter: Waiter | None
-    is_urgent: bool
-    """Whether connections of other targets may be closed for it."""
 
 
 def decide(state: PoolState, config: PoolConfig) -> Decision:
@@ -291,7 +284,7 @@ class _Turn:
         self._abandoned: list[Hashable] = []
         self._closures: list[tuple[int, Reason]] = []
         self._checks: list[int] = []
-        self._yielding: set[int] = set()
+        self._yielding: dict[int, int] = {}
         self._wake_at = math.inf
 
     def run(self) -> Decision:
@@ -302,7 +295,7 @@ class _Turn:
         self._share_out_slots()
         for account in self._accounts:
             for seat in account.seats:
-                seat.is_yielding = seat.id in self._yielding
+                seat.yields_to = self._yielding.get(seat.id)
             if account.next_waiter is not None:
                 self._serve(account)  # from those which need not yield any more
                 self._hand_over(account)
@@ -314,7 +307,7 @@ class _Turn:
             dials=tuple(self._dials),
             abandoned=tuple(self._abandoned),
             closures=tuple(self._closures),
-            yielding=frozenset(self._yielding),
+            yielding=frozenset(self._yielding.items()),
             checks=tuple(self._checks),
             wake_at=self._wake_at,
         )
@@ -362,10 +355,8 @@ class _Turn:
 
     def _serve(self, account: _Account) -> None:
         """Rule 1."""
-        if account.next_waiter is None:
-            return
-        seats = account.open
-        while account.next_waiter is not None:
+        while (waiter := account.next_waiter) is not None:
+            seats = [seat for seat in account.seats if seat.may_take(waiter.ticket)]
             seat = choose(seats, self._config.seats)
             if seat is None:
                 return
@@ -374,14 +365,17 @@ class _Turn:
 
     def _hand_over(self, account: _Account) -> None:
         """Rule 4."""
-        seats = account.open
         while (waiter := account.next_waiter) is not None:
-            room = [seat for seat in seats if seat.leases < self._most_leases(seat)]
+            room = [
+                seat
+                for seat in account.seats
+                if seat.may_take(waiter.ticket) and seat.leases < self._most_leases(seat)
+            ]
             if not room:
                 return
             if account.is_dialling and not self._is_due(waiter.since + self._config.patience):
                 return
-            self._grant(account, min(room, key=lambda seat: (seat.leases, seat.id)))
+            self._grant(account, min(room, key=_by_load))
 
     def _most_leases(self, seat: _Seat) -> float:
         return min(self._config.seats, max(1, seat.most_streams))
@@ -395,22 +389,25 @@ class _Turn:
         for account in self._accounts:
             free -= len(account.seats) + account.is_dialling
             coming += account.is_given_up + sum(self._goes_soon(s) for s in account.seats)
-        starving: list[_Account] = []
-        for want in self._wants():
+        starving: list[tuple[_Account, Waiter]] = []
+        for account in self._who_wants_more():
+            # What the account has is looked at now: one in front of it may have made it less.
+            waiter, usable = account.next_waiter, account.usable
+            is_first = waiter is not None and not usable
+            gate = account.state.may_dial_at if is_first else account.state.may_grow_at
+            is_urgent = waiter is not None or len(usable) < account.state.warm
+            if not (self._is_due(gate) if is_urgent else gate <= self._now):
+                continue
             if free > 0:
                 free -= 1
-                want.account.is_dialling = True
-                self._dials.append(want.account.state.target)
+                account.is_dialling = True
+                self._dials.append(account.state.target)
             elif coming > 0:
                 coming -= 1
-            elif not want.is_urgent or self._make_room(want.account):
+            elif not is_urgent or self._make_room(account) or waiter is None or usable:
                 continue
-            elif (
-                want.waiter is not None
-                and not want.account.usable
-                and self._is_due(want.waiter.since + self._config.patience)
-            ):
-                starving.append(want.account)
+            elif self._is_due(waiter.since + self._config.patience):
+                starving.append((account, waiter))
         self._choose_yielding(starving)
 
     def _goes_soon(self, seat: _Seat) -> bool:
@@ -419,43 +416,41 @@ class _Turn:
             return False
         if not seat.state.is_closing:
             return True  # it was decided a moment ago
-        return not self._is_due(seat.state.closing_since + self._config.patience)
+        return not self._is_due(seat.state.closing_since + CLOSING_ALLOWANCE)
 
-    def _wants(self) -> list[_Want]:
-        """Who wants one more connection, the first to be served first."""
-        waiting: list[_Want] = []
-        warm: list[_Want] = []
-        growing: list[_Want] = []
+    def _who_wants_more(self) -> list[_Account]:
+        """The targets which want one more connection, the first to be served first."""
+        waiting: list[tuple[int, _Account]] = []
+        warm: list[_Account] = []
+        growing: list[_Account] = []
         for account in self._accounts:
-            state = account.state
             if account.is_dialling or len(account.seats) >= self._config.per_target:
                 continue
-            usable = account.usable
             waiter = account.next_waiter
             if waiter is not None:
-                if self._is_due(state.may_grow_at if usable else state.may_dial_at):
-                    waiting.append(_Want(account, waiter, is_urgent=True))
-            elif len(usable) < state.warm:
-                if self._is_due(state.may_grow_at):
-                    warm.append(_Want(account, None, is_urgent=True))
-            elif account.wants_more and state.may_grow_at <= self._now:
-                growing.append(_Want(account, None, is_urgent=False))
-        waiting.sort(key=lambda want: want.waiter.ticket if want.waiter else 0)
-        return waiting + warm + growing
+                waiting.append((waiter.ticket, account))
+            elif len(account.usable) < account.state.warm:
+                warm.append(account)
+            elif account.wants_more:
+                growing.append(account)
+        waiting.sort(key=itemgetter(0))
+        return [account for _, account in waiting] + warm + growing
 
     def _make_room(self, account: _Account) -> bool:
         """Let go of what another target does not use; whether there was something."""
+        waiter = account.next_waiter
+        ticket = math.inf if waiter is None else waiter.ticket
         idle = [
             seat
             for other in self._accounts
             if other is not account and other.has_surplus
             for seat in other.seats
-            # An idle connection whose target has waiters is theirs, unless it yields.
-            if seat.is_idle and (other.next_waiter is None or seat.is_yielding)
+            # An idle connection belongs to its own target's waiters, unless they came later.
+            if seat.is_idle and (other.next_waiter is None or other.next_waiter.ticket > ticket)
         ]
         if idle:
             # One which yields is idle for this very purpose.
-            first = min(idle, key=lambda seat: (not seat.is_yielding, seat.state.idle_since))
+            first = min(idle, key=lambda seat: (seat.yields_to is None, seat.state.idle_since))
             self._close(first, Reason.EVICTED)
             return True
         for other in self._accounts:
@@ -470,29 +465,35 @@ class _Turn:
                 return True
         return False
 
-    def _choose_yielding(self, starving: list[_Account]) -> None:
-        """For each target which has waited long enough, a connection which takes no more leases."""
-        for account in starving:
+    def _choose_yielding(self, starving: list[tuple[_Account, Waiter]]) -> None:
+        """For each target which has waited long enough, a connection which gives way to it."""
+        for account, waiter in starving:
             candidates = [
                 seat
                 for other in self._accounts
-                if other is not account
-                and len(other.usable) - sum(s.id in self._yielding for s in other.seats)
-                > other.state.warm
+                if other is not account and self._can_spare_one(other)
                 for seat in other.usable
                 if seat.id not in self._yielding
             ]
             if not candidates:
                 return
-            # Once chosen, always the same one, or none would ever come to its end; otherwise
-            # from the target which has most, and the one whose leases will end first.
-            chosen = min(
-                candidates,
-                key=lambda seat: (
-                    not seat.is_yielding,
-                    -len(seat.account.usable),
-                    seat.leases,
-                    seat.id,
-                ),
-            )
-            self._yielding.add(chosen.id)
+            chosen = min(candidates, key=partial(_fitness_to_yield, waiter.ticket))
+            self._yielding[chosen.id] = waiter.ticket
+
+    def _can_spare_one(self, account: _Account) -> bool:
+        staying = [seat for seat in account.usable if seat.id not in self._yielding]
+        return len(staying) > account.state.warm
+
+
+def _fitness_to_yield(ticket: int, seat: _Seat) -> tuple[bool, bool, int, int, int]:
+    """Once chosen, always the same one, or none would ever come to its end.
+
+    Otherwise of the target which has most, and the one whose leases will end first.
+    """
+    return (
+        seat.yields_to != ticket,
+        seat.yields_to is None,
+        -len(seat.account.usable),
+        seat.leases,
+        seat.id,
+    )
