@@ -199,6 +199,11 @@ class TransportConfig:
     The packets are the same; without it everything goes through aioquic's own code,
     several times slower.  For diagnosis."""
 
+    enable_ecn: bool = attrs.field(default=True, validator=attrs.validators.instance_of(bool))
+    """Whether packets are marked as ECN-capable (RFC 9000 section 13.4), so that routers can
+    signal congestion without dropping them.  A path or peer which does not report marks
+    truly is found out, and not marked any more.  Marks received are always reported."""
+
     stateless_reset_key: bytes | None = attrs.field(
         default=None,
         repr=False,

@@ -73,6 +73,11 @@ class ConnectionStatistics:
     """Times opening a stream had to wait for the peer's permission."""
     key_updates: int
     """Key updates which this side began (RFC 9001 section 6)."""
+    ecn_validated: bool
+    """Whether what is sent carries ECN marks, the path and the peer having proved to report
+    them (RFC 9000 section 13.4)."""
+    ecn_congestion_signals: int
+    """Acknowledgements which reported new marks of congestion."""
 
 
 @attrs.frozen(kw_only=True)

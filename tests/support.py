@@ -92,11 +92,11 @@ class Side:
         return [event for event in self.log if isinstance(event, kind)]
 
 
-def take_apart(runs: Iterable[tuple[bytes | memoryview, Any, int]]) -> list[bytes]:
+def take_apart(runs: Iterable[tuple[bytes | memoryview, Any, int, int]]) -> list[bytes]:
     """The single datagrams of what ``Engine.transmit`` returns."""
     return [
         bytes(data[start : start + size])
-        for data, _, size in runs
+        for data, _, size, _ in runs
         for start in range(0, len(data), size)
     ]
 

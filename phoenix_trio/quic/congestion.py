@@ -141,12 +141,7 @@ class _Control(QuicCongestionControl):
         for packet in packets:
             self.bytes_in_flight -= packet.sent_bytes
             latest = max(latest, packet.sent_time or 0.0)
-        if latest <= self._recovery_start:
-            return  # this reduction was made already
-        self._recovery_start = now
-        self._reduce()
-        self._set_window(self.ssthresh or self.congestion_window)
-        self._begin_avoidance(now)
+        self.on_congestion(now=now, sent_time=latest)
 
     def on_persistent_congestion(self) -> None:
         """RFC 9002 section 7.6.2: from the bottom again, in slow start up to the threshold."""
@@ -159,6 +154,15 @@ class _Control(QuicCongestionControl):
             self._exit.on_sample(rtt)
 
     # -- ours
+
+    def on_congestion(self, *, now: float, sent_time: float) -> None:
+        """A packet sent at `sent_time` was lost, or marked by a router (RFC 9002 section 7.1)."""
+        if sent_time <= self._recovery_start:
+            return  # this reduction was made already
+        self._recovery_start = now
+        self._reduce()
+        self._set_window(self.ssthresh or self.congestion_window)
+        self._begin_avoidance(now)
 
     @property
     def is_in_slow_start(self) -> bool:

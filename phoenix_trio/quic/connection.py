@@ -388,6 +388,9 @@ class QuicConnection(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
         """
         with self._key_update:
             await self.wait_confirmed()
+            if not self._engine.can_update_keys:
+                # An update which began by itself is not acknowledged yet.
+                await self.ping()
             self._engine.update_keys()
             # RFC 9001 section 6.1: no further update before this one was acknowledged.
             await self.ping()

@@ -46,7 +46,7 @@ from .admission import (
 from .engine import Engine, Run
 from .fast_path import BUILD_BYTES
 from .groups import unwrap_lone
-from .packet_io import DatagramSocket, SocketAddress
+from .packet_io import DatagramSocket, ReceivedRun, SocketAddress
 
 __all__ = ["Route", "Sink", "SocketDriver"]
 
@@ -152,7 +152,7 @@ class SocketDriver:
         self._timers: list[tuple[float, int, Route]] = []
         self._sequence = itertools.count()
         self._dirty: dict[Route, None] = {}
-        self._unsent: deque[tuple[bytes, SocketAddress, int]] = deque()
+        self._unsent: deque[Run] = deque()
         self._flush_lot = trio.lowlevel.ParkingLot()
         self._sleep: trio.CancelScope | None = None
         self._is_running = False
@@ -410,8 +410,8 @@ class SocketDriver:
         now = trio.current_time()
         runs = self.socket.receive_runs(RUNS_PER_TURN)
         touched: dict[Route, None] = {}
-        for data, address, size in runs:
-            self._dispatch_run(data, address, size, now, touched)
+        for run in runs:
+            self._dispatch_run(run, now, touched)
         self._run_timers(now, touched)
         # Those to whom applications are writing just now have their turn of sending soon.
         answering = [route for route in touched if route not in self._dirty]
@@ -445,10 +445,10 @@ class SocketDriver:
         unsent = self._unsent
         slab = _slab()
         while unsent:
-            data, address, size = unsent[0]
-            taken = self.socket.send_run(data, address, size)
+            data, address, size, mark = unsent[0]
+            taken = self.socket.send_run(data, address, size, mark)
             if taken < len(data):
-                unsent[0] = (data[taken:], address, size)
+                unsent[0] = (data[taken:], address, size, mark)
                 break
             unsent.popleft()
         for route in routes:
@@ -469,37 +469,40 @@ class SocketDriver:
                 self._dirty[route] = None  # its turn comes again after the others'
 
     def _send(self, run: Run) -> None:
-        data, address, size = run
-        taken = 0 if self._unsent else self.socket.send_run(data, address, size)
+        data, address, size, mark = run
+        taken = 0 if self._unsent else self.socket.send_run(data, address, size, mark)
         if taken < len(data):
             # Counted in flight already: kept, and nothing else is built before.
-            self._unsent.append((bytes(data[taken:]), address, size))
+            self._unsent.append((bytes(data[taken:]), address, size, mark))
 
     # ------------------------------------------------------------------ receiving
 
-    def _dispatch_run(
-        self, data: bytes, address: SocketAddress, size: int, now: float, touched: dict[Route, None]
-    ) -> None:
-        """Hand datagrams of `size` bytes each to their connections."""
+    def _dispatch_run(self, run: ReceivedRun, now: float, touched: dict[Route, None]) -> None:
+        """Hand the datagrams of a run to their connections."""
+        data, address, size, mark = run
+        if not address[1]:
+            # Nothing can be sent to port 0, so such a datagram is worth no work.
+            self._datagrams_unroutable += -(-len(data) // size) if size else 1
+            return
         start, stop = 0, len(data)
         while start < stop:
             route = None
             if not data[start] & 0x80:
                 route = self._routes.get(data[start + 1 : start + 1 + CONNECTION_ID_LENGTH])
             if route is not None:
-                start = route.engine.receive_run(data, start, size, address, now)
+                start = route.engine.receive_run(data, start, size, address, now, mark)
             else:
                 end = min(start + size, stop)
-                route = self._dispatch(data[start:end], address, now)
+                route = self._dispatch(data[start:end], address, now, mark)
                 start = end
             if route is not None:
                 touched[route] = None
 
-    def _dispatch(self, data: bytes, address: SocketAddress, now: float) -> Route | None:
+    def _dispatch(self, data: bytes, address: SocketAddress, now: float, mark: int) -> Route | None:
         connection_id = destination_connection_id(data)
         route = self._routes.get(connection_id) if connection_id is not None else None
         if route is not None:
-            route.engine.receive(data, address, now)
+            route.engine.receive(data, address, now, mark)
             return route
         if connection_id is None:
             self._datagrams_unroutable += 1
@@ -515,7 +518,7 @@ class SocketDriver:
             handshakes=self._pending_handshakes,
         )
         if isinstance(verdict, Admit):
-            return self._admit(verdict, data, address, now)
+            return self._admit(verdict, data, address, now, mark)
         self._datagrams_unroutable += 1
         if isinstance(verdict, Answer):
             self._answer(verdict, address)
@@ -540,7 +543,7 @@ class SocketDriver:
         self.socket.send_run(answer.data, address)
 
     def _admit(
-        self, verdict: Admit, data: bytes, address: SocketAddress, now: float
+        self, verdict: Admit, data: bytes, address: SocketAddress, now: float, mark: int
     ) -> Route | None:
         assert self.accept is not None
         try:
@@ -549,7 +552,7 @@ class SocketDriver:
             # A trace file which cannot be made, for instance: one client less, not all.
             logger.exception("a connection from %s could not be made", address)
             return None
-        engine.receive(data, address, now)
+        engine.receive(data, address, now, mark)
         if not engine.has_peer and not engine.is_ending:
             # Not one packet could be authenticated: no state for that.
             self._datagrams_unroutable += 1

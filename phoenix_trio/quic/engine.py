@@ -32,6 +32,7 @@ from aioquic.buffer import Buffer, size_uint_var
 from aioquic.quic import events as aioquic_events
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import (
+    ACK_FRAME_CAPACITY,
     END_STATES,
     MAX_STREAM_DATA_FRAME_CAPACITY,
     Limit,
@@ -45,7 +46,9 @@ from aioquic.quic.packet import (
     QuicErrorCode,
     QuicFrameType,
     QuicPacketType,
+    pull_ack_frame,
     pull_quic_transport_parameters,
+    push_ack_frame,
 )
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
 from aioquic.quic.recovery import QuicPacketSpace
@@ -55,6 +58,7 @@ from ..config import LARGEST_UDP_PAYLOAD, SMALLEST_UDP_PAYLOAD, TransportConfig
 from ..metrics import ConnectionStatistics
 from . import events
 from .congestion import CUBIC, RENO, CubicControl, RenoControl
+from .ecn import NOT_ECT, EcnMarking, ReceivedMarks
 from .fast_path import FastPath, kernel_run
 from .fast_send import BulkTurn, encode_varint
 from .flow_control import ReceiveWindow
@@ -98,6 +102,9 @@ _TWO_BYTE_MAX = 16383
 #: Seconds by which a timer is taken to be later than it is.
 _TIMER_SLACK = 1e-6
 
+#: Three variable-length integers at the end of an ACK frame (RFC 9000 section 19.3.2).
+ECN_COUNTS_CAPACITY = 3 * 8
+
 _CONTROLLERS = {"cubic": CUBIC, "reno": RENO}
 
 #: The largest payload which is tried where nobody knows the interface: Ethernet, IPv6.
@@ -114,8 +121,14 @@ _SMALL_PACKETS = 16
 _RUN_PACKETS = 64
 
 #: UDP payloads of one size in one piece of memory (the last may be shorter), their
-#: destination, and that size.
-Run = tuple[bytes | memoryview, Any, int]
+#: destination, that size, and their ECN codepoint.
+Run = tuple[bytes | memoryview, Any, int, int]
+
+#: Packets after which the keys are updated: half of what AES-GCM stands (RFC 9001 section 6.6).
+KEY_UPDATE_PACKETS = 1 << 22
+
+#: Packets after which it is tried again, while the last update is not acknowledged.
+_KEY_UPDATE_RETRY = 1000
 
 #: The uid of PINGs which the keep-alive timer sends.
 KEEP_ALIVE_PING = -1
@@ -220,6 +233,12 @@ class Engine(QuicConnection):
         self._answer_close = False
         self._keep_alive_at = math.inf
 
+        self._ecn = EcnMarking(enabled=config.enable_ecn)
+        self._ecn_path: Any = None
+        self.marks_received: dict[QuicPacketSpace, ReceivedMarks] = {}
+        """ECN marks of the packets received, where there were any."""
+        self.arriving_mark = NOT_ECT
+        """The ECN codepoint of what is being received."""
         self.unacknowledged_bytes = 0
         """Bytes of packets received since the last acknowledgement was sent."""
         self._buffered = 0
@@ -239,6 +258,9 @@ class Engine(QuicConnection):
         self._datagrams_received = 0
         self._datagrams_dropped = 0
         self._key_updates = 0
+        self._next_key_update = KEY_UPDATE_PACKETS
+        self._keys_since = 0  # the first packet number with the present keys, or a later one
+        self._expected_phase = 0
 
     # ------------------------------------------------------------------ driving
 
@@ -248,9 +270,10 @@ class Engine(QuicConnection):
         self.connect(address, now)
         self._touch_keep_alive(now)
 
-    def receive(self, data: bytes, address: Any, now: float) -> None:
-        """Take one UDP payload which was routed to this connection."""
+    def receive(self, data: bytes, address: Any, now: float, mark: int = NOT_ECT) -> None:
+        """Take one UDP payload, with its ECN codepoint, which was routed to this connection."""
         self._now = now
+        self.arriving_mark = mark
         self._bytes_received += len(data)
         self._udp_datagrams_received += 1
         if self._state in END_STATES:
@@ -283,15 +306,20 @@ class Engine(QuicConnection):
             self._on_internal_error("handling a timer", error)
         self._collect()
 
-    def receive_run(self, data: bytes, start: int, size: int, address: Any, now: float) -> int:
+    def receive_run(
+        self, data: bytes, start: int, size: int, address: Any, now: float, mark: int = NOT_ECT
+    ) -> int:
         """Take datagrams of `size` bytes (the last may be shorter) from `data`, from `start` on.
+
+        All have the ECN codepoint `mark`.
 
         Returns the position of the first one which was not taken, because it may be
         for another connection; at least one is taken.
         """
         self._now = now
+        self.arriving_mark = mark
         if self._state in END_STATES:
-            self.receive(data[start : start + size], address, now)
+            self.receive(data[start : start + size], address, now, mark)
             return min(start + size, len(data))
         stop = len(data)
         try:
@@ -328,45 +356,78 @@ class Engine(QuicConnection):
         """
         self._now = now
         self._more = False
-        probe = self._mtu_probe(now) if self._mtu is not None else None
-        if probe:
-            self._more = True
-            return self._count_sent(probe)
+        mark = self._mark_to_send()
+        first = self._packet_number
+        try:
+            if self._packet_number >= self._next_key_update:
+                self._consider_key_update()
+            runs = self._transmit(now, slab, mark)
+        except Exception as error:  # noqa: BLE001 - whatever it is, one connection pays
+            return self._close_after(error, now)
+        if mark and self._packet_number > first:
+            self._ecn.on_sent(first, self._packet_number)
+        return runs
+
+    def _mark_to_send(self) -> int:
+        """The ECN codepoint of what is sent now; packets of the handshake are not marked."""
+        if not self._handshake_confirmed or self._close_event is not None:
+            return NOT_ECT
+        path = self._network_paths[0]
+        if path is not self._ecn_path:
+            self._ecn_path = path
+            self._ecn.begin_path()
+        # (Probes of another path in the same run would count as if they were of this one.)
+        return self._ecn.codepoint if len(self._network_paths) == 1 else NOT_ECT
+
+    def _transmit(self, now: float, slab: bytearray | None, mark: int) -> list[Run]:
         if self._answer_close:
             self._answer_close = False
             return self._count_sent(list(self._close_datagrams))
         if not self._network_paths or self._state in END_STATES:
             return []
+        probe = self._mtu_probe(now) if self._mtu is not None else None
+        if probe:
+            self._more = True
+            return self._count_sent(probe, mark)
         closing = self._close_pending
         limit = _RUN_PACKETS
         if closing or not self._handshake_confirmed or self._has_rare_control():
             if not closing and self._next_bulk() is not None:
                 limit = 1  # just what else there is to say; then goes the run
         else:
-            result = self._transmit_fast(now, slab)
+            result = self._transmit_fast(now, slab, mark)
             if result is not None:
                 return result
-        try:
-            datagrams = self._build(now, limit)
-        except Exception as error:
-            if closing:
-                raise
-            self._on_internal_error("building packets", error)
-            closing = True
-            datagrams = self.datagrams_to_send(now)
+        datagrams = self._build(now, limit)
         if closing:
             # RFC 9000 section 10.2.1: the closing packet is what late packets are answered with.
             self._close_datagrams = list(datagrams)
         self._note_datagram_room()
         self._collect()
-        return self._count_sent(datagrams)
+        return self._count_sent(datagrams, mark)
+
+    def _close_after(self, error: Exception, now: float) -> list[Run]:
+        """Building packets has failed: say goodbye if that is possible."""
+        if self._close_event is None:
+            self._on_internal_error("building packets", error)
+            try:
+                datagrams = self.datagrams_to_send(now)
+            except Exception as another:  # noqa: BLE001 - as above
+                error = another
+            else:
+                self._close_datagrams = list(datagrams)
+                self._collect()
+                return self._count_sent(datagrams)
+        logger.error("internal error while closing; the connection is forgotten", exc_info=error)
+        self._end_silently(self._cause or Cause.LOCAL_PROTOCOL_ERROR, "Internal error")
+        return []
 
     def _note_datagram_room(self) -> None:
         if self._datagrams_were_full and not self.datagram_queue_is_full:
             self._datagrams_were_full = False
             self._progress = True
 
-    def _transmit_fast(self, now: float, slab: bytearray | None) -> list[Run] | None:
+    def _transmit_fast(self, now: float, slab: bytearray | None, mark: int) -> list[Run] | None:
         """Transmit on an established path with nothing unusual to say; ``None``: the long way."""
         space = self._spaces[tls.Epoch.ONE_RTT]
         has_control = (
@@ -389,50 +450,46 @@ class Engine(QuicConnection):
             is_blocked = True
         if is_blocked and not has_control:
             return []
-        try:
-            if turn is not None and not has_control and not self._datagrams_pending:
-                runs = self._transmit_bulk(turn, packets, now, slab)
-                if runs:
-                    return runs
-            if (
-                self._hold_tail
-                and not has_control
-                and turn is None
-                and not self._datagrams_pending
-                and self._unsent < size
-                and in_flight
-            ):
-                self._more = True
-                return []
-            # What else there is to say leaves alone if a run of full packets follows.
-            with_data = not is_blocked
-            self._pacer.begin_call(_RUN_PACKETS)
-            datagrams: list[tuple[bytes, Any]] = []
-            address = self._network_paths[0].addr
-            while len(datagrams) < _SMALL_PACKETS:
-                data = self._fast.small_packet(
-                    now, with_streams=with_data and turn is None, with_datagrams=with_data
-                )
-                if data is None:
-                    break
-                datagrams.append((data, address))
-                with_data = (
-                    with_data
-                    and bool((self._active and turn is None) or self._datagrams_pending)
-                    and self._loss.congestion_window >= self._loss.bytes_in_flight + size
-                    and self._pacer.next_send_time(now) is None
-                )
-                if not with_data:
-                    break
-        except Exception as error:  # noqa: BLE001 - whatever it is, one connection pays
-            self._on_internal_error("building packets", error)
-            return None
+        if turn is not None and not has_control and not self._datagrams_pending:
+            runs = self._transmit_bulk(turn, packets, now, slab, mark)
+            if runs:
+                return runs
+        if (
+            self._hold_tail
+            and not has_control
+            and turn is None
+            and not self._datagrams_pending
+            and self._unsent < size
+            and in_flight
+        ):
+            self._more = True
+            return []
+        # What else there is to say leaves alone if a run of full packets follows.
+        with_data = not is_blocked
+        self._pacer.begin_call(_RUN_PACKETS)
+        datagrams: list[tuple[bytes, Any]] = []
+        address = self._network_paths[0].addr
+        while len(datagrams) < _SMALL_PACKETS:
+            data = self._fast.small_packet(
+                now, with_streams=with_data and turn is None, with_datagrams=with_data
+            )
+            if data is None:
+                break
+            datagrams.append((data, address))
+            with_data = (
+                with_data
+                and bool((self._active and turn is None) or self._datagrams_pending)
+                and self._loss.congestion_window >= self._loss.bytes_in_flight + size
+                and self._pacer.next_send_time(now) is None
+            )
+            if not with_data:
+                break
         if not datagrams:
             return None
         self._more = bool(self._active or self._datagrams_pending) and not is_blocked
         self._note_datagram_room()
         self._collect()
-        return self._count_sent(datagrams)
+        return self._count_sent(datagrams, mark)
 
     def _has_rare_control(self) -> bool:
         """Whether there is anything to send besides stream data, limits and acknowledgements.
@@ -466,7 +523,7 @@ class Engine(QuicConnection):
         return None
 
     def _transmit_bulk(
-        self, turn: BulkTurn, packets: int, now: float, slab: bytearray | None
+        self, turn: BulkTurn, packets: int, now: float, slab: bytearray | None, mark: int
     ) -> list[Run]:
         size: int = self._max_datagram_size
         count = min(
@@ -490,8 +547,8 @@ class Engine(QuicConnection):
         address = self._network_paths[0].addr
         step = kernel_run(size) * size
         if len(view) <= step:
-            return [(view, address, size)]
-        return [(view[at : at + step], address, size) for at in range(0, len(view), step)]
+            return [(view, address, size, mark)]
+        return [(view[at : at + step], address, size, mark) for at in range(0, len(view), step)]
 
     def deliver_data(
         self, record: StreamRecord, data: bytes | bytearray, *, end_stream: bool = False
@@ -860,9 +917,109 @@ class Engine(QuicConnection):
         self.send_datagram_frame(data)
 
     def update_keys(self) -> None:
-        """Begin a key update (RFC 9001 section 6.1); the caller has waited for the last one."""
+        """Begin a key update (RFC 9001 section 6.1) if :attr:`can_update_keys`."""
         self._key_updates += 1
+        self._keys_since = self._packet_number
+        self._next_key_update = self._packet_number + KEY_UPDATE_PACKETS
+        self._expected_phase = 1 - self._cryptos[tls.Epoch.ONE_RTT].key_phase
         self.request_key_update()
+
+    @property
+    def can_update_keys(self) -> bool:
+        """Whether the peer has acknowledged a packet with the present keys."""
+        pair = self._cryptos.get(tls.Epoch.ONE_RTT)
+        if not self._handshake_confirmed or pair is None or pair._update_key_requested:
+            return False
+        if pair.key_phase != self._expected_phase:
+            # The peer has updated them; it does so only once it can read with both.
+            self._expected_phase = pair.key_phase
+            self._keys_since = self._packet_number
+        return bool(self._spaces[tls.Epoch.ONE_RTT].largest_acked_packet >= self._keys_since)
+
+    def _consider_key_update(self) -> None:
+        """RFC 9001 section 6.6: no more packets with one key than its cipher stands."""
+        if self.can_update_keys:
+            self.update_keys()
+        else:
+            self._next_key_update = self._packet_number + _KEY_UPDATE_RETRY
+
+    # ------------------------------------------------------------------ ECN
+
+    def note_marks(self, space: QuicPacketSpace, packets: int) -> None:
+        """So many new packets have arrived with :attr:`arriving_mark`."""
+        marks = self.marks_received.get(space)
+        if marks is None:
+            marks = self.marks_received[space] = ReceivedMarks()
+        marks.count(self.arriving_mark, packets)
+
+    def on_ecn_feedback(self, counts: tuple[int, int, int] | None, *, is_newest: bool) -> None:
+        """After an acknowledgement of 1-RTT packets, with what it said of marks."""
+        recovery = self._recovery
+        if self._ecn.on_acknowledged(recovery.newly_acknowledged, counts, is_newest=is_newest):
+            # RFC 9002 section 7.1: as a loss of the newest packet which it acknowledges.
+            self._control.on_congestion(now=self._now, sent_time=recovery.newest_sent_time)
+
+    def _payload_received(
+        self, context: QuicReceiveContext, plain: bytes, crypto_frame_required: bool = False
+    ) -> tuple[bool, bool]:
+        # Line 2852: called once for each packet which is authentic and new.
+        if self.arriving_mark:
+            epoch = context.epoch
+            space = self._spaces[tls.Epoch.ONE_RTT if epoch is tls.Epoch.ZERO_RTT else epoch]
+            self.note_marks(space, 1)
+        result: tuple[bool, bool] = super()._payload_received(context, plain, crypto_frame_required)
+        return result
+
+    def take_other_frames(self, context: QuicReceiveContext, plain: bytes) -> bool:
+        """From the fast path, which counts marks itself; whether they were ack-eliciting."""
+        is_ack_eliciting, _ = super()._payload_received(context, plain)
+        return bool(is_ack_eliciting)
+
+    def _handle_ack_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
+        # Line 1900 skips the counts of marks.
+        space = self._spaces[context.epoch]
+        before = space.largest_acked_packet
+        self._recovery.newly_acknowledged = ()
+        start = buf.tell()
+        super()._handle_ack_frame(context, frame_type, buf)
+        if context.epoch is not tls.Epoch.ONE_RTT:
+            return
+        counts: tuple[int, int, int] | None = None
+        if frame_type == QuicFrameType.ACK_ECN:
+            buf.seek(start)
+            pull_ack_frame(buf)
+            counts = (buf.pull_uint_var(), buf.pull_uint_var(), buf.pull_uint_var())
+        self.on_ecn_feedback(counts, is_newest=space.largest_acked_packet > before)
+
+    def _write_ack_frame_with_marks(
+        self, builder: QuicPacketBuilder, space: QuicPacketSpace, marks: ReceivedMarks, now: float
+    ) -> None:
+        # Line 3848 knows no marks (RFC 9000 section 13.4.1).
+        assert space.largest_received_time is not None
+        delay = now - space.largest_received_time
+        buf = builder.start_frame(
+            QuicFrameType.ACK_ECN,
+            capacity=ACK_FRAME_CAPACITY + ECN_COUNTS_CAPACITY,
+            handler=self._on_ack_delivery,
+            handler_args=(space, space.largest_received_packet),
+        )
+        ranges = push_ack_frame(
+            buf,
+            space.ack_queue,
+            int(delay * 1_000_000) >> self._local_ack_delay_exponent,
+            builder.remaining_buffer_space - ECN_COUNTS_CAPACITY,
+        )
+        for count in marks.as_fields():
+            buf.push_uint_var(count)
+        space.ack_at = None
+        if self._quic_logger is not None:
+            logged = self._quic_logger.encode_ack_frame(
+                ranges=list(space.ack_queue)[-ranges:], delay=delay
+            )
+            assert builder.quic_logger_frames is not None
+            builder.quic_logger_frames.append(logged)
+        if ranges > 1 and builder.packet_number % 8 == 0:
+            self._write_ping_frame(builder, comment="ACK-of-ACK trigger")
 
     # ------------------------------------------------------------------ statistics
 
@@ -911,6 +1068,8 @@ class Engine(QuicConnection):
             flow_control_stalls=flow_control_stalls,
             stream_credit_stalls=stream_credit_stalls,
             key_updates=self._key_updates,
+            ecn_validated=self._ecn.is_validated,
+            ecn_congestion_signals=self._ecn.signals,
         )
 
     # ------------------------------------------------------------------ inside
@@ -1095,7 +1254,7 @@ class Engine(QuicConnection):
             count = self._received_while_closing
             self._answer_close = count & (count - 1) == 0
 
-    def _count_sent(self, datagrams: list[tuple[bytes, Any]]) -> list[Run]:
+    def _count_sent(self, datagrams: list[tuple[bytes, Any]], mark: int = NOT_ECT) -> list[Run]:
         """Count, and put what is of one size and for one address together."""
         self._udp_datagrams_sent += len(datagrams)
         runs: list[Run] = []
@@ -1115,7 +1274,7 @@ class Engine(QuicConnection):
             if last - index > 1:
                 data = b"".join([each for each, _ in datagrams[index:last]])
             self._bytes_sent += len(data)
-            runs.append((data, address, size))
+            runs.append((data, address, size, mark))
             index = last
         return runs
 
@@ -1313,7 +1472,11 @@ class Engine(QuicConnection):
         self, builder: QuicPacketBuilder, space: QuicPacketSpace, now: float
     ) -> None:
         """Line 3856: what was received is acknowledged."""
-        super()._write_ack_frame(builder, space, now)
+        marks = self.marks_received.get(space)
+        if marks is None:
+            super()._write_ack_frame(builder, space, now)
+        else:
+            self._write_ack_frame_with_marks(builder, space, marks, now)
         self.unacknowledged_bytes = 0
 
     def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:

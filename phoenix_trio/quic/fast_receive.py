@@ -371,6 +371,9 @@ class _Batch:
         if len(space.ack_queue) > MAX_ACK_RANGES:
             space.ack_queue.shift()
         self._received_any = True
+        engine = self._engine
+        if engine.arriving_mark:
+            engine.note_marks(space, stop - start)
 
     def finish(self, size: int) -> None:
         """The end of the run: idle timer, spin bit (RFC 9000 section 17.4), acknowledgement."""

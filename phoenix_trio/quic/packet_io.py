@@ -28,6 +28,7 @@ import attrs
 import trio
 
 from ..config import LARGEST_UDP_PAYLOAD, MAX_RUN_BYTES, MAX_RUN_SEGMENTS
+from .ecn import NOT_ECT
 
 __all__ = [
     "DatagramSocket",
@@ -82,6 +83,8 @@ _IP_MTU = 14
 _IPV6_MTU = 24
 _SO_SNDBUFFORCE = 32
 _SO_RCVBUFFORCE = 33
+_IP_RECVTOS = 13
+_IPV6_RECVTCLASS = 66
 _SOL_UDP = 17
 _UDP_SEGMENT = 103
 _UDP_GRO = 104
@@ -93,8 +96,23 @@ _GSO_REFUSED = frozenset({errno.EIO, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOPR
 #: a run for an interface whose MTU is smaller than its segments.
 _GSO_PATIENCE = 3
 
-#: Room for the one control message which is asked for (the size of a run's segments).
-_CONTROL_BYTES = 64
+#: The control messages which carry a mark.
+_IPV4_MARK = (socket.IPPROTO_IP, socket.IP_TOS)
+_IPV6_MARK = (socket.IPPROTO_IPV6, getattr(socket, "IPV6_TCLASS", 67))
+_MARK_MESSAGES = frozenset({_IPV4_MARK, _IPV6_MARK})
+
+#: What a system can say which does not take a mark with a datagram, and how often it may.
+_MARK_REFUSED = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOPROTOOPT})
+_MARK_PATIENCE = 8
+
+#: Sizes of segments for which control messages are kept.
+_CONTROL_CACHE = 64
+
+#: Room for the control messages which are asked for (the size of a run's segments, its ECN
+#: codepoint in the IPv4 and the IPv6 form).
+_CONTROL_BYTES = 96
+
+_ECN_MASK = 0b11
 
 _IPV4_AND_UDP_HEADERS = 20 + 8
 _IPV6_AND_UDP_HEADERS = 40 + 8
@@ -121,6 +139,8 @@ class SocketStatistics:
     """System calls which sent something; with GSO one call sends many datagrams."""
     receive_calls: int
     """The same for receiving, with GRO."""
+    ecn: bool
+    """Whether ECN marks are set and read."""
     gso: bool
     """Whether runs of datagrams are handed to the kernel in one call."""
     gro: bool
@@ -130,6 +150,11 @@ class SocketStatistics:
     amount which it adds for its own bookkeeping."""
     send_buffer_size: int
     """The same for the send buffer."""
+
+
+#: Datagrams of one size (the last may be shorter) in one piece, their source, that size, and
+#: their ECN codepoint (RFC 3168 section 5).
+ReceivedRun = tuple[bytes, SocketAddress, int, int]
 
 
 class DatagramSocket(Protocol):
@@ -143,16 +168,22 @@ class DatagramSocket(Protocol):
     def statistics(self) -> SocketStatistics:
         """A snapshot of the counters."""
 
-    def receive_runs(self, limit: int) -> list[tuple[bytes, SocketAddress, int]]:
-        """Up to `limit` runs: their bytes, source, and the size of each datagram but the last.
+    def receive_runs(self, limit: int) -> list[ReceivedRun]:
+        """Up to `limit` runs of datagrams.
 
         Never blocks; empty when none waits.
         """
 
     def send_run(
-        self, data: bytes | memoryview, address: SocketAddress, segment_size: int | None = None
+        self,
+        data: bytes | memoryview,
+        address: SocketAddress,
+        segment_size: int | None = None,
+        mark: int = NOT_ECT,
     ) -> int:
         """Send a run of datagrams of `segment_size` bytes (``None``: one datagram).
+
+        They are marked with the ECN codepoint `mark` if the system can.
 
         Never blocks.  Returns how many bytes were taken: sent, or lost to a passing
         error, which is counted.  Fewer than all, in whole datagrams: the buffer is
@@ -217,8 +248,10 @@ class UdpSocket:
         self._receive_calls = 0
         self._gso = _can_gso(raw)
         self._gso_refusals = 0
+        self._mark_refusals = 0
         self._gro = _enable_gro(raw)
-        self._segment_control: dict[int, list[tuple[int, int, bytes]]] = {}
+        self._ecn = _enable_ecn(raw)
+        self._control: dict[tuple[int, int, bool], list[tuple[int, int, bytes]]] = {}
         self._receive_buffer_size = _granted_buffer(raw, socket.SO_RCVBUF)
         self._send_buffer_size = _granted_buffer(raw, socket.SO_SNDBUF)
 
@@ -240,14 +273,15 @@ class UdpSocket:
             soft_errors=self._soft_errors,
             send_calls=self._send_calls,
             receive_calls=self._receive_calls,
+            ecn=self._ecn,
             gso=self._gso,
             gro=self._gro,
             receive_buffer_size=self._receive_buffer_size,
             send_buffer_size=self._send_buffer_size,
         )
 
-    def receive_runs(self, limit: int) -> list[tuple[bytes, SocketAddress, int]]:
-        received: list[tuple[bytes, SocketAddress, int]] = []
+    def receive_runs(self, limit: int) -> list[ReceivedRun]:
+        received: list[ReceivedRun] = []
         if self._closed:
             return received
         # Measured: a new bytes object for each call is cheaper (4.1 us for 64 KiB) than
@@ -264,30 +298,38 @@ class UdpSocket:
                 continue
             size = len(data)
             segment = size
+            mark = NOT_ECT
             for level, kind, value in control:
-                if level == _SOL_UDP and kind == _UDP_GRO:
-                    segment = min(size, int.from_bytes(value[:4], sys.byteorder)) or size
+                if level == _SOL_UDP:
+                    if kind == _UDP_GRO:
+                        segment = min(size, int.from_bytes(value[:4], sys.byteorder)) or size
+                elif (level, kind) in _MARK_MESSAGES:
+                    mark = int.from_bytes(value[:4], sys.byteorder) & _ECN_MASK
             self._receive_calls += 1
             self._bytes_received += size
             self._datagrams_received += -(-size // segment) if size else 1
-            received.append((data, address, segment))
+            received.append((data, address, segment, mark))
         return received
 
     def send_run(
-        self, data: bytes | memoryview, address: SocketAddress, segment_size: int | None = None
+        self,
+        data: bytes | memoryview,
+        address: SocketAddress,
+        segment_size: int | None = None,
+        mark: int = NOT_ECT,
     ) -> int:
         size = len(data)
         if self._closed:
             return size
+        if not self._ecn:
+            mark = NOT_ECT
         if segment_size is None or segment_size >= size:
-            return size if self._send_one(data, address) else 0
+            return size if self._send_one(data, address, mark) else 0
         if self._gso and size <= MAX_RUN_BYTES and size <= MAX_RUN_SEGMENTS * segment_size:
-            control = self._segment_control.get(segment_size)
-            if control is None:
-                value = segment_size.to_bytes(2, sys.byteorder)
-                control = self._segment_control[segment_size] = [(_SOL_UDP, _UDP_SEGMENT, value)]
             try:
-                self._raw.sendmsg([data], control, 0, address)
+                self._raw.sendmsg(
+                    [data], self._control_for(segment_size, mark, address), 0, address
+                )
             except (BlockingIOError, InterruptedError):
                 self._send_blocked += 1
                 return 0
@@ -302,17 +344,46 @@ class UdpSocket:
                 self._note_sent(size, -(-size // segment_size))
                 return size
         for start in range(0, size, segment_size):
-            if not self._send_one(data[start : start + segment_size], address):
+            if not self._send_one(data[start : start + segment_size], address, mark):
                 return start
         return size
 
-    def _send_one(self, data: bytes | memoryview, address: SocketAddress) -> bool:
+    def _control_for(
+        self, segment_size: int, mark: int, address: SocketAddress
+    ) -> list[tuple[int, int, bytes]]:
+        """The control messages which say the size of segments (0: one datagram) and the mark."""
+        is_ipv4 = len(address) == 2 or address[0].startswith(_IPV4_MAPPED)
+        key = (segment_size, mark, is_ipv4)
+        control = self._control.get(key)
+        if control is None:
+            control = []
+            if segment_size:
+                value = segment_size.to_bytes(2, sys.byteorder)
+                control.append((_SOL_UDP, _UDP_SEGMENT, value))
+            if mark:
+                level, kind = _IPV4_MARK if is_ipv4 else _IPV6_MARK
+                control.append((level, kind, mark.to_bytes(4, sys.byteorder)))
+            if len(self._control) >= _CONTROL_CACHE:
+                self._control.clear()
+            self._control[key] = control
+        return control
+
+    def _send_one(self, data: bytes | memoryview, address: SocketAddress, mark: int) -> bool:
         try:
-            self._raw.sendto(data, address)
+            if mark:
+                self._raw.sendmsg([data], self._control_for(0, mark, address), 0, address)
+            else:
+                self._raw.sendto(data, address)
         except (BlockingIOError, InterruptedError):
             self._send_blocked += 1
             return False
         except OSError as error:
+            if mark and error.errno in _MARK_REFUSED:
+                # Perhaps because of the mark: the datagram must not suffer for that.
+                if not self._send_one(data, address, NOT_ECT):
+                    return False
+                self._on_mark_refused(error)
+                return True
             self._note_error(error, _SOFT_SEND_ERRORS)
             return True
         self._note_sent(len(data), 1)
@@ -322,6 +393,13 @@ class UdpSocket:
         self._send_calls += 1
         self._bytes_sent += size
         self._datagrams_sent += datagrams
+
+    def _on_mark_refused(self, error: OSError) -> None:
+        # An error of the address (port 0, no route) says nothing of marks.
+        self._mark_refusals += 1
+        if self._mark_refusals >= _MARK_PATIENCE:
+            self._ecn = False
+            logger.info("datagrams are not marked (ECN) from now on: %s", error)
 
     def _on_gso_refused(self, error: OSError) -> None:
         self._gso_refusals += 1
@@ -493,6 +571,20 @@ def _enable_gro(raw: socket.socket) -> bool:
         return False
     try:
         raw.setsockopt(_SOL_UDP, _UDP_GRO, 1)
+    except OSError:
+        return False
+    return True
+
+
+def _enable_ecn(raw: socket.socket) -> bool:
+    """Ask for the marks of received datagrams; whether marks can be used both ways."""
+    if sys.platform != "linux":
+        return False
+    try:
+        # (On a dual-stack socket both are needed.)
+        raw.setsockopt(socket.IPPROTO_IP, _IP_RECVTOS, 1)
+        if raw.family == socket.AF_INET6:
+            raw.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVTCLASS, 1)
     except OSError:
         return False
     return True

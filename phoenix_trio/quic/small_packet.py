@@ -136,6 +136,10 @@ def _ack_frame(engine: Engine, space: Any, now: float) -> bytes:
         fields.append(encode_varint(start - older.stop - 1))
         fields.append(encode_varint(older.stop - older.start - 1))
         start = older.start
+    marks = engine.marks_received.get(space)
+    if marks is not None:
+        fields[0] = b"\x03"  # RFC 9000 section 19.3.2
+        fields += map(encode_varint, marks.as_fields())
     return b"".join(fields)
 
 
@@ -203,7 +207,7 @@ def take_frames(engine: Engine, plain: bytes, context: QuicReceiveContext, now: 
                     break
                 at = reached
                 eliciting = True
-            elif kind == _ACK:
+            elif kind & 0xFE == _ACK:
                 reached = _take_ack(engine, plain, at, now)
                 if not reached:
                     break
@@ -225,7 +229,7 @@ def take_frames(engine: Engine, plain: bytes, context: QuicReceiveContext, now: 
         pass  # cut short: aioquic says how
     if at < length or not length:
         engine._fast.fallbacks["receive: frames"] += 1
-        others, _ = engine._payload_received(context, plain[at:] if at else plain)
+        others = engine.take_other_frames(context, plain[at:] if at else plain)
         eliciting = eliciting or others
     return eliciting
 
@@ -305,19 +309,29 @@ def _take_datagram(engine: Engine, plain: bytes, start: int) -> int:
 
 def _take_ack(engine: Engine, plain: bytes, start: int, now: float) -> int:
     """An ACK frame with one range; 0: aioquic's, else where it ends."""
+    kind = plain[start]
     largest, at = _varint(plain, start + 1)
     delay, at = _varint(plain, at)
     more, at = _varint(plain, at)
     count, at = _varint(plain, at)
     if more or count > largest:
         return 0
+    counts: tuple[int, int, int] | None = None
+    if kind & 1:
+        ect_0, at = _varint(plain, at)
+        ect_1, at = _varint(plain, at)
+        congestion, at = _varint(plain, at)
+        counts = (ect_0, ect_1, congestion)
     loss = engine._recovery
+    space = engine._spaces[_ONE_RTT]
+    before = space.largest_acked_packet
     loss.peer_completed_address_validation = True
     loss.on_range_acknowledged(
         largest - count,
         largest + 1,
         ack_delay=(delay << engine._remote_ack_delay_exponent) / 1_000_000,
         now=now,
-        space=engine._spaces[_ONE_RTT],
+        space=space,
     )
+    engine.on_ecn_feedback(counts, is_newest=largest > before)
     return at

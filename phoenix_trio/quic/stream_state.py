@@ -11,7 +11,7 @@ something to send, so idle streams cost nothing.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from aioquic.quic import events as aioquic_events
@@ -433,6 +433,10 @@ class CountingRecovery(QuicPacketRecovery):
     packets_lost = 0
     packets_acknowledged = 0
     probe_timeouts = 0
+    newly_acknowledged: Sequence[int] = ()
+    """What the last ACK frame acknowledged for the first time, ascending."""
+    newest_sent_time = 0.0
+    """When the last of them was sent."""
 
     on_acknowledged: Callable[[int], None]
     """Told the largest size of the packets in each acknowledgement."""
@@ -480,6 +484,7 @@ class CountingRecovery(QuicPacketRecovery):
         space: QuicPacketSpace,
     ) -> None:
         space.largest_acked_packet = max(space.largest_acked_packet, largest)
+        self.newly_acknowledged = numbers
         if not numbers:
             return
         sent = space.sent_packets
@@ -507,6 +512,7 @@ class CountingRecovery(QuicPacketRecovery):
         if sender is not None:
             sender.on_data_delivery(QuicDeliveryState.ACKED, start, stop, False)
         self.packets_acknowledged += len(numbers)
+        self.newest_sent_time = packet.sent_time
         space.ack_eliciting_in_flight -= eliciting
         if size:
             self.on_acknowledged(largest_size)

@@ -53,6 +53,8 @@ class Datagram:
     source: tuple[str, int]
     destination: tuple[str, int]
     data: bytes
+    ecn: int = 0
+    """The ECN codepoint in the IP header (RFC 3168 section 5): 2 is ECT(0), 3 is CE."""
 
 
 def _probability(instance: object, attribute: attrs.Attribute[float], value: float) -> None:
@@ -90,6 +92,8 @@ class Conditions:
     """The share of datagrams which arrive twice."""
     corrupt: float = attrs.field(default=0.0, validator=_probability)
     """The share of datagrams in which one bit is flipped."""
+    mark: float = attrs.field(default=0.0, validator=_probability)
+    """The share of ECN-capable datagrams which are marked "congestion experienced"."""
     bandwidth: float | None = attrs.field(default=None, validator=_positive)
     """Bits a second; ``None``: no limit."""
     queue_bytes: int = attrs.field(default=256 * 1024, validator=_positive)
@@ -192,6 +196,7 @@ class SimulatedNetwork:
         reorder: float = 0.0,
         duplicate: float = 0.0,
         corrupt: float = 0.0,
+        mark: float = 0.0,
         bandwidth: float | None = None,
         queue_bytes: int = 256 * 1024,
         mtu: int | None = 1500,
@@ -205,6 +210,7 @@ class SimulatedNetwork:
             reorder=reorder,
             duplicate=duplicate,
             corrupt=corrupt,
+            mark=mark,
             bandwidth=bandwidth,
             queue_bytes=queue_bytes,
             mtu=mtu,
@@ -340,21 +346,27 @@ class SimulatedNetwork:
             changed = bytearray(data)
             changed[bit // 8] ^= 1 << bit % 8
             data = bytes(changed)
+        mark = datagram.ecn
+        if conditions.mark and mark in (1, 2) and self._random.random() < conditions.mark:
+            mark = 3
+        datagram = attrs.evolve(datagram, data=data, ecn=mark)
         arrival = departure + conditions.delay + draws[3] * conditions.jitter
         if draws[4] < conditions.reorder:
             arrival += max(conditions.delay, 0.001)
-        self._put(datagram, data, arrival)
+        self._put(datagram, arrival)
         if draws[5] < conditions.duplicate:
             self._count("duplicated")
-            self._put(datagram, data, arrival + max(conditions.delay, 0.001))
+            self._put(datagram, arrival + max(conditions.delay, 0.001))
 
-    def _put(self, datagram: Datagram, data: bytes, arrival: float) -> None:
+    def _put(self, datagram: Datagram, arrival: float) -> None:
         receiver = self._find(datagram.destination)
         if receiver is None:
             self._count("no_listener")
             return
         self._count("under_way")
-        receiver._enqueue(arrival, next(self._sequence), data, datagram.source)
+        receiver._enqueue(
+            arrival, next(self._sequence), datagram.data, datagram.source, datagram.ecn
+        )
 
     def _find(self, destination: tuple[str, int]) -> SimulatedSocket | None:
         if destination in self._aliases:
@@ -469,8 +481,8 @@ class SimulatedSocket:
         self._outside = address
         self._buffer_size = buffer_size
         # A heap of what is on its way, by arrival; and the receive buffer.
-        self._coming: list[tuple[float, int, bytes, tuple[str, int]]] = []
-        self._arrived: deque[tuple[bytes, tuple[str, int]]] = deque()
+        self._coming: list[tuple[float, int, bytes, tuple[str, int], int]] = []
+        self._arrived: deque[tuple[bytes, tuple[str, int], int]] = deque()
         self._arrived_bytes = 0
         self._lot = trio.lowlevel.ParkingLot()
         self._closed = False
@@ -499,15 +511,18 @@ class SimulatedSocket:
             soft_errors=0,
             send_calls=self._datagrams_sent,
             receive_calls=self._datagrams_received,
+            ecn=True,
             gso=False,
             gro=True,
             receive_buffer_size=self._buffer_size,
             send_buffer_size=self._buffer_size,
         )
 
-    def _enqueue(self, arrival: float, sequence: int, data: bytes, source: tuple[str, int]) -> None:
+    def _enqueue(
+        self, arrival: float, sequence: int, data: bytes, source: tuple[str, int], mark: int
+    ) -> None:
         earliest = self._coming[0][0] if self._coming else math.inf
-        heapq.heappush(self._coming, (arrival, sequence, data, source))
+        heapq.heappush(self._coming, (arrival, sequence, data, source, mark))
         # Here as well as where it is read: what nobody reads must not pile up.
         self._settle(trio.current_time())
         if arrival < earliest:
@@ -517,21 +532,24 @@ class SimulatedSocket:
         """Move what has arrived into the receive buffer; what finds it full is lost."""
         coming = self._coming
         while coming and coming[0][0] <= now:
-            _, _, data, source = heapq.heappop(coming)
+            _, _, data, source, mark = heapq.heappop(coming)
             if self._arrived_bytes + len(data) > self._buffer_size:
                 self._network._count("receive_buffer_full")
                 self._network._count("under_way", -1)
             else:
-                self._arrived.append((data, source))
+                self._arrived.append((data, source, mark))
                 self._arrived_bytes += len(data)
 
     def receive(self, limit: int) -> list[tuple[bytes, SocketAddress]]:
         """Up to `limit` datagrams which have arrived by now, with their sources."""
+        return [(data, source) for data, source, _ in self._receive(limit)]
+
+    def _receive(self, limit: int) -> list[tuple[bytes, SocketAddress, int]]:
         self._settle(trio.current_time())
-        received: list[tuple[bytes, SocketAddress]] = []
+        received: list[tuple[bytes, SocketAddress, int]] = []
         while self._arrived and len(received) < limit:
-            data, source = self._arrived.popleft()
-            received.append((data, source))
+            data, source, mark = self._arrived.popleft()
+            received.append((data, source, mark))
             self._arrived_bytes -= len(data)
             self._bytes_received += len(data)
         self._datagrams_received += len(received)
@@ -539,8 +557,8 @@ class SimulatedSocket:
         self._network._count("under_way", -len(received))
         return received
 
-    def send(self, data: bytes, address: SocketAddress) -> bool:
-        """Send a datagram; False only while :attr:`block_sending` is set."""
+    def send(self, data: bytes, address: SocketAddress, mark: int = 0) -> bool:
+        """Send a datagram with an ECN codepoint; False only while :attr:`block_sending` is set."""
         if self._closed:
             return True
         if self.block_sending:
@@ -548,34 +566,39 @@ class SimulatedSocket:
             return False
         self._bytes_sent += len(data)
         self._datagrams_sent += 1
-        self._network._send(Datagram(self._outside, (address[0], address[1]), bytes(data)))
+        self._network._send(Datagram(self._outside, (address[0], address[1]), bytes(data), mark))
         return True
 
-    def receive_runs(self, limit: int) -> list[tuple[bytes, SocketAddress, int]]:
+    def receive_runs(self, limit: int) -> list[tuple[bytes, SocketAddress, int, int]]:
         """What has arrived, as a kernel with GRO gives it: in runs of one size from one source."""
-        runs: list[tuple[bytes, SocketAddress, int]] = []
+        runs: list[tuple[bytes, SocketAddress, int, int]] = []
         run: list[bytes] = []
         source: SocketAddress | None = None
-        size = room = 0
-        for data, address in self.receive(limit * 8):
-            ended = not run or address != source or len(data) > min(size, room) or not data
+        size = room = common = 0
+        for data, address, mark in self._receive(limit * 8):
+            differs = address != source or mark != common
+            ended = not run or differs or len(data) > min(size, room) or not data
             if ended or len(run[-1]) < size or len(run) == _RUN_SEGMENTS:
                 if source is not None:
-                    runs.append((b"".join(run), source, size))
-                run, source, size, room = [], address, len(data), _LARGEST_RUN
+                    runs.append((b"".join(run), source, size, common))
+                run, source, size, common, room = [], address, len(data), mark, _LARGEST_RUN
             run.append(data)
             room -= len(data)
         if source is not None:
-            runs.append((b"".join(run), source, size))
+            runs.append((b"".join(run), source, size, common))
         return runs
 
     def send_run(
-        self, data: bytes | memoryview, address: SocketAddress, segment_size: int | None = None
+        self,
+        data: bytes | memoryview,
+        address: SocketAddress,
+        segment_size: int | None = None,
+        mark: int = 0,
     ) -> int:
         """Send a run of datagrams; returns how many bytes were taken."""
         step = segment_size or len(data) or 1
         for start in range(0, len(data), step):
-            if not self.send(bytes(data[start : start + step]), address):
+            if not self.send(bytes(data[start : start + step]), address, mark):
                 return start
         return len(data)
 

@@ -323,7 +323,7 @@ def test_what_escapes_aioquic_ends_one_connection_only(caplog: pytest.LogCapture
     def explode(*arguments: Any, **named: Any) -> Any:
         raise ZeroDivisionError("a bug")
 
-    pair.server.engine._payload_received = explode  # type: ignore[method-assign]
+    pair.server.engine.take_other_frames = explode  # type: ignore[method-assign]
     pair.client.engine.send_ping(1)
     pair.run(1.0)
     assert "INTERNAL_ERROR" in str(ended_with(pair))

@@ -382,9 +382,9 @@ async def test_packets_leave_in_the_order_in_which_they_were_built(
             built.extend(take_apart(runs))
             return runs
 
-        def clogging_send(data: bytes, address: tuple[str, int]) -> bool:
+        def clogging_send(data: bytes, address: tuple[str, int], mark: int = 0) -> bool:
             socket.block_sending = rng.random() < 0.2  # type: ignore[attr-defined]
-            sent = send(data, address)
+            sent = send(data, address, mark)
             if sent:
                 accepted.append(data)
             else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import trio
@@ -12,9 +13,10 @@ from trio.testing import MockClock
 
 import phoenix_trio
 from phoenix_trio import TransportConfig
+from phoenix_trio.quic import events
 from phoenix_trio.quic.path_mtu import _COMMON, MtuSearch
 from phoenix_trio.testing import SimulatedNetwork
-from tests.support import connected_pair, examples, stream_pair
+from tests.support import EnginePair, connected_pair, examples, stream_pair, take_apart
 
 
 def search_on(search: MtuSearch, path: int, now: float = 0.0) -> list[int]:
@@ -188,3 +190,39 @@ async def test_datagrams_which_no_longer_fit_do_not_block_the_queue(
         with trio.fail_after(5):
             while await server.receive_datagram() != b"still alive":
                 pass
+
+
+def test_nothing_is_probed_after_the_end() -> None:
+    """The keys are gone by then: what escaped here once stopped the whole endpoint."""
+    pair = EnginePair().connect()
+    engine = pair.client.engine
+    engine.path_ceiling = lambda address: 9000
+    engine._begin_mtu_search()
+    late = pair.now + 1000.0
+    engine.on_timer(late)
+    assert engine.is_terminated
+    assert engine.transmit(late) == []
+
+
+def test_a_failure_to_build_packets_ends_one_connection_with_a_farewell(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pair = EnginePair().connect()
+    engine = pair.client.engine
+
+    def explode(now: float) -> list[tuple[bytes, Any]]:
+        raise ZeroDivisionError("a bug")
+
+    engine._mtu_probe = explode  # type: ignore[method-assign]
+    engine._begin_mtu_search()
+    (goodbye,) = take_apart(engine.transmit(pair.now))
+    assert goodbye
+    (ending,) = [e for e in engine.take_events() if isinstance(e, events.Terminated)]
+    assert isinstance(ending.error, phoenix_trio.ProtocolError)
+    # And if not even that can be built, it ends without one.
+    other = EnginePair().connect().client.engine
+    other._build = other.datagrams_to_send = explode  # type: ignore[assignment, method-assign]
+    other.send_ping(1)
+    assert other.transmit(pair.now) == []
+    assert other.is_terminated
+    assert "internal error" in caplog.text

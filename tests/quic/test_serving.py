@@ -556,7 +556,7 @@ async def test_a_socket_which_fails_for_good_ends_the_endpoint_with_its_error(
                 def fail(limit: int) -> list[object]:
                     raise OSError("gone")
 
-                connection._driver.socket.receive = fail  # type: ignore[method-assign]
+                connection._driver.socket.receive_runs = fail  # type: ignore[method-assign]
                 await stream.send_all(b"y")
                 try:
                     await stream.receive_some()
@@ -578,7 +578,7 @@ async def test_without_a_nursery_a_failed_socket_is_reported_by_the_next_call(
     def fail(limit: int) -> list[object]:
         raise OSError("gone")
 
-    listener._driver.socket.receive = fail  # type: ignore[method-assign]
+    listener._driver.socket.receive_runs = fail  # type: ignore[method-assign]
     with pytest.raises(OSError, match="gone"):
         await listener.accept()
     with pytest.raises(trio.BrokenResourceError) as caught:
