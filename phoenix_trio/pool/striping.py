@@ -1,0 +1,476 @@
+"""Which bytes of a striped transfer are where, who has them, and what is sent (again)?
+
+Floor 4, sans-IO: knows no Trio, no clock and no connection; members of a stripe set
+are any hashable names.  :class:`SendingPlan` is the sender's half,
+:class:`ReassemblyWindow` the receiver's.
+
+A transfer is cut into stripes of one size, the last one shorter; stripe *n* begins at
+*n* times that size.  So two stripes are the same or apart, never overlapping, and
+everything is known by its offset.  Both halves hold at most a window of bytes:
+
+* The sender keeps a stripe from reading it until the receiver has told that it has it.
+  Stripes go to whoever asks, lowest offset first; when a member is lost, the stripes
+  which it had are given to others.
+* The receiver holds stripes between what was consumed and its credit limit, which it
+  moves on as the application consumes.  A stripe which arrives twice counts once.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Hashable, Iterator
+from heapq import heappop, heappush
+
+import attrs
+
+from ..quic.receive_buffer import ReceiveBuffer
+from .transfer_errors import TransferCode
+
+__all__ = [
+    "Arrival",
+    "Ranges",
+    "ReassemblyWindow",
+    "SendingPlan",
+    "Stripe",
+    "StripeRefused",
+    "choose_stripe_size",
+]
+
+KIBIBYTE = 1024
+
+#: Disjoint ranges which are kept at most; only a hostile peer needs more.
+_MAX_RANGES = 65_536
+
+
+class StripeRefused(ValueError):
+    """The peer has broken the rules of the transfer.
+
+    Attributes:
+      code: the :class:`TransferCode` to answer with.
+    """
+
+    def __init__(self, code: TransferCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def choose_stripe_size(size: int | None, members: int) -> int:
+    """A stripe size which suits the transfer: a power of two from 64 KiB to 1 MiB.
+
+    Large stripes cost less; small ones spread better, and less is sent again when a
+    connection is lost.  So there should be at least 16 for each of the `members`.
+    """
+    if size is None:
+        return 256 * KIBIBYTE
+    stripe = 64 * KIBIBYTE
+    while stripe < 1024 * KIBIBYTE and stripe * 2 * 16 * members <= size:
+        stripe *= 2
+    return stripe
+
+
+class Ranges:
+    """A set of offsets, as disjoint ranges in order."""
+
+    __slots__ = ("_starts", "_stops", "total")
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._stops: list[int] = []
+        self.total = 0
+        """How many offsets are in the set."""
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter(list(zip(self._starts, self._stops, strict=True)))
+
+    def __contains__(self, offset: int) -> bool:
+        index = bisect_right(self._starts, offset) - 1
+        return index >= 0 and offset < self._stops[index]
+
+    def add(self, start: int, stop: int) -> int:
+        """Add the offsets from `start` up to `stop`; return how many were new."""
+        if start >= stop:
+            return 0
+        # Those which touch or overlap: from the first that ends at `start` or later, to
+        # the last that begins at `stop` or earlier.
+        first = bisect_left(self._stops, start)
+        last = bisect_right(self._starts, stop)
+        covered = 0
+        for index in range(first, last):
+            covered += self._stops[index] - self._starts[index]
+        if first < last:
+            start = min(start, self._starts[first])
+            stop = max(stop, self._stops[last - 1])
+        self._starts[first:last] = [start]
+        self._stops[first:last] = [stop]
+        added = stop - start - covered
+        self.total += added
+        return added
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._starts.clear()
+        self._stops.clear()
+        self.total = 0
+
+
+# ---------------------------------------------------------------------- sending
+
+
+@attrs.define(eq=False)
+class Stripe:
+    """One stripe which the sender keeps."""
+
+    offset: int
+    data: bytes | bytearray | memoryview
+    member: Hashable | None = None
+    """Who is sending it; ``None`` while nobody is."""
+    sends: int = 0
+    """How often it was given out."""
+
+
+class SendingPlan:
+    """The sender's half: stripes read, given out, acknowledged, lost.
+
+    Args:
+      stripe_size: bytes of each stripe but the last.
+      window: bytes kept at most, and given out at most; at least one stripe in effect.
+      size: bytes in all, if that is known.
+    """
+
+    def __init__(self, *, stripe_size: int, window: int, size: int | None = None) -> None:
+        self.stripe_size = stripe_size
+        self.window = max(window, stripe_size)
+        self.announced = size
+        self.credit = 0
+        """The offset up to which the receiver takes stripes."""
+        self.read = 0
+        """How many bytes were added."""
+        self.end: int | None = None
+        """Bytes in all, once everything was added."""
+        self.kept = 0
+        """Bytes kept at present."""
+        self.stripes_sent = 0
+        self.stripes_sent_again = 0
+        self.bytes_sent_again = 0
+        self._stripes: dict[int, Stripe] = {}
+        self._waiting: list[int] = []
+        self._outstanding: dict[Hashable, int] = {}
+        self._received = Ranges()
+
+    @property
+    def acknowledged(self) -> int:
+        """How many bytes are in the receiver's hands, as it has told."""
+        return self._received.total
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all bytes are in the receiver's hands."""
+        return self.end is not None and self._received.total >= self.end
+
+    @property
+    def room(self) -> int:
+        """How many bytes may be added now: a stripe at least, or 0."""
+        room = self.window - self.kept
+        return room if room >= self.stripe_size else 0
+
+    def outstanding(self, member: Hashable) -> int:
+        """Bytes which `member` was given and which are not acknowledged."""
+        return self._outstanding.get(member, 0)
+
+    def add(self, data: bytes | bytearray | memoryview) -> None:
+        """The next stripe of the source.
+
+        Raises:
+          ValueError: it is longer than a stripe, or follows a shorter one or the end.
+        """
+        length = len(data)
+        if not 0 < length <= self.stripe_size or self.end is not None:
+            raise ValueError(f"{length} bytes are no stripe, or the source has ended")
+        if self.read % self.stripe_size:
+            raise ValueError("only the last stripe may be short")
+        offset = self.read
+        self.read += length
+        if offset in self._received:
+            return
+        self._stripes[offset] = Stripe(offset, data)
+        self.kept += length
+        heappush(self._waiting, offset)
+
+    def finish(self) -> None:
+        """The source has ended."""
+        self.end = self.read
+
+    def take(self, member: Hashable, allowance: int) -> Stripe | None:
+        """The next stripe for `member` to send; ``None``: nothing for it at present.
+
+        Args:
+          allowance: bytes which the member may have outstanding, this stripe included;
+            a first stripe is always given.
+        """
+        waiting = self._waiting
+        while waiting and (
+            waiting[0] not in self._stripes or self._stripes[waiting[0]].member is not None
+        ):
+            heappop(waiting)  # acknowledged meanwhile
+        if not waiting:
+            return None
+        stripe = self._stripes[waiting[0]]
+        length = len(stripe.data)
+        outstanding = self._outstanding.get(member, 0)
+        if stripe.offset + length > self.credit or (
+            outstanding and outstanding + length > allowance
+        ):
+            return None
+        heappop(waiting)
+        stripe.member = member
+        stripe.sends += 1
+        self.stripes_sent += 1
+        if stripe.sends > 1:
+            self.stripes_sent_again += 1
+            self.bytes_sent_again += length
+        self._outstanding[member] = outstanding + length
+        return stripe
+
+    def lose(self, member: Hashable) -> int:
+        """A member is gone: others get what it had.  Returns how many bytes that were."""
+        lost = self._outstanding.pop(member, 0)
+        if lost:
+            for stripe in self._stripes.values():
+                if stripe.member == member:
+                    stripe.member = None
+                    heappush(self._waiting, stripe.offset)
+        return lost
+
+    def extend_credit(self, limit: int) -> None:
+        """The receiver takes stripes up to `limit`; a lower one than before changes nothing."""
+        self.credit = max(self.credit, limit)
+
+    def receive(self, start: int, stop: int) -> int:
+        """The receiver has these bytes; returns how many are news.
+
+        Raises:
+          StripeRefused: they are no stripes of this transfer.
+        """
+        size = self.end if self.end is not None else self.announced
+        if start >= stop or start % self.stripe_size or (size is not None and stop > size):
+            raise StripeRefused(
+                TransferCode.MALFORMED, f"bytes {start} to {stop} are no stripes of this transfer"
+            )
+        if stop % self.stripe_size and stop != size:
+            if stop <= self.read:
+                raise StripeRefused(
+                    TransferCode.MALFORMED, f"no stripe of this transfer ends at {stop}"
+                )
+            # Of an earlier attempt, whose end is not read again yet: it is acknowledged
+            # again when it has been sent again.
+            stop -= stop % self.stripe_size
+            if start >= stop:
+                return 0
+        for offset in self._offsets_between(start, stop):
+            stripe = self._stripes.pop(offset, None)
+            if stripe is not None:
+                self.kept -= len(stripe.data)
+                if stripe.member is not None:
+                    self._outstanding[stripe.member] -= len(stripe.data)
+        news = self._received.add(start, stop)
+        if len(self._received) > _MAX_RANGES:
+            raise StripeRefused(TransferCode.MALFORMED, "there are too many holes between stripes")
+        return news
+
+    def _offsets_between(self, start: int, stop: int) -> list[int]:
+        # Whatever is smaller: a resumed transfer begins with one long range.
+        if (stop - start) // self.stripe_size > len(self._stripes):
+            return [offset for offset in self._stripes if start <= offset < stop]
+        return list(range(start, stop, self.stripe_size))
+
+
+# ---------------------------------------------------------------------- receiving
+
+
+class Arrival:
+    """A stripe which is arriving on one stream.  Made by :meth:`ReassemblyWindow.begin`."""
+
+    __slots__ = ("buffer", "length", "offset", "wanted")
+
+    def __init__(self, offset: int, length: int, *, wanted: bool) -> None:
+        self.offset = offset
+        self.length = length
+        self.wanted = wanted
+        """Whether its bytes are kept; another copy may be there already, or a later one begun."""
+        self.buffer = ReceiveBuffer()
+
+    def append(self, data: bytes | bytearray) -> None:
+        """Some more of its bytes."""
+        if self.wanted:
+            self.buffer.append(data)
+
+    def discard(self) -> None:
+        """Its bytes are not needed."""
+        self.wanted = False
+        self.buffer.clear()
+
+
+class ReassemblyWindow:
+    """The receiver's half: stripes in any order in, stripes in order out.
+
+    Args:
+      stripe_size: bytes of each stripe but the last.
+      window: bytes held at most, from the first which is not consumed; rounded down to
+        whole stripes, and at least one.
+      size: bytes in all, if that is known.
+
+    Of one stripe at most one copy is held, the arriving ones included: the last which
+    was begun counts, because a sender begins another only where the first is lost.
+    """
+
+    def __init__(self, *, stripe_size: int, window: int, size: int | None = None) -> None:
+        self.stripe_size = stripe_size
+        self.window = max(stripe_size, window - window % stripe_size)
+        self.size = size
+        self.consumed = 0
+        """All bytes below were consumed."""
+        self._taken = 0
+        self._held: dict[int, Arrival] = {}
+        self._held_bytes = 0
+        self._arriving: dict[int, Arrival] = {}
+        self._news = Ranges()
+        self._highest = 0
+
+    @property
+    def limit(self) -> int:
+        """The credit: the offset up to which stripes are taken."""
+        return self.consumed - self.consumed % self.stripe_size + self.window
+
+    @property
+    def received(self) -> int:
+        """How many bytes are here or were consumed."""
+        return self._taken + self._held_bytes
+
+    @property
+    def memory(self) -> int:
+        """Bytes held: not consumed yet, or arriving."""
+        arriving = sum(len(arrival.buffer) for arrival in self._arriving.values())
+        return self.received - self.consumed + arriving
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether everything was taken."""
+        return self.size is not None and self._taken >= self.size
+
+    @property
+    def has_next(self) -> bool:
+        """Whether :meth:`take` has something to give."""
+        return self._taken in self._held
+
+    def finish(self, size: int) -> None:
+        """There are so many bytes in all.
+
+        Raises:
+          StripeRefused: that contradicts what was said or sent before.
+        """
+        if size < self._highest or (self.size is not None and size != self.size):
+            raise StripeRefused(
+                TransferCode.MALFORMED,
+                f"the transfer ends at {size} bytes, but it was said to end at {self.size}"
+                f" and has stripes up to {self._highest}",
+            )
+        self.size = size
+
+    def begin(self, offset: int, length: int) -> Arrival:
+        """A stripe begins to arrive.
+
+        Raises:
+          StripeRefused: it is none of this transfer, or beyond the credit.
+        """
+        stop = offset + length
+        if offset % self.stripe_size or not 0 < length <= self.stripe_size:
+            raise StripeRefused(
+                TransferCode.MALFORMED,
+                f"bytes {offset} to {stop} are no stripe: stripes have {self.stripe_size} bytes",
+            )
+        if stop > self.limit:
+            raise StripeRefused(
+                TransferCode.BEYOND_CREDIT,
+                f"a stripe goes up to {stop}, but credit only up to {self.limit}",
+            )
+        if self.size is not None:
+            if stop > self.size or length != min(self.stripe_size, self.size - offset):
+                raise StripeRefused(
+                    TransferCode.MALFORMED,
+                    f"bytes {offset} to {stop} are no stripe of {self.size} bytes in all",
+                )
+        elif length < self.stripe_size:
+            self.finish(stop)  # only the last one is short
+        self._highest = max(self._highest, stop)
+        if offset < self._taken or offset in self._held:
+            return Arrival(offset, length, wanted=False)
+        earlier = self._arriving.get(offset)
+        if earlier is not None:
+            earlier.discard()
+        arrival = self._arriving[offset] = Arrival(offset, length, wanted=True)
+        return arrival
+
+    def complete(self, arrival: Arrival) -> bool:
+        """All bytes of a stripe have arrived.  Returns whether it counts.
+
+        One which was here already is acknowledged again, since the sender has not
+        heard of it, as it seems.
+        """
+        if arrival.wanted:
+            if len(arrival.buffer) != arrival.length:
+                raise ValueError("the stripe is not whole")
+            del self._arriving[arrival.offset]
+            self._held[arrival.offset] = arrival
+            self._held_bytes += arrival.length
+        elif arrival.offset >= self._taken and arrival.offset not in self._held:
+            return False  # superseded by a copy which is still arriving
+        self._news.add(arrival.offset, arrival.offset + arrival.length)
+        return arrival.wanted
+
+    def drop(self, arrival: Arrival) -> None:
+        """The stream of a stripe has ended before it was whole."""
+        if self._arriving.get(arrival.offset) is arrival:
+            del self._arriving[arrival.offset]
+        arrival.discard()
+
+    def take(self) -> Arrival | None:
+        """The next stripe in order, or ``None`` until it is there.
+
+        Its bytes count as held until :meth:`consume`.
+        """
+        arrival = self._held.pop(self._taken, None)
+        if arrival is not None:
+            self._taken += arrival.length
+            self._held_bytes -= arrival.length
+        return arrival
+
+    def consume(self, count: int) -> None:
+        """So many bytes of those taken have left this side's memory."""
+        if not 0 <= count <= self._taken - self.consumed:
+            raise ValueError(f"{count} bytes were consumed, more than were taken")
+        self.consumed += count
+
+    def take_news(self) -> list[tuple[int, int]]:
+        """The ranges which arrived since the last call, to be acknowledged."""
+        news = list(self._news)
+        self._news.clear()
+        return news
+
+    def repeat_news(self) -> None:
+        """Acknowledge everything once more: the sender has a new line to us."""
+        self._news.clear()
+        self._news.add(0, self._taken)
+        for arrival in self._held.values():
+            self._news.add(arrival.offset, arrival.offset + arrival.length)
+
+    def clear(self) -> None:
+        """Give all memory back; nothing is taken any more."""
+        for arrival in self._arriving.values():
+            arrival.discard()
+        self._arriving.clear()
+        self._held.clear()
+        self._held_bytes = 0
+        self._news.clear()

@@ -1,0 +1,267 @@
+"""What do the records of a striped transfer look like on the wire?
+
+Floor 4, sans-IO: bytes in, data out.  Knows neither streams nor what the records
+mean for a transfer.  ``docs/striped-transfer.md`` has the layouts.
+
+A record is its type as a variable-length integer (RFC 9000 section 16), then a
+frame with its payload, so that records of types which a later version adds can be
+skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from enum import IntEnum
+from typing import TypeAlias
+
+import attrs
+
+from ..streams.framing import FramingError, encode_frame, encode_varint
+
+__all__ = [
+    "MAX_METADATA_SIZE",
+    "MAX_RECORD_SIZE",
+    "SMALLEST_STRIPE",
+    "TRANSFER_ID_SIZE",
+    "Accepted",
+    "Credit",
+    "End",
+    "Manifest",
+    "Received",
+    "Record",
+    "RecordType",
+    "Verdict",
+    "decode_record",
+    "encode_record",
+    "encode_stripe_header",
+    "split_ranges",
+]
+
+TRANSFER_ID_SIZE = 16
+
+#: Bytes of metadata in a manifest at most.
+MAX_METADATA_SIZE = 16 * 1024
+
+#: Bytes of a record's payload at most; every record is far below but one with full metadata.
+MAX_RECORD_SIZE = 20 * 1024
+
+#: Smaller stripes cost more in bookkeeping than they carry.
+SMALLEST_STRIPE = 1024
+
+#: Ranges in one RECEIVED record at most: 1024 pairs of at most 8 + 8 bytes.
+_RANGES_A_RECORD = 1024
+
+DIGEST_SIZE = 32
+
+#: Checksum kinds.
+SHA256 = 1
+
+_VERSION = 1
+_HAS_SIZE = 1
+_CONTINUES = 2
+
+
+class RecordType(IntEnum):
+    """The first varint of each record."""
+
+    MANIFEST = 0x1
+    END = 0x2
+    ACCEPTED = 0x3
+    CREDIT = 0x4
+    RECEIVED = 0x5
+    VERDICT = 0x6
+
+
+@attrs.frozen(kw_only=True)
+class Manifest:
+    """TRANSFER, first: what the sender is about to send."""
+
+    stripe_size: int
+    """Bytes of a stripe; the receiver may choose less."""
+    window: int
+    """Bytes which the sender would like to have under way at most."""
+    size: int | None = None
+    """Bytes in all; ``None``: not known yet."""
+    continues: bool = False
+    """Whether the receiver must know the transfer already."""
+    checksum: int = SHA256
+    version: int = _VERSION
+    metadata: bytes = b""
+
+
+@attrs.frozen
+class End:
+    """TRANSFER, last: how many bytes there are in all, and their checksum."""
+
+    size: int
+    digest: bytes
+
+
+@attrs.frozen
+class Accepted:
+    """TRANSFER_REPLY, first: the stripe size which counts."""
+
+    stripe_size: int
+
+
+@attrs.frozen
+class Credit:
+    """TRANSFER_REPLY: the offset up to which stripes may be sent."""
+
+    limit: int
+
+
+@attrs.frozen
+class Received:
+    """TRANSFER_REPLY: these bytes are in the receiver's hands; (start, stop) pairs."""
+
+    ranges: tuple[tuple[int, int], ...]
+
+
+@attrs.frozen
+class Verdict:
+    """TRANSFER_REPLY, last: how it ended; size and digest as the receiver has them."""
+
+    code: int
+    size: int = 0
+    digest: bytes = b""
+
+
+Record: TypeAlias = Manifest | End | Accepted | Credit | Received | Verdict
+
+
+def encode_stripe_header(offset: int, length: int) -> bytes:
+    """What stands before the bytes of a stripe on a STRIPES stream."""
+    return encode_varint(offset) + encode_varint(length)
+
+
+def split_ranges(ranges: Iterable[tuple[int, int]]) -> Iterator[Received]:
+    """So many RECEIVED records as these ranges need."""
+    batch: list[tuple[int, int]] = []
+    for pair in ranges:
+        batch.append(pair)
+        if len(batch) == _RANGES_A_RECORD:
+            yield Received(tuple(batch))
+            batch = []
+    if batch:
+        yield Received(tuple(batch))
+
+
+def encode_record(record: Record) -> bytes:
+    """A record, type and length included."""
+    parts: list[bytes]
+    match record:
+        case Manifest():
+            kind = RecordType.MANIFEST
+            flags = (_HAS_SIZE if record.size is not None else 0) | (
+                _CONTINUES if record.continues else 0
+            )
+            numbers = [record.version, flags, record.stripe_size, record.checksum, record.window]
+            if record.size is not None:
+                numbers.append(record.size)
+            parts = [encode_varint(number) for number in numbers]
+            parts.append(encode_frame(record.metadata))
+        case End(size, digest):
+            kind = RecordType.END
+            parts = [encode_varint(size), digest]
+        case Accepted(stripe_size):
+            kind = RecordType.ACCEPTED
+            parts = [encode_varint(stripe_size)]
+        case Credit(limit):
+            kind = RecordType.CREDIT
+            parts = [encode_varint(limit)]
+        case Received(ranges):
+            kind = RecordType.RECEIVED
+            parts = []
+            for start, stop in ranges:
+                parts += (encode_varint(start), encode_varint(stop - start))
+        case Verdict(code, size, digest):
+            kind = RecordType.VERDICT
+            parts = [encode_varint(code), encode_varint(size), digest]
+    return encode_varint(kind) + encode_frame(b"".join(parts))
+
+
+class _Fields:
+    """The fields of one payload, from its beginning."""
+
+    def __init__(self, payload: bytes) -> None:
+        self._payload = payload
+        self._at = 0
+
+    @property
+    def at_end(self) -> bool:
+        return self._at >= len(self._payload)
+
+    def number(self) -> int:
+        payload, at = self._payload, self._at
+        if at >= len(payload):
+            raise FramingError("a record is too short")
+        length = 1 << (payload[at] >> 6)
+        if at + length > len(payload):
+            raise FramingError("a record ends in the middle of a number")
+        self._at = at + length
+        return int.from_bytes(payload[at : at + length], "big") & ((1 << (8 * length - 2)) - 1)
+
+    def take(self, size: int) -> bytes:
+        at = self._at
+        if at + size > len(self._payload):
+            raise FramingError("a record is too short")
+        self._at = at + size
+        return self._payload[at : at + size]
+
+
+def decode_record(kind: int, payload: bytes) -> Record | None:
+    """A record from its type and payload; ``None`` for a type which is not known here.
+
+    Bytes after the fields which are known here belong to a later version, and are
+    ignored.
+
+    Raises:
+      FramingError: the payload is too short, or a field is impossible.
+    """
+    fields = _Fields(payload)
+    match kind:
+        case RecordType.MANIFEST:
+            return _decode_manifest(fields)
+        case RecordType.END:
+            return End(fields.number(), fields.take(DIGEST_SIZE))
+        case RecordType.ACCEPTED:
+            stripe_size = fields.number()
+            if stripe_size < SMALLEST_STRIPE:
+                raise FramingError(f"a stripe size of {stripe_size} bytes is too small")
+            return Accepted(stripe_size)
+        case RecordType.CREDIT:
+            return Credit(fields.number())
+        case RecordType.RECEIVED:
+            ranges = []
+            while not fields.at_end:
+                start, length = fields.number(), fields.number()
+                ranges.append((start, start + length))
+            return Received(tuple(ranges))
+        case RecordType.VERDICT:
+            code, size = fields.number(), fields.number()
+            return Verdict(code, size, b"" if fields.at_end else fields.take(DIGEST_SIZE))
+    return None
+
+
+def _decode_manifest(fields: _Fields) -> Manifest:
+    version = fields.number()
+    if version != _VERSION:
+        # Nothing is known of what follows; whoever refuses it needs no more than this.
+        return Manifest(version=version, stripe_size=SMALLEST_STRIPE, window=SMALLEST_STRIPE)
+    flags, stripe_size, checksum, window = (fields.number() for _ in range(4))
+    size = fields.number() if flags & _HAS_SIZE else None
+    if stripe_size < SMALLEST_STRIPE:
+        raise FramingError(f"a stripe size of {stripe_size} bytes is too small")
+    length = fields.number()
+    if length > MAX_METADATA_SIZE:
+        raise FramingError(f"metadata of {length} bytes are too long")
+    return Manifest(
+        version=version,
+        stripe_size=stripe_size,
+        window=window,
+        size=size,
+        continues=bool(flags & _CONTINUES),
+        checksum=checksum,
+        metadata=fields.take(length),
+    )
