@@ -44,9 +44,9 @@ def save_page(report: Report, path: str) -> None:
                 },
             )
         )
-        better = "higher" if rows[0].higher_is_better else "lower"
+        better = {True: "; higher is better", False: "; lower is better", None: ""}
         figure.update_layout(
-            title=f"{name} ({rows[0].unit or 'number'}; {better} is better)",
+            title=f"{name} ({rows[0].unit or 'number'}{better[rows[0].higher_is_better]})",
             height=140 + 40 * len(rows),
             margin={"l": 180, "t": 50, "b": 30},
         )

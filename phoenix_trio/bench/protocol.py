@@ -3,15 +3,19 @@
 Two protocols.  On a worker's standard input and output: one JSON object a line,
 a request with ``"op"`` and its arguments, an answer.  Between client and server
 worker, on a bidirectional stream of whichever transport: one byte which says
-what it is for, then as the functions here describe.  All implementations speak
+what it is for, then as the constants here describe.  All implementations speak
 both, so all do the same work.
+
+For every worker, also those which run in an environment of their own: it knows
+the standard library and nothing else.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
-import os
+import random
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -23,10 +27,19 @@ __all__ = [
     "DATAGRAM_COUNT",
     "DIGEST_SIZE",
     "ECHO",
+    "FLOW",
+    "SIZE_LENGTH",
+    "TRAILER_SIZE",
     "TRANSFER",
     "Buffers",
     "Handler",
+    "Intake",
+    "NotOffered",
     "answer_requests",
+    "check_answer",
+    "decode_number",
+    "encode_number",
+    "parse_arguments",
     "payload",
     "transfer_header",
 ]
@@ -34,12 +47,16 @@ __all__ = [
 ALPN = "phoenix-bench/1"
 
 TRANSFER = b"\x01"
-"""Then 8 bytes of size (big endian), so many bytes, and the end of the stream.  Answer:
-:data:`ACKNOWLEDGED` as soon as the application has read everything, which stops the
-clock; then the SHA-256 of what it read."""
+"""Then 8 bytes of size, so many bytes, and the end of the stream.  Answer: :data:`ACKNOWLEDGED`
+as soon as the application has read everything, which stops the clock; then the SHA-256 of
+what it read, and in 8 bytes the nanoseconds of processor time which that took it."""
 
 ECHO = b"\x02"
 """Then anything: it comes back as it is, and so does the end of the stream."""
+
+FLOW = b"\x03"
+"""As :data:`TRANSFER`, but :data:`ACKNOWLEDGED` comes as soon as the application has read
+the first bytes; and it keeps none, so that memory under load is the transport's."""
 
 DATAGRAM_COUNT = b"\x04"
 """Answer: how many datagrams have arrived since the last question, in 8 bytes."""
@@ -48,12 +65,42 @@ ACKNOWLEDGED = b"\x06"
 
 DIGEST_SIZE = 32
 
+SIZE_LENGTH = 8
+
+TRAILER_SIZE = DIGEST_SIZE + SIZE_LENGTH
+"""Of what follows :data:`ACKNOWLEDGED`."""
+
+
+class NotOffered(Exception):
+    """The implementation does not offer what was asked for; the row says so."""
+
+
 Handler = Callable[..., Awaitable[dict[str, Any]]]
 
 
-def transfer_header(size: int) -> bytes:
+def encode_number(number: int) -> bytes:
+    """A size or a count on the wire.
+
+    Raises:
+      OverflowError: it is negative or takes more than 8 bytes.
+    """
+    return number.to_bytes(SIZE_LENGTH, "big")
+
+
+def decode_number(data: bytes | bytearray) -> int:
+    """The opposite.
+
+    Raises:
+      ValueError: it is not 8 bytes.
+    """
+    if len(data) != SIZE_LENGTH:
+        raise ValueError(f"a number takes {SIZE_LENGTH} bytes, not {len(data)}")
+    return int.from_bytes(data, "big")
+
+
+def transfer_header(size: int, kind: bytes = TRANSFER) -> bytes:
     """The beginning of a transfer of `size` bytes."""
-    return TRANSFER + size.to_bytes(8, "big")
+    return kind + encode_number(size)
 
 
 class Buffers:
@@ -61,30 +108,122 @@ class Buffers:
 
     Otherwise the first touch of fresh memory, a matter of the kernel, would be
     measured as part of every transfer.
+
+    Args:
+      limit: bytes in all, in use and kept.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int = 2 * 1024**3) -> None:
+        self._limit = limit
+        self._held = 0
         self._free: dict[int, list[bytearray]] = {}
 
     def take(self, size: int) -> bytearray:
-        """A buffer of `size` bytes."""
+        """A buffer of `size` bytes.
+
+        Raises:
+          ValueError: that would be more than the limit.
+        """
         free = self._free.get(size)
-        return free.pop() if free else bytearray(size)
+        if free:
+            return free.pop()
+        if self._held + size > self._limit:
+            # What is only kept makes room.
+            self._held -= sum(each * len(kept) for each, kept in self._free.items())
+            self._free.clear()
+        if self._held + size > self._limit:
+            raise ValueError(f"this server has no room for a transfer of {size} bytes")
+        self._held += size
+        return bytearray(size)
 
-    def give_back(self, buffer: bytearray) -> bytes:
-        """Keep the buffer for the next one; returns the SHA-256 of what it holds."""
-        digest = hashlib.sha256(buffer).digest()
+    def give_back(self, buffer: bytearray) -> None:
+        """Keep the buffer for the next one."""
         self._free.setdefault(len(buffer), []).append(buffer)
-        return digest
 
+
+class Intake:
+    """The server's side of a :data:`TRANSFER` or a :data:`FLOW`, without any I/O.
+
+    Make it when the header has arrived, :meth:`add` what follows, send
+    :data:`ACKNOWLEDGED` when :meth:`add` or :meth:`end` says so, then :meth:`trailer`.
+
+    Raises:
+      ValueError: there is no room for so much.
+    """
+
+    def __init__(self, buffers: Buffers, kind: bytes, size: int) -> None:
+        self._processor = time.process_time_ns()
+        self._buffers = buffers
+        self._size = size
+        self._at = 0
+        self._acknowledged = False
+        self._hash = hashlib.sha256()
+        self._buffer = buffers.take(size) if kind == TRANSFER else None
+
+    def add(self, data: bytes | bytearray | memoryview) -> bool:
+        """Take what has arrived; True: acknowledge now.
+
+        Raises:
+          ValueError: this is more than was announced.
+        """
+        end = self._at + len(data)
+        if end > self._size:
+            raise ValueError(f"more than the {self._size} bytes which were announced")
+        if self._buffer is not None:
+            self._buffer[self._at : end] = data
+        else:
+            self._hash.update(data)
+        self._at = end
+        return self._buffer is None and self._acknowledge()
+
+    def end(self) -> bool:
+        """The stream has ended; True: acknowledge now."""
+        self._processor = time.process_time_ns() - self._processor
+        return self._acknowledge()
+
+    def _acknowledge(self) -> bool:
+        first = not self._acknowledged
+        self._acknowledged = True
+        return first
+
+    def trailer(self) -> bytes:
+        """What follows the acknowledgement; takes its time for the checksum."""
+        if self._buffer is not None:
+            self._hash.update(memoryview(self._buffer)[: self._at])
+        return self._hash.digest() + encode_number(self._processor)
+
+    def close(self) -> None:
+        """Give the buffer back.  Idempotent."""
+        if self._buffer is not None:
+            self._buffers.give_back(self._buffer)
+            self._buffer = None
+
+
+def check_answer(answer: bytes | bytearray, digest: bytes) -> float:
+    """Check a server's whole answer to a transfer; returns its seconds of processor time.
+
+    Raises:
+      ValueError: what arrived there is not what was sent.
+    """
+    if len(answer) != len(ACKNOWLEDGED) + TRAILER_SIZE or answer[:1] != ACKNOWLEDGED:
+        raise ValueError(f"the server answered {len(answer)} bytes which are no receipt")
+    if answer[1 : 1 + DIGEST_SIZE] != digest:
+        raise ValueError("what arrived is not what was sent")
+    return decode_number(answer[1 + DIGEST_SIZE :]) / 1e9
+
+
+#: Made at once; the generator needs as much again while it works.
+_BLOCK = 16 * 1024 * 1024
 
 _payloads: dict[int, tuple[bytes, bytes]] = {}
 
 
 def payload(size: int) -> tuple[bytes, bytes]:
-    """Random bytes and their SHA-256; made once and kept."""
+    """Random bytes and their SHA-256; made once and kept, the same in every run."""
     if size not in _payloads:
-        data = os.urandom(size)
+        source = random.Random(size)  # noqa: S311 - repeatable on purpose
+        sizes = [_BLOCK] * (size // _BLOCK) + [size % _BLOCK]
+        data = b"".join(source.randbytes(each) for each in sizes)
         _payloads[size] = (data, hashlib.sha256(data).digest())
     return _payloads[size]
 
@@ -101,12 +240,20 @@ async def answer_requests(
         else:
             try:
                 answer = await handler(**request)
+            except NotOffered as reason:
+                answer = {"unsupported": str(reason)}
             except Exception as error:  # noqa: BLE001 - reported, and the row says so
                 answer = {"error": f"{type(error).__name__}: {error}"}
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
 
 
-async def usage() -> dict[str, Any]:
-    """Processor seconds used by this process so far."""
-    return {"cpu": time.process_time()}
+def parse_arguments(arguments: list[str]) -> argparse.Namespace:
+    """The command line which all workers have."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("role", choices=["server", "client"])
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--pin", default="", help="The server's fingerprint, or whatever names it.")
+    parser.add_argument("--udp-payload", type=int, default=None)
+    return parser.parse_args(arguments)

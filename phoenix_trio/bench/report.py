@@ -29,6 +29,8 @@ def ratio_to_ours(report: Report, row: Row) -> float | None:
     ours = report.find(row.name, PHOENIX.name)
     if ours is None or not ours.median or not row.median or row is ours:
         return None
+    if row.higher_is_better is None:
+        return None
     return ours.median / row.median if row.higher_is_better else row.median / ours.median
 
 
@@ -36,7 +38,7 @@ def _cell(report: Report, row: Row | None) -> str:
     if row is None:
         return ""
     if row.median is None:
-        return "failed" if row.note.startswith("failed") else "-"
+        return row.note.split(":", 1)[0] if row.note.startswith(("failed", "left out")) else "-"
     text = format_value(row.median)
     ratio = ratio_to_ours(report, row)
     return text if ratio is None else f"{text} ({ratio:.2g}x)"
@@ -69,11 +71,22 @@ def print_report(report: Report, console: Console) -> None:
         table.add_row(*line)
     console.print(table)
     if len(report.implementations) > 1:
-        console.print("In brackets: how many times better phoenix_trio was, run by run in turns.")
+        console.print(
+            "In brackets: how many times better phoenix_trio was; all took turns, run by run."
+        )
+    for note in _notes(report):
+        console.print(note, markup=False, highlight=False)
+    console.print(_circumstances(report), markup=False, highlight=False)
+
+
+def _notes(report: Report) -> Iterator[str]:
+    """Why there is a gap, or what has to be known of a figure: a line for each reason."""
+    said: dict[tuple[str, str], list[str]] = {}
     for row in report.rows:
-        if row.note.startswith("failed"):
-            console.print(f"{row.name}, {row.implementation}: {row.note}")
-    console.print(_circumstances(report))
+        if row.note:
+            said.setdefault((row.implementation, row.note), []).append(row.name)
+    for (implementation, note), names in said.items():
+        yield f"{implementation}: {note}: {'; '.join(names)}"
 
 
 def _circumstances(report: Report) -> str:
@@ -93,6 +106,9 @@ def markdown(report: Report) -> str:
         "|" + "---|" * len(columns),
     ]
     lines += ["| " + " | ".join(line) + " |" for line in _lines(report)]
+    notes = [f"- {note}" for note in _notes(report)]
+    if notes:
+        lines += ["", *notes]
     return "\n".join(lines) + "\n"
 
 
@@ -103,9 +119,8 @@ def compare(old: Report, new: Report, console: Console) -> None:
         before = old.find(row.name, row.implementation)
         if before is None or not before.median or not row.median:
             continue
-        better = row.median / before.median
-        if not row.higher_is_better:
-            better = 1 / better
+        change = row.median / before.median
+        better = {True: change, False: 1 / change, None: None}[row.higher_is_better]
         assert row.minimum is not None
         assert row.maximum is not None
         assert before.minimum is not None
@@ -117,7 +132,7 @@ def compare(old: Report, new: Report, console: Console) -> None:
             row.unit,
             format_value(before.median),
             format_value(row.median),
-            f"{better:.2f}x",
+            "" if better is None else f"{better:.2f}x",
             "yes" if apart else "",
         )
     console.print(f"compared with {old.date}{', commit ' + old.commit if old.commit else ''}:")

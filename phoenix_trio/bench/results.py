@@ -10,12 +10,13 @@ import platform
 import statistics
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-__all__ = ["Report", "Row", "describe_machine", "describe_versions"]
+__all__ = ["Report", "Row", "describe_machine", "describe_versions", "new_report"]
 
 
 @attrs.frozen(kw_only=True)
@@ -29,7 +30,8 @@ class Row:
     runs: list[float] = attrs.field(factory=list)
     note: str = ""
     """Why there are no runs, or what has to be known about them."""
-    higher_is_better: bool = False
+    higher_is_better: bool | None = False
+    """``None``: neither, it is only good to know."""
 
     @property
     def median(self) -> float | None:
@@ -153,14 +155,12 @@ def describe_machine() -> dict[str, str]:
 
 
 def describe_versions() -> dict[str, str]:
-    """Of everything which takes part."""
-    versions = {"python": platform.python_version()}
-    for package in ("phoenix-trio", "trio", "aioquic", "cryptography", "qh3"):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
+    """Of what phoenix_trio runs on."""
+    packages = ("phoenix-trio", "trio", "aioquic", "cryptography")
+    return {
+        "python": platform.python_version(),
+        **{package: importlib.metadata.version(package) for package in packages},
+    }
 
 
 def current_commit() -> str | None:
@@ -179,13 +179,18 @@ def current_commit() -> str | None:
     return done.stdout.strip() or None
 
 
-def new_report(rows: list[Row]) -> Report:
-    """A report of now."""
+def new_report(rows: list[Row], peers: Mapping[str, str]) -> Report:
+    """A report of now.
+
+    Args:
+      rows: what was measured.
+      peers: the names of the other implementations, and their versions.
+    """
     now = dt.datetime.now(dt.UTC).replace(microsecond=0)
     return Report(
         rows=rows,
         machine=describe_machine(),
-        versions=describe_versions(),
+        versions={**describe_versions(), **peers},
         date=now.isoformat(),
         command=" ".join(["phoenix-trio", *sys.argv[1:]]),
         commit=current_commit(),

@@ -11,7 +11,8 @@ import trio
 from rich.console import Console
 
 from ..bench import charts, peers, report, results, workloads
-from ..bench.worker import development_tls, serve_bench
+from ..bench.processes import Remote
+from ..bench.server import development_tls, serve_bench
 from .failures import failures_in_one_line
 from .options import TARGET
 
@@ -31,7 +32,15 @@ _END = "<!-- tables: end -->\n"
 @click.option("--with-1gb", "with_gigabyte", is_flag=True, help="Transfers of 1 GB as well.")
 @click.option("--peers", "with_peers", is_flag=True, help="The installed peers, in turns with us.")
 @click.option(
-    "--server",
+    "--peer-python",
+    "peer_pythons",
+    multiple=True,
+    metavar="PEER=PYTHON",
+    help=f"The interpreter which has a peer's package ({', '.join(peers.NAMES)}).",
+)
+@click.option(
+    "--connect",
+    "server",
     type=TARGET,
     default=None,
     metavar="HOST:PORT",
@@ -60,6 +69,7 @@ def bench(
     only: str,
     with_gigabyte: bool,
     with_peers: bool,
+    peer_pythons: tuple[str, ...],
     server: tuple[str, int] | None,
     pin: str | None,
     json_file: str | None,
@@ -77,30 +87,39 @@ def bench(
     Examples:
         phoenix-trio bench --quick
         phoenix-trio bench --peers --json today.json --html today.html
+        phoenix-trio bench --peers --peer-python libp2p=/opt/libp2p/bin/python
         phoenix-trio bench --compare yesterday.json
+        phoenix-trio bench --connect there:4434 --pin ab:cd:...
     """
-    if (server is None) != (pin is None):
-        raise click.UsageError("--server and --pin go together")
+    if server is None and pin is not None:
+        raise click.UsageError("--pin needs --connect")
     if server is not None and with_peers:
         raise click.UsageError("--peers needs the peers' servers on this machine")
+    if peer_pythons and not with_peers:
+        raise click.UsageError("--peer-python needs --peers")
+    interpreters = _parse_interpreters(peer_pythons)
     old = results.Report.load(old_file) if old_file else None
-    console = Console()
+    console = _console()
+    found: list[peers.Implementation] = []
     if with_peers:
-        for name, reason in peers.missing():
+        found, missing = peers.find_peers(interpreters)
+        for name, reason in missing:
             console.print(f"left out: {name} ({reason})")
+    if server is not None and pin is None:
+        console.print("without --pin, the server's certificate is not checked")
     plan = workloads.Plan(
         quick=quick,
         runs=runs or (3 if quick else 5),
         only=only,
         with_gigabyte=with_gigabyte,
-        peers=tuple(peers.available()) if with_peers else (),
-        remote=None if server is None or pin is None else (*server, pin),
+        peers=tuple(found),
+        remote=None if server is None else Remote(*server, pin or ""),
     )
     with console.status("starting") as status:
         rows = workloads.run(plan, status.update)
     if not rows:
         raise click.UsageError(f"no row is called {only!r}")
-    new = results.new_report(rows)
+    new = results.new_report(rows, {peer.name: peer.version for peer in found})
     report.print_report(new, console)
     if old is not None:
         report.compare(old, new, console)
@@ -110,6 +129,25 @@ def bench(
         charts.save_page(new, html_file)
     if markdown_file is not None:
         _write_markdown(new, Path(markdown_file))
+
+
+def _parse_interpreters(options: tuple[str, ...]) -> dict[str, str]:
+    interpreters = {}
+    for option in options:
+        name, _, path = option.partition("=")
+        if name not in peers.NAMES or not path:
+            raise click.UsageError(
+                f"--peer-python takes PEER=PYTHON, with one of {', '.join(peers.NAMES)},"
+                f" not {option!r}"
+            )
+        interpreters[name] = path
+    return interpreters
+
+
+def _console() -> Console:
+    console = Console()
+    # A file has no width which the table must keep to.
+    return console if console.is_terminal else Console(width=200)
 
 
 def _write_markdown(new: results.Report, path: Path) -> None:
@@ -131,14 +169,14 @@ def _write_markdown(new: results.Report, path: Path) -> None:
 )
 @failures_in_one_line
 def serve_bench_command(host: str | None, port: int, max_udp_payload_size: int | None) -> None:
-    """Serve "phoenix-trio bench --server" on other machines, until interrupted."""
+    """Serve "phoenix-trio bench --connect" on other machines, until interrupted."""
     tls, pin = development_tls()
     serve = partial(serve_bench, host=host, port=port, udp_payload=max_udp_payload_size, tls=tls)
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
             bound = await nursery.start(serve)
-            click.echo(f"measure with: phoenix-trio bench --server HOST:{bound} --pin {pin}")
+            click.echo(f"measure with: phoenix-trio bench --connect HOST:{bound} --pin {pin}")
             sys.stdout.flush()
 
     trio.run(main)

@@ -321,13 +321,22 @@ class ReassemblyWindow:
       window: bytes held at most, from the first which is not consumed; rounded down to
         whole stripes, and at least one.
       size: bytes in all, if that is known.
+      max_size: the most bytes in all; ``None``: any.
 
     Of one stripe at most one copy is held, the arriving ones included: the last which
     was begun counts, because a sender begins another only where the first is lost.
     """
 
-    def __init__(self, *, stripe_size: int, window: int, size: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        stripe_size: int,
+        window: int,
+        size: int | None = None,
+        max_size: int | None = None,
+    ) -> None:
         self.stripe_size = stripe_size
+        self._max_size = max_size
         self.window = max(stripe_size, window - window % stripe_size)
         self.size = size
         self.consumed = 0
@@ -369,8 +378,9 @@ class ReassemblyWindow:
         """There are so many bytes in all.
 
         Raises:
-          StripeRefused: that contradicts what was said or sent before.
+          StripeRefused: that contradicts what was said or sent before, or is too much.
         """
+        self._check_size(size)
         if size < self._highest or (self.size is not None and size != self.size):
             raise StripeRefused(
                 TransferCode.MALFORMED,
@@ -378,6 +388,12 @@ class ReassemblyWindow:
                 f" and has stripes up to {self._highest}",
             )
         self.size = size
+
+    def _check_size(self, size: int) -> None:
+        if self._max_size is not None and size > self._max_size:
+            raise StripeRefused(
+                TransferCode.TOO_LARGE, f"more than {self._max_size} bytes are not taken"
+            )
 
     def begin(self, offset: int, length: int) -> Arrival:
         """A stripe begins to arrive.
@@ -396,6 +412,7 @@ class ReassemblyWindow:
                 TransferCode.BEYOND_CREDIT,
                 f"a stripe goes up to {stop}, but credit only up to {self.limit}",
             )
+        self._check_size(stop)
         if self.size is not None:
             if stop > self.size or length != min(self.stripe_size, self.size - offset):
                 raise StripeRefused(
@@ -452,6 +469,11 @@ class ReassemblyWindow:
         if not 0 <= count <= self._taken - self.consumed:
             raise ValueError(f"{count} bytes were consumed, more than were taken")
         self.consumed += count
+
+    @property
+    def has_news(self) -> bool:
+        """Whether :meth:`take_news` has something to tell."""
+        return len(self._news) > 0
 
     def take_news(self) -> list[tuple[int, int]]:
         """The ranges which arrived since the last call, to be acknowledged."""

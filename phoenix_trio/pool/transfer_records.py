@@ -22,7 +22,9 @@ __all__ = [
     "MAX_METADATA_SIZE",
     "MAX_RECORD_SIZE",
     "SMALLEST_STRIPE",
+    "SHA256",
     "TRANSFER_ID_SIZE",
+    "VERSION",
     "Accepted",
     "Credit",
     "End",
@@ -56,7 +58,8 @@ DIGEST_SIZE = 32
 #: Checksum kinds.
 SHA256 = 1
 
-_VERSION = 1
+#: The version of the format.
+VERSION = 1
 _HAS_SIZE = 1
 _CONTINUES = 2
 
@@ -85,7 +88,7 @@ class Manifest:
     continues: bool = False
     """Whether the receiver must know the transfer already."""
     checksum: int = SHA256
-    version: int = _VERSION
+    version: int = VERSION
     metadata: bytes = b""
 
 
@@ -149,6 +152,7 @@ def split_ranges(ranges: Iterable[tuple[int, int]]) -> Iterator[Received]:
 
 def encode_record(record: Record) -> bytes:
     """A record, type and length included."""
+    kind: RecordType
     parts: list[bytes]
     match record:
         case Manifest():
@@ -246,7 +250,7 @@ def decode_record(kind: int, payload: bytes) -> Record | None:
 
 def _decode_manifest(fields: _Fields) -> Manifest:
     version = fields.number()
-    if version != _VERSION:
+    if version != VERSION:
         # Nothing is known of what follows; whoever refuses it needs no more than this.
         return Manifest(version=version, stripe_size=SMALLEST_STRIPE, window=SMALLEST_STRIPE)
     flags, stripe_size, checksum, window = (fields.number() for _ in range(4))

@@ -101,7 +101,8 @@ class _BufferSource(Source):
         batch = self._view[self._at : stop]
         await update_digest(self._hash, [batch], len(batch))
         stripes: list[Buffer] = [
-            self._view[at : min(at + stripe_size, stop)] for at in range(self._at, stop, stripe_size)
+            self._view[at : min(at + stripe_size, stop)]
+            for at in range(self._at, stop, stripe_size)
         ]
         self._at = stop
         self.at_end = stop == len(self._view)
@@ -216,15 +217,17 @@ async def open_source(data: SourceData) -> Source:
       TypeError: it is nothing that a transfer could take bytes from.
     """
     await trio.lowlevel.checkpoint()
-    if isinstance(data, (bytes, bytearray, memoryview)):
+    if isinstance(data, bytes | bytearray | memoryview):
         view = memoryview(data)
         return _BufferSource(view if view.c_contiguous and view.format == "B" else _flat(view))
-    data = getattr(data, "wrapped", data)  # of trio.open_file()
     if isinstance(data, str):
         raise TypeError("a transfer sends bytes; encode the string first")
-    if isinstance(data, ReadableFile):
-        return _FileSource(data, await trio.to_thread.run_sync(_remaining, data))
-    if isinstance(data, (AsyncIterable, Iterable)):
+    file = getattr(data, "wrapped", data)  # of trio.open_file()
+    if isinstance(file, ReadableFile):
+        return _FileSource(file, await trio.to_thread.run_sync(_remaining, file))
+    if isinstance(data, AsyncIterable):
+        return _IterableSource(data)
+    if isinstance(data, Iterable):
         return _IterableSource(data)
     raise TypeError(
         "a transfer takes bytes, a binary file, an iterable or an async iterable of bytes, "

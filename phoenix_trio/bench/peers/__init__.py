@@ -1,18 +1,25 @@
 """Other implementations which speak the benchmark's protocols, where they are installed.
 
-They are extra packages of the benchmark, never dependencies of the library.
+They are extra packages of the benchmark, never dependencies of the library.  One
+which cannot live in the same environment runs in an interpreter of its own.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import json
 import ssl
+import subprocess
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 
 import attrs
 
-__all__ = ["PHOENIX", "Implementation", "available", "missing"]
+from ..processes import python_module
+
+__all__ = ["NAMES", "PHOENIX", "Implementation", "find_peers"]
 
 
 @attrs.frozen
@@ -20,41 +27,85 @@ class Implementation:
     """One implementation which the benchmark can run."""
 
     name: str
-    module: str
-    """Of its worker, for ``python -m``."""
     version: str
+    command: list[str]
+    """Which runs its worker."""
     has_packet_size: bool = True
     """Whether it can be told the UDP payload to keep to."""
 
 
 PHOENIX = Implementation(
-    "phoenix_trio", "phoenix_trio.bench.worker", importlib.metadata.version("phoenix-trio")
+    "phoenix_trio",
+    importlib.metadata.version("phoenix-trio"),
+    python_module("phoenix_trio.bench.worker"),
 )
+
+
+@attrs.frozen
+class _Candidate:
+    name: str
+    module: str
+    package: str
+
 
 _CANDIDATES = (
-    ("aioquic (asyncio)", "aioquic_asyncio", "aioquic", True),
-    ("qh3 (asyncio)", "qh3_asyncio", "qh3", True),
+    _Candidate("aioquic (asyncio)", "aioquic_asyncio", "aioquic"),
+    _Candidate("qh3 (asyncio)", "qh3_asyncio", "qh3"),
+    _Candidate("py-libp2p (QUIC)", "libp2p_quic", "libp2p"),
 )
 
+NAMES = tuple(candidate.package for candidate in _CANDIDATES)
+"""Packages for which another interpreter can be named."""
 
-def available() -> list[Implementation]:
-    """The peers which can be run here."""
-    found = [
-        Implementation(name, f"{__name__}.{module}", importlib.metadata.version(package), sized)
-        for name, module, package, sized in _CANDIDATES
-        if importlib.util.find_spec(package) is not None
-    ]
+
+def find_peers(
+    interpreters: Mapping[str, str],
+) -> tuple[list[Implementation], list[tuple[str, str]]]:
+    """The peers which can be run here, and those which cannot, each with the reason.
+
+    Args:
+      interpreters: for some of :data:`NAMES`, the Python which has that package.
+    """
+    found = []
+    missing = []
+    for candidate in _CANDIDATES:
+        elsewhere = interpreters.get(candidate.package)
+        if elsewhere is None:
+            command = python_module(f"{__name__}.{candidate.module}")
+            version = _version_here(candidate.package)
+            reason = f"the package {candidate.package} is not installed"
+        else:
+            launcher = str(Path(__file__).with_name("elsewhere.py"))
+            command = [elsewhere, launcher, f"{__name__}.{candidate.module}"]
+            version = _version_elsewhere(elsewhere, candidate.package)
+            reason = f"{elsewhere} has no package {candidate.package}"
+        if version is None:
+            missing.append((candidate.name, reason))
+        else:
+            found.append(Implementation(candidate.name, version, command))
     tls = f"Python {sys.version_info.major}.{sys.version_info.minor}, {ssl.OPENSSL_VERSION}"
-    found.append(
-        Implementation("TLS over TCP (trio)", f"{__name__}.tls_tcp", tls, has_packet_size=False)
+    command = python_module(f"{__name__}.tls_tcp")
+    found.append(Implementation("TLS over TCP (trio)", tls, command, has_packet_size=False))
+    return found, missing
+
+
+def _version_here(package: str) -> str | None:
+    if importlib.util.find_spec(package) is None:
+        return None
+    return importlib.metadata.version(package)
+
+
+def _version_elsewhere(python: str, package: str) -> str | None:
+    """Raises OSError where there is no such interpreter."""
+    program = (
+        "import importlib.metadata as m, importlib.util as u, json, sys;"
+        "p = sys.argv[1];"
+        "print(json.dumps(m.version(p) if u.find_spec(p) else None))"
     )
-    return found
-
-
-def missing() -> list[tuple[str, str]]:
-    """The peers which cannot, each with the reason."""
-    return [
-        (name, f"the package {package} is not installed")
-        for name, _, package, _ in _CANDIDATES
-        if importlib.util.find_spec(package) is None
-    ]
+    done = subprocess.run(  # noqa: S603 - the user named it
+        [python, "-c", program, package], capture_output=True, text=True, check=False, timeout=30
+    )
+    if done.returncode:
+        return None
+    version: str | None = json.loads(done.stdout)
+    return version

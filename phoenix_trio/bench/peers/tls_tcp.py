@@ -20,9 +20,9 @@ import trio
 
 from ...quic.certificates import create_development_ca, issue_certificate
 from .. import protocol
-from ..worker import parse_arguments
 
 _RECEIVE = 256 * 1024
+_WRITE = 256 * 1024
 
 Stream = trio.SSLStream[trio.SocketStream]
 
@@ -44,33 +44,39 @@ class _Reader:
         result, self._rest = self._rest[:count], self._rest[count:]
         return result
 
-    async def into(self, buffer: bytearray) -> None:
-        """Fill the buffer."""
-        at = len(self._rest)
-        taken = min(at, len(buffer))
-        buffer[:taken], self._rest = self._rest[:taken], self._rest[taken:]
-        at = taken
-        while at < len(buffer):
-            data = await self._stream.receive_some(min(_RECEIVE, len(buffer) - at))
-            if not data:
-                raise trio.BrokenResourceError("the peer went in the middle of a transfer")
-            buffer[at : at + len(data)] = data
-            at += len(data)
+    async def some(self, at_most: int) -> bytes:
+        """What is there, at least a byte; b"" at the end of the connection."""
+        if not self._rest:
+            return bytes(await self._stream.receive_some(min(at_most, _RECEIVE)))
+        result, self._rest = self._rest[:at_most], self._rest[at_most:]
+        return result
 
 
 async def _serve(buffers: protocol.Buffers, stream: Stream) -> None:
     reader = _Reader(stream)
     with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
         while kind := await reader.exactly(1):
-            size = int.from_bytes(await reader.exactly(8), "big")
-            if kind == protocol.TRANSFER:
-                buffer = buffers.take(size)
-                await reader.into(buffer)
-                await stream.send_all(protocol.ACKNOWLEDGED)
-                await trio.sleep(0.02)  # as the others: first the answer, then the checksum
-                await stream.send_all(buffers.give_back(buffer))
+            size = protocol.decode_number(await reader.exactly(protocol.SIZE_LENGTH))
+            if kind in (protocol.TRANSFER, protocol.FLOW):
+                with contextlib.closing(protocol.Intake(buffers, kind, size)) as intake:
+                    await _take_in(reader, stream, intake, size)
             else:
                 await stream.send_all(await reader.exactly(size))
+
+
+async def _take_in(reader: _Reader, stream: Stream, intake: protocol.Intake, size: int) -> None:
+    at = 0
+    while at < size:
+        data = await reader.some(size - at)
+        if not data:
+            raise trio.BrokenResourceError("the peer went in the middle of a transfer")
+        at += len(data)
+        if intake.add(data):
+            await stream.send_all(protocol.ACKNOWLEDGED)
+    if intake.end():
+        await stream.send_all(protocol.ACKNOWLEDGED)
+    await trio.sleep(0.02)  # as the others: first the answer, then the checksum
+    await stream.send_all(intake.trailer())
 
 
 def _context() -> ssl.SSLContext:
@@ -106,7 +112,7 @@ class _Client:
         self._context.check_hostname = False
         self._context.verify_mode = ssl.CERT_NONE
         self._warm: tuple[Stream, _Reader] | None = None
-        self._idle: list[Stream] = []
+        self._idle: list[tuple[Stream, _Reader]] = []
 
     async def _dial(self) -> tuple[Stream, _Reader]:
         stream = await trio.open_ssl_over_tcp_stream(
@@ -120,30 +126,52 @@ class _Client:
         self._warm = await self._dial()
         return {"seconds": time.perf_counter() - started, "udp_payload": None}
 
-    async def transfer(self, size: int, write: int) -> dict[str, Any]:
-        assert self._warm is not None
-        cpu = time.process_time()
-        seconds = await self._transfer(self._warm, size, write)
-        return {"seconds": seconds, "verified": True, "cpu": time.process_time() - cpu}
+    @property
+    def _pair(self) -> tuple[Stream, _Reader]:
+        if self._warm is None:
+            raise ValueError("connect comes first")
+        return self._warm
 
-    async def _transfer(self, pair: tuple[Stream, _Reader], size: int, write: int) -> float:
-        stream, reader = pair
-        data, digest = protocol.payload(size)
-        view = memoryview(data)
-        started = time.perf_counter()
-        await stream.send_all(protocol.transfer_header(size))
+    async def transfer(self, size: int, write: int) -> dict[str, Any]:
+        processor = time.process_time()
+        answer = await self._transfer(self._pair, size, write)
+        return {**answer, "client_processor": time.process_time() - processor}
+
+    async def _send(self, stream: Stream, kind: bytes, size: int, write: int) -> None:
+        view = memoryview(protocol.payload(size)[0])
+        await stream.send_all(protocol.transfer_header(size, kind))
         for at in range(0, size, write):
             await stream.send_all(view[at : at + write])
+
+    async def _transfer(
+        self, pair: tuple[Stream, _Reader], size: int, write: int
+    ) -> dict[str, Any]:
+        stream, reader = pair
+        _, digest = protocol.payload(size)
+        started = time.perf_counter()
+        await self._send(stream, protocol.TRANSFER, size, write)
         answer = await reader.exactly(1)
         seconds = time.perf_counter() - started
-        answer += await reader.exactly(protocol.DIGEST_SIZE)
-        if answer != protocol.ACKNOWLEDGED + digest:
-            raise ValueError("what arrived is not what was sent")
+        answer += await reader.exactly(protocol.TRAILER_SIZE)
+        return {"seconds": seconds, "server_processor": protocol.check_answer(answer, digest)}
+
+    async def flow(self, size: int, write: int) -> dict[str, Any]:
+        return {"seconds": await self._flow(self._pair, size, write)}
+
+    async def _flow(self, pair: tuple[Stream, _Reader], size: int, write: int) -> float:
+        stream, reader = pair
+        _, digest = protocol.payload(size)
+        started = time.perf_counter()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._send, stream, protocol.FLOW, size, write)
+            answer = await reader.exactly(1)
+            seconds = time.perf_counter() - started
+            answer += await reader.exactly(protocol.TRAILER_SIZE)
+        protocol.check_answer(answer, digest)
         return seconds
 
     async def round_trip(self, count: int, size: int) -> dict[str, Any]:
-        assert self._warm is not None
-        stream, reader = self._warm
+        stream, reader = self._pair
         data, _ = protocol.payload(size)
         request = protocol.ECHO + size.to_bytes(8, "big") + data
         seconds = []
@@ -157,7 +185,7 @@ class _Client:
 
     async def handshake(self, count: int, resume: bool) -> dict[str, Any]:
         if resume:
-            raise ValueError("trio.SSLStream does not offer session resumption")
+            raise protocol.NotOffered("trio.SSLStream does not offer session resumption")
         seconds = []
         for _ in range(count):
             started = time.perf_counter()
@@ -170,30 +198,35 @@ class _Client:
         protocol.payload(size)
         started = time.perf_counter()
         pair = await self._dial()
-        await self._transfer(pair, size, 256 * 1024)
-        seconds = time.perf_counter() - started
+        until = time.perf_counter() - started
+        answer = await self._transfer(pair, size, _WRITE)
         await trio.aclose_forcefully(pair[0])
-        return {"seconds": seconds, "verified": True}
+        return {"seconds": until + answer["seconds"]}
 
-    async def idle_connections(self, count: int) -> dict[str, Any]:
+    async def idle_connections(self, count: int, settle: float) -> dict[str, Any]:
         for _ in range(count):
-            self._idle.append((await self._dial())[0])
-        await trio.sleep(0.5)
+            self._idle.append(await self._dial())
+        await trio.sleep(settle)
+        return {"open": len(self._idle)}
+
+    async def load_idle(self, size: int) -> dict[str, Any]:
+        async with trio.open_nursery() as nursery:
+            for pair in self._idle:
+                nursery.start_soon(self._flow, pair, size, _WRITE)
         return {"open": len(self._idle)}
 
     async def close_idle(self) -> dict[str, Any]:
-        for stream in self._idle:
+        for stream, _ in self._idle:
             await trio.aclose_forcefully(stream)
         self._idle.clear()
         return {"open": 0}
 
     def handlers(self) -> dict[str, protocol.Handler]:
-        names = ("connect", "transfer", "round_trip", "handshake", "cold")
-        handlers: dict[str, protocol.Handler] = {
-            name: getattr(self, name) for name in (*names, "idle_connections", "close_idle")
-        }
-        handlers["usage"] = protocol.usage
-        return handlers
+        names = (
+            *("connect", "transfer", "flow", "cold", "round_trip", "handshake"),
+            *("idle_connections", "load_idle", "close_idle"),
+        )
+        return {name: getattr(self, name) for name in names}
 
 
 async def _run_client(host: str, port: int) -> None:
@@ -205,7 +238,7 @@ async def _run_client(host: str, port: int) -> None:
 
 def main(arguments: list[str]) -> None:
     """Run a worker."""
-    options = parse_arguments(arguments)
+    options = protocol.parse_arguments(arguments)
     if options.role == "server":
         trio.run(_server, options.host)
     else:

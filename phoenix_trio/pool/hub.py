@@ -1,0 +1,427 @@
+"""Which stream belongs to which striped transfer, and how many transfers are there?
+
+Floor 4.  One hub serves all connections of an application, since the streams of one
+transfer come over several of them.  It has no task of its own: whoever takes in the
+unidirectional streams of a connection hands over those of transfers to
+:meth:`TransferHub.handle_stream`, and :func:`serve_hub` does that for a connection
+which has nothing else to do.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import final
+
+import attrs
+import trio
+
+from ..errors import ApplicationErrorCode
+from ..quic.connection import QuicConnection
+from ..quic.groups import unwrap_lone
+from ..quic.stream import ReceiveStream
+from ..streams.framing import VARINT_MAX, FramingError
+from ..streams.kinds import StreamKind
+from ..streams.reader import StreamReader
+from .multiplex import OutgoingTransfer, TransferSummary
+from .receiving import IncomingTransfer
+from .transfer_errors import TransferCode
+from .transfer_records import (
+    SHA256,
+    SMALLEST_STRIPE,
+    TRANSFER_ID_SIZE,
+    VERSION,
+    Manifest,
+    Verdict,
+    encode_record,
+)
+from .transfer_source import SourceData
+from .transfer_streams import LINE_ERRORS, first_bytes, read_record, refuse
+
+__all__ = ["TransferHub", "serve_hub"]
+
+_MEBIBYTE = 1024 * 1024
+
+#: Verdicts which are remembered at most, for senders whose connection was lost before it.
+_REMEMBERED = 1024
+
+
+@attrs.frozen
+class _Remembered:
+    verdict: Verdict
+    until: float
+
+
+@final
+class TransferHub(trio.abc.AsyncResource):
+    """Sends and receives striped transfers over any number of connections.
+
+    Args:
+      window: bytes of one incoming transfer which wait in memory at most.
+      max_transfers: incoming transfers at most at once, interrupted ones included; the
+        memory of all is bounded by `max_transfers` times `window`.  Further ones are
+        refused.
+      max_stripe_size: the largest stripe, in bytes; senders which propose larger ones
+        use this one.
+      max_size: the most bytes of one incoming transfer; ``None``: any.
+      resume_timeout: seconds for which a transfer whose connections were lost waits for
+        its sender, and for which verdicts are remembered.
+
+    Raises:
+      ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        window: int = 32 * _MEBIBYTE,
+        max_transfers: int = 16,
+        max_stripe_size: int = _MEBIBYTE,
+        max_size: int | None = None,
+        resume_timeout: float = 60.0,
+    ) -> None:
+        if not SMALLEST_STRIPE <= max_stripe_size <= window:
+            raise ValueError(
+                f"max_stripe_size must be between {SMALLEST_STRIPE} and window ({window}),"
+                f" not {max_stripe_size}"
+            )
+        if max_transfers < 1:
+            raise ValueError(f"max_transfers must be at least 1, not {max_transfers}")
+        if not resume_timeout >= 0:
+            raise ValueError(f"resume_timeout must be zero or more seconds, not {resume_timeout}")
+        if max_size is not None and not 0 <= max_size <= VARINT_MAX:
+            raise ValueError(f"max_size must be between 0 and 2**62 - 1, not {max_size}")
+        self._stripe_window = window
+        self._max_transfers = max_transfers
+        self._max_stripe_size = max_stripe_size
+        self._max_size = max_size
+        self._resume_timeout = resume_timeout
+        self._incoming: dict[bytes, IncomingTransfer] = {}
+        self._outgoing: dict[bytes, OutgoingTransfer] = {}
+        self._queue: deque[IncomingTransfer] = deque()
+        self._remembered: OrderedDict[bytes, _Remembered] = OrderedDict()
+        self._accept_lot = trio.lowlevel.ParkingLot()
+        self._closed = False
+
+    # ------------------------------------------------------------------ receiving
+
+    @property
+    def incoming(self) -> int:
+        """How many incoming transfers have not ended, interrupted ones included."""
+        self._expire()
+        return len(self._incoming)
+
+    @property
+    def outgoing(self) -> int:
+        """How many transfers are being sent."""
+        return len(self._outgoing)
+
+    async def accept(self, *, connection: QuicConnection | None = None) -> IncomingTransfer:
+        """The next incoming transfer.
+
+        Args:
+          connection: only those which are begun on this one.
+
+        Cancellation: no transfer is lost.
+
+        Raises:
+          trio.ClosedResourceError: the hub was closed.
+          ConnectionBroken, trio.ClosedResourceError: `connection` was given, and has ended.
+        """
+        await trio.lowlevel.checkpoint()
+        if connection is None:
+            return await self._accept(None)
+        found: list[IncomingTransfer] = []
+
+        async def watch(scope: trio.CancelScope) -> None:
+            await connection.wait_closed()
+            scope.cancel()
+
+        try:
+            with unwrap_lone():
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(watch, nursery.cancel_scope)
+                    found.append(await self._accept(connection))
+                    nursery.cancel_scope.cancel()
+        except BaseException:
+            self._queue.extendleft(found)
+            raise
+        if not found:
+            raise connection._ended_error()
+        return found[0]
+
+    async def _accept(self, connection: QuicConnection | None) -> IncomingTransfer:
+        while True:
+            if self._closed:
+                raise trio.ClosedResourceError("this hub was closed")
+            self._expire()
+            for transfer in self._queue:
+                if connection is None or transfer.connection is connection:
+                    self._queue.remove(transfer)
+                    return transfer
+            await self._accept_lot.park()
+
+    def incoming_transfers(
+        self, *, connection: QuicConnection | None = None
+    ) -> AsyncIterator[IncomingTransfer]:
+        """Iterate over :meth:`accept`; ends when the hub is closed, or `connection` has ended."""
+        return _Incoming(self, connection)
+
+    # ------------------------------------------------------------------ sending
+
+    async def send(
+        self,
+        connections: Sequence[QuicConnection],
+        data: SourceData,
+        *,
+        stripe_size: int | None = None,
+        window: int = 32 * _MEBIBYTE,
+        on_progress: Callable[[int], object] | None = None,
+        replace: Callable[[], Awaitable[QuicConnection]] | None = None,
+        transfer_id: bytes | None = None,
+        metadata: bytes = b"",
+    ) -> TransferSummary:
+        """Send `data` over `connections` side by side; returns when the receiver has verified it.
+
+        The streams which come back on these connections have to reach this hub's
+        :meth:`handle_stream` meanwhile.  See :func:`send_striped`, which has the same
+        arguments.
+        """
+        outgoing = OutgoingTransfer(
+            connections,
+            stripe_size=stripe_size,
+            window=window,
+            replace=replace,
+            transfer_id=transfer_id,
+            metadata=metadata,
+        )
+        if self._closed:
+            raise trio.ClosedResourceError("this hub was closed")
+        if outgoing.id in self._outgoing:
+            raise trio.BusyResourceError(f"transfer {outgoing.id.hex()} is being sent already")
+        self._outgoing[outgoing.id] = outgoing
+        try:
+            return await outgoing.run(data, on_progress)
+        finally:
+            del self._outgoing[outgoing.id]
+
+    # ------------------------------------------------------------------ dispatch
+
+    async def handle_stream(
+        self, kind: int, reader: StreamReader, connection: QuicConnection
+    ) -> None:
+        """Serve a unidirectional stream which the peer has opened, until it ends.
+
+        Args:
+          kind: TRANSFER, STRIPES or TRANSFER_REPLY.
+          reader: over the stream, past the kind; belongs to the hub from now on.
+          connection: the one of the stream.
+
+        Nothing that the peer does, or that befalls the connection, raises here: it
+        concerns the transfer, whose calls raise.
+
+        Cancellation: the stream is stopped; its transfer waits for the sender as if the
+        connection had been lost.
+
+        Raises:
+          ValueError: the kind is another one.
+        """
+        if kind not in (StreamKind.TRANSFER, StreamKind.STRIPES, StreamKind.TRANSFER_REPLY):
+            raise ValueError(f"streams of kind 0x{kind:x} are not of transfers")
+        async with reader.stream:
+            try:
+                transfer_id = await reader.read_exactly(TRANSFER_ID_SIZE)
+                if kind == StreamKind.TRANSFER:
+                    await self._handle_transfer(transfer_id, reader, connection)
+                elif kind == StreamKind.STRIPES:
+                    await self._handle_stripes(transfer_id, reader)
+                else:
+                    await self._handle_reply(transfer_id, reader, connection)
+            except FramingError:
+                refuse(reader, TransferCode.MALFORMED)
+            except LINE_ERRORS:
+                # The stream or its connection has ended, which the transfer hears of.
+                await trio.lowlevel.checkpoint()
+
+    async def _handle_stripes(self, transfer_id: bytes, reader: StreamReader) -> None:
+        transfer = self._incoming.get(transfer_id)
+        if transfer is not None:
+            await transfer._receive_stripes(reader)
+        elif transfer_id in self._remembered:
+            refuse(reader, ApplicationErrorCode.NO_ERROR)  # late ones, sent twice
+        else:
+            refuse(reader, TransferCode.UNKNOWN_TRANSFER)
+
+    async def _handle_reply(
+        self, transfer_id: bytes, reader: StreamReader, connection: QuicConnection
+    ) -> None:
+        outgoing = self._outgoing.get(transfer_id)
+        if outgoing is None:
+            refuse(reader, ApplicationErrorCode.NO_ERROR)  # cancelled meanwhile
+        else:
+            await outgoing.handle_reply(reader, connection)
+
+    async def _handle_transfer(
+        self, transfer_id: bytes, reader: StreamReader, connection: QuicConnection
+    ) -> None:
+        manifest = await read_record(reader)
+        if not isinstance(manifest, Manifest):
+            refuse(reader, TransferCode.MALFORMED)
+            return
+        self._expire()
+        verdict = self._judge(transfer_id, manifest)
+        if verdict is not None:
+            await self._answer(transfer_id, verdict, reader, connection)
+            return
+        transfer = self._incoming.get(transfer_id)
+        if transfer is None:
+            stripe_size = min(manifest.stripe_size, self._max_stripe_size)
+            transfer = IncomingTransfer._create(
+                transfer_id,
+                manifest,
+                connection,
+                stripe_size=stripe_size,
+                window=min(max(manifest.window, stripe_size), self._stripe_window),
+                resume_timeout=self._resume_timeout,
+                max_size=self._max_size,
+                on_end=self._on_end,
+            )
+            self._remembered.pop(transfer_id, None)
+            self._incoming[transfer_id] = transfer
+            self._queue.append(transfer)
+            self._accept_lot.unpark_all()
+        await transfer._serve_line(reader, connection)
+
+    def _judge(self, transfer_id: bytes, manifest: Manifest) -> Verdict | None:
+        """What is to be said at once; ``None``: the transfer is welcome."""
+        transfer = self._incoming.get(transfer_id)
+        if transfer is not None:
+            return None if transfer._matches(manifest) else Verdict(TransferCode.CONFLICT)
+        remembered = self._remembered.get(transfer_id)
+        if remembered is not None:
+            return remembered.verdict
+        if manifest.version != VERSION or manifest.checksum != SHA256:
+            return Verdict(TransferCode.UNSUPPORTED)
+        if manifest.continues:
+            return Verdict(TransferCode.UNKNOWN_TRANSFER)
+        if self._closed:
+            return Verdict(TransferCode.SHUTTING_DOWN)
+        if self._max_size is not None and (manifest.size or 0) > self._max_size:
+            return Verdict(TransferCode.TOO_LARGE)
+        if len(self._incoming) >= self._max_transfers:
+            return Verdict(TransferCode.TOO_MANY_TRANSFERS)
+        return None
+
+    async def _answer(
+        self,
+        transfer_id: bytes,
+        verdict: Verdict,
+        reader: StreamReader,
+        connection: QuicConnection,
+    ) -> None:
+        """A verdict on a stream of its own; then wait until the sender has ended its side."""
+        async with await connection.open_send_stream() as stream:
+            await stream.send_all(
+                first_bytes(StreamKind.TRANSFER_REPLY, transfer_id) + encode_record(verdict)
+            )
+        while await read_record(reader) is not None:
+            pass
+
+    # ------------------------------------------------------------------ the end
+
+    def _on_end(self, transfer: IncomingTransfer, verdict: Verdict | None) -> None:
+        del self._incoming[transfer.id]
+        if transfer in self._queue:
+            self._queue.remove(transfer)
+        if verdict is not None:
+            until = trio.current_time() + self._resume_timeout
+            self._remembered[transfer.id] = _Remembered(verdict, until)
+            while len(self._remembered) > _REMEMBERED:
+                self._remembered.popitem(last=False)
+
+    def _expire(self) -> None:
+        for transfer in list(self._incoming.values()):
+            transfer._expire()
+        now = trio.current_time()
+        while self._remembered:
+            first = next(iter(self._remembered))
+            if self._remembered[first].until > now:
+                break
+            del self._remembered[first]
+
+    def close(self) -> None:
+        """Take no transfers any more, and leave those which are being received; idempotent.
+
+        Their senders are told ``SHUTTING_DOWN``, as far as connections are still served.
+        Transfers which are being sent go on.
+        """
+        self._closed = True
+        for transfer in list(self._incoming.values()):
+            transfer.abandon(TransferCode.SHUTTING_DOWN)
+        self._accept_lot.unpark_all()
+
+    async def aclose(self) -> None:
+        """Like :meth:`close`, as a checkpoint."""
+        self.close()
+        await trio.lowlevel.checkpoint()
+
+
+class _Incoming:
+    """An iterator rather than an async generator, so that a loop can be left at any point."""
+
+    def __init__(self, hub: TransferHub, connection: QuicConnection | None) -> None:
+        self._hub = hub
+        self._connection = connection
+
+    def __aiter__(self) -> _Incoming:
+        return self
+
+    async def __anext__(self) -> IncomingTransfer:
+        try:
+            return await self._hub.accept(connection=self._connection)
+        except LINE_ERRORS:
+            raise StopAsyncIteration from None
+
+
+async def serve_hub(
+    connection: QuicConnection, hub: TransferHub, *, max_streams: int = 256
+) -> None:
+    """Take in the unidirectional streams of a connection which serves transfers only.
+
+    Streams of other kinds are refused (STOP_SENDING with
+    :attr:`ApplicationErrorCode.MALFORMED`).  Returns when the connection has ended,
+    whatever the reason: that is the transfers' business.
+
+    Args:
+      max_streams: streams which are served at once at most; further ones wait.
+
+    Raises:
+      ValueError: `max_streams` is below 1.
+    """
+    if max_streams < 1:
+        raise ValueError(f"max_streams must be at least 1, not {max_streams}")
+    slots = trio.Semaphore(max_streams)
+
+    async def serve(stream: ReceiveStream) -> None:
+        try:
+            async with stream:
+                reader = StreamReader(stream)
+                try:
+                    kind = await reader.read_varint()
+                except (FramingError, *LINE_ERRORS):
+                    kind = None  # refused below, as far as there is somebody to tell
+                if kind in (StreamKind.TRANSFER, StreamKind.STRIPES, StreamKind.TRANSFER_REPLY):
+                    await hub.handle_stream(kind, reader, connection)
+                else:
+                    stream.stop_receiving(ApplicationErrorCode.MALFORMED)
+        finally:
+            slots.release()
+
+    async with trio.open_nursery() as nursery:
+        while True:
+            await slots.acquire()
+            try:
+                stream = await connection.accept_receive_stream()
+            except LINE_ERRORS:
+                return
+            nursery.start_soon(serve, stream)

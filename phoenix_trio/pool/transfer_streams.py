@@ -1,0 +1,78 @@
+"""What do both ends of a striped transfer do with their streams?  Reading records, watching.
+
+Floor 4.  Knows streams and records, and nothing of what they mean for a transfer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from ..quic.groups import unwrap_lone
+from ..quic.stream import ReceiveStream, SendStream
+from ..streams.framing import FramingError, encode_varint
+from ..streams.kinds import StreamKind
+from ..streams.reader import StreamReader
+from .transfer_records import MAX_RECORD_SIZE, Record, decode_record
+
+__all__ = ["LINE_ERRORS", "first_bytes", "read_record", "refuse", "while_open"]
+
+#: What ends a stream without saying anything of the transfer: its connection is gone, or
+#: is being closed here.
+LINE_ERRORS = (trio.BrokenResourceError, trio.ClosedResourceError)
+
+
+def first_bytes(kind: StreamKind, transfer_id: bytes) -> bytes:
+    """What every stream of a transfer begins with."""
+    return encode_varint(kind) + transfer_id
+
+
+async def read_record(reader: StreamReader) -> Record | None:
+    """The next record of a known type; ``None`` at the end of the stream.
+
+    Raises:
+      FramingError: a record is torn, too large or impossible.
+      What ``receive_some`` raises.
+    """
+    while True:
+        kind = await reader.read_varint()
+        if kind is None:
+            return None
+        payload = await reader.read_frame(MAX_RECORD_SIZE)
+        if payload is None:
+            raise FramingError("the stream ended in the middle of a record")
+        record = decode_record(kind, payload)
+        if record is not None:
+            return record
+
+
+def refuse(reader: StreamReader, code: int) -> None:
+    """Read no more of this stream, and tell the peer why (STOP_SENDING)."""
+    stream = reader.stream
+    assert isinstance(stream, ReceiveStream), "transfers use the streams of a QuicConnection"
+    stream.stop_receiving(code)
+
+
+async def while_open(stream: SendStream, work: Callable[[], Awaitable[None]]) -> None:
+    """Run `work`, and leave it as soon as nothing can be sent on `stream` any more.
+
+    Raises:
+      StreamStopped: the peer does not want more.
+      ConnectionBroken: the connection ended.
+      trio.ClosedResourceError: the stream or the connection was closed here.
+      And what `work` raises.
+    """
+
+    async def observe(scope: trio.CancelScope) -> None:
+        while stream._is_open():
+            await stream.connection._wait(stream._lot)
+        scope.cancel()
+
+    with unwrap_lone():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(observe, nursery.cancel_scope)
+            await work()
+            nursery.cancel_scope.cancel()
+            return
+    stream._check_open()
