@@ -38,6 +38,9 @@ class ConnectionStatistics:
     """In-order stream bytes received."""
     stream_bytes_read: int
     """Stream bytes which the application has read or discarded; flow-control credit follows it."""
+    zero_copy_operations: int
+    """Writes to streams which were kept as they are, without a copy before encryption
+    (``TransportConfig.enable_zero_copy``)."""
     streams_opened: int
     """Streams opened by this side."""
     streams_accepted: int
@@ -90,6 +93,12 @@ class EndpointStatistics:
     datagrams_received: int
     send_blocked: int
     """Times the socket's send buffer was full."""
+    send_calls: int
+    """System calls which sent something; with GSO one call sends many datagrams."""
+    receive_calls: int
+    """The same for receiving, with GRO."""
+    pooled_receives: int
+    """Receiving calls which used memory again (``TransportConfig.enable_memory_pool``)."""
     soft_errors: int
     """Datagrams the kernel refused for a passing reason (unreachable, too large, no buffers)."""
     datagrams_unroutable: int

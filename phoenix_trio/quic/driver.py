@@ -47,13 +47,15 @@ from .engine import Engine, Run
 from .fast_path import BUILD_BYTES
 from .groups import unwrap_lone
 from .packet_io import DatagramSocket, ReceivedRun, SocketAddress
+from .receive_pool import LARGEST_DATAGRAM, receive_pool
 
 __all__ = ["Route", "Sink", "SocketDriver"]
 
 logger = logging.getLogger("phoenix_trio.quic")
 
-#: Runs of datagrams read in one turn before anything is sent: enough to share the cost of
-#: a turn, few enough that acknowledgements are not kept waiting.
+#: Runs of datagrams read in one turn before anything is sent, where no memory pool says how
+#: many: enough to share the cost of a turn, few enough that acknowledgements are not kept
+#: waiting.
 RUNS_PER_TURN = 16
 
 #: Builds which a connection sends in one turn before the others have theirs.
@@ -134,6 +136,10 @@ class SocketDriver:
     def __init__(self, socket: DatagramSocket, config: TransportConfig, reset_key: bytes) -> None:
         self.socket = socket
         self.config = config
+        self._pool = receive_pool() if config.enable_memory_pool else None
+        self._runs_per_turn = RUNS_PER_TURN
+        if self._pool is not None:
+            self._runs_per_turn = config.memory_pool_size // LARGEST_DATAGRAM
         self._reset_key = reset_key
         self._admission = Admission(config, self.reset_token)
         self.accept: Callable[[Admit, SocketAddress], tuple[Engine, Sink]] | None = None
@@ -369,6 +375,9 @@ class SocketDriver:
             datagrams_sent=counters.datagrams_sent,
             datagrams_received=counters.datagrams_received,
             send_blocked=counters.send_blocked,
+            send_calls=counters.send_calls,
+            receive_calls=counters.receive_calls,
+            pooled_receives=counters.pooled_receives,
             soft_errors=counters.soft_errors,
             datagrams_unroutable=self._datagrams_unroutable,
             connections=len(self._all),
@@ -408,7 +417,7 @@ class SocketDriver:
     def _turn(self) -> bool:
         """Read what has arrived, run the timers which are due, answer; whether more may wait."""
         now = trio.current_time()
-        runs = self.socket.receive_runs(RUNS_PER_TURN)
+        runs = self.socket.receive_runs(self._runs_per_turn, self._pool)
         touched: dict[Route, None] = {}
         for run in runs:
             self._dispatch_run(run, now, touched)
@@ -420,7 +429,7 @@ class SocketDriver:
         self._flush(now, answering)
         if self._dirty or self._unsent:
             self._wake_flusher()
-        return len(runs) == RUNS_PER_TURN
+        return len(runs) == self._runs_per_turn
 
     async def _flush_forever(self) -> None:
         while True:
@@ -479,21 +488,22 @@ class SocketDriver:
 
     def _dispatch_run(self, run: ReceivedRun, now: float, touched: dict[Route, None]) -> None:
         """Hand the datagrams of a run to their connections."""
-        data, address, size, mark = run
+        data, address, size, mark, stop = run
         if not address[1]:
             # Nothing can be sent to port 0, so such a datagram is worth no work.
-            self._datagrams_unroutable += -(-len(data) // size) if size else 1
+            self._datagrams_unroutable += -(-stop // size) if size else 1
             return
-        start, stop = 0, len(data)
+        start = 0
         while start < stop:
             route = None
             if not data[start] & 0x80:
-                route = self._routes.get(data[start + 1 : start + 1 + CONNECTION_ID_LENGTH])
+                end = min(start + 1 + CONNECTION_ID_LENGTH, stop)
+                route = self._routes.get(bytes(data[start + 1 : end]))
             if route is not None:
-                start = route.engine.receive_run(data, start, size, address, now, mark)
+                start = route.engine.receive_run(data, start, size, address, now, mark, stop)
             else:
                 end = min(start + size, stop)
-                route = self._dispatch(data[start:end], address, now, mark)
+                route = self._dispatch(bytes(data[start:end]), address, now, mark)
                 start = end
             if route is not None:
                 touched[route] = None

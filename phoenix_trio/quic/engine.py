@@ -250,6 +250,7 @@ class Engine(QuicConnection):
         self._udp_datagrams_sent = 0
         self._udp_datagrams_received = 0
         self._stream_bytes_sent = 0
+        self._zero_copy_operations = 0
         self._stream_bytes_acknowledged = 0
         self._stream_bytes_received = 0
         self._streams_opened = 0
@@ -307,23 +308,33 @@ class Engine(QuicConnection):
         self._collect()
 
     def receive_run(
-        self, data: bytes, start: int, size: int, address: Any, now: float, mark: int = NOT_ECT
+        self,
+        data: bytes | bytearray,
+        start: int,
+        size: int,
+        address: Any,
+        now: float,
+        mark: int = NOT_ECT,
+        stop: int | None = None,
     ) -> int:
         """Take datagrams of `size` bytes (the last may be shorter) from `data`, from `start` on.
 
-        All have the ECN codepoint `mark`.
+        They end at `stop` (``None``: with `data`, nothing of which is kept), and all have
+        the ECN codepoint `mark`.
 
         Returns the position of the first one which was not taken, because it may be
         for another connection; at least one is taken.
         """
         self._now = now
         self.arriving_mark = mark
+        if stop is None:
+            stop = len(data)
         if self._state in END_STATES:
-            self.receive(data[start : start + size], address, now, mark)
-            return min(start + size, len(data))
-        stop = len(data)
+            end = min(start + size, stop)
+            self.receive(bytes(data[start:end]), address, now, mark)
+            return end
         try:
-            stop = self._fast.receive(data, start, size, address, now)
+            stop = self._fast.receive(data, start, stop, size, address, now)
         except Exception as error:  # noqa: BLE001 - whatever it is, one connection pays
             self._on_internal_error("receiving", error)
         self._bytes_received += stop - start
@@ -865,6 +876,7 @@ class Engine(QuicConnection):
             self._progress = True
         else:
             self._unsent += count
+            self._zero_copy_operations += kept
 
     def note_first_sent(self, count: int) -> None:
         """So many bytes which were never sent before were sent, or will never be."""
@@ -1046,6 +1058,7 @@ class Engine(QuicConnection):
             stream_bytes_acknowledged=self._stream_bytes_acknowledged,
             stream_bytes_received=self._stream_bytes_received,
             stream_bytes_read=self._window.released,
+            zero_copy_operations=self._zero_copy_operations,
             streams_opened=self._streams_opened,
             streams_accepted=self._streams_accepted,
             datagrams_sent=self._datagrams_queued

@@ -81,7 +81,9 @@ class FastPath:
         size = self._engine._max_datagram_size
         return max(1, min(MAX_RUN_SEGMENTS, BUILD_BYTES // size))
 
-    def receive(self, data: bytes, start: int, size: int, address: Any, now: float) -> int:
+    def receive(
+        self, data: bytes | bytearray, start: int, stop: int, size: int, address: Any, now: float
+    ) -> int:
         """Read datagrams from a run; see :func:`~phoenix_trio.quic.fast_receive.receive_batch`.
 
         Returns where it stopped; at least one datagram was read.
@@ -95,8 +97,8 @@ class FastPath:
             reason = fast_receive.why_not(engine, address)
         if reason is None:
             return fast_receive.receive_batch(
-                engine, data, start, size, address, now, self.fallbacks
+                engine, data, start, stop, size, address, now, self.fallbacks
             )
         return fast_receive.receive_slowly(
-            engine, data, start, size, address, reason, self.fallbacks
+            engine, data, start, stop, size, address, reason, self.fallbacks
         )

@@ -68,27 +68,28 @@ def why_not(engine: Engine, address: Any) -> str | None:
 
 def receive_batch(
     engine: Engine,
-    data: bytes,
+    data: bytes | bytearray,
     start: int,
+    stop: int,
     size: int,
     address: Any,
     now: float,
     fallbacks: Counter[str],
 ) -> int:
-    """Read datagrams of `size` bytes (the last may be shorter) from `data`, from `start` on.
+    """Read datagrams of `size` bytes (the last may be shorter) from `data`, `start` to `stop`.
 
     They begin with the connection's present ID, at least the first one.  Returns
     where it stopped: at the end, before a datagram for another ID, or behind
     one after which the state has to be looked at again.
     """
-    stop = len(data)
     host_cid = engine.host_cid
     after_cid = 1 + len(host_cid)
     after_number = after_cid + _PACKET_NUMBER
     sample = after_cid + 4
     shortest = sample + _TAG
     if min(size, stop - start) < shortest:
-        return receive_slowly(engine, data, start, size, address, "short", fallbacks)
+        return receive_slowly(engine, data, start, stop, size, address, "short", fallbacks)
+    whole = stop
     last = start + (stop - start - 1) // size * size
     if stop - last < shortest:
         stop = last  # a stunted datagram at the end: its turn comes by itself
@@ -204,7 +205,7 @@ def receive_batch(
         batch.finish(position - start)
     if position < stop and not data[position] & 0x80 and data.startswith(host_cid, position + 1):
         # Another key phase, length of packet number or reserved bits; or noise.
-        return receive_slowly(engine, data, position, size, address, "header", fallbacks)
+        return receive_slowly(engine, data, position, whole, size, address, "header", fallbacks)
     if position < stop:
         fallbacks["receive: connection ID"] += 1
     return position
@@ -212,8 +213,9 @@ def receive_batch(
 
 def receive_slowly(
     engine: Engine,
-    data: bytes,
+    data: bytes | bytearray,
     start: int,
+    stop: int,
     size: int,
     address: Any,
     reason: str,
@@ -221,10 +223,10 @@ def receive_slowly(
 ) -> int:
     """Leave one datagram to aioquic; returns where it ends."""
     fallbacks["receive: " + reason] += 1
-    stop = min(start + size, len(data))
-    whole = start == 0 and stop == len(data)
-    engine.receive_datagram(data if whole else data[start:stop], address, engine._now)
-    return stop
+    end = min(start + size, stop)
+    # (No copy of bytes as a whole; aioquic keeps what it is given.)
+    engine.receive_datagram(bytes(data[start:end]), address, engine._now)
+    return end
 
 
 def _cut(plain: bytes | bytearray, size: int) -> bytes | bytearray:

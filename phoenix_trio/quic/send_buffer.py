@@ -33,11 +33,11 @@ class SendBuffer:
     def __len__(self) -> int:
         return self.stop - self.start
 
-    def append(self, data: bytes | bytearray | memoryview) -> bool:
+    def append(self, data: bytes | bytearray | memoryview, *, keep: bool = True) -> bool:
         """Add `data` at the end.
 
-        Immutable data of some size is kept as it is, anything else is copied.
-        Returns whether it was kept.
+        Immutable data of some size is kept as it is, unless `keep` is false; anything
+        else is copied.  Returns whether it was kept.
         """
         size = len(data)
         if size < _SMALL:
@@ -49,8 +49,10 @@ class SendBuffer:
                     self._add(bytearray(data))
                 self.stop += size
             return False
-        kept = type(data) is bytes or (type(data) is memoryview and type(data.obj) is bytes)
-        self._add(data if kept else bytes(data))
+        kept = keep and (
+            type(data) is bytes or (type(data) is memoryview and type(data.obj) is bytes)
+        )
+        self._add(data if kept else bytes(memoryview(data)))
         self.stop += size
         return kept
 

@@ -28,6 +28,7 @@ from aioquic.quic.recovery import QuicPacketRecovery, QuicPacketSpace
 from aioquic.quic.stream import QuicStream, QuicStreamReceiver, QuicStreamSender
 from aioquic.tls import Epoch
 
+from ..config import TransportConfig
 from .flow_control import ReceiveWindow
 from .send_buffer import SendBuffer
 
@@ -45,6 +46,8 @@ __all__ = [
 
 class StreamOwner(Protocol):
     """What these classes tell the engine."""
+
+    config: TransportConfig
 
     def activate(self, stream: QuicStream) -> None:
         """The stream has something to send, or has ended on the wire."""
@@ -143,7 +146,8 @@ class TrackedSender(QuicStreamSender):
             self.buffer_is_empty = False
             start = self.data.stop
             self._pending.add(start, start + size)
-            self._engine.note_buffered(size, kept=self.data.append(data))
+            kept = self.data.append(data, keep=self._engine.config.enable_zero_copy)
+            self._engine.note_buffered(size, kept=kept)
         if end_stream:
             self.buffer_is_empty = False
             self._buffer_fin = self.data.stop

@@ -24,7 +24,8 @@ from typing import final
 import attrs
 import trio
 
-from ..quic.packet_io import SocketAddress, SocketStatistics
+from ..quic.packet_io import ReceivedRun, SocketAddress, SocketStatistics
+from ..quic.receive_pool import ReceivePool
 
 __all__ = [
     "Conditions",
@@ -511,6 +512,7 @@ class SimulatedSocket:
             soft_errors=0,
             send_calls=self._datagrams_sent,
             receive_calls=self._datagrams_received,
+            pooled_receives=0,
             ecn=True,
             gso=False,
             gro=True,
@@ -569,9 +571,9 @@ class SimulatedSocket:
         self._network._send(Datagram(self._outside, (address[0], address[1]), bytes(data), mark))
         return True
 
-    def receive_runs(self, limit: int) -> list[tuple[bytes, SocketAddress, int, int]]:
+    def receive_runs(self, limit: int, pool: ReceivePool | None = None) -> list[ReceivedRun]:
         """What has arrived, as a kernel with GRO gives it: in runs of one size from one source."""
-        runs: list[tuple[bytes, SocketAddress, int, int]] = []
+        runs: list[ReceivedRun] = []
         run: list[bytes] = []
         source: SocketAddress | None = None
         size = room = common = 0
@@ -580,12 +582,12 @@ class SimulatedSocket:
             ended = not run or differs or len(data) > min(size, room) or not data
             if ended or len(run[-1]) < size or len(run) == _RUN_SEGMENTS:
                 if source is not None:
-                    runs.append((b"".join(run), source, size, common))
+                    runs.append(_as_run(run, source, size, common))
                 run, source, size, common, room = [], address, len(data), mark, _LARGEST_RUN
             run.append(data)
             room -= len(data)
         if source is not None:
-            runs.append((b"".join(run), source, size, common))
+            runs.append(_as_run(run, source, size, common))
         return runs
 
     def send_run(
@@ -652,6 +654,11 @@ class SimulatedSocket:
     def largest_payload(self, address: SocketAddress) -> int | None:
         """Not known: a simulated host has no interface; the link may take less than Ethernet."""
         return None
+
+
+def _as_run(datagrams: list[bytes], source: SocketAddress, size: int, mark: int) -> ReceivedRun:
+    data = b"".join(datagrams)
+    return data, source, size, mark, len(data)
 
 
 def _numeric(address: str) -> str:

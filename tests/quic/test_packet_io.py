@@ -32,7 +32,7 @@ async def test_datagrams_go_both_ways(host: str) -> None:
     assert one.send_run(b"hello", two.address)
     with trio.fail_after(5):
         await two.wait_readable()
-    ((data, source, _, _),) = two.receive_runs(10)
+    ((data, source, _, _, _),) = two.receive_runs(10)
     assert data == b"hello"
     assert source[1] == one.address[1]
     assert two.receive_runs(10) == []
@@ -54,11 +54,11 @@ async def test_a_dual_stack_socket_reaches_both_families() -> None:
     both.send_run(b"x", target)
     with trio.fail_after(5):
         await four.wait_readable()
-    ((_, source, _, _),) = four.receive_runs(1)
+    ((_, source, _, _, _),) = four.receive_runs(1)
     four.send_run(b"y", source)
     with trio.fail_after(5):
         await both.wait_readable()
-    ((_, back, _, _),) = both.receive_runs(1)
+    ((_, back, _, _, _),) = both.receive_runs(1)
     assert display_address(back) == four.address
     assert display_address(("2001:db8::1", 5, 0, 0)) == ("2001:db8::1", 5, 0, 0)
     assert four.reachable(("::1", 1, 0, 0)) is None
@@ -313,7 +313,7 @@ async def test_a_cancelled_wait_on_a_real_socket_loses_nothing() -> None:
     with trio.fail_after(5):
         while len(received) < 20:
             await two.wait_readable()
-            received += [byte for data, _, _, _ in two.receive_runs(7) for byte in data]
+            received += [byte for data, _, _, _, _ in two.receive_runs(7) for byte in data]
     assert received == list(range(20))
     assert two.statistics.datagrams_received == 20
     assert two.statistics.bytes_received == 20

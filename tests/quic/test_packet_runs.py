@@ -41,7 +41,7 @@ async def read(receiver: UdpSocket, count: int) -> list[tuple[bytes, int]]:
     with trio.fail_after(5):
         while len(found) < count:
             await receiver.wait_readable()
-            for data, _, size, mark in receiver.receive_runs(16):
+            for data, _, size, mark, _ in receiver.receive_runs(16):
                 found += [(data[at : at + size], mark) for at in range(0, len(data), size)]
     return found
 
@@ -264,7 +264,7 @@ async def test_runs_of_the_simulated_network_keep_datagrams_and_marks_apart(
     one.send_run(b"eeff", two.address, 2, 0)
     one.send_run(b"longer than those", two.address)
     await two.wait_readable()
-    assert [(data, size, mark) for data, _, size, mark in two.receive_runs(10)] == [
+    assert [(data, size, mark) for data, _, size, mark, _ in two.receive_runs(10)] == [
         (b"aabbc", 2, 2),
         (b"ddeeff", 2, 0),
         (b"longer than those", 17, 0),

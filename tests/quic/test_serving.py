@@ -553,7 +553,7 @@ async def test_a_socket_which_fails_for_good_ends_the_endpoint_with_its_error(
                 await stream.send_all(b"x")
                 assert await stream.receive_some() == b"x"
 
-                def fail(limit: int) -> list[object]:
+                def fail(limit: int, pool: object) -> list[object]:
                     raise OSError("gone")
 
                 connection._driver.socket.receive_runs = fail  # type: ignore[method-assign]
@@ -575,7 +575,7 @@ async def test_without_a_nursery_a_failed_socket_is_reported_by_the_next_call(
         PORT, tls=server_tls(), alpn=ALPN, network=simulated.network.host(SERVER)
     )
 
-    def fail(limit: int) -> list[object]:
+    def fail(limit: int, pool: object) -> list[object]:
         raise OSError("gone")
 
     listener._driver.socket.receive_runs = fail  # type: ignore[method-assign]

@@ -1,0 +1,146 @@
+"""Memory is used again for receiving, and not copied for sending, where the settings say so."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+
+import attrs
+import pytest
+import trio
+import trio.testing
+
+import phoenix_trio
+from phoenix_trio import TransportConfig
+from phoenix_trio.quic.packet_io import UdpNetwork
+from phoenix_trio.quic.receive_pool import LARGEST_DATAGRAM, ReceivePool
+from tests.support import ALPN, client_tls, connected_pair, server_tls, stream_pair
+
+MEBIBYTE = 1024 * 1024
+
+
+async def test_a_pool_makes_a_buffer_once_however_often_it_is_used() -> None:
+    pool = ReceivePool()
+    one = await UdpNetwork().open_socket("127.0.0.1", 0, buffer_size=MEBIBYTE)
+    two = await UdpNetwork().open_socket("127.0.0.1", 0, buffer_size=MEBIBYTE)
+    seen: set[int] = set()
+    try:
+        for turn in range(20):
+            payload = os.urandom(1000 + turn)
+            one.send_run(payload, two.address)
+            with trio.fail_after(5):
+                await two.wait_readable()
+            ((data, source, size, _, stop),) = two.receive_runs(16, pool)
+            assert (bytes(data[:stop]), source[1], size) == (payload, one.address[1], len(payload))
+            seen.add(id(data))
+        assert len(seen) == 1
+        assert len(pool) == 2  # the second for what might have come as well
+        assert two.statistics.receive_calls == 20
+        assert two.statistics.pooled_receives == 19
+    finally:
+        one.close()
+        two.close()
+
+
+async def test_runs_of_one_call_lie_in_buffers_of_their_own() -> None:
+    pool = ReceivePool()
+    one = await UdpNetwork().open_socket("127.0.0.1", 0, buffer_size=MEBIBYTE)
+    two = await UdpNetwork().open_socket("127.0.0.1", 0, buffer_size=MEBIBYTE)
+    try:
+        # Of different sizes, so that no kernel joins them.
+        payloads = [os.urandom(100 + index * 10) for index in range(5)][::-1]
+        payloads = [payloads[index] for index in (1, 0, 3, 2, 4)]
+        for payload in payloads:
+            one.send_run(payload, two.address)
+        found: list[bytes] = []
+        with trio.fail_after(5):
+            while len(b"".join(found)) < len(b"".join(payloads)):
+                await two.wait_readable()
+                runs = two.receive_runs(3, pool)
+                assert len(runs) <= 3
+                found += [bytes(data[:stop]) for data, _, _, _, stop in runs]
+        assert b"".join(found) == b"".join(payloads)
+        assert len(pool) <= 3
+    finally:
+        one.close()
+        two.close()
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+async def test_an_endpoint_receives_into_the_same_memory_again_if_it_should(
+    enabled: bool,
+) -> None:
+    config = TransportConfig(enable_memory_pool=enabled, memory_pool_size=4 * LARGEST_DATAGRAM)
+    payload = os.urandom(4 * MEBIBYTE)
+    got = bytearray()
+
+    async def handler(connection: phoenix_trio.QuicConnection) -> None:
+        async with await connection.accept_stream() as stream:
+            async for chunk in stream:
+                got.extend(chunk)
+            assert connection._driver._runs_per_turn == (4 if enabled else 16)
+            statistics.append(connection._driver.statistics())
+
+    statistics: list[phoenix_trio.EndpointStatistics] = []
+    async with trio.open_nursery() as nursery:
+        serve = partial(
+            phoenix_trio.serve,
+            handler,
+            0,
+            host="127.0.0.1",
+            tls=server_tls(),
+            alpn=ALPN,
+            config=config,
+        )
+        (listener,) = await nursery.start(serve)
+        with trio.fail_after(20):
+            async with (
+                phoenix_trio.open_connection(
+                    "127.0.0.1", listener.port, tls=client_tls(), alpn=ALPN, config=config
+                ) as connection,
+                await connection.open_stream() as stream,
+            ):
+                await stream.send_all(payload)
+                await stream.send_eof()
+                assert await stream.receive_some() == b""
+        nursery.cancel_scope.cancel()
+    assert got == payload
+    (counters,) = statistics
+    assert counters.receive_calls > 20
+    if enabled:
+        # (At most four buffers were new, and they serve all endpoints of this thread.)
+        assert counters.receive_calls - 4 <= counters.pooled_receives <= counters.receive_calls
+    else:
+        assert counters.pooled_receives == 0
+
+
+@pytest.mark.parametrize(
+    ("enabled", "data", "kept"),
+    [
+        (True, bytes(100_000), 1),
+        (True, memoryview(bytes(100_000))[10:90_000], 1),
+        (True, bytearray(100_000), 0),
+        (True, memoryview(bytearray(100_000)), 0),
+        (True, bytes(1000), 0),
+        (False, bytes(100_000), 0),
+    ],
+)
+async def test_only_what_is_large_and_cannot_change_is_kept_without_a_copy(
+    enabled: bool,
+    data: bytes | bytearray | memoryview,
+    kept: int,
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    config = attrs.evolve(TransportConfig(), enable_zero_copy=enabled)
+    async with connected_pair(config=config) as pair:
+        client, server = await stream_pair(*pair)
+        expected = bytes(data)
+        await client.send_all(data)
+        if isinstance(data, bytearray):
+            data[:] = b"\xff" * len(data)  # the caller may use it again at once
+        await client.send_eof()
+        got = bytearray()
+        async for chunk in server:
+            got += chunk
+        assert got == expected
+        assert client.connection.statistics().zero_copy_operations == kept
