@@ -43,6 +43,8 @@ class Workload:
     """``None``: as many as the plan says."""
     fresh: bool = False
     """Each run has new processes: what was measured before leaves traces in them."""
+    payload: int = 0
+    """The size of the random data which the client has to have before."""
     bytes: int = 0
     """Bytes moved on one connection in one run, by which a slow implementation's time is
     estimated before it is begun."""
@@ -63,13 +65,14 @@ def _transfer(
     *,
     write: int = _WRITE,
     runs: int | None = None,
+    repeat: int = 1,
     with_processor: bool = False,
 ) -> Workload:
     seconds = max(30.0, size / _MEGABYTE)
     sides = _SIDES if with_processor else ()
 
     def measure(pair: Pair) -> list[float | None]:
-        answer = pair.ask("transfer", seconds=seconds, size=size, write=write)
+        answer = pair.ask("transfer", seconds=seconds, repeat=repeat, size=size, write=write)
         taken = float(answer["seconds"])
         used = [float(answer[f"{side}_processor"]) for side in sides]
         return [taken * 1e3, size * 8 / taken / 1e6, *(each / size * 1e9 for each in used)]
@@ -79,7 +82,7 @@ def _transfer(
         Figure(f"transfer {name}: rate", "Mbit/s", higher_is_better=True),
         *(Figure(f"transfer {name}: processor time a GB, {side}", "s") for side in sides),
     )
-    return Workload(figures=figures, measure=measure, bytes=size, runs=runs)
+    return Workload(figures=figures, measure=measure, bytes=size, runs=runs, payload=size)
 
 
 def _start(size: int) -> Workload:
@@ -87,7 +90,7 @@ def _start(size: int) -> Workload:
         return float(pair.ask("flow", size=size, write=_WRITE)["seconds"] * 1e3)
 
     name = f"start of a transfer of {size // _MEGABYTE} MB"
-    return _one(name, "ms", measure, bytes=size)
+    return _one(name, "ms", measure, bytes=size, payload=size)
 
 
 def _median(name: str, unit: str, op: str, scale: float, **arguments: int) -> Workload:
@@ -130,7 +133,7 @@ def _beside_idle_streams(size: int, streams: int) -> Workload:
         return float(beside / without)
 
     name = f"{size // _MEGABYTE} MB beside {streams:,} idle streams, against none"
-    return _one(name, "times", measure, bytes=2 * size)
+    return _one(name, "times", measure, bytes=2 * size, payload=size)
 
 
 def _connections(count: int, loaded: int, size: int, runs: int, settle: float) -> Workload:
@@ -181,16 +184,16 @@ def list_workloads(*, quick: bool, with_gigabyte: bool) -> Iterator[Workload]:
     """All of them, in the order of the report."""
     packets = (Figure("UDP payload of a full packet", "bytes", None),)
     yield Workload(figures=packets, measure=_packets, runs=1)
-    yield _transfer("1 KB", 1000)
-    yield _transfer("64 KB", 64 * 1024)
-    yield _transfer("1 MiB", 1024 * 1024)
+    few, many = (3, 51) if quick else (21, 401)
+    yield _transfer("1 KB", 1000, repeat=few)
+    yield _transfer("64 KB", 64 * 1024, repeat=few)
+    yield _transfer("1 MiB", 1024 * 1024, repeat=3)
     yield _transfer("10 MB", 10 * _MEGABYTE)
     yield _transfer("100 MB", 100 * _MEGABYTE, with_processor=True)
     yield _transfer("100 MB, 64 KB writes", 100 * _MEGABYTE, write=64 * 1024)
     if with_gigabyte:
         yield _transfer("1 GB", 1000 * _MEGABYTE, runs=2)
     yield _start(10 * _MEGABYTE)
-    few, many = (5, 100) if quick else (20, 400)
     yield _median("connection, full handshake", "ms", "handshake", 1e3, count=few, resume=False)
     yield _median("connection, resumed", "ms", "handshake", 1e3, count=few, resume=True)
     yield _median("connection, pooled", "us", "pooled", 1e6, count=many)
@@ -199,12 +202,13 @@ def list_workloads(*, quick: bool, with_gigabyte: bool) -> Iterator[Workload]:
         "ms",
         lambda pair: float(pair.ask("cold", size=1024 * 1024)["seconds"] * 1e3),
         bytes=1024 * 1024,
+        payload=1024 * 1024,
     )
     yield _median("opening a stream", "us", "open_stream", 1e6, count=many)
     yield _median("64 bytes there and back", "us", "round_trip", 1e6, count=many, size=64)
     yield _median("new stream and a 64-byte echo", "us", "echo", 1e6, count=many, size=64)
     for concurrent in (1, 16, 100):
-        yield _echoes(concurrent, 1000 if quick else 4000)
+        yield _echoes(concurrent, 400 if quick else 4000)
     yield _datagrams(2000 if quick else 10_000)
     yield (
         _connections(50, 5, size=4 * _MEGABYTE, runs=1, settle=0.3)

@@ -1,0 +1,155 @@
+"""The benchmark's figures: saved, compared, drawn; each the right way round."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from phoenix_trio.bench import charts, peers, report
+from phoenix_trio.bench.results import Report, Row, describe_machine, new_report
+from phoenix_trio.cli import bench as command
+
+OURS = "phoenix_trio"
+
+
+def make_report(*rows: Row, date: str = "2026-01-02T03:04:05+00:00") -> Report:
+    return Report(
+        rows=list(rows),
+        machine={"processor": "abacus"},
+        versions={"python": "3.11"},
+        date=date,
+        command="phoenix-trio bench",
+        commit="abc1234",
+    )
+
+
+def row(
+    name: str,
+    *runs: float,
+    who: str = OURS,
+    unit: str = "ms",
+    higher_is_better: bool | None = False,
+    note: str = "",
+) -> Row:
+    return Row(
+        name=name,
+        implementation=who,
+        unit=unit,
+        runs=list(runs),
+        note=note,
+        higher_is_better=higher_is_better,
+    )
+
+
+def printed(*arguments: Report) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    if len(arguments) == 2:
+        report.compare(*arguments, console)
+    else:
+        report.print_report(arguments[0], console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_a_report_survives_its_file(tmp_path: Path) -> None:
+    old = make_report(
+        row("a", 3, 1, 2),
+        row("b", 5.5, who="other", higher_is_better=True, note="slow"),
+        row("c", unit="bytes", higher_is_better=None),
+    )
+    old.save(str(tmp_path / "report.json"))
+    assert Report.load(str(tmp_path / "report.json")) == old
+    content = json.loads((tmp_path / "report.json").read_text())
+    assert {key: content["rows"][0][key] for key in ("median", "min", "max", "runs")} == {
+        "median": 2,
+        "min": 1,
+        "max": 3,
+        "runs": [3, 1, 2],
+    }
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"rows": 5}', '{"rows": [{"name": "a"}]}'])
+def test_a_file_which_is_no_report_is_said_to_be_none(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="no report"):
+        Report.load(str(path))
+
+
+def test_a_new_report_says_where_and_with_what() -> None:
+    new = new_report([], {"other": "1.2"})
+    assert new.machine == describe_machine()
+    assert {"python", "aioquic", "trio", "cryptography", "other"} <= set(new.versions)
+    assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00$", new.date)
+
+
+@pytest.mark.parametrize(("higher_is_better", "ratio"), [(False, 2.0), (True, 0.5), (None, None)])
+def test_a_ratio_above_one_means_that_we_are_ahead(
+    higher_is_better: bool | None, ratio: float | None
+) -> None:
+    ours = row("a", 10, higher_is_better=higher_is_better)
+    theirs = row("a", 20, who="other", higher_is_better=higher_is_better)
+    both = make_report(ours, theirs)
+    assert report.ratio_to_ours(both, theirs) == ratio
+    assert report.ratio_to_ours(both, ours) is None
+
+
+def test_a_comparison_marks_only_what_is_beyond_the_spread() -> None:
+    before = make_report(row("apart", 10, 11), row("noisy", 10, 20), date="2025-01-01")
+    after = make_report(row("apart", 5, 5.5), row("noisy", 12, 15), row("new", 1))
+    lines = {line.split()[1]: line for line in printed(before, after).splitlines() if "ms" in line}
+    assert set(lines) == {"apart", "noisy"}
+    assert "2.00x" in lines["apart"]
+    assert "yes" in lines["apart"]
+    assert "yes" not in lines["noisy"]
+
+
+def test_the_table_says_why_a_figure_is_missing() -> None:
+    text = printed(
+        make_report(row("a", 10), row("a", who="other", note="failed: it burst"), row("a", who="x"))
+    )
+    assert "other: failed: it burst: a" in text
+    assert "abacus" in text
+    assert "abc1234" in text
+
+
+def test_markdown_goes_between_its_marks_and_replaces_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "page.md"
+    path.write_text(f"before\n{command._BEGIN}old\n{command._END}after\n")
+    for value in (10, 12345):
+        command._write_markdown(make_report(row("row one", value)), path)
+    text = path.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    assert text.count("row one") == 1
+    assert "12,345" in text
+
+
+def test_markdown_needs_no_marks_in_a_new_file(tmp_path: Path) -> None:
+    command._write_markdown(make_report(row("row one", 1)), tmp_path / "new.md")
+    assert "| row one | ms | 1 |" in (tmp_path / "new.md").read_text()
+
+
+def test_the_page_of_charts_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    charts.save_page(
+        make_report(row("a", 10, 11), row("a", 20, who="<b>other</b>"), row("gap")), str(path)
+    )
+    text = path.read_text()
+    assert "abacus" in text
+    assert not re.search(r"<(script|link|img)[^>]+(src|href)\s*=\s*[\"']?(https?:)?//", text)
+    assert "<title>gap" not in text
+
+
+def test_a_peer_which_is_not_installed_is_named_with_its_reason() -> None:
+    found, missing = peers.find_peers({"qh3": "/bin/false"})
+    assert {peer.name for peer in found} >= {"aioquic (asyncio)", "TLS over TCP (trio)"}
+    assert ("qh3 (asyncio)", "/bin/false has no package qh3") in missing
+    names = [peer.name for peer in found] + [name for name, _ in missing]
+    assert len(names) == len(set(names)) == len(peers._CANDIDATES) + 1
