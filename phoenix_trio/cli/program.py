@@ -10,6 +10,7 @@ from .certificate import certificate
 from .demo import demo
 from .receive import receive
 from .send import send
+from .simulate import simulate_command
 
 __all__ = ["program"]
 
@@ -32,5 +33,5 @@ def program() -> None:
     """
 
 
-for command in (receive, send, certificate, demo, bench, serve_bench_command):
+for command in (receive, send, certificate, demo, bench, serve_bench_command, simulate_command):
     program.add_command(command)

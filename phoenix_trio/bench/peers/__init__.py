@@ -51,7 +51,6 @@ class _Candidate:
 _CANDIDATES = (
     _Candidate("aioquic (asyncio)", "aioquic_asyncio", "aioquic"),
     _Candidate("qh3 (asyncio)", "qh3_asyncio", "qh3"),
-    _Candidate("py-libp2p (QUIC)", "libp2p_quic", "libp2p"),
 )
 
 NAMES = tuple(candidate.package for candidate in _CANDIDATES)
