@@ -153,9 +153,13 @@ class Seat(Protocol):
 
     id: int
     leases: int
-    reserved: int
-    available_streams: int
     most_streams: int
+
+    @property
+    def reserved(self) -> int: ...
+
+    @property
+    def available_streams(self) -> int: ...
 
     @property
     def is_congested(self) -> bool: ...

@@ -180,17 +180,12 @@ class QuicConnection(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
         """
         if self._ended:
             return False
-        facts = self._engine.statistics(
-            datagrams_dropped_incoming=0,
-            flow_control_stalls=0,
-            stream_credit_stalls=0,
-            receive_buffer_bytes=0,
-        )
-        waiting = facts.send_buffer_bytes - facts.bytes_in_flight
-        return (
-            waiting >= facts.congestion_window
-            and 2 * facts.bytes_in_flight > facts.congestion_window
-        )
+        return self._engine.is_congested
+
+    @property
+    def streams_opened(self) -> int:
+        """How many streams this side has opened so far."""
+        return self._engine.streams_opened
 
     def statistics(self) -> ConnectionStatistics:
         """A frozen snapshot of the counters and estimates; also after the end."""

@@ -869,6 +869,19 @@ class Engine(QuicConnection):
         """The streams for which MAX_STREAM_DATA has to be sent."""
         return list(self._limits_to_send.values())
 
+    @property
+    def is_congested(self) -> bool:
+        """Whether more waits to be sent than the congestion window lets through at a time."""
+        loss = self._loss
+        waiting = self._buffered - loss.bytes_in_flight
+        window = loss.congestion_window
+        return bool(waiting >= window and 2 * loss.bytes_in_flight > window)
+
+    @property
+    def streams_opened(self) -> int:
+        """Streams opened by this side."""
+        return self._streams_opened
+
     def note_buffered(self, count: int, *, kept: bool = False) -> None:
         """The send buffers have grown by `count` bytes (or shrunk)."""
         self._buffered += count

@@ -1,0 +1,682 @@
+"""Who holds which connection, and who opens and closes them?  The pool's Trio half.
+
+Floor 4.  What is to be done is :func:`~phoenix_trio.pool.policy.decide`'s question; here are
+the tasks which do it, all in the pool's own nursery: one for each connection, from dialling
+to its end, one for each which is being closed or checked, and one which waits for the time
+at which the policy wants to be asked again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import random
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Hashable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import TracebackType
+from typing import TypeAlias, final
+
+import attrs
+import trio
+
+from ..errors import ApplicationErrorCode
+from ..quic.connection import QuicConnection
+from ..quic.construction import NoPublicConstructor
+from ..quic.groups import unwrap_lone
+from ..quic.stream import fresh
+from .config import Backoff, PoolConfig
+from .policy import (
+    ConnectionState,
+    PoolState,
+    Reason,
+    TargetState,
+    Waiter,
+    choose,
+    decide,
+)
+from .statistics import PoolStatistics, TargetStatistics
+from .targets import Target, TargetLike, parse_target
+
+__all__ = ["ConnectionPool", "Dial", "Lease", "open_pool"]
+
+#: A connection which is lost so soon counts as a failed dial, in seconds.
+_SHORT_LIFE = 1.0
+
+_DEFAULT_BACKOFF = Backoff()
+
+logger = logging.getLogger("phoenix_trio.pool")
+
+#: Opens a connection to a target for the length of a block, as ``Endpoint.connect`` does.
+Dial: TypeAlias = Callable[[Target], AbstractAsyncContextManager[QuicConnection]]
+
+
+class _Pooled:
+    """A connection of the pool; what :func:`~phoenix_trio.pool.policy.choose` calls a seat."""
+
+    __slots__ = (
+        "checked_at",
+        "closing_since",
+        "entry",
+        "id",
+        "idle_since",
+        "is_checking",
+        "is_closing",
+        "is_draining",
+        "leases",
+        "most_streams",
+        "opened_at",
+        "opened_before",
+        "promised",
+        "quic",
+        "yields_to",
+    )
+
+    def __init__(self, number: int, entry: _Entry, quic: QuicConnection, now: float) -> None:
+        self.id = number
+        self.entry = entry
+        self.quic = quic
+        self.leases = 0
+        self.most_streams = quic.available_streams
+        # Leases granted, and streams opened, since the two were last the same.
+        self.promised = 0
+        self.opened_before = 0
+        self.opened_at = self.idle_since = now
+        self.checked_at = -math.inf
+        self.closing_since = 0.0
+        self.is_checking = False
+        self.is_closing = False
+        self.is_draining = False
+        self.yields_to: int | None = None
+
+    @property
+    def is_usable(self) -> bool:
+        return not self.is_closing and not self.is_draining and not self.quic.is_closed
+
+    @property
+    def available_streams(self) -> int:
+        available = self.quic.available_streams
+        if available > self.most_streams:
+            self.most_streams = available
+        return available
+
+    @property
+    def is_congested(self) -> bool:
+        return self.quic.is_congested
+
+    @property
+    def reserved(self) -> int:
+        """Leases which have not opened their stream yet, as far as can be seen."""
+        opened = self.quic.streams_opened - self.opened_before
+        missing = min(self.promised - opened, self.leases)
+        if missing <= 0:
+            self.promised = 0
+            self.opened_before += opened
+            return 0
+        return missing
+
+    def state(self) -> ConnectionState:
+        return ConnectionState(
+            self.id,
+            leases=self.leases,
+            reserved=self.reserved if self.leases else 0,
+            available_streams=self.available_streams,
+            most_streams=self.most_streams,
+            is_congested=self.is_congested,
+            is_closing=self.is_closing or self.quic.is_closed,
+            closing_since=self.closing_since,
+            is_draining=self.is_draining,
+            yields_to=self.yields_to,
+            idle_since=self.idle_since,
+            checked_at=self.checked_at,
+            is_checking=self.is_checking,
+        )
+
+
+@attrs.define(eq=False)
+class _Waiting:
+    """A lease which waits."""
+
+    waiter: Waiter
+    event: trio.Event = attrs.field(factory=trio.Event)
+    granted: _Pooled | None = None
+    error: Exception | None = None
+
+
+@attrs.define(eq=False)
+class _Entry:
+    """One target."""
+
+    target: Target
+    connections: list[_Pooled] = attrs.field(factory=list)
+    waiting: deque[_Waiting] = attrs.field(factory=deque)
+    dial_scope: trio.CancelScope | None = None
+    is_abandoned: bool = False
+    failures: int = 0
+    may_dial_at: float = -math.inf
+    may_grow_at: float = -math.inf
+    failed_until: float = -math.inf
+    error: Exception | None = None
+    """Why the last dial failed."""
+    kept_warm: int = 0
+    demands: list[int] = attrs.field(factory=list)
+    """Of those who need so many different connections at once."""
+    wants_more: bool = False
+    lot: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
+    """Those who wait for a connection more, or for a dial to fail."""
+    leases_granted: int = 0
+    dials: int = 0
+    dial_failures: int = 0
+
+    @property
+    def warm(self) -> int:
+        return max(self.kept_warm, *self.demands, 0)
+
+    @property
+    def usable(self) -> list[_Pooled]:
+        return [each for each in self.connections if each.is_usable]
+
+    def is_over(self, now: float) -> bool:
+        """Whether there is nothing about it worth remembering."""
+        in_use = self.connections or self.waiting or self.dial_scope or self.warm
+        return not in_use and now >= self.failed_until
+
+    def state(self) -> TargetState:
+        return TargetState(
+            self.target,
+            [each.state() for each in self.connections],
+            [each.waiter for each in self.waiting],
+            is_dialling=self.dial_scope is not None,
+            is_abandoned=self.is_abandoned,
+            may_dial_at=self.may_dial_at,
+            may_grow_at=self.may_grow_at,
+            warm=self.warm,
+            wants_more=self.wants_more,
+        )
+
+
+@final
+class Lease(AbstractAsyncContextManager[QuicConnection]):
+    """A connection of the pool for the length of a block.  From :meth:`ConnectionPool.lease`.
+
+    Can be entered once.
+    """
+
+    __slots__ = ("_pool", "_pooled", "_target")
+
+    def __init__(self, pool: ConnectionPool, target: Target) -> None:
+        self._pool = pool
+        self._target = target
+        self._pooled: _Pooled | None = None
+
+    async def __aenter__(self) -> QuicConnection:
+        if self._pooled is not None:
+            raise RuntimeError("a lease can be entered once; ask the pool for another one")
+        self._pooled = await self._pool._acquire(self._target)
+        return self._pooled.quic
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        assert self._pooled is not None
+        self._pool._release(self._pooled)
+        # A checkpoint even where the block raised: what it raised is not replaced.
+        if exc_type is None:
+            await trio.lowlevel.checkpoint()
+        else:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+
+
+@final
+class ConnectionPool(metaclass=NoPublicConstructor):
+    """Connections to any number of targets, shared by those who lease them.
+
+    Obtained from :func:`open_pool`.
+    """
+
+    def __init__(self, dial: Dial, config: PoolConfig, nursery: trio.Nursery) -> None:
+        self._dial = dial
+        self._config = config
+        self._nursery = nursery
+        self._entries: dict[Hashable, _Entry] = {}  # by target
+        self._pooled: dict[int, _Pooled] = {}
+        self._numbers = itertools.count(1)
+        self._random = random.Random()  # noqa: S311 - jitter, no secret
+        self._closed = False
+        self._wake_at = math.inf
+        self._lot = trio.lowlevel.ParkingLot()
+        self._counts = dict.fromkeys(Reason, 0)
+        self._lost = 0
+        self._health_failures = 0
+
+    @property
+    def config(self) -> PoolConfig:
+        """The settings."""
+        return self._config
+
+    # ------------------------------------------------------------------ leases
+
+    def lease(self, target: TargetLike) -> Lease:
+        """A connection to `target`: ``async with pool.lease("example.org:4433") as connection:``.
+
+        Others may hold leases on the same connection.  It is handed back when the block
+        is left, however that happens; streams which are still open then go on.  Entering
+        the block waits for a connection if there is none, or none with a stream to
+        spare; those who wait longest are served first.
+
+        Cancellation: while waiting, nothing is held, and nobody else loses their turn.
+
+        Raises (the call itself):
+          TypeError, ValueError: that is no target.
+
+        Raises (entering the block):
+          OSError: the name is unknown, or the target cannot be reached.
+          HandshakeFailed, ConnectionBroken: the connection could not be established.
+          trio.ClosedResourceError: the pool was closed.
+        """
+        return Lease(self, parse_target(target))
+
+    @asynccontextmanager
+    async def lease_several(
+        self, target: TargetLike, count: int
+    ) -> AsyncIterator[list[QuicConnection]]:
+        """Leases on `count` different connections to `target`, all at once.
+
+        Waits until there are so many, dialling them one after the other.
+
+        Raises:
+          ValueError: `count` is below 1, or above what the settings permit for a target.
+          As for :meth:`lease`, if one of them cannot be established.
+        """
+        entry = self._entry(parse_target(target))
+        if not 1 <= count <= self._config.per_target:
+            raise ValueError(
+                f"count must be between 1 and {self._config.per_target}, the limit of"
+                f" connections to one target, not {count}"
+            )
+        await trio.lowlevel.checkpoint()
+        leased: list[_Pooled] = []
+        if self._config.reconnect_backoff is None:
+            entry.may_grow_at = entry.failed_until
+        entry.demands.append(count)
+        try:
+            while True:
+                self._check_open()
+                found = entry.usable
+                if len(found) >= count:
+                    break
+                failures = entry.dial_failures
+                self._turn()
+                await entry.lot.park()
+                if (
+                    entry.dial_failures > failures
+                    and entry.error is not None
+                    and self._config.reconnect_backoff is None
+                ):
+                    raise _again(entry.error)
+            for pooled in sorted(found, key=lambda each: (each.leases, each.id))[:count]:
+                self._grant(pooled)
+                leased.append(pooled)
+            yield [pooled.quic for pooled in leased]
+        finally:
+            entry.demands.remove(count)
+            for pooled in leased:
+                self._release(pooled)
+            if not self._closed:
+                self._turn()
+
+    async def _acquire(self, target: Target) -> _Pooled:
+        await trio.lowlevel.checkpoint()
+        entry = self._entry(target)
+        pooled = self._take_at_once(entry)
+        if pooled is not None:
+            return pooled
+        now = trio.current_time()
+        if entry.error is not None and now < entry.failed_until and not entry.usable:
+            raise _again(entry.error)
+        waiting = _Waiting(Waiter(next(self._numbers), now))
+        entry.waiting.append(waiting)
+        self._turn()
+        try:
+            await waiting.event.wait()
+        except BaseException:
+            if waiting.granted is not None:
+                self._release(waiting.granted)  # to whoever is next
+            elif waiting.error is None:
+                entry.waiting.remove(waiting)
+                self._turn()  # a dial may not be wanted any more
+            raise
+        if waiting.error is not None:
+            raise waiting.error
+        assert waiting.granted is not None
+        return waiting.granted
+
+    def _take_at_once(self, entry: _Entry) -> _Pooled | None:
+        """What :func:`decide` would grant to a newcomer, without a picture of everything.
+
+        Where nobody waits for the target, that is rule 1 alone, over those which do not
+        yield: the newcomer's ticket is the latest of all.
+        """
+        if entry.waiting:
+            return None
+        open_ones = [
+            each for each in entry.connections if each.is_usable and each.yields_to is None
+        ]
+        pooled: _Pooled | None
+        if len(open_ones) == 1 and open_ones[0].available_streams > open_ones[0].leases:
+            pooled = open_ones[0]  # (not more can be reserved than there are leases)
+            if pooled.leases >= self._config.seats:
+                return None
+        else:
+            pooled = choose(open_ones, self._config.seats)
+            if pooled is None:
+                return None
+        self._grant(pooled)
+        if pooled.is_congested and entry.dial_scope is None:
+            entry.wants_more = True
+            self._turn()
+        return pooled
+
+    def _grant(self, pooled: _Pooled) -> None:
+        if not pooled.leases:
+            pooled.promised = 0
+            pooled.opened_before = pooled.quic.streams_opened
+        pooled.leases += 1
+        pooled.promised += 1
+        pooled.entry.leases_granted += 1
+
+    def _release(self, pooled: _Pooled) -> None:
+        pooled.leases -= 1
+        if self._closed:
+            return
+        config = self._config
+        if not pooled.leases:
+            now = pooled.idle_since = trio.current_time()
+            due = now + min(config.idle_timeout, config.health_check_interval or math.inf)
+            if pooled.is_draining or pooled.yields_to is not None or due < self._wake_at:
+                self._turn()
+                return
+        if any(entry.waiting for entry in self._entries.values()):
+            self._turn()
+
+    def _entry(self, target: Target) -> _Entry:
+        self._check_open()
+        entry = self._entries.get(target)
+        if entry is None:
+            entry = self._entries[target] = _Entry(target)
+        return entry
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError("this pool was closed")
+
+    # ------------------------------------------------------------------ what else can be asked
+
+    def keep_warm(self, target: TargetLike, count: int) -> None:
+        """Keep at least `count` connections to `target` open from now on; 0: none.
+
+        They are dialled in the background, one after the other, with a back-off after
+        failures, and replaced when they are lost.
+
+        Raises:
+          TypeError, ValueError: that is no target, or `count` is out of range.
+          trio.ClosedResourceError: the pool was closed.
+        """
+        if not isinstance(count, int) or isinstance(count, bool):
+            raise TypeError(f"count must be an integer, not {count!r}")
+        if not 0 <= count <= self._config.per_target:
+            raise ValueError(
+                f"count must be between 0 and {self._config.per_target}, the limit of"
+                f" connections to one target, not {count}"
+            )
+        self._entry(parse_target(target)).kept_warm = count
+        self._turn()
+
+    def drain(self, connection: QuicConnection) -> None:
+        """Give out no further leases on `connection`, and close it after the last one.
+
+        For a peer which has said that it is about to go.  Without effect on a connection
+        which is not, or no longer, of this pool.
+        """
+        for pooled in self._pooled.values():
+            if pooled.quic is connection:
+                pooled.is_draining = True
+                if not self._closed:
+                    self._turn()
+
+    def statistics(self) -> PoolStatistics:
+        """A frozen snapshot."""
+        targets = {
+            str(entry.target): TargetStatistics(
+                connections=len(entry.usable),
+                idle=sum(1 for each in entry.usable if not each.leases),
+                dialling=int(entry.dial_scope is not None),
+                closing=len(entry.connections) - len(entry.usable),
+                leases=sum(each.leases for each in entry.connections),
+                waiting=len(entry.waiting),
+                leases_granted=entry.leases_granted,
+                dials=entry.dials,
+                dial_failures=entry.dial_failures,
+            )
+            for entry in self._entries.values()
+        }
+        return PoolStatistics(
+            targets=targets,
+            evicted_idle=self._counts[Reason.IDLE],
+            evicted_for_others=self._counts[Reason.EVICTED],
+            drained=self._counts[Reason.DRAINED],
+            lost=self._lost,
+            health_failures=self._health_failures,
+        )
+
+    # ------------------------------------------------------------------ carrying out decisions
+
+    def _turn(self) -> None:
+        """Ask the policy what is to be done now, and do it.  Never waits."""
+        now = trio.current_time()
+        decision = decide(
+            PoolState(now, [entry.state() for entry in self._entries.values()]), self._config
+        )
+        yielding = dict(decision.yielding)
+        for pooled in self._pooled.values():
+            pooled.yields_to = yielding.get(pooled.id)
+        for target, number in decision.grants:
+            waiting = self._entries[target].waiting.popleft()
+            waiting.granted = self._pooled[number]
+            self._grant(waiting.granted)
+            waiting.event.set()
+        for target in decision.abandoned:
+            entry = self._entries[target]
+            assert entry.dial_scope is not None
+            entry.is_abandoned = True
+            entry.dial_scope.cancel()
+        for target in decision.dials:
+            entry = self._entries[target]
+            entry.dial_scope = trio.CancelScope()
+            entry.dials += 1
+            self._nursery.start_soon(self._hold, entry, entry.dial_scope)
+        for number, reason in decision.closures:
+            pooled = self._pooled[number]
+            pooled.is_closing = True
+            pooled.closing_since = now
+            self._counts[reason] += 1
+            self._nursery.start_soon(self._close, pooled)
+        for number in decision.checks:
+            pooled = self._pooled[number]
+            pooled.is_checking = True
+            pooled.checked_at = now
+            self._nursery.start_soon(self._check_health, pooled)
+        for entry in list(self._entries.values()):
+            entry.wants_more = False
+            if entry.is_over(now):
+                del self._entries[entry.target]
+        if decision.wake_at != self._wake_at:
+            self._wake_at = decision.wake_at
+            self._lot.unpark_all()
+
+    async def _watch_time(self) -> None:
+        while True:
+            with trio.move_on_at(self._wake_at) as scope:
+                await self._lot.park()
+            if scope.cancelled_caught:
+                self._wake_at = math.inf
+                self._turn()
+
+    async def _hold(self, entry: _Entry, scope: trio.CancelScope) -> None:
+        """One connection, from dialling to its end."""
+        pooled: _Pooled | None = None
+        try:
+            with scope:
+                async with self._dial(entry.target) as quic:
+                    await trio.lowlevel.checkpoint_if_cancelled()  # given up just now
+                    pooled = self._add(entry, quic)
+                    await quic.wait_closed()
+        except Exception as error:
+            if pooled is not None:
+                raise  # not a matter of dialling
+            self._on_failed_dial(entry, error)
+        finally:
+            if pooled is None:
+                entry.dial_scope = None
+                entry.is_abandoned = False
+            else:
+                self._remove(pooled)
+            if not self._closed:
+                self._turn()
+            entry.lot.unpark_all()
+
+    def _add(self, entry: _Entry, quic: QuicConnection) -> _Pooled:
+        pooled = _Pooled(next(self._numbers), entry, quic, trio.current_time())
+        self._pooled[pooled.id] = pooled
+        entry.connections.append(pooled)
+        entry.dial_scope = None
+        entry.error = None
+        entry.may_dial_at = entry.may_grow_at = entry.failed_until = -math.inf
+        if not self._closed:
+            self._turn()
+        entry.lot.unpark_all()
+        return pooled
+
+    def _remove(self, pooled: _Pooled) -> None:
+        entry = pooled.entry
+        del self._pooled[pooled.id]
+        entry.connections.remove(pooled)
+        if pooled.is_closing or self._closed:
+            entry.failures = 0
+            return
+        self._lost += 1
+        now = trio.current_time()
+        if now - pooled.opened_at > _SHORT_LIFE:
+            entry.failures = 0
+        else:
+            # A peer which drops every connection at once must not be dialled in a loop.
+            self._delay_growth(entry, now)
+
+    def _delay_growth(self, entry: _Entry, now: float) -> float:
+        """Count a failure; returns for how long nothing is dialled that nobody waits for."""
+        entry.failures += 1
+        backoff = self._config.reconnect_backoff or _DEFAULT_BACKOFF
+        delay = backoff.delay(entry.failures, self._random)
+        entry.may_grow_at = now + delay
+        return delay
+
+    def _on_failed_dial(self, entry: _Entry, error: Exception) -> None:
+        now = trio.current_time()
+        delay = self._delay_growth(entry, now)
+        entry.dial_failures += 1
+        entry.error = error
+        if self._config.reconnect_backoff is not None:
+            entry.may_dial_at = now + delay
+            entry.failed_until = -math.inf
+        else:
+            entry.may_dial_at = entry.failed_until = now + self._config.failure_memory
+            if not entry.usable:
+                while entry.waiting:
+                    waiting = entry.waiting.popleft()
+                    waiting.error = _again(error)
+                    waiting.event.set()
+                return
+        logger.info("dialling %s failed: %r", entry.target, error)
+
+    async def _close(self, pooled: _Pooled) -> None:
+        with trio.move_on_after(self._config.close_timeout):
+            await pooled.quic.aclose()
+
+    async def _check_health(self, pooled: _Pooled) -> None:
+        try:
+            with trio.move_on_after(self._config.health_check_timeout) as scope:
+                await pooled.quic.ping()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # it has ended, which its own task notices
+        else:
+            if scope.cancelled_caught:
+                self._health_failures += 1
+                pooled.quic.abort(ApplicationErrorCode.NO_ERROR, "no answer to a health check")
+        finally:
+            pooled.is_checking = False
+            if not self._closed:
+                self._turn()
+
+    # ------------------------------------------------------------------ the end
+
+    def _stop(self) -> None:
+        """Whoever waits, and whoever comes, is told that the pool was closed."""
+        self._closed = True
+        for entry in self._entries.values():
+            while entry.waiting:
+                waiting = entry.waiting.popleft()
+                waiting.error = trio.ClosedResourceError("this pool was closed")
+                waiting.event.set()
+            if entry.dial_scope is not None:
+                entry.dial_scope.cancel()
+            entry.lot.unpark_all()
+
+    async def _close_all(self) -> None:
+        self._stop()
+        async with trio.open_nursery() as nursery:
+            for pooled in self._pooled.values():
+                nursery.start_soon(pooled.quic.aclose)
+
+
+def _again(error: Exception) -> Exception:
+    """The error once more, so that those who share it do not share its traceback."""
+    if isinstance(error, OSError):
+        copy: Exception = type(error)(*error.args)
+        copy.__dict__.update(error.__dict__)
+        copy.__cause__ = error.__cause__
+        return copy
+    if isinstance(error, trio.BrokenResourceError):
+        return fresh(error)
+    return error
+
+
+@asynccontextmanager
+async def open_pool(dial: Dial, config: PoolConfig | None = None) -> AsyncIterator[ConnectionPool]:
+    """A pool, for the length of the block.
+
+    When the block is left normally, all connections are closed in good order, leased ones
+    included: calls on them raise :class:`trio.ClosedResourceError`.  How long that takes
+    is bounded by the caller's cancel scope.  When it is left by an exception, they are
+    aborted.
+
+    Args:
+      dial: opens a connection to a :class:`Target` for the length of a block, for instance
+        ``lambda target: endpoint.connect(target.host, target.port)``.  What it raises is
+        raised by the leases which wait for it.
+      config: limits, timeouts and back-off.
+    """
+    config = PoolConfig() if config is None else config
+    with unwrap_lone():
+        async with trio.open_nursery() as nursery:
+            pool: ConnectionPool = ConnectionPool._create(dial, config, nursery)
+            nursery.start_soon(pool._watch_time)
+            try:
+                yield pool
+                await pool._close_all()
+            finally:
+                pool._stop()
+                nursery.cancel_scope.cancel()
