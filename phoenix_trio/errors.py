@@ -66,6 +66,12 @@ class ApplicationErrorCode(IntEnum):
     MALFORMED = 0x5
     """The application layer could not parse what it received."""
 
+    UNSUPPORTED = 0x6
+    """What was received needs something which this side does not have, as a compression."""
+
+    SOURCE_FAILED = 0x7
+    """The source of a sequence raised in the middle; the exception's text is never sent."""
+
 
 class ConnectionBroken(trio.BrokenResourceError):
     """A connection has ended, and not because this side closed it in good order.

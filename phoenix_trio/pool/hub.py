@@ -147,7 +147,7 @@ class TransferHub(trio.abc.AsyncResource):
             self._queue.extendleft(found)
             raise
         if not found:
-            raise connection._ended_error()
+            await connection.ping()  # raises why it has ended
         return found[0]
 
     async def _accept(self, connection: QuicConnection | None) -> IncomingTransfer:

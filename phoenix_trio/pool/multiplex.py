@@ -25,6 +25,7 @@ from ..quic.stream import SendStream
 from ..streams.framing import FramingError
 from ..streams.kinds import StreamKind
 from ..streams.reader import StreamReader
+from ..streams.watching import while_open
 from .striping import SendingPlan, Stripe, StripeRefused, choose_stripe_size
 from .transfer_errors import (
     ChecksumMismatch,
@@ -48,7 +49,7 @@ from .transfer_records import (
     encode_stripe_header,
 )
 from .transfer_source import Source, SourceData, open_source
-from .transfer_streams import LINE_ERRORS, first_bytes, read_record, refuse, while_open
+from .transfer_streams import LINE_ERRORS, first_bytes, read_record, refuse
 
 if TYPE_CHECKING:
     from .hub import TransferHub
@@ -358,8 +359,6 @@ class OutgoingTransfer:
                 # No stream before there is something to send.
                 await self._next_stripe(member)
                 nursery.cancel_scope.cancel()
-        if connection.is_closed:
-            raise connection._ended_error()
         async with await connection.open_send_stream() as stream:
             self._streams.append(stream)
             try:

@@ -30,6 +30,7 @@ from ..quic.stream import SendStream, fresh
 from ..streams.framing import FramingError
 from ..streams.kinds import StreamKind
 from ..streams.reader import StreamReader
+from ..streams.watching import while_open
 from .striping import Arrival, ReassemblyWindow, StripeRefused
 from .transfer_errors import (
     ChecksumMismatch,
@@ -50,7 +51,7 @@ from .transfer_records import (
     split_ranges,
 )
 from .transfer_source import update_digest
-from .transfer_streams import LINE_ERRORS, first_bytes, read_record, refuse, while_open
+from .transfer_streams import LINE_ERRORS, first_bytes, read_record, refuse
 
 __all__ = ["IncomingTransfer", "WritableFile"]
 

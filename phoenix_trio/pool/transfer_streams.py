@@ -1,22 +1,19 @@
-"""What do both ends of a striped transfer do with their streams?  Reading records, watching.
+"""What do both ends of a striped transfer do with their streams?  Reading records.
 
 Floor 4.  Knows streams and records, and nothing of what they mean for a transfer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-
 import trio
 
-from ..quic.groups import unwrap_lone
-from ..quic.stream import ReceiveStream, SendStream
+from ..quic.stream import ReceiveStream
 from ..streams.framing import FramingError, encode_varint
 from ..streams.kinds import StreamKind
 from ..streams.reader import StreamReader
 from .transfer_records import MAX_RECORD_SIZE, Record, decode_record
 
-__all__ = ["LINE_ERRORS", "first_bytes", "read_record", "refuse", "while_open"]
+__all__ = ["LINE_ERRORS", "first_bytes", "read_record", "refuse"]
 
 #: What ends a stream without saying anything of the transfer: its connection is gone, or
 #: is being closed here.
@@ -52,27 +49,3 @@ def refuse(reader: StreamReader, code: int) -> None:
     stream = reader.stream
     assert isinstance(stream, ReceiveStream), "transfers use the streams of a QuicConnection"
     stream.stop_receiving(code)
-
-
-async def while_open(stream: SendStream, work: Callable[[], Awaitable[None]]) -> None:
-    """Run `work`, and leave it as soon as nothing can be sent on `stream` any more.
-
-    Raises:
-      StreamStopped: the peer does not want more.
-      ConnectionBroken: the connection ended.
-      trio.ClosedResourceError: the stream or the connection was closed here.
-      And what `work` raises.
-    """
-
-    async def observe(scope: trio.CancelScope) -> None:
-        while stream._is_open():
-            await stream.connection._wait(stream._lot)
-        scope.cancel()
-
-    with unwrap_lone():
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(observe, nursery.cancel_scope)
-            await work()
-            nursery.cancel_scope.cancel()
-            return
-    stream._check_open()

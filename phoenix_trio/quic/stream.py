@@ -9,7 +9,7 @@ to the engine's bounded send buffer, and both wait where there is nothing to do.
 from __future__ import annotations
 
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar, final
+from typing import TYPE_CHECKING, NoReturn, TypeVar, final
 
 import trio
 
@@ -333,6 +333,8 @@ class SendStream(trio.abc.SendStream, metaclass=NoPublicConstructor):
         self._finished = True
         self._connection._write(self._id, b"", end_stream=True)
         self._let_go()
+        if self._lot:
+            self._lot.unpark_all()
 
     async def wait_acked(self) -> None:
         """Wait until the peer's transport has acknowledged all that was sent so far.
@@ -359,6 +361,24 @@ class SendStream(trio.abc.SendStream, metaclass=NoPublicConstructor):
             if connection._has_ended:
                 raise connection._ended_error()
             await connection._wait_for_progress(self._lot)
+
+    async def wait_stopped(self) -> NoReturn:
+        """Wait until nothing can be sent on this stream any more, and raise why.
+
+        For a task beside one which waits for something to send, so that it hears of the
+        peer's STOP_SENDING (RFC 9000 section 3.5) meanwhile.
+
+        Raises:
+          StreamStopped: the peer does not want more.
+          trio.ClosedResourceError: the stream was ended, reset or closed here, or the
+            connection was.
+          ConnectionBroken: the connection ended.
+        """
+        await trio.lowlevel.checkpoint()
+        while self._is_open():
+            await self._connection._wait(self._lot)
+        self._check_open()
+        raise AssertionError("a stream which is not open says why")
 
     def reset(self, code: int = ApplicationErrorCode.CANCELLED) -> None:
         """Abandon the stream (RESET_STREAM, RFC 9000 section 3.1) and close it.
@@ -507,6 +527,10 @@ class QuicStream(trio.abc.HalfCloseableStream, metaclass=NoPublicConstructor):
     async def wait_acked(self) -> None:
         """See :meth:`SendStream.wait_acked`."""
         await self._send.wait_acked()
+
+    async def wait_stopped(self) -> NoReturn:
+        """See :meth:`SendStream.wait_stopped`."""
+        await self._send.wait_stopped()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         """See :meth:`ReceiveStream.receive_some`."""

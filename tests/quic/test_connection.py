@@ -567,3 +567,51 @@ async def test_a_closed_connection_reports_the_close_reason_as_text(
         assert isinstance(client.close_reason, phoenix_trio.ConnectionClosedByPeer)
         assert client.close_reason.reason == "x" * 256
         assert "0x7" in str(client.close_reason)
+
+
+async def test_who_waits_for_a_stop_hears_of_it(autojump_clock: MockClock) -> None:
+    async with connected_pair() as pair:
+        client, server = await stream_pair(*pair)
+        with trio.testing.assert_checkpoints(), trio.move_on_after(1) as scope:
+            await client.wait_stopped()
+        assert scope.cancelled_caught
+        async with trio.open_nursery() as nursery:
+
+            async def wait() -> None:
+                with pytest.raises(phoenix_trio.StreamStopped) as caught:
+                    await client.wait_stopped()
+                assert caught.value.error_code == 42
+
+            nursery.start_soon(wait)
+            nursery.start_soon(wait)
+            await trio.testing.wait_all_tasks_blocked()
+            server.stop_receiving(42)
+
+
+@pytest.mark.parametrize("how", ["send_eof", "reset", "abort", "abort there"])
+async def test_who_waits_for_a_stop_hears_of_every_other_end(
+    how: str, autojump_clock: MockClock
+) -> None:
+    async with connected_pair() as pair:
+        client, server = await stream_pair(*pair)
+        async with trio.open_nursery() as nursery:
+
+            async def wait() -> None:
+                expected = (
+                    phoenix_trio.ConnectionClosedByPeer
+                    if how == "abort there"
+                    else trio.ClosedResourceError
+                )
+                with pytest.raises(expected):
+                    await client.send_stream.wait_stopped()
+
+            nursery.start_soon(wait)
+            await trio.testing.wait_all_tasks_blocked()
+            if how == "send_eof":
+                await client.send_eof()
+            elif how == "reset":
+                client.reset()
+            elif how == "abort":
+                client.connection.abort()
+            else:
+                server.connection.abort(7)

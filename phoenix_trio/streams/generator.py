@@ -1,0 +1,277 @@
+"""How do the items of an iterable travel?  One after the other on one unidirectional stream.
+
+Floor 4.  The sender takes the next item only when the stream has room, so a slow consumer
+slows its producer down, and nothing piles up between them.  After the kind, each item is
+a frame; the end of the stream is the end of the source.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Sized
+from functools import partial
+from types import TracebackType
+from typing import Any, TypeAlias, final
+
+import trio
+
+from ..errors import ApplicationErrorCode
+from ..quic.conflict import ConflictDetector
+from ..quic.connection import QuicConnection
+from ..quic.stream import ReceiveStream, SendStream
+from .framing import FrameTooLarge, FramingError, encode_varint
+from .kinds import StreamKind
+from .messages import Decode, Encode, MessageRefused
+from .reader import StreamReader
+from .watching import while_open
+
+__all__ = ["SequenceReceiver", "SequenceSource", "send_sequence"]
+
+#: What gives the items: an iterable, an async iterable, or a function which gives the
+#: next one each time, and ``None`` at the end.
+SequenceSource: TypeAlias = (
+    "Iterable[Any] | AsyncIterable[Any] | Callable[[], Any] | Callable[[], Awaitable[Any]]"
+)
+
+#: Smaller items are joined up to about this, as far as the source gives them at once.
+_JOIN = 16 * 1024
+
+
+async def send_sequence(
+    connection: QuicConnection, source: SequenceSource, *, encode: Encode | None = None
+) -> int:
+    """Send all items of `source`; returns how many, once the peer's transport has them all.
+
+    Args:
+      source: an iterable, an async iterable, or a function, async or not, which is called
+        for each item until it returns ``None``.  Generators are closed in any case.
+      encode: makes bytes of an item; ``None``: items are bytes-like.
+
+    Cancellation: the receiver gets :class:`StreamReset` after what it has read.
+
+    Raises:
+      TypeError: it is no such source, or an item is not bytes-like.
+      StreamStopped: the receiver does not want more, also while the source is waiting;
+        with the code ``NO_ERROR`` it has had enough.
+      trio.ClosedResourceError, ConnectionBroken: the connection was closed, or ended.
+      And what `source` or `encode` raises: the receiver gets :class:`StreamReset` with
+      ``SOURCE_FAILED``.
+    """
+    give = _make_giver(source)
+    try:
+        async with await connection.open_send_stream() as stream:
+            count = await while_open(stream, partial(_send_items, stream, give, encode))
+            await stream.send_eof()
+            await stream.wait_acked()
+    finally:
+        await give.aclose()
+    return count
+
+
+async def _send_items(stream: SendStream, give: _Giver, encode: Encode | None) -> int:
+    # At once, so that the receiver knows of it while the source makes its first item.
+    await stream.send_all(encode_varint(StreamKind.SEQUENCE))
+    pending = bytearray()
+    count = 0
+    at_end = False
+    while not at_end:
+        try:
+            items = await give.some()
+            payloads = items if encode is None else [encode(item) for item in items]
+            views = [memoryview(payload).cast("B") for payload in payloads]
+        except Exception:
+            stream.reset(ApplicationErrorCode.SOURCE_FAILED)
+            raise
+        at_end = not items
+        count += len(items)
+        for view in views:
+            pending += encode_varint(len(view))
+            if len(view) < _JOIN:
+                pending += view
+                view = memoryview(b"")
+            if view or len(pending) >= _JOIN:
+                await stream.send_all(bytes(pending))
+                pending.clear()
+                if view:
+                    await stream.send_all(view)
+        if pending:
+            await stream.send_all(bytes(pending))
+            pending.clear()
+    return count
+
+
+class _Giver(ABC):
+    """Items of a source, some at a time."""
+
+    @abstractmethod
+    async def some(self) -> list[Any]:
+        """At least one item, but for the end: nothing."""
+
+    async def aclose(self) -> None:
+        """Close a generator.  The source itself, if it is something else, is its owner's."""
+        await trio.lowlevel.checkpoint()
+
+
+class _FromIterable(_Giver):
+    """Takes several at once: without waiting in between, each alone would only cost more."""
+
+    _AT_ONCE = 64
+
+    def __init__(self, items: Iterable[Any]) -> None:
+        self._items = iter(items)
+        self._error: Exception | None = None
+
+    async def some(self) -> list[Any]:
+        await trio.lowlevel.checkpoint()
+        if self._error is not None:
+            raise self._error
+        found: list[Any] = []
+        size = 0
+        try:
+            for item in self._items:
+                found.append(item)
+                size += len(item) if isinstance(item, Sized) else 0
+                if len(found) == self._AT_ONCE or size >= _JOIN:
+                    break
+        except Exception as error:
+            if not found:
+                raise
+            self._error = error  # after those which came before it
+        return found
+
+    async def aclose(self) -> None:
+        if inspect.isgenerator(self._items):
+            self._items.close()
+        await trio.lowlevel.checkpoint()
+
+
+class _FromAsyncIterable(_Giver):
+    def __init__(self, items: AsyncIterable[Any]) -> None:
+        self._items = aiter(items)
+
+    async def some(self) -> list[Any]:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        try:
+            item = await anext(self._items)
+        except StopAsyncIteration:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            return []
+        return [item]
+
+    async def aclose(self) -> None:
+        close = getattr(self._items, "aclose", None)
+        if inspect.isasyncgen(self._items) and close is not None:
+            await close()
+        await trio.lowlevel.checkpoint()
+
+
+class _FromFunction(_Giver):
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self._function = function
+
+    async def some(self) -> list[Any]:
+        await trio.lowlevel.checkpoint()
+        item = self._function()
+        if inspect.isawaitable(item):
+            item = await item
+        return [] if item is None else [item]
+
+
+def _make_giver(source: SequenceSource) -> _Giver:
+    if isinstance(source, (str, bytes, bytearray, memoryview)):
+        raise TypeError(f"a {type(source).__name__} is one item; send it as a message, or [it]")
+    if isinstance(source, AsyncIterable):
+        return _FromAsyncIterable(source)
+    if isinstance(source, Iterable):
+        return _FromIterable(source)
+    if callable(source):
+        return _FromFunction(source)
+    raise TypeError(
+        "a sequence comes from an iterable, an async iterable or a function, not"
+        f" {type(source).__name__}"
+    )
+
+
+@final
+class SequenceReceiver(trio.abc.ReceiveChannel[Any]):
+    """The items of a sequence: ``async with receiver: async for item in receiver: ...``.
+
+    Leaving the block, as by ``break``, tells the sender to stop, with ``NO_ERROR``, or
+    ``CANCELLED`` if it is left by an exception.  There is no task behind it: nothing leaks
+    where it is only dropped, but the sender waits until the connection ends.
+
+    Args:
+      reader: over the stream, past its kind; belongs to this object from now on.
+      max_item_size: the largest item taken, in bytes.
+      decode: makes a value of an item's bytes.
+    """
+
+    def __init__(
+        self, reader: StreamReader, *, max_item_size: int, decode: Decode | None = None
+    ) -> None:
+        self._reader = reader
+        self._max_item_size = max_item_size
+        self._decode = decode
+        self._at_end = False
+        self._closed = False
+        self._conflict = ConflictDetector("another task is already receiving from this sequence")
+
+    async def receive(self) -> Any:
+        """The next item.
+
+        Cancellation: nothing is lost.
+
+        Raises:
+          trio.EndOfChannel: there are no more.
+          MessageRefused: an item is too large, or what came is malformed; the sender was
+            told, and the sequence ends here.
+          StreamReset: the sender has given up: with ``SOURCE_FAILED`` because its source
+            raised.  Items which were not received yet may be lost then.
+          trio.BusyResourceError: another task is receiving.
+          trio.ClosedResourceError: this receiver, or the connection, was closed.
+          ConnectionBroken: the connection ended.
+          And what `decode` raises; the sequence goes on with the next item.
+        """
+        with self._conflict:
+            if self._closed:
+                await trio.lowlevel.checkpoint()
+                raise trio.ClosedResourceError("this sequence was closed")
+            if self._at_end:
+                await trio.lowlevel.checkpoint()
+                raise trio.EndOfChannel
+            try:
+                item = await self._reader.read_frame(self._max_item_size)
+            except FrameTooLarge as error:
+                raise self._refuse(error, ApplicationErrorCode.MESSAGE_TOO_LARGE) from error
+            except FramingError as error:
+                raise self._refuse(error, ApplicationErrorCode.MALFORMED) from error
+            if item is None:
+                self._at_end = True
+                raise trio.EndOfChannel
+        return item if self._decode is None else self._decode(item)
+
+    def _refuse(self, error: Exception, code: ApplicationErrorCode) -> MessageRefused:
+        self._stop(code)
+        return MessageRefused(f"a sequence was refused: {error}", code)
+
+    def _stop(self, code: ApplicationErrorCode) -> None:
+        self._closed = True
+        stream = self._reader.stream
+        if isinstance(stream, ReceiveStream):
+            stream.stop_receiving(code)
+
+    async def aclose(self) -> None:
+        """Tell the sender that this was enough.  Idempotent; closes even if cancelled."""
+        self._stop(ApplicationErrorCode.NO_ERROR)
+        await self._reader.stream.aclose()
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exc_type is not None:
+            self._stop(ApplicationErrorCode.CANCELLED)
+        await self.aclose()

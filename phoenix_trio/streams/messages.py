@@ -1,0 +1,212 @@
+"""How does one message travel?  On a unidirectional stream of its own.
+
+Floor 4.  Messages are independent: one which is lost and sent again holds no other up
+on the way.  For many small ones a stream each is dear; see :mod:`.batching`.
+
+After the kind comes a header: the codec as a varint (0: none; 1: zstd, then the size
+of the message as a varint), then the message to the end of the stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import trio
+
+from ..errors import ApplicationErrorCode
+from ..quic.connection import QuicConnection
+from ..quic.stream import ReceiveStream
+from .framing import FramingError, encode_varint
+from .kinds import StreamKind
+from .reader import StreamReader
+
+__all__ = [
+    "Buffer",
+    "Decode",
+    "Encode",
+    "MessageRefused",
+    "check_compression",
+    "receive_message",
+    "send_message",
+]
+
+Buffer: TypeAlias = "bytes | bytearray | memoryview"
+
+#: From an application's value to bytes, and back, as ``msgspec.msgpack.encode``.
+Encode: TypeAlias = Callable[[Any], Buffer]
+Decode: TypeAlias = Callable[[bytes], Any]
+
+_PLAIN = 0
+_ZSTD = 1
+
+#: Messages below this are sent as they are: compressing them gains nothing.
+_WORTH_COMPRESSING = 64
+
+#: The window a sender of zstd may ask its receiver to have, as a power of two (RFC 8878
+#: section 3.1.1.1.2 recommends 8 MiB).
+_WINDOW_LOG = 23
+
+
+class MessageRefused(trio.BrokenResourceError):
+    """A message could not be taken in; the connection and other messages go on.
+
+    Attributes:
+      code: what the sender was told, an :class:`ApplicationErrorCode`.
+    """
+
+    def __init__(self, message: str, code: ApplicationErrorCode) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def _zstandard() -> Any:
+    try:
+        import zstandard
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "compression needs zstandard: pip install 'phoenix-trio[zstd]'", name=error.name
+        ) from error
+    return zstandard
+
+
+def check_compression(compress: str | None) -> None:
+    """Whether this side can compress so.
+
+    Raises:
+      ValueError: no such compression.
+      ModuleNotFoundError: its package is missing.
+    """
+    if compress not in (None, "zstd"):
+        raise ValueError(f'compress must be None or "zstd", not {compress!r}')
+    if compress is not None:
+        _zstandard()
+
+
+async def send_message(
+    connection: QuicConnection,
+    data: Any,
+    *,
+    encode: Encode | None = None,
+    compress: str | None = None,
+) -> None:
+    """Send one message, and wait until the peer's transport has acknowledged all of it.
+
+    Args:
+      data: bytes-like, or whatever `encode` takes.
+      encode: makes bytes of it.
+      compress: ``"zstd"`` (RFC 8878), which the receiver needs to have as well;
+        ``None``: as it is.
+
+    Cancellation: the message arrives whole or not at all.
+
+    Raises:
+      TypeError: it is not bytes-like, and there is no `encode`.
+      ValueError, ModuleNotFoundError: see :func:`check_compression`.
+      StreamStopped: the receiver refuses it: ``MESSAGE_TOO_LARGE``, ``UNSUPPORTED``
+        (the compression) or ``MALFORMED``.
+      trio.ClosedResourceError, ConnectionBroken: the connection was closed, or ended.
+      And what `encode` raises.
+    """
+    check_compression(compress)
+    payload = memoryview(data if encode is None else encode(data)).cast("B")
+    header = encode_varint(StreamKind.MESSAGE)
+    if compress is not None and len(payload) >= _WORTH_COMPRESSING:
+        header += encode_varint(_ZSTD) + encode_varint(len(payload))
+        payload = memoryview(_zstandard().ZstdCompressor().compress(payload))
+    else:
+        header += encode_varint(_PLAIN)
+    async with await connection.open_send_stream() as stream:
+        try:
+            await stream.send_all(header)
+            await stream.send_all(payload)
+            await stream.send_eof()
+            await stream.wait_acked()
+        except trio.Cancelled:
+            stream.reset()  # although it may have been ended already
+            raise
+
+
+async def receive_message(
+    reader: StreamReader, *, max_size: int, decode: Decode | None = None
+) -> Any:
+    """The message on a stream whose kind was read; the stream is at its end afterwards.
+
+    Args:
+      reader: belongs to this call.
+      max_size: the largest message, in bytes, after decompression.
+      decode: makes a value of its bytes.
+
+    Cancellation: the stream can be read on by another call with the same reader only
+    before its header; close the stream otherwise.
+
+    Raises:
+      MessageRefused: it is too large, malformed, or compressed in a way which this side
+        does not know; the sender was told.
+      StreamReset: the sender has given it up.
+      trio.ClosedResourceError, ConnectionBroken: the connection was closed, or ended.
+      And what `decode` raises.
+    """
+    try:
+        codec = await reader.read_varint()
+        if codec == _PLAIN:
+            data = await _read_all(reader, max_size)
+        elif codec == _ZSTD:
+            data = await _read_zstd(reader, max_size)
+        elif codec is None:
+            raise FramingError("a message ended before its header")
+        else:
+            raise _refuse(reader, f"codec {codec} is not known", ApplicationErrorCode.UNSUPPORTED)
+    except FramingError as error:
+        raise _refuse(reader, str(error), ApplicationErrorCode.MALFORMED) from error
+    return data if decode is None else decode(data)
+
+
+def _refuse(reader: StreamReader, what: str, code: ApplicationErrorCode) -> MessageRefused:
+    if isinstance(reader.stream, ReceiveStream):
+        reader.stream.stop_receiving(code)
+    return MessageRefused(f"a message was refused: {what}", code)
+
+
+async def _read_all(reader: StreamReader, limit: int) -> bytes:
+    """Everything to the end of the stream."""
+    pieces: list[bytes | bytearray] = []
+    size = 0
+    while piece := await reader.read_some():
+        size += len(piece)
+        if size > limit:
+            raise _refuse(
+                reader, f"it has more than {limit} bytes", ApplicationErrorCode.MESSAGE_TOO_LARGE
+            )
+        pieces.append(piece)
+    return bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
+
+
+async def _read_zstd(reader: StreamReader, limit: int) -> bytes:
+    try:
+        zstandard = _zstandard()
+    except ModuleNotFoundError as error:
+        raise _refuse(
+            reader, "zstd, and zstandard is not installed", ApplicationErrorCode.UNSUPPORTED
+        ) from error
+    size = await reader.read_varint()
+    if size is None:
+        raise FramingError("a message ended in its header")
+    if size > limit:
+        raise _refuse(
+            reader,
+            f"it has {size} bytes, more than {limit}",
+            ApplicationErrorCode.MESSAGE_TOO_LARGE,
+        )
+    # What is compressed is hardly larger than what it came from (zstd's own bound).
+    packed = await _read_all(reader, size + size // 128 + 1024)
+    decompressor = zstandard.ZstdDecompressor(max_window_size=1 << _WINDOW_LOG)
+    try:
+        # Never more than was announced, whatever the frame itself says.
+        with decompressor.stream_reader(packed, read_across_frames=False) as unpacked:
+            data: bytes = unpacked.read(size + 1)
+    except zstandard.ZstdError as error:
+        raise FramingError(f"what was compressed cannot be read: {error}") from error
+    if len(data) != size:
+        raise FramingError(f"{size} bytes were announced, and the content has another size")
+    return data

@@ -1,0 +1,45 @@
+"""How does a sender which has nothing to send hear that the peer wants no more?
+
+Floor 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import trio
+
+from ..quic.groups import unwrap_lone
+from ..quic.stream import SendStream
+
+__all__ = ["while_open"]
+
+T = TypeVar("T")
+
+
+async def while_open(stream: SendStream, work: Callable[[], Awaitable[T]]) -> T:
+    """Run `work`, and leave it as soon as nothing can be sent on `stream` any more.
+
+    Raises:
+      StreamStopped: the peer does not want more.
+      ConnectionBroken: the connection ended.
+      trio.ClosedResourceError: the stream or the connection was closed here.
+      And what `work` raises.
+    """
+    result: list[T] = []
+    with unwrap_lone():
+        async with trio.open_nursery() as nursery:
+
+            async def watch() -> None:
+                try:
+                    await stream.wait_stopped()
+                except (trio.BrokenResourceError, trio.ClosedResourceError):
+                    nursery.cancel_scope.cancel()
+
+            nursery.start_soon(watch)
+            result.append(await work())
+            nursery.cancel_scope.cancel()
+    if not result:
+        await stream.wait_stopped()  # raises why at once
+    return result[0]
