@@ -183,9 +183,38 @@ class TransferHub(trio.abc.AsyncResource):
     ) -> TransferSummary:
         """Send `data` over `connections` side by side; returns when the receiver has verified it.
 
-        The streams which come back on these connections have to reach this hub's
-        :meth:`handle_stream` meanwhile.  See :func:`send_striped`, which has the same
-        arguments.
+        A connection which is lost costs what the receiver had not acknowledged of its
+        stripes: the others send that again.  The streams which come back on these
+        connections have to reach this hub's :meth:`handle_stream` meanwhile.
+
+        Args:
+          connections: one or more, all to the same receiver.
+          data: bytes-like; a binary file, from where it stands; an iterable or an async
+            iterable of bytes-like items, of any size and number.
+          stripe_size: bytes of a stripe, at least 1024; the receiver may choose less.
+            ``None``: what suits the window and the number of connections.
+          window: bytes which are read ahead of what is acknowledged at most; so much
+            memory is used.
+          on_progress: called with the number of bytes which the *receiver* has
+            acknowledged, each time it has grown; the last call has the whole size.
+          replace: called for a new connection where one was lost; without it the others
+            go on alone.
+          transfer_id: of a :class:`TransferInterrupted`, to go on with that transfer,
+            with the same data from its beginning: what the receiver has is not sent again.
+          metadata: up to 16 KiB for the receiver's application, as a name.
+
+        Cancellation: the transfer is given up; the receiver's calls raise
+        :class:`TransferAbandoned`, and nothing stays behind.
+
+        Raises:
+          ValueError: an argument is out of range.
+          TypeError: `data` is nothing that bytes could be taken from.
+          TransferInterrupted: all connections were lost; see `transfer_id`.
+          TransferRefused: the receiver does not want it, or not any more.
+          ChecksumMismatch: what arrived is not what was sent.
+          trio.BusyResourceError: a transfer with this ID is being sent already.
+          trio.ClosedResourceError: this hub was closed.
+          And what reading `data` raises.
         """
         outgoing = OutgoingTransfer(
             connections,

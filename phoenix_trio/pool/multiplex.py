@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, final
+from typing import final
 
 import attrs
 import trio
@@ -51,10 +51,7 @@ from .transfer_records import (
 from .transfer_source import Source, SourceData, open_source
 from .transfer_streams import LINE_ERRORS, first_bytes, read_record, refuse
 
-if TYPE_CHECKING:
-    from .hub import TransferHub
-
-__all__ = ["OutgoingTransfer", "TransferSummary", "send_striped"]
+__all__ = ["OutgoingTransfer", "TransferSummary"]
 
 _MEBIBYTE = 1024 * 1024
 
@@ -160,7 +157,7 @@ class OutgoingTransfer:
     async def run(
         self, data: SourceData, on_progress: Callable[[int], object] | None
     ) -> TransferSummary:
-        """Send everything; see :func:`send_striped`."""
+        """Send everything; see :meth:`TransferHub.send`."""
         started = trio.current_time()
         source = self._source = await open_source(data)
         try:
@@ -508,31 +505,3 @@ class OutgoingTransfer:
             self._read_lot.unpark_all()
         elif stripe_size != self._plan.stripe_size:
             raise FramingError("the receiver has changed its mind about the size of stripes")
-
-
-async def send_striped(
-    hub: TransferHub,
-    connections: Sequence[QuicConnection],
-    data: SourceData,
-    *,
-    stripe_size: int | None = None,
-    window: int = 32 * _MEBIBYTE,
-    on_progress: Callable[[int], object] | None = None,
-    replace: Callable[[], Awaitable[QuicConnection]] | None = None,
-    transfer_id: bytes | None = None,
-    metadata: bytes = b"",
-) -> TransferSummary:
-    """Send `data` over `connections` side by side; returns when the receiver has verified it.
-
-    TODO
-    """
-    return await hub.send(
-        connections,
-        data,
-        stripe_size=stripe_size,
-        window=window,
-        on_progress=on_progress,
-        replace=replace,
-        transfer_id=transfer_id,
-        metadata=metadata,
-    )
