@@ -116,6 +116,29 @@ class TransportConfig:
     )
     """The same for one stream; never more than `receive_buffer_size` in effect."""
 
+    max_message_size: int = attrs.field(
+        default=16 * MEBIBYTE, validator=_integer(1, 1024 * MEBIBYTE)
+    )
+    """The largest message, or item of a sequence, which is taken in, in bytes, unless the
+    call says otherwise (1 to 1 GiB).  Larger ones are refused; others are not concerned."""
+
+    batch_bytes: int = attrs.field(default=64 * KIBIBYTE, validator=_integer(1, 64 * MEBIBYTE))
+    """A batch of small messages leaves at this size, in bytes, unless the call says otherwise.
+
+    64 KiB: more saves hardly anything, since it is a full packet at most."""
+
+    batch_delay: float = attrs.field(default=0.002, validator=_seconds(0.0, 3600.0))
+    """Seconds which the first message of a batch waits for more at most, unless the call
+    says otherwise (0 to 3600).
+
+    2 ms: of the order of a network's own delay."""
+
+    multiplexed_connections: int = attrs.field(default=4, validator=_integer(1, 1000))
+    """Over how many connections side by side a transfer is striped where the application
+    does not say (1 to 1000).
+
+    4: without loss one is as fast; with some, each more adds its own congestion window."""
+
     max_udp_payload_size: int | None = attrs.field(
         default=None,
         validator=attrs.validators.optional(_integer(SMALLEST_UDP_PAYLOAD, LARGEST_UDP_PAYLOAD)),
@@ -258,6 +281,113 @@ class TransportConfig:
     )
     """Write one qlog trace per connection (JSON text sequences) into this directory.
     Slow: for diagnosis only."""
+
+    @classmethod
+    def realtime(cls) -> TransportConfig:
+        """Voice, games, control: little data, and what is late is worth nothing.
+
+        - `send_buffer_size` 256 KiB, `stream_send_buffer_size` 64 KiB: what waits here is
+          late already; ``send_all`` should say so early.
+        - `datagram_queue_length` 64: the oldest of more would be late as well.
+        - `batch_delay` 0, `batch_bytes` 1200: nothing waits for company longer than a
+          turn, and a batch fits into one packet of any path.
+        - `keep_alive` 5 s, `max_idle_timeout` 15 s: a lost peer is noticed soon, and
+          firewalls do not forget the flow.
+        - `initial_rtt` 0.05 s: a lost first flight is repeated after a tenth of a second.
+        - `memory_pool_size` 256 KiB: fewer packets a turn, so that answers leave earlier.
+        - `multiplexed_connections` 1: one path, one queue.
+        """
+        return cls(
+            send_buffer_size=256 * KIBIBYTE,
+            stream_send_buffer_size=64 * KIBIBYTE,
+            receive_buffer_size=2 * MEBIBYTE,
+            stream_receive_buffer_size=1 * MEBIBYTE,
+            datagram_queue_length=64,
+            batch_delay=0.0,
+            batch_bytes=1200,
+            keep_alive=5.0,
+            max_idle_timeout=15.0,
+            initial_rtt=0.05,
+            memory_pool_size=256 * KIBIBYTE,
+            multiplexed_connections=1,
+        )
+
+    @classmethod
+    def high_throughput(cls) -> TransportConfig:
+        """Files, backups, replication: as much as the path takes.
+
+        - `send_buffer_size` and `receive_buffer_size` 64 MiB, 32 MiB a stream: a gigabit
+          over half a second of round trip, or ten over 50 ms.
+        - `socket_buffer_size` 16 MiB: a burst of a whole window finds room in the kernel,
+          if it grants so much (``net.core.rmem_max``).
+        - `memory_pool_size` 2 MiB: twice as many packets share the cost of a turn.
+        - `batch_bytes` 256 KiB, `batch_delay` 10 ms: full batches rather than early ones.
+        - `multiplexed_connections` 8: on lossy paths each has its own congestion window.
+        """
+        return cls(
+            send_buffer_size=64 * MEBIBYTE,
+            stream_send_buffer_size=32 * MEBIBYTE,
+            receive_buffer_size=64 * MEBIBYTE,
+            stream_receive_buffer_size=32 * MEBIBYTE,
+            socket_buffer_size=16 * MEBIBYTE,
+            memory_pool_size=2 * MEBIBYTE,
+            batch_bytes=256 * KIBIBYTE,
+            batch_delay=0.01,
+            multiplexed_connections=8,
+        )
+
+    @classmethod
+    def sensors(cls) -> TransportConfig:
+        """Fleets of small devices: thousands of connections, each with little to say.
+
+        - all four buffers 64 to 256 KiB: a thousand connections cannot take more than
+          some hundred megabytes, whatever they send.
+        - `max_bidirectional_streams` and `max_unidirectional_streams` 16: readings share
+          a stream in batches.
+        - `batch_delay` 0.1 s: hundreds of readings a packet, and nobody looks sooner.
+        - `keep_alive` 25 s, `max_idle_timeout` 90 s: one small packet within the 30 s
+          after which many firewalls forget; three may be lost.
+        - `max_message_size` 64 KiB: a reading is never larger.
+        - `memory_pool_size` 1 MiB: a collector reads from many at once.
+        """
+        return cls(
+            max_bidirectional_streams=16,
+            max_unidirectional_streams=16,
+            send_buffer_size=256 * KIBIBYTE,
+            stream_send_buffer_size=128 * KIBIBYTE,
+            receive_buffer_size=128 * KIBIBYTE,
+            stream_receive_buffer_size=64 * KIBIBYTE,
+            max_message_size=64 * KIBIBYTE,
+            batch_delay=0.1,
+            keep_alive=25.0,
+            max_idle_timeout=90.0,
+            multiplexed_connections=1,
+        )
+
+    @classmethod
+    def video(cls) -> TransportConfig:
+        """Live pictures: a steady rate of megabits, where a late frame is worse than a lost one.
+
+        - `send_buffer_size` 2 MiB: half a second at 32 Mbit/s; a source which finds it full
+          lowers its rate instead of falling behind.
+        - `receive_buffer_size` 8 MiB: a key frame and what follows while it is decoded.
+        - `datagram_queue_length` 512: a key frame in datagrams is some hundred of them.
+        - `batch_delay` 5 ms: less than a frame's time at 120 a second.
+        - `keep_alive` 5 s, `max_idle_timeout` 15 s: as for speech.
+        - `max_message_size` 8 MiB: a frame as a message.
+        """
+        return cls(
+            send_buffer_size=2 * MEBIBYTE,
+            stream_send_buffer_size=1 * MEBIBYTE,
+            receive_buffer_size=8 * MEBIBYTE,
+            stream_receive_buffer_size=4 * MEBIBYTE,
+            datagram_queue_length=512,
+            max_message_size=8 * MEBIBYTE,
+            batch_delay=0.005,
+            keep_alive=5.0,
+            max_idle_timeout=15.0,
+            multiplexed_connections=2,
+        )
 
     def __attrs_post_init__(self) -> None:
         if self.stateless_reset_key is not None and len(self.stateless_reset_key) < 16:

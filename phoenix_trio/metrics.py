@@ -5,9 +5,18 @@ Floor 0: data only.  The engine and the endpoint count; these classes carry.
 
 from __future__ import annotations
 
+from collections import deque
+from typing import final
+
 import attrs
 
-__all__ = ["ConnectionStatistics", "EndpointStatistics"]
+__all__ = [
+    "ConnectionMetrics",
+    "ConnectionStatistics",
+    "EndpointStatistics",
+    "RateWindow",
+    "TransportStatistics",
+]
 
 
 @attrs.frozen(kw_only=True)
@@ -117,3 +126,92 @@ class EndpointStatistics:
     version_negotiations_sent: int
     stateless_resets_sent: int
     stateless_resets_received: int
+
+
+@attrs.frozen(kw_only=True)
+class ConnectionMetrics:
+    """What an application wants to know of one connection at one moment.
+
+    Bytes are stream bytes, counted where they count: sent ones when the peer has
+    acknowledged them, received ones when the application has read them.
+    """
+
+    bytes_sent: int
+    bytes_received: int
+    operations: int
+    """Calls of the application layer which were completed: messages and sequences sent and
+    received, streams opened and accepted."""
+    messages_sent: int
+    messages_received: int
+    messages_refused: int
+    """Incoming ones which were too large, malformed or not supported."""
+    send_rate: float
+    """Bits a second, over the window of the last looks; see :class:`RateWindow`."""
+    receive_rate: float
+    latency: float | None
+    """The smoothed round-trip time, in seconds; ``None`` before the first sample."""
+    zero_copy_operations: int
+    is_draining: bool
+    """Whether one side has said that it wants no further streams."""
+    statistics: ConnectionStatistics
+    """Everything else."""
+
+
+@attrs.frozen(kw_only=True)
+class TransportStatistics:
+    """A whole transport at one moment: all its connections, ended ones included in totals.
+
+    Bytes are counted as in :class:`ConnectionMetrics`.
+    """
+
+    name: str
+    throughput_gbps: float
+    """Gigabits a second, both directions together, over the window of the last looks."""
+    send_rate: float
+    """Bits a second."""
+    receive_rate: float
+    latency_ms: float | None
+    """The mean of the open connections' smoothed round-trip times, in milliseconds;
+    ``None``: no connection has a sample."""
+    active_connections: int
+    connections_opened: int
+    """So far, dialled and accepted."""
+    total_bytes_sent: int
+    total_bytes_received: int
+    operations: int
+    zero_copy_operations: int
+    packets_lost: int
+    incoming_transfers: int
+    """Striped transfers which are under way."""
+    outgoing_transfers: int
+
+
+@final
+class RateWindow:
+    """A rate over a sliding window, of a counter which somebody looks at now and then.
+
+    There is no task and no timer behind it: the looks themselves are the samples.  The
+    rate is that since the oldest look which is no older than `seconds`, or since the last
+    one where all are older; the first is since the beginning.
+
+    Args:
+      now: the time, in seconds.
+      seconds: how far back.
+    """
+
+    __slots__ = ("_samples", "_seconds")
+
+    def __init__(self, now: float, *, seconds: float = 10.0) -> None:
+        self._seconds = seconds
+        self._samples: deque[tuple[float, int]] = deque([(now, 0)])
+
+    def rate(self, now: float, count: int) -> float:
+        """A second, until `now`, when the counter is at `count`."""
+        samples = self._samples
+        while len(samples) > 1 and samples[1][0] <= now - self._seconds:
+            samples.popleft()
+        since, before = samples[0]
+        # Looks in quick succession would only fill the window.
+        if now - samples[-1][0] >= self._seconds / 50:
+            samples.append((now, count))
+        return (count - before) / (now - since) if now > since else 0.0

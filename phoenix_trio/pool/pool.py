@@ -13,7 +13,7 @@ import logging
 import math
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Hashable
+from collections.abc import AsyncIterator, Callable, Collection, Hashable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
 from typing import TypeAlias, final
@@ -160,8 +160,8 @@ class _Entry:
     error: Exception | None = None
     """Why the last dial failed."""
     kept_warm: int = 0
-    demands: list[int] = attrs.field(factory=list)
-    """Of those who need so many different connections at once."""
+    demands: dict[int, int] = attrs.field(factory=dict)
+    """Of those who need so many different connections at once, each with a number."""
     wants_more: bool = False
     lot: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
     """Those who wait for a connection more, or for a dial to fail."""
@@ -171,7 +171,7 @@ class _Entry:
 
     @property
     def warm(self) -> int:
-        return max(self.kept_warm, *self.demands, 0)
+        return max(self.kept_warm, *self.demands.values(), 0)
 
     @property
     def usable(self) -> list[_Pooled]:
@@ -282,11 +282,18 @@ class ConnectionPool(metaclass=NoPublicConstructor):
 
     @asynccontextmanager
     async def lease_several(
-        self, target: TargetLike, count: int
+        self,
+        target: TargetLike,
+        count: int,
+        *,
+        besides: Collection[QuicConnection] = (),
     ) -> AsyncIterator[list[QuicConnection]]:
         """Leases on `count` different connections to `target`, all at once.
 
         Waits until there are so many, dialling them one after the other.
+
+        Args:
+          besides: connections which do not count, because they are in use already.
 
         Raises:
           ValueError: `count` is below 1, or above what the settings permit for a target.
@@ -302,11 +309,14 @@ class ConnectionPool(metaclass=NoPublicConstructor):
         leased: list[_Pooled] = []
         if self._config.reconnect_backoff is None:
             entry.may_grow_at = entry.failed_until
-        entry.demands.append(count)
+        number = next(self._numbers)
         try:
             while True:
                 self._check_open()
-                found = entry.usable
+                found = [each for each in entry.usable if each.quic not in besides]
+                entry.demands[number] = min(
+                    count + len(entry.usable) - len(found), self._config.per_target
+                )
                 if len(found) >= count:
                     break
                 failures = entry.dial_failures
@@ -323,7 +333,7 @@ class ConnectionPool(metaclass=NoPublicConstructor):
                 leased.append(pooled)
             yield [pooled.quic for pooled in leased]
         finally:
-            entry.demands.remove(count)
+            entry.demands.pop(number, None)
             for pooled in leased:
                 self._release(pooled)
             if not self._closed:

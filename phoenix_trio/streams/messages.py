@@ -10,7 +10,7 @@ of the message as a varint), then the message to the end of the stream.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, final
 
 import trio
 
@@ -25,6 +25,7 @@ __all__ = [
     "Buffer",
     "Decode",
     "Encode",
+    "MessageReceiver",
     "MessageRefused",
     "check_compression",
     "receive_message",
@@ -127,6 +128,104 @@ async def send_message(
             raise
 
 
+@final
+class MessageReceiver:
+    """One message on a stream whose kind was read.
+
+    Args:
+      reader: over that stream; belongs to this object from now on.
+      max_size: the largest message, in bytes, after decompression.
+    """
+
+    def __init__(self, reader: StreamReader, *, max_size: int) -> None:
+        self._reader = reader
+        self._max_size = max_size
+        self._codec: int | None = None
+        self._announced: int | None = None
+        self._pieces: list[bytes | bytearray] = []
+        self._size = 0
+
+    @property
+    def stream(self) -> trio.abc.ReceiveStream:
+        """The stream below."""
+        return self._reader.stream
+
+    async def receive(self) -> bytes:
+        """The message; the stream is at its end afterwards.
+
+        Cancellation: nothing is lost; the next call goes on.
+
+        Raises:
+          MessageRefused: it is too large, malformed, or compressed in a way which this
+            side does not know; the sender was told.
+          StreamReset: the sender has given it up.
+          trio.ClosedResourceError, ConnectionBroken: the connection was closed, or ended.
+        """
+        try:
+            if self._codec is None:
+                self._codec = await self._read_number()
+            if self._codec == _PLAIN:
+                return await self._read_all(self._max_size)
+            if self._codec == _ZSTD:
+                return await self._read_zstd()
+        except FramingError as error:
+            raise self._refuse(str(error), ApplicationErrorCode.MALFORMED) from error
+        raise self._refuse(f"codec {self._codec} is not known", ApplicationErrorCode.UNSUPPORTED)
+
+    def _refuse(self, what: str, code: ApplicationErrorCode) -> MessageRefused:
+        self._pieces.clear()
+        if isinstance(self.stream, ReceiveStream):
+            self.stream.stop_receiving(code)
+        return MessageRefused(f"a message was refused: {what}", code)
+
+    async def _read_number(self) -> int:
+        number = await self._reader.read_varint()
+        if number is None:
+            raise FramingError("it ended within its header")
+        return number
+
+    async def _read_all(self, limit: int) -> bytes:
+        """Everything to the end of the stream."""
+        pieces = self._pieces
+        while piece := await self._reader.read_some():
+            self._size += len(piece)
+            if self._size > limit:
+                raise self._refuse(
+                    f"it has more than {limit} bytes", ApplicationErrorCode.MESSAGE_TOO_LARGE
+                )
+            pieces.append(piece)
+        return bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
+
+    async def _read_zstd(self) -> bytes:
+        try:
+            zstandard = _zstandard()
+        except ModuleNotFoundError as error:
+            raise self._refuse(
+                "it is compressed with zstd, and zstandard is not installed",
+                ApplicationErrorCode.UNSUPPORTED,
+            ) from error
+        if self._announced is None:
+            self._announced = await self._read_number()
+        size = self._announced
+        if size > self._max_size:
+            raise self._refuse(
+                f"it has {size} bytes, more than {self._max_size}",
+                ApplicationErrorCode.MESSAGE_TOO_LARGE,
+            )
+        # What is compressed is hardly larger than what it came from (zstd's own bound).
+        packed = await self._read_all(size + size // 128 + 1024)
+        decompressor = zstandard.ZstdDecompressor(max_window_size=1 << _WINDOW_LOG)
+        try:
+            # Never more than was announced, whatever the frame itself says.
+            with decompressor.stream_reader(packed, read_across_frames=False) as unpacked:
+                data: bytes = unpacked.read(size + 1)
+        except zstandard.ZstdError as error:
+            raise FramingError(f"what was compressed cannot be read: {error}") from error
+        if len(data) != size:
+            raise FramingError(f"{size} bytes were announced, and the content has another size")
+        return data
+
+
 async def receive_message(
     reader: StreamReader, *, max_size: int, decode: Decode | None = None
 ) -> Any:
@@ -137,76 +236,10 @@ async def receive_message(
       max_size: the largest message, in bytes, after decompression.
       decode: makes a value of its bytes.
 
-    Cancellation: the stream can be read on by another call with the same reader only
-    before its header; close the stream otherwise.
+    Cancellation: what was read is lost; :class:`MessageReceiver` keeps it.
 
     Raises:
-      MessageRefused: it is too large, malformed, or compressed in a way which this side
-        does not know; the sender was told.
-      StreamReset: the sender has given it up.
-      trio.ClosedResourceError, ConnectionBroken: the connection was closed, or ended.
-      And what `decode` raises.
+      What :meth:`MessageReceiver.receive` raises, and what `decode` raises.
     """
-    try:
-        codec = await reader.read_varint()
-        if codec == _PLAIN:
-            data = await _read_all(reader, max_size)
-        elif codec == _ZSTD:
-            data = await _read_zstd(reader, max_size)
-        elif codec is None:
-            raise FramingError("a message ended before its header")
-        else:
-            raise _refuse(reader, f"codec {codec} is not known", ApplicationErrorCode.UNSUPPORTED)
-    except FramingError as error:
-        raise _refuse(reader, str(error), ApplicationErrorCode.MALFORMED) from error
+    data = await MessageReceiver(reader, max_size=max_size).receive()
     return data if decode is None else decode(data)
-
-
-def _refuse(reader: StreamReader, what: str, code: ApplicationErrorCode) -> MessageRefused:
-    if isinstance(reader.stream, ReceiveStream):
-        reader.stream.stop_receiving(code)
-    return MessageRefused(f"a message was refused: {what}", code)
-
-
-async def _read_all(reader: StreamReader, limit: int) -> bytes:
-    """Everything to the end of the stream."""
-    pieces: list[bytes | bytearray] = []
-    size = 0
-    while piece := await reader.read_some():
-        size += len(piece)
-        if size > limit:
-            raise _refuse(
-                reader, f"it has more than {limit} bytes", ApplicationErrorCode.MESSAGE_TOO_LARGE
-            )
-        pieces.append(piece)
-    return bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
-
-
-async def _read_zstd(reader: StreamReader, limit: int) -> bytes:
-    try:
-        zstandard = _zstandard()
-    except ModuleNotFoundError as error:
-        raise _refuse(
-            reader, "zstd, and zstandard is not installed", ApplicationErrorCode.UNSUPPORTED
-        ) from error
-    size = await reader.read_varint()
-    if size is None:
-        raise FramingError("a message ended in its header")
-    if size > limit:
-        raise _refuse(
-            reader,
-            f"it has {size} bytes, more than {limit}",
-            ApplicationErrorCode.MESSAGE_TOO_LARGE,
-        )
-    # What is compressed is hardly larger than what it came from (zstd's own bound).
-    packed = await _read_all(reader, size + size // 128 + 1024)
-    decompressor = zstandard.ZstdDecompressor(max_window_size=1 << _WINDOW_LOG)
-    try:
-        # Never more than was announced, whatever the frame itself says.
-        with decompressor.stream_reader(packed, read_across_frames=False) as unpacked:
-            data: bytes = unpacked.read(size + 1)
-    except zstandard.ZstdError as error:
-        raise FramingError(f"what was compressed cannot be read: {error}") from error
-    if len(data) != size:
-        raise FramingError(f"{size} bytes were announced, and the content has another size")
-    return data
