@@ -28,13 +28,43 @@ from .errors import (
     StreamStopped,
     VersionNegotiationFailed,
 )
-from .metrics import ConnectionStatistics, EndpointStatistics
+from .metrics import (
+    ConnectionMetrics,
+    ConnectionStatistics,
+    EndpointStatistics,
+    TransportStatistics,
+)
+from .pool import (
+    Backoff,
+    ChecksumMismatch,
+    ConnectionPool,
+    IncomingTransfer,
+    PoolConfig,
+    PoolStatistics,
+    TargetStatistics,
+    TransferAbandoned,
+    TransferCode,
+    TransferFailed,
+    TransferInterrupted,
+    TransferRefused,
+    TransferSummary,
+    open_pool,
+)
 from .quic.connection import QuicConnection
 from .quic.endpoint import DEFAULT_ALPN, Endpoint, open_connection
 from .quic.listener import QuicListener, StreamListener
 from .quic.serving import open_listener, open_stream_listener, serve
 from .quic.stream import QuicStream, ReceiveStream, SendStream
 from .quic.tls import ClientTLS, ServerTLS, SessionStore
+from .streams import (
+    BatchReceiver,
+    BatchSender,
+    MessageRefused,
+    SequenceReceiver,
+    open_batching_channel,
+)
+from .transport import PhoenixTransport, open_phoenix
+from .transport_connection import PhoenixConnection
 
 __version__ = "0.1.0"
 
@@ -79,4 +109,28 @@ __all__ = [
     "open_listener",
     "open_stream_listener",
     "serve",
+    "ConnectionMetrics",
+    "TransportStatistics",
+    "Backoff",
+    "ChecksumMismatch",
+    "ConnectionPool",
+    "IncomingTransfer",
+    "PoolConfig",
+    "PoolStatistics",
+    "TargetStatistics",
+    "TransferAbandoned",
+    "TransferCode",
+    "TransferFailed",
+    "TransferInterrupted",
+    "TransferRefused",
+    "TransferSummary",
+    "open_pool",
+    "BatchReceiver",
+    "BatchSender",
+    "MessageRefused",
+    "SequenceReceiver",
+    "open_batching_channel",
+    "PhoenixTransport",
+    "open_phoenix",
+    "PhoenixConnection",
 ]

@@ -348,7 +348,7 @@ class TransportConfig:
         - `keep_alive` 25 s, `max_idle_timeout` 90 s: one small packet within the 30 s
           after which many firewalls forget; three may be lost.
         - `max_message_size` 64 KiB: a reading is never larger.
-        - `memory_pool_size` 1 MiB: a collector reads from many at once.
+        - `multiplexed_connections` 1: there is nothing to stripe.
         """
         return cls(
             max_bidirectional_streams=16,
@@ -375,6 +375,7 @@ class TransportConfig:
         - `batch_delay` 5 ms: less than a frame's time at 120 a second.
         - `keep_alive` 5 s, `max_idle_timeout` 15 s: as for speech.
         - `max_message_size` 8 MiB: a frame as a message.
+        - `multiplexed_connections` 2: one for a second rendition, or a recording.
         """
         return cls(
             send_buffer_size=2 * MEBIBYTE,

@@ -1,1 +1,43 @@
-"""Many connections: the pool and striped transfers (floor 4)."""
+"""Many connections (floor 4): the pool and striped transfers.
+
+For those who work with bare QUIC connections; :class:`phoenix_trio.PhoenixTransport` has all
+of it as methods.
+"""
+
+from .config import Backoff, PoolConfig
+from .hub import TransferHub, serve_hub
+from .multiplex import TransferSummary
+from .pool import ConnectionPool, Lease, open_pool
+from .receiving import IncomingTransfer
+from .statistics import PoolStatistics, TargetStatistics
+from .targets import Target, parse_target
+from .transfer_errors import (
+    ChecksumMismatch,
+    TransferAbandoned,
+    TransferCode,
+    TransferFailed,
+    TransferInterrupted,
+    TransferRefused,
+)
+
+__all__ = [
+    "Backoff",
+    "ChecksumMismatch",
+    "ConnectionPool",
+    "IncomingTransfer",
+    "Lease",
+    "PoolConfig",
+    "PoolStatistics",
+    "Target",
+    "TargetStatistics",
+    "TransferAbandoned",
+    "TransferCode",
+    "TransferFailed",
+    "TransferHub",
+    "TransferInterrupted",
+    "TransferRefused",
+    "TransferSummary",
+    "open_pool",
+    "parse_target",
+    "serve_hub",
+]

@@ -210,6 +210,10 @@ class Lease(AbstractAsyncContextManager[QuicConnection]):
         self._target = target
         self._pooled: _Pooled | None = None
 
+    def again(self) -> Lease:
+        """Another lease of the same pool and target."""
+        return Lease(self._pool, self._target)
+
     async def __aenter__(self) -> QuicConnection:
         if self._pooled is not None:
             raise RuntimeError("a lease can be entered once; ask the pool for another one")
@@ -645,10 +649,17 @@ class ConnectionPool(metaclass=NoPublicConstructor):
                 entry.dial_scope.cancel()
             entry.lot.unpark_all()
 
-    async def _close_all(self) -> None:
+    async def aclose(self) -> None:
+        """Close all connections in good order, leased ones included; idempotent.
+
+        Whoever waits for a lease, and whoever comes, gets :class:`trio.ClosedResourceError`.
+
+        Cancellation: connections which are not closed yet are aborted.
+        """
+        await trio.lowlevel.checkpoint()
         self._stop()
         async with trio.open_nursery() as nursery:
-            for pooled in self._pooled.values():
+            for pooled in list(self._pooled.values()):
                 nursery.start_soon(pooled.quic.aclose)
 
 
@@ -686,7 +697,7 @@ async def open_pool(dial: Dial, config: PoolConfig | None = None) -> AsyncIterat
             nursery.start_soon(pool._watch_time)
             try:
                 yield pool
-                await pool._close_all()
+                await pool.aclose()
             finally:
                 pool._stop()
                 nursery.cancel_scope.cancel()

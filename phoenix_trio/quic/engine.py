@@ -1494,6 +1494,29 @@ class Engine(QuicConnection):
             if not connection_id.was_sent:
                 connection_id.stateless_reset_token = self._reset_token(connection_id.cid)
 
+    def _write_connection_close_frame(
+        self,
+        builder: QuicPacketBuilder,
+        epoch: tls.Epoch,
+        error_code: int,
+        frame_type: int | None,
+        reason_phrase: str,
+    ) -> None:
+        """Connection.py 3878, with what is still to be acknowledged before the goodbye.
+
+        Nothing is acknowledged after it (RFC 9000 section 10.2), and a peer whose data was
+        read would otherwise have to believe that it was lost.
+        """
+        if epoch == tls.Epoch.ONE_RTT and self._spaces[epoch].ack_at is not None:
+            self._write_ack_frame(builder, self._spaces[epoch], self._now)
+        super()._write_connection_close_frame(
+            builder=builder,
+            epoch=epoch,
+            error_code=error_code,
+            frame_type=frame_type,
+            reason_phrase=reason_phrase,
+        )
+
     def _write_ack_frame(
         self, builder: QuicPacketBuilder, space: QuicPacketSpace, now: float
     ) -> None:

@@ -1,5 +1,32 @@
-"""What travels in a stream (floor 4)."""
+"""What travels in a stream (floor 4): frames, messages, sequences, batches.
 
+For those who work with bare QUIC connections; :class:`phoenix_trio.PhoenixConnection`
+has all of it as methods.
+"""
+
+from .batching import BatchReceiver, BatchSender, open_batch_sender, open_batching_channel
 from .framing import FrameDecoder, FrameTooLarge, FramingError, encode_frame, encode_varint
+from .generator import SequenceReceiver, send_sequence
+from .kinds import StreamKind
+from .messages import MessageReceiver, MessageRefused, receive_message, send_message
+from .reader import StreamReader
 
-__all__ = ["FrameDecoder", "FrameTooLarge", "FramingError", "encode_frame", "encode_varint"]
+__all__ = [
+    "BatchReceiver",
+    "BatchSender",
+    "FrameDecoder",
+    "FrameTooLarge",
+    "FramingError",
+    "MessageReceiver",
+    "MessageRefused",
+    "SequenceReceiver",
+    "StreamKind",
+    "StreamReader",
+    "encode_frame",
+    "encode_varint",
+    "open_batch_sender",
+    "open_batching_channel",
+    "receive_message",
+    "send_message",
+    "send_sequence",
+]

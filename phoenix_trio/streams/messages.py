@@ -139,7 +139,8 @@ class MessageReceiver:
 
     def __init__(self, reader: StreamReader, *, max_size: int) -> None:
         self._reader = reader
-        self._max_size = max_size
+        self.max_size = max_size
+        """The largest message; it may be changed between calls."""
         self._codec: int | None = None
         self._announced: int | None = None
         self._pieces: list[bytes | bytearray] = []
@@ -165,7 +166,7 @@ class MessageReceiver:
             if self._codec is None:
                 self._codec = await self._read_number()
             if self._codec == _PLAIN:
-                return await self._read_all(self._max_size)
+                return await self._read_all(self.max_size)
             if self._codec == _ZSTD:
                 return await self._read_zstd()
         except FramingError as error:
@@ -207,9 +208,9 @@ class MessageReceiver:
         if self._announced is None:
             self._announced = await self._read_number()
         size = self._announced
-        if size > self._max_size:
+        if size > self.max_size:
             raise self._refuse(
-                f"it has {size} bytes, more than {self._max_size}",
+                f"it has {size} bytes, more than {self.max_size}",
                 ApplicationErrorCode.MESSAGE_TOO_LARGE,
             )
         # What is compressed is hardly larger than what it came from (zstd's own bound).

@@ -615,3 +615,19 @@ async def test_who_waits_for_a_stop_hears_of_every_other_end(
                 client.connection.abort()
             else:
                 server.connection.abort(7)
+
+
+async def test_the_goodbye_acknowledges_what_was_received(autojump_clock: MockClock) -> None:
+    async with connected_pair() as pair:
+        client, server = await stream_pair(*pair)
+        await trio.sleep(1)
+        async with trio.open_nursery() as nursery:
+
+            async def send() -> None:
+                await client.send_all(b"x" * 500)
+                await client.wait_acked()  # by the very packet which ends the connection
+
+            nursery.start_soon(send)
+            await server.receive_some()
+            server.connection.abort(0)
+        assert client.connection.statistics().stream_bytes_acknowledged >= 500

@@ -1,0 +1,463 @@
+"""One application's transport: its socket, its pool, its transfers, and one place for statistics.
+
+Floor 5.  Everything started here runs in the nursery of :func:`open_phoenix` and ends with
+its block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
+from types import TracebackType
+from typing import Any, final
+
+import attrs
+import trio
+
+from .config import TransportConfig
+from .metrics import RateWindow, TransportStatistics
+from .pool.config import PoolConfig
+from .pool.hub import TransferHub
+from .pool.multiplex import TransferSummary
+from .pool.pool import ConnectionPool, Lease, open_pool
+from .pool.receiving import IncomingTransfer
+from .pool.statistics import PoolStatistics
+from .pool.targets import Target, TargetLike, parse_target
+from .pool.transfer_source import SourceData
+from .quic.connection import QuicConnection
+from .quic.construction import NoPublicConstructor
+from .quic.endpoint import DEFAULT_ALPN, Endpoint
+from .quic.groups import unwrap_lone
+from .quic.listener import QuicListener
+from .quic.packet_io import Network
+from .quic.serving import serve
+from .quic.tls import ClientTLS, ServerTLS
+from .transport_connection import PhoenixConnection
+
+__all__ = ["PhoenixTransport", "open_phoenix"]
+
+#: A server's handler.
+Handler = Callable[[PhoenixConnection], Awaitable[object]]
+
+
+@attrs.define
+class _Totals:
+    """Of connections which have ended."""
+
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    operations: int = 0
+    zero_copy_operations: int = 0
+    packets_lost: int = 0
+
+
+@final
+class _Leased(AbstractAsyncContextManager[PhoenixConnection]):
+    __slots__ = ("_lease", "_transport")
+
+    def __init__(self, transport: PhoenixTransport, lease: Lease) -> None:
+        self._transport = transport
+        self._lease = lease
+
+    async def __aenter__(self) -> PhoenixConnection:
+        while True:
+            quic = await self._lease.__aenter__()
+            connection = self._transport._connections.get(quic)
+            if connection is not None:
+                return connection
+            # It was granted, and then lost, before this task had its turn.
+            await self._lease.__aexit__(None, None, None)
+            self._lease = self._lease.again()
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._lease.__aexit__(exc_type, exc_value, traceback)
+
+
+@final
+class PhoenixTransport(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
+    """Connections to and from any number of peers which speak ``phoenix/1``.
+
+    Obtained from :func:`open_phoenix`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: TransportConfig,
+        server_tls: ServerTLS | None,
+        network: Network | None,
+    ) -> None:
+        self._name = name
+        self._config = config
+        self._server_tls = server_tls
+        self._network = network
+        self._hub = TransferHub()
+        self._connections: dict[QuicConnection, PhoenixConnection] = {}
+        self._opened = 0
+        self._past = _Totals()
+        self._multiplexed: dict[Target, int] = {}
+        now = trio.current_time()
+        self._send_window = RateWindow(now)
+        self._receive_window = RateWindow(now)
+        self._body: trio.CancelScope | None = None
+        self._closed = False
+        self._pool: ConnectionPool
+
+    def __repr__(self) -> str:
+        return f"<PhoenixTransport {self._name!r} with {len(self._connections)} connections>"
+
+    @property
+    def name(self) -> str:
+        """For people: in logs and statistics."""
+        return self._name
+
+    @property
+    def config(self) -> TransportConfig:
+        """The settings of all its connections."""
+        return self._config
+
+    @property
+    def pool(self) -> ConnectionPool:
+        """The pool from which :meth:`connect` leases: for draining, and its own statistics."""
+        return self._pool
+
+    @property
+    def connections(self) -> tuple[PhoenixConnection, ...]:
+        """All which are open at present, dialled and accepted."""
+        return tuple(self._connections.values())
+
+    # ------------------------------------------------------------------ connecting
+
+    def connect(self, target: TargetLike) -> AbstractAsyncContextManager[PhoenixConnection]:
+        """A lease on a connection: ``async with phoenix.connect("there:4433") as connection``.
+
+        Others may hold leases on the same connection.  Where one is open already, that
+        costs no round trip; otherwise it is dialled.  Leaving the block hands the lease
+        back, and the connection stays open for a while (``PoolConfig.idle_timeout``).
+
+        Args:
+          target: ``"host:port"``, ``"[v6-address]:port"``, or ``(host, port)``.
+
+        Cancellation: while waiting, nothing is held.
+
+        Raises (the call itself):
+          TypeError, ValueError: that is no target; the text says what is wrong.
+
+        Raises (entering the block):
+          OSError: the name is unknown, or the target cannot be reached.
+          HandshakeFailed, ConnectionBroken: the connection could not be established.
+          trio.ClosedResourceError: the transport was closed.
+        """
+        return _Leased(self, self._pool.lease(target))
+
+    async def enable_multiplexing(self, target: TargetLike, connections: int) -> None:
+        """Have so many connections to `target`, and keep them, for striped transfers.
+
+        Returns when all are open.  They are replaced when they are lost.
+
+        Args:
+          connections: from 1 to what the pool permits for one target.
+
+        Raises:
+          TypeError, ValueError: that is no target, or the number is out of range.
+          As entering :meth:`connect`, if one of them cannot be established.
+        """
+        parsed = parse_target(target)
+        async with self._pool.lease_several(parsed, connections):
+            self._multiplexed[parsed] = connections
+            self._pool.keep_warm(parsed, connections)
+
+    async def send_multiplexed(
+        self,
+        target: TargetLike,
+        data: SourceData,
+        *,
+        connections: int | None = None,
+        on_progress: Callable[[int], object] | None = None,
+        metadata: bytes = b"",
+        transfer_id: bytes | None = None,
+    ) -> TransferSummary:
+        """Send `data` over several connections side by side; returns when it was verified there.
+
+        A connection which is lost is replaced, and costs what was under way on it.
+
+        Args:
+          target: as for :meth:`connect`; it receives with :meth:`receive_multiplexed` or
+            ``incoming_transfers()``.
+          data: bytes-like; a binary file, from where it stands; an iterable or an async
+            iterable of bytes-like items.  Memory does not grow with its size.
+          connections: over how many; ``None``: as :meth:`enable_multiplexing` said, or
+            the configuration's ``multiplexed_connections``.
+          on_progress: called with the number of bytes which the receiver has.
+          metadata: up to 16 KiB for the receiver's application, as a name.
+          transfer_id: of a :class:`TransferInterrupted`, to go on with that transfer.
+
+        Cancellation: the transfer is given up, and nothing stays behind.
+
+        Raises:
+          TypeError, ValueError: an argument is out of range, or `data` is nothing to send.
+          TransferInterrupted: all connections were lost, and no new ones could be had.
+          TransferRefused: the receiver does not want it.
+          ChecksumMismatch: what arrived is not what was sent.
+          As entering :meth:`connect`, and what reading `data` raises.
+        """
+        parsed = parse_target(target)
+        if connections is None:
+            connections = self._multiplexed.get(parsed, self._config.multiplexed_connections)
+            connections = min(connections, self._pool.config.per_target)
+        async with (
+            AsyncExitStack() as replacements,
+            self._pool.lease_several(parsed, connections) as leased,
+        ):
+            in_use = list(leased)
+
+            async def replace() -> QuicConnection:
+                in_use[:] = [each for each in in_use if not each.is_closed]
+                lease = self._pool.lease_several(parsed, 1, besides=in_use)
+                (quic,) = await replacements.enter_async_context(lease)
+                in_use.append(quic)
+                return quic
+
+            return await self._hub.send(
+                leased,
+                data,
+                on_progress=on_progress,
+                replace=replace,
+                metadata=metadata,
+                transfer_id=transfer_id,
+            )
+
+    async def receive_multiplexed(self) -> IncomingTransfer:
+        """The next striped transfer which any peer begins.
+
+        Use it as a context manager, and read it: see :class:`IncomingTransfer`.
+
+        Cancellation: no transfer is lost.
+
+        Raises:
+          trio.ClosedResourceError: the transport was closed.
+        """
+        return await self._hub.accept()
+
+    # ------------------------------------------------------------------ serving
+
+    async def serve(
+        self,
+        handler: Handler,
+        port: int,
+        *,
+        host: str | None = None,
+        tls: ServerTLS | None = None,
+        on_error: Callable[[Exception], object] | None = None,
+        strict: bool = False,
+        task_status: trio.TaskStatus[list[QuicListener]] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Accept connections and run `handler` for each, in a task of its own, until cancelled.
+
+        Works as :func:`phoenix_trio.serve`, but the handler gets a
+        :class:`PhoenixConnection`.  A connection is closed when its handler returns; for
+        striped transfers alone, ``handler`` can be ``lambda c: c.quic.wait_closed()``.
+        A server which is about to end calls :meth:`drain` first, so that its clients go
+        elsewhere.
+
+        Args:
+          handler: an async function.
+          port: the UDP port; 0: any free one.
+          host: the local address; ``None``: all.
+          tls: the server's identity; ``None``: that of :func:`open_phoenix`.
+          on_error, strict, task_status: see :func:`phoenix_trio.serve`.
+
+        Raises:
+          ValueError: no `tls` was given here or to :func:`open_phoenix`.
+          OSError: the address is not local, or the port is in use.
+          trio.ClosedResourceError: the transport was closed.
+        """
+        tls = self._server_tls if tls is None else tls
+        if tls is None:
+            raise ValueError("serving needs server_tls=, here or in open_phoenix()")
+        self._check_open()
+
+        async def handle(quic: QuicConnection) -> None:
+            async with self._served(quic) as connection:
+                await handler(connection)
+
+        await serve(
+            handle,
+            port,
+            host=host,
+            tls=tls,
+            alpn=DEFAULT_ALPN,
+            config=self._config,
+            on_error=on_error,
+            strict=strict,
+            network=self._network,
+            task_status=task_status,
+        )
+
+    async def drain(self) -> None:
+        """Tell the peers of all connections that no further streams are wanted.
+
+        Those which use a pool open no more, and close what they have once it is unused.
+        """
+        await trio.lowlevel.checkpoint()
+
+        async def tell(connection: PhoenixConnection) -> None:
+            try:
+                await connection.drain()
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                await trio.lowlevel.checkpoint()  # it is gone, which is all that was wanted
+
+        async with trio.open_nursery() as nursery:
+            for connection in self.connections:
+                nursery.start_soon(tell, connection)
+
+    # ------------------------------------------------------------------ statistics
+
+    def stats(self) -> TransportStatistics:
+        """A frozen snapshot of everything together; see also ``pool.statistics()``.
+
+        Bytes are counted at their receivers: sent ones when acknowledged, received ones
+        when the application has read them.
+        """
+        facts = [connection.quic.statistics() for connection in self._connections.values()]
+        past = self._past
+        sent = past.bytes_sent + sum(each.stream_bytes_acknowledged for each in facts)
+        received = past.bytes_received + sum(each.stream_bytes_read for each in facts)
+        now = trio.current_time()
+        send_rate = 8 * self._send_window.rate(now, sent)
+        receive_rate = 8 * self._receive_window.rate(now, received)
+        samples = [each.rtt_smoothed for each in facts if each.rtt_smoothed is not None]
+        return TransportStatistics(
+            name=self._name,
+            throughput_gbps=(send_rate + receive_rate) / 1e9,
+            send_rate=send_rate,
+            receive_rate=receive_rate,
+            latency_ms=sum(samples) / len(samples) * 1e3 if samples else None,
+            active_connections=len(facts),
+            connections_opened=self._opened,
+            total_bytes_sent=sent,
+            total_bytes_received=received,
+            operations=past.operations
+            + sum(connection._operations for connection in self._connections.values()),
+            zero_copy_operations=past.zero_copy_operations
+            + sum(each.zero_copy_operations for each in facts),
+            packets_lost=past.packets_lost + sum(each.packets_lost for each in facts),
+            incoming_transfers=self._hub.incoming,
+            outgoing_transfers=self._hub.outgoing,
+        )
+
+    def pool_statistics(self) -> PoolStatistics:
+        """The same as ``pool.statistics()``."""
+        return self._pool.statistics()
+
+    # ------------------------------------------------------------------ the end
+
+    async def aclose(self) -> None:
+        """Close dialled connections in good order, then end the block of :func:`open_phoenix`.
+
+        For a task which wants to stop the transport from within: what still runs in the
+        block is cancelled.  Idempotent.
+
+        Cancellation: what was not delivered yet is lost; the block ends all the same.
+        """
+        self._closed = True
+        self._hub.close()
+        try:
+            await self._pool.aclose()
+        finally:
+            if self._body is not None:
+                self._body.cancel()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError("this transport was closed")
+
+    # ------------------------------------------------------------------ connections
+
+    @asynccontextmanager
+    async def _served(self, quic: QuicConnection) -> AsyncIterator[PhoenixConnection]:
+        """A connection with its dispatching task, as long as the block lasts."""
+        connection: PhoenixConnection = PhoenixConnection._create(quic, self._config, self._hub)
+        self._connections[quic] = connection
+        self._opened += 1
+        try:
+            with unwrap_lone():
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(connection._dispatch)
+                    yield connection
+                    if not quic.is_closed:
+                        nursery.cancel_scope.cancel()
+                    # (Otherwise it ends by itself, after what has arrived.)
+        finally:
+            del self._connections[quic]
+            facts, past = quic.statistics(), self._past
+            past.bytes_sent += facts.stream_bytes_acknowledged
+            past.bytes_received += facts.stream_bytes_read
+            past.operations += connection._operations
+            past.zero_copy_operations += facts.zero_copy_operations
+            past.packets_lost += facts.packets_lost
+
+    @asynccontextmanager
+    async def _dialled(
+        self, endpoint: Endpoint, tls: ClientTLS | None, target: Target
+    ) -> AsyncIterator[QuicConnection]:
+        async with (
+            endpoint.connect(target.host, target.port, tls=tls, config=self._config) as quic,
+            self._served(quic) as connection,
+        ):
+            connection._on_drain = self._pool.drain
+            yield quic
+
+
+@asynccontextmanager
+async def open_phoenix(
+    name: str = "phoenix",
+    *,
+    config: TransportConfig | None = None,
+    tls: ClientTLS | None = None,
+    server_tls: ServerTLS | None = None,
+    max_connections: int | None = None,
+    pool: PoolConfig | None = None,
+    network: Network | None = None,
+) -> AsyncIterator[PhoenixTransport]:
+    """An application's transport, for the length of the block.
+
+    When the block is left normally, connections are closed in good order: what was sent
+    is delivered.  How long that takes is bounded by the caller's cancel scope.  When it is
+    left by an exception, they are aborted.
+
+    Args:
+      name: for people.
+      config: of all connections; see ``TransportConfig.realtime()``, ``high_throughput()``,
+        ``sensors()`` and ``video()``.
+      tls: whom to trust and who to be when dialling; default: the system's authorities.
+      server_tls: the identity for :meth:`PhoenixTransport.serve`.
+      max_connections: dialled connections at most; overrides that of `pool`.
+      pool: limits, timeouts and back-off of dialled connections.
+      network: where sockets come from; ``None``: the real UDP.
+
+    Raises:
+      ValueError: `max_connections` is out of range.
+      OSError: no socket can be had.
+    """
+    config = TransportConfig() if config is None else config
+    pool = PoolConfig() if pool is None else pool
+    if max_connections is not None:
+        pool = attrs.evolve(pool, max_connections=max_connections)
+    transport: PhoenixTransport = PhoenixTransport._create(name, config, server_tls, network)
+    with trio.CancelScope() as scope:
+        async with Endpoint.open(config=config, network=network) as endpoint:
+            dial: Any = partial(transport._dialled, endpoint, tls)
+            async with open_pool(dial, pool) as transport._pool:
+                transport._body = scope
+                try:
+                    yield transport
+                finally:
+                    transport._closed = True
+                    transport._hub.close()

@@ -1,0 +1,389 @@
+"""What does an application hold in its hands?  A connection which speaks ``phoenix/1``.
+
+Floor 5.  A QUIC connection, and one task which looks at each unidirectional stream the
+peer opens and hands it to those it is for: messages and sequences to who receives them
+here, stripes to the transport's hub.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Generic, TypeVar, final
+
+import trio
+
+from .config import TransportConfig
+from .errors import ApplicationErrorCode, ConnectionClosedByPeer, StreamReset
+from .metrics import ConnectionMetrics, RateWindow
+from .pool.hub import TransferHub
+from .pool.receiving import IncomingTransfer
+from .quic.connection import QuicConnection
+from .quic.construction import NoPublicConstructor
+from .quic.stream import QuicStream, ReceiveStream
+from .streams.batching import BatchReceiver, BatchSender, open_batching_channel
+from .streams.framing import FramingError, encode_varint
+from .streams.generator import SequenceReceiver, SequenceSource, send_sequence
+from .streams.kinds import StreamKind
+from .streams.messages import (
+    Decode,
+    Encode,
+    MessageReceiver,
+    MessageRefused,
+    send_message,
+)
+from .streams.reader import StreamReader
+
+__all__ = ["PhoenixConnection"]
+
+logger = logging.getLogger("phoenix_trio.transport")
+
+_ENDED = (trio.BrokenResourceError, trio.ClosedResourceError)
+_TRANSFER_KINDS = (StreamKind.TRANSFER, StreamKind.STRIPES, StreamKind.TRANSFER_REPLY)
+
+R = TypeVar("R")
+
+
+class _Queue(Generic[R]):
+    """Incoming streams of one kind, the lowest stream ID first."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[int, int, R]] = []
+        self._number = itertools.count()
+        self.lot = trio.lowlevel.ParkingLot()
+
+    def put(self, stream_id: int, item: R) -> None:
+        # (The number keeps the heap from comparing items.)
+        heapq.heappush(self._heap, (stream_id, next(self._number), item))
+        self.lot.unpark()
+
+    def pop(self) -> tuple[int, R] | None:
+        if not self._heap:
+            return None
+        stream_id, _, item = heapq.heappop(self._heap)
+        return stream_id, item
+
+
+@final
+class PhoenixConnection(metaclass=NoPublicConstructor):
+    """A connection with messages, sequences, batches and striped transfers.
+
+    From :meth:`PhoenixTransport.connect`, or as the argument of the handler of
+    :meth:`PhoenixTransport.serve`.  Several tasks, and several leases, may share one:
+    what is received goes to whoever asks first.
+    """
+
+    def __init__(self, quic: QuicConnection, config: TransportConfig, hub: TransferHub) -> None:
+        self._quic = quic
+        self._config = config
+        self._hub = hub
+        self._messages: _Queue[MessageReceiver] = _Queue()
+        self._sequences: _Queue[StreamReader] = _Queue()
+        self._on_drain: Callable[[QuicConnection], None] | None = None
+        self._dispatched = False
+        self._is_draining = False
+        self._operations = 0
+        self._messages_sent = 0
+        self._messages_received = 0
+        self._messages_refused = 0
+        now = trio.current_time()
+        self._send_window = RateWindow(now)
+        self._receive_window = RateWindow(now)
+
+    def __repr__(self) -> str:
+        return f"<PhoenixConnection to {self._quic.peer_address}>"
+
+    @property
+    def quic(self) -> QuicConnection:
+        """The QUIC connection below, with all it offers."""
+        return self._quic
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether one side has said that it wants no further streams on this connection."""
+        return self._is_draining
+
+    # ------------------------------------------------------------------ messages
+
+    async def send_data(
+        self, data: Any, *, encode: Encode | None = None, compress: str | None = None
+    ) -> None:
+        """Send one message on a stream of its own.
+
+        Returns when the peer's transport has acknowledged every byte.  See
+        :func:`phoenix_trio.streams.send_message` for arguments, cancellation and errors.
+        """
+        await send_message(self._quic, data, encode=encode, compress=compress)
+        self._messages_sent += 1
+        self._operations += 1
+
+    async def receive_data(
+        self, *, max_size: int | None = None, decode: Decode | None = None
+    ) -> Any:
+        """The next message, in the order in which the peer began them.
+
+        One which is slow to arrive holds later ones up here, though not on the way; what
+        should not wait for each other goes over different connections, or in datagrams.
+
+        Args:
+          max_size: the largest message, in bytes; ``None``: the configuration's
+            ``max_message_size``.
+          decode: makes a value of its bytes.
+
+        Cancellation: nothing is lost; the message is received by the next call.
+
+        Raises:
+          MessageRefused: the message is too large, malformed, or compressed in a way
+            which this side does not know; the sender was told.  The next call is for
+            the next message.
+          StreamReset: its sender has given it up; the same.
+          trio.ClosedResourceError, ConnectionBroken: the connection was closed, or ended,
+            and all that had arrived was received.
+          And what `decode` raises; that message is gone.
+        """
+        await trio.lowlevel.checkpoint()
+        stream_id, message = await self._next(self._messages)
+        message.max_size = self._config.max_message_size if max_size is None else max_size
+        try:
+            data = await message.receive()
+        except trio.Cancelled:
+            self._messages.put(stream_id, message)
+            raise
+        except MessageRefused:
+            self._messages_refused += 1
+            raise
+        self._close(message.stream)
+        self._messages_received += 1
+        self._operations += 1
+        return data if decode is None else decode(data)
+
+    def messages(
+        self, *, max_size: int | None = None, decode: Decode | None = None
+    ) -> AsyncIterator[Any]:
+        """Iterate over :meth:`receive_data`; ends when the connection is closed in good order.
+
+        Messages which have to be refused, or which their sender gives up, are left out,
+        logged and counted, so that one bad message ends nobody's loop.
+        """
+        return _Messages(self, max_size, decode)
+
+    # ------------------------------------------------------------------ sequences
+
+    async def stream_data(self, source: SequenceSource, *, encode: Encode | None = None) -> int:
+        """Send the items of an iterable, an async iterable or a function, one by one.
+
+        See :func:`phoenix_trio.streams.send_sequence` for arguments, cancellation and errors.
+        """
+        count = await send_sequence(self._quic, source, encode=encode)
+        self._operations += 1
+        return count
+
+    async def receive_stream_data(
+        self, *, max_item_size: int | None = None, decode: Decode | None = None
+    ) -> SequenceReceiver:
+        """The next sequence of the peer, as a channel.
+
+        ``async with await connection.receive_stream_data() as items: async for item in items``
+
+        Args:
+          max_item_size: the largest item, in bytes; ``None``: the configuration's
+            ``max_message_size``.
+          decode: makes a value of an item's bytes.
+
+        Cancellation: nothing is lost.
+
+        Raises:
+          trio.ClosedResourceError, ConnectionBroken: the connection was closed, or ended.
+        """
+        await trio.lowlevel.checkpoint()
+        _, reader = await self._next(self._sequences)
+        self._operations += 1
+        return SequenceReceiver(
+            reader,
+            max_item_size=(
+                self._config.max_message_size if max_item_size is None else max_item_size
+            ),
+            decode=decode,
+        )
+
+    # ------------------------------------------------------------------ batches, streams
+
+    def open_batching_channel(
+        self,
+        stream: trio.abc.Stream,
+        *,
+        encode: Encode | None = None,
+        decode: Decode | None = None,
+    ) -> AbstractAsyncContextManager[tuple[BatchSender, BatchReceiver]]:
+        """Batching channels over a stream, with the configuration's size and delay.
+
+        See :func:`phoenix_trio.open_batching_channel`.
+        """
+        config = self._config
+        return open_batching_channel(
+            stream,
+            max_batch_bytes=config.batch_bytes,
+            max_delay=config.batch_delay,
+            max_message_size=config.max_message_size,
+            encode=encode,
+            decode=decode,
+        )
+
+    async def open_stream(self) -> QuicStream:
+        """See :meth:`QuicConnection.open_stream`; bidirectional streams are the application's."""
+        stream = await self._quic.open_stream()
+        self._operations += 1
+        return stream
+
+    async def accept_stream(self) -> QuicStream:
+        """See :meth:`QuicConnection.accept_stream`."""
+        stream = await self._quic.accept_stream()
+        self._operations += 1
+        return stream
+
+    def incoming_streams(self) -> AsyncIterator[QuicStream]:
+        """Iterate over :meth:`accept_stream`; see :meth:`QuicConnection.incoming_streams`."""
+        return _Until(self.accept_stream)
+
+    def incoming_transfers(self) -> AsyncIterator[IncomingTransfer]:
+        """Striped transfers which the peer begins on this connection."""
+        return self._hub.incoming_transfers(connection=self._quic)
+
+    # ------------------------------------------------------------------ the rest
+
+    async def drain(self) -> None:
+        """Tell the peer that no further streams are wanted here.
+
+        Its pool gives out no further leases on the connection, and closes it after the
+        last one.  Without effect the second time.
+
+        Raises:
+          trio.ClosedResourceError, ConnectionBroken: the connection was closed, or ended.
+        """
+        await trio.lowlevel.checkpoint()
+        if self._is_draining:
+            return
+        self._is_draining = True
+        async with await self._quic.open_send_stream() as stream:
+            await stream.send_all(encode_varint(StreamKind.DRAIN))
+
+    def metrics(self) -> ConnectionMetrics:
+        """A frozen snapshot; also after the end."""
+        facts = self._quic.statistics()
+        now = trio.current_time()
+        sent, received = facts.stream_bytes_acknowledged, facts.stream_bytes_read
+        return ConnectionMetrics(
+            bytes_sent=sent,
+            bytes_received=received,
+            operations=self._operations,
+            messages_sent=self._messages_sent,
+            messages_received=self._messages_received,
+            messages_refused=self._messages_refused,
+            send_rate=8 * self._send_window.rate(now, sent),
+            receive_rate=8 * self._receive_window.rate(now, received),
+            latency=facts.rtt_smoothed,
+            zero_copy_operations=facts.zero_copy_operations,
+            is_draining=self._is_draining,
+            statistics=facts,
+        )
+
+    # ------------------------------------------------------------------ incoming streams
+
+    async def _next(self, queue: _Queue[R]) -> tuple[int, R]:
+        while (found := queue.pop()) is None:
+            if self._dispatched:
+                # Nothing will come any more: raises why.
+                await self._quic.accept_receive_stream()
+            await queue.lot.park()
+        return found
+
+    async def _dispatch(self) -> None:
+        """Look at each unidirectional stream; until the connection ends.
+
+        The peer may have so many open at once as the configuration says, and so many
+        tasks there are at most.
+        """
+        try:
+            async with trio.open_nursery() as nursery:
+                while True:
+                    try:
+                        stream = await self._quic.accept_receive_stream()
+                    except _ENDED:
+                        break
+                    nursery.start_soon(self._sort, stream)
+        finally:
+            self._dispatched = True
+            self._messages.lot.unpark_all()
+            self._sequences.lot.unpark_all()
+
+    async def _sort(self, stream: ReceiveStream) -> None:
+        reader = StreamReader(stream)
+        try:
+            kind = await reader.read_varint()
+        except FramingError:
+            kind = None
+        except _ENDED:
+            return  # reset before it had said what it was, or the connection has ended
+        if kind == StreamKind.MESSAGE:
+            message = MessageReceiver(reader, max_size=self._config.max_message_size)
+            self._messages.put(stream.id, message)
+        elif kind == StreamKind.SEQUENCE:
+            self._sequences.put(stream.id, reader)
+        elif kind in _TRANSFER_KINDS:
+            await self._hub.handle_stream(kind, reader, self._quic)
+        elif kind == StreamKind.DRAIN:
+            self._is_draining = True
+            stream.close()
+            if self._on_drain is not None:
+                self._on_drain(self._quic)
+        else:
+            stream.stop_receiving(ApplicationErrorCode.MALFORMED)
+
+    @staticmethod
+    def _close(stream: trio.abc.ReceiveStream) -> None:
+        if isinstance(stream, ReceiveStream):
+            stream.close()
+
+
+class _Until(Generic[R]):
+    """An iterator rather than an async generator, so that a loop can be left at any point."""
+
+    def __init__(self, accept: Callable[[], Awaitable[R]]) -> None:
+        self._accept = accept
+
+    def __aiter__(self) -> _Until[R]:
+        return self
+
+    async def __anext__(self) -> R:
+        try:
+            return await self._accept()
+        except trio.ClosedResourceError:
+            raise StopAsyncIteration from None
+        except ConnectionClosedByPeer as error:
+            if error.is_clean:
+                raise StopAsyncIteration from None
+            raise
+
+
+class _Messages(_Until[Any]):
+    def __init__(
+        self, connection: PhoenixConnection, max_size: int | None, decode: Decode | None
+    ) -> None:
+        self._connection = connection
+        self._max_size = max_size
+        self._decode = decode
+        super().__init__(self._receive)
+
+    async def _receive(self) -> Any:
+        while True:
+            try:
+                return await self._connection.receive_data(
+                    max_size=self._max_size, decode=self._decode
+                )
+            except MessageRefused as error:
+                logger.warning("%s: %s", self._connection, error)
+            except StreamReset as error:
+                logger.info("%s: a message was given up by its sender: %s", self._connection, error)
