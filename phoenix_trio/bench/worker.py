@@ -233,6 +233,18 @@ class _Client:
                     await self._wait_for_ticket(connection)
         return {"seconds": seconds}
 
+    async def pooled(self, count: int) -> dict[str, Any]:
+        """Leases on a connection which the pool has open, until each can be used."""
+        seconds = []
+        async with phoenix_trio.open_pool(lambda _: self._dial()) as pool:
+            async with pool.lease((self._host, self._port)) as connection:
+                await connection.wait_confirmed()
+            for _ in range(count):
+                started = time.perf_counter()
+                async with pool.lease((self._host, self._port)):
+                    seconds.append(time.perf_counter() - started)
+        return {"seconds": seconds}
+
     async def _wait_for_ticket(self, connection: phoenix_trio.QuicConnection) -> None:
         await connection.wait_confirmed()
         await connection.ping()  # tickets come with the confirmation
@@ -304,7 +316,7 @@ class _Client:
     # ------------------------------------------------------------------------
 
     def handlers(self) -> dict[str, protocol.Handler]:
-        """By the names of the requests.  (``pooled`` waits for a pool of connections.)"""
+        """By the names of the requests."""
         return {
             "connect": self.connect,
             "transfer": self.transfer,
@@ -315,6 +327,7 @@ class _Client:
             "round_trip": self.round_trip,
             "open_stream": self.open_stream,
             "handshake": self.handshake,
+            "pooled": self.pooled,
             "idle_connections": self.idle_connections,
             "load_idle": self.load_idle,
             "close_idle": self.close_idle,
