@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import time
@@ -131,3 +132,93 @@ def test_http3(certificates: Path) -> None:
         arguments = ("localhost", port, "/", "--post", "upload", "--show")
         posted = run(certificates, "http3_client.py", *arguments)
         assert f"1000000 {hashlib.sha256(upload.read_bytes()).hexdigest()}" in posted
+
+
+def test_voice(certificates: Path) -> None:
+    with server(certificates, "voice.py", "answer") as (port, output):
+        called = run(certificates, "voice.py", "call", "--port", port, "--seconds", "1")
+        time.sleep(0.5)
+    frames = int(called.split()[0])
+    assert 45 <= frames <= 50, called
+    assert "of 50 frames came back" in called
+    assert "99 % within" in called
+    assert "#" in called
+    assert "call ended after 50 frames" in output[0]
+
+
+def test_directory_mover(certificates: Path) -> None:
+    source = certificates / "source"
+    contents = {
+        "empty": b"",
+        "small.txt": b"hello",
+        "below/large.bin": os.urandom(5_000_000),
+        "below/deeper/other.bin": os.urandom(700_001),
+    }
+    for name, content in contents.items():
+        path = source / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    with server(certificates, "directory_mover.py", "receive", "--directory", "copy") as (
+        port,
+        output,
+    ):
+        sent = run(
+            certificates,
+            *("directory_mover.py", "send", "--port", port, "--directory", "source"),
+        )
+        time.sleep(0.5)
+    assert "sent 4 files" in sent
+    copy = certificates / "copy"
+    found = {
+        path.relative_to(copy).as_posix(): path.read_bytes()
+        for path in copy.rglob("*")
+        if path.is_file()
+    }
+    assert found == contents
+    assert "received below/large.bin (5000000 bytes)" in output[0]
+
+
+def test_sensors(certificates: Path) -> None:
+    with server(certificates, "sensors.py", "collect") as (port, output):
+        sent = run(
+            certificates, "sensors.py", "fleet", "--port", port, "--readings", "50", "--rate", "50"
+        )
+        time.sleep(1)
+    assert sent.startswith("sent 10000 readings in ")
+    batches = int(sent.split()[4])
+    assert batches < 10000 / 2, sent
+    assert "10000 readings of 200 sensors" in output[0]
+    growth = float(output[0].split(", ")[-1].split()[0])
+    assert growth < 10, output
+
+
+def test_video(certificates: Path) -> None:
+    with server(certificates, "video.py", "watch") as (port, output):
+        sent = run(certificates, "video.py", "stream", "--port", port, "--seconds", "1.5")
+        time.sleep(0.5)
+    assert sent.startswith("sent 38 frames")
+    assert output[0].startswith("38 frames"), output
+    assert "jitter" in output[0]
+
+
+def test_service(certificates: Path) -> None:
+    with server(certificates, "service.py", "serve") as (port, _):
+        asked = run(certificates, "service.py", "load", "--port", port, "--requests", "1000")
+    assert asked.startswith("1000 of 1000 answers")
+    most = int(asked.splitlines()[1].split()[0])
+    assert 1 <= most <= 4
+    assert "0 still waiting, 0 leases left" in asked
+
+
+def test_dashboard(certificates: Path) -> None:
+    with server(certificates, "dashboard.py", "serve") as (port, output):
+        watched = run(certificates, "dashboard.py", "watch", "--port", port, "--seconds", "1.5")
+        time.sleep(0.5)
+    assert "Gbit/s" in watched
+    assert "acknowledged by the peer" in watched
+    found = re.search(r"(\d+) messages, (\d+) bytes acknowledged", watched)
+    assert found is not None, watched
+    messages = int(found[1])
+    assert messages > 5
+    taken = int(output[0].split()[1])
+    assert taken >= messages * 256 * 1024
