@@ -92,6 +92,8 @@ async def fleet(options: argparse.Namespace) -> None:
                 await send.aclose()
                 _, received, _ = READING.unpack(await receive.receive())
                 assert received == options.readings
+                async for _ in receive:  # to its end, so that the collector ends in good order
+                    raise ValueError("the collector says too much")
                 batches += send.batches_sent
                 sent += received
 
