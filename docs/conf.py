@@ -83,7 +83,7 @@ nitpick_ignore_regex = [
 
 # The public face in one place, whatever private module a name comes from.
 _PUBLIC: dict[str, str] = {}
-for _module in (phoenix_trio, phoenix_trio.testing):
+for _module in (phoenix_trio, phoenix_trio.testing, phoenix_trio.streams, phoenix_trio.pool):
     for _name in _module.__all__:
         _PUBLIC.setdefault(_name, f"{_module.__name__}.{_name}")
 
@@ -91,16 +91,30 @@ _SNAPSHOTS = (
     phoenix_trio.ApplicationErrorCode,
     phoenix_trio.ConnectionStatistics,
     phoenix_trio.EndpointStatistics,
+    phoenix_trio.ConnectionMetrics,
+    phoenix_trio.TransportStatistics,
+    phoenix_trio.PoolStatistics,
+    phoenix_trio.TargetStatistics,
+    phoenix_trio.TransferSummary,
+    phoenix_trio.TransferCode,
 )
 
 # Names which appear in signatures and are private on purpose.
 _PRIVATE_IN_SIGNATURES = {
+    "AsyncFile",
     "DatagramSocket",
+    "Decode",
+    "Encode",
+    "Handler",
     "Network",
     "RetryPolicy",
+    "SequenceSource",
     "ServerIdentity",
     "SocketAddress",
     "SocketStatistics",
+    "SourceData",
+    "TargetLike",
+    "WritableFile",
 }
 
 

@@ -139,14 +139,14 @@ class ConnectionMetrics:
     bytes_sent: int
     bytes_received: int
     operations: int
-    """Calls of the application layer which were completed: messages and sequences sent and
-    received, streams opened and accepted."""
+    """Completed calls of the application layer (messages and sequences sent and received,
+    streams opened and accepted)."""
     messages_sent: int
     messages_received: int
     messages_refused: int
     """Incoming ones which were too large, malformed or not supported."""
     send_rate: float
-    """Bits a second, over the window of the last looks; see :class:`RateWindow`."""
+    """Bits a second, over the time between looks, ten seconds at most."""
     receive_rate: float
     latency: float | None
     """The smoothed round-trip time, in seconds; ``None`` before the first sample."""

@@ -166,7 +166,7 @@ class PhoenixTransport(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
 
         Raises:
           TypeError, ValueError: that is no target, or the number is out of range.
-          As entering :meth:`connect`, if one of them cannot be established.
+          And what entering ``connect`` raises, if one of them cannot be established.
         """
         parsed = parse_target(target)
         async with self._pool.lease_several(parsed, connections):
@@ -205,7 +205,7 @@ class PhoenixTransport(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
           TransferInterrupted: all connections were lost, and no new ones could be had.
           TransferRefused: the receiver does not want it.
           ChecksumMismatch: what arrived is not what was sent.
-          As entering :meth:`connect`, and what reading `data` raises.
+          And what entering ``connect`` and reading `data` raise.
         """
         parsed = parse_target(target)
         if connections is None:

@@ -35,7 +35,11 @@ BUILD = ROOT / "build" / "documentation"
 
 #: What fragments may use without saying where it comes from.
 FRAGMENT = """\
+import attrs
+import msgspec
 import phoenix_trio
+import phoenix_trio.prometheus
+import prometheus_client
 import trio
 
 
@@ -46,6 +50,7 @@ async def stream_handler(stream: phoenix_trio.QuicStream) -> None: ...
 
 
 async def fragment(
+    phoenix: phoenix_trio.PhoenixTransport,
     connection: phoenix_trio.QuicConnection,
     stream: phoenix_trio.QuicStream,
     server_tls: phoenix_trio.ServerTLS,

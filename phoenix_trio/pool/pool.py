@@ -301,7 +301,7 @@ class ConnectionPool(metaclass=NoPublicConstructor):
 
         Raises:
           ValueError: `count` is below 1, or above what the settings permit for a target.
-          As for :meth:`lease`, if one of them cannot be established.
+          And what ``lease`` raises, if one of them cannot be established.
         """
         entry = self._entry(parse_target(target))
         if not 1 <= count <= self._config.per_target:

@@ -227,7 +227,7 @@ class IncomingTransfer(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
 
         Raises:
           OSError: the file's; the transfer is abandoned.
-          And what reading raises, see :meth:`__anext__`.
+          And what reading raises, as a loop over it does.
         """
         plain = file.wrapped if isinstance(file, AsyncFile) else file
         written = 0
@@ -258,7 +258,7 @@ class IncomingTransfer(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
 
         Raises:
           TransferRefused: there is more; the sender is told (code ``TOO_LARGE``).
-          And what reading raises, see :meth:`__anext__`.
+          And what reading raises, as a loop over it does.
         """
         parts: list[bytes | bytearray] = []
         size = 0

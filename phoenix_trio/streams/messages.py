@@ -103,7 +103,8 @@ async def send_message(
 
     Raises:
       TypeError: it is not bytes-like, and there is no `encode`.
-      ValueError, ModuleNotFoundError: see :func:`check_compression`.
+      ValueError: no such compression.
+      ModuleNotFoundError: its package is missing here.
       StreamStopped: the receiver refuses it: ``MESSAGE_TOO_LARGE``, ``UNSUPPORTED``
         (the compression) or ``MALFORMED``.
       trio.ClosedResourceError, ConnectionBroken: the connection was closed, or ended.
