@@ -12,7 +12,7 @@ import itertools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Generic, TypeVar, final
+from typing import Any, Generic, TypeVar, final, overload
 
 import trio
 
@@ -120,6 +120,14 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
         self._messages_sent += 1
         self._operations += 1
 
+    @overload
+    async def receive_data(self, *, max_size: int | None = None, decode: None = None) -> bytes: ...
+
+    @overload
+    async def receive_data(
+        self, *, max_size: int | None = None, decode: Callable[[bytes], R]
+    ) -> R: ...
+
     async def receive_data(
         self, *, max_size: int | None = None, decode: Decode | None = None
     ) -> Any:
@@ -159,6 +167,16 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
         self._messages_received += 1
         self._operations += 1
         return data if decode is None else decode(data)
+
+    @overload
+    def messages(
+        self, *, max_size: int | None = None, decode: None = None
+    ) -> AsyncIterator[bytes]: ...
+
+    @overload
+    def messages(
+        self, *, max_size: int | None = None, decode: Callable[[bytes], R]
+    ) -> AsyncIterator[R]: ...
 
     def messages(
         self, *, max_size: int | None = None, decode: Decode | None = None
@@ -380,10 +398,10 @@ class _Messages(_Until[Any]):
     async def _receive(self) -> Any:
         while True:
             try:
-                return await self._connection.receive_data(
-                    max_size=self._max_size, decode=self._decode
-                )
+                data = await self._connection.receive_data(max_size=self._max_size)
             except MessageRefused as error:
                 logger.warning("%s: %s", self._connection, error)
             except StreamReset as error:
                 logger.info("%s: a message was given up by its sender: %s", self._connection, error)
+            else:
+                return data if self._decode is None else self._decode(data)

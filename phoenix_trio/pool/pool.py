@@ -550,9 +550,11 @@ class ConnectionPool(metaclass=NoPublicConstructor):
                     pooled = self._add(entry, quic)
                     await quic.wait_closed()
         except Exception as error:
-            if pooled is not None:
-                raise  # not a matter of dialling
-            self._on_failed_dial(entry, error)
+            if pooled is None:
+                self._on_failed_dial(entry, error)
+            else:
+                # What served the connection has failed, and with it this connection alone.
+                logger.error("a connection to %s has crashed", entry.target, exc_info=error)
         finally:
             if pooled is None:
                 entry.dial_scope = None

@@ -693,3 +693,32 @@ def test_limits_hold_and_no_waiter_is_lost_whatever_happens(
     assert served + failed + cancelled == asked
     assert peers.most <= slots
     assert not peers.open
+
+
+async def test_what_crashes_with_one_connection_costs_that_connection_only(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    peers = Peers()
+    crash = trio.Event()
+
+    @asynccontextmanager
+    async def dial(target: Target) -> AsyncIterator[Any]:
+        async with peers.dial(target) as connection, trio.open_nursery() as nursery:
+
+            async def serve() -> None:
+                if peers.dials == 1:
+                    await crash.wait()
+                    raise KeyError("a bug in what serves it")
+
+            nursery.start_soon(serve)
+            yield connection
+
+    async with open_pool(dial) as pool:
+        async with pool.lease(TARGET) as first:
+            crash.set()
+            await trio.sleep(1)
+            assert first.is_closed
+        async with pool.lease(TARGET) as second:
+            assert second is not first
+        assert pool.statistics().lost == 1
+    assert "has crashed" in caplog.text

@@ -148,6 +148,35 @@ async def streams(stream: QuicStream, sender: SendStream, receiver: ReceiveStrea
     stream.close()
 
 
+async def application(
+    phoenix: phoenix_trio.PhoenixTransport, pool: phoenix_trio.ConnectionPool
+) -> None:
+    async with phoenix.connect("there:1") as connection, phoenix.connect(("there", 1)):
+        assert_type(connection, phoenix_trio.PhoenixConnection)
+        assert_type(connection.quic, QuicConnection)
+        assert_type(await connection.receive_data(), bytes)
+        assert_type(await connection.receive_data(decode=len), int)
+        async for message in connection.messages():
+            assert_type(message, bytes)
+        async for number in connection.messages(decode=int):
+            assert_type(number, int)
+        assert_type(await connection.stream_data([b"one"]), int)
+        assert_type(connection.metrics(), phoenix_trio.ConnectionMetrics)
+        async with await connection.open_stream() as stream:
+            async with phoenix_trio.open_batching_channel(stream) as (send, receive):
+                assert_type(send, phoenix_trio.BatchSender)
+                assert_type(receive, phoenix_trio.BatchReceiver)
+    summary = await phoenix.send_multiplexed("there:1", b"data")
+    assert_type(summary, phoenix_trio.TransferSummary)
+    async with await phoenix.receive_multiplexed() as transfer:
+        assert_type(await transfer.read_all(max_size=10), bytes)
+    assert_type(phoenix.stats(), phoenix_trio.TransportStatistics)
+    async with pool.lease("[::1]:1") as leased:
+        assert_type(leased, QuicConnection)
+    assert_type(pool.statistics(), phoenix_trio.PoolStatistics)
+    assert_type(TransportConfig.video(), TransportConfig)
+
+
 def transport_layer_security() -> None:
     ServerTLS("server.pem", "server.key")
     ServerTLS(b"-----BEGIN...", b"-----BEGIN...", client_ca="authority.pem")
