@@ -12,13 +12,11 @@ import itertools
 import logging
 import math
 import random
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Hashable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
 from typing import TypeAlias, final
 
-import attrs
 import trio
 
 from ..errors import ApplicationErrorCode
@@ -26,16 +24,9 @@ from ..quic.connection import QuicConnection
 from ..quic.construction import NoPublicConstructor
 from ..quic.groups import unwrap_lone
 from ..quic.stream import fresh
+from .accounts import Entry, Pooled, Waiting
 from .config import Backoff, PoolConfig
-from .policy import (
-    ConnectionState,
-    PoolState,
-    Reason,
-    TargetState,
-    Waiter,
-    choose,
-    decide,
-)
+from .policy import PoolState, Reason, Waiter, choose, decide
 from .statistics import PoolStatistics, TargetStatistics
 from .targets import Target, TargetLike, parse_target
 
@@ -52,150 +43,6 @@ logger = logging.getLogger("phoenix_trio.pool")
 Dial: TypeAlias = Callable[[Target], AbstractAsyncContextManager[QuicConnection]]
 
 
-class _Pooled:
-    """A connection of the pool; what :func:`~phoenix_trio.pool.policy.choose` calls a seat."""
-
-    __slots__ = (
-        "checked_at",
-        "closing_since",
-        "entry",
-        "id",
-        "idle_since",
-        "is_checking",
-        "is_closing",
-        "is_draining",
-        "leases",
-        "most_streams",
-        "opened_at",
-        "opened_before",
-        "promised",
-        "quic",
-        "yields_to",
-    )
-
-    def __init__(self, number: int, entry: _Entry, quic: QuicConnection, now: float) -> None:
-        self.id = number
-        self.entry = entry
-        self.quic = quic
-        self.leases = 0
-        self.most_streams = quic.available_streams
-        # Leases granted, and streams opened, since the two were last the same.
-        self.promised = 0
-        self.opened_before = 0
-        self.opened_at = self.idle_since = now
-        self.checked_at = -math.inf
-        self.closing_since = 0.0
-        self.is_checking = False
-        self.is_closing = False
-        self.is_draining = False
-        self.yields_to: int | None = None
-
-    @property
-    def is_usable(self) -> bool:
-        return not self.is_closing and not self.is_draining and not self.quic.is_closed
-
-    @property
-    def available_streams(self) -> int:
-        available = self.quic.available_streams
-        if available > self.most_streams:
-            self.most_streams = available
-        return available
-
-    @property
-    def is_congested(self) -> bool:
-        return self.quic.is_congested
-
-    @property
-    def reserved(self) -> int:
-        """Leases which have not opened their stream yet, as far as can be seen."""
-        opened = self.quic.streams_opened - self.opened_before
-        missing = min(self.promised - opened, self.leases)
-        if missing <= 0:
-            self.promised = 0
-            self.opened_before += opened
-            return 0
-        return missing
-
-    def state(self) -> ConnectionState:
-        return ConnectionState(
-            self.id,
-            leases=self.leases,
-            reserved=self.reserved if self.leases else 0,
-            available_streams=self.available_streams,
-            most_streams=self.most_streams,
-            is_congested=self.is_congested,
-            is_closing=self.is_closing or self.quic.is_closed,
-            closing_since=self.closing_since,
-            is_draining=self.is_draining,
-            yields_to=self.yields_to,
-            idle_since=self.idle_since,
-            checked_at=self.checked_at,
-            is_checking=self.is_checking,
-        )
-
-
-@attrs.define(eq=False)
-class _Waiting:
-    """A lease which waits."""
-
-    waiter: Waiter
-    event: trio.Event = attrs.field(factory=trio.Event)
-    granted: _Pooled | None = None
-    error: Exception | None = None
-
-
-@attrs.define(eq=False)
-class _Entry:
-    """One target."""
-
-    target: Target
-    connections: list[_Pooled] = attrs.field(factory=list)
-    waiting: deque[_Waiting] = attrs.field(factory=deque)
-    dial_scope: trio.CancelScope | None = None
-    is_abandoned: bool = False
-    failures: int = 0
-    may_dial_at: float = -math.inf
-    may_grow_at: float = -math.inf
-    failed_until: float = -math.inf
-    error: Exception | None = None
-    """Why the last dial failed."""
-    kept_warm: int = 0
-    demands: dict[int, int] = attrs.field(factory=dict)
-    """Of those who need so many different connections at once, each with a number."""
-    wants_more: bool = False
-    lot: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
-    """Those who wait for a connection more, or for a dial to fail."""
-    leases_granted: int = 0
-    dials: int = 0
-    dial_failures: int = 0
-
-    @property
-    def warm(self) -> int:
-        return max(self.kept_warm, *self.demands.values(), 0)
-
-    @property
-    def usable(self) -> list[_Pooled]:
-        return [each for each in self.connections if each.is_usable]
-
-    def is_over(self, now: float) -> bool:
-        """Whether there is nothing about it worth remembering."""
-        in_use = self.connections or self.waiting or self.dial_scope or self.warm
-        return not in_use and now >= self.failed_until
-
-    def state(self) -> TargetState:
-        return TargetState(
-            self.target,
-            [each.state() for each in self.connections],
-            [each.waiter for each in self.waiting],
-            is_dialling=self.dial_scope is not None,
-            is_abandoned=self.is_abandoned,
-            may_dial_at=self.may_dial_at,
-            may_grow_at=self.may_grow_at,
-            warm=self.warm,
-            wants_more=self.wants_more,
-        )
-
-
 @final
 class Lease(AbstractAsyncContextManager[QuicConnection]):
     """A connection of the pool for the length of a block.  From :meth:`ConnectionPool.lease`.
@@ -208,7 +55,7 @@ class Lease(AbstractAsyncContextManager[QuicConnection]):
     def __init__(self, pool: ConnectionPool, target: Target) -> None:
         self._pool = pool
         self._target = target
-        self._pooled: _Pooled | None = None
+        self._pooled: Pooled | None = None
 
     def again(self) -> Lease:
         """Another lease of the same pool and target."""
@@ -246,8 +93,8 @@ class ConnectionPool(metaclass=NoPublicConstructor):
         self._dial = dial
         self._config = config
         self._nursery = nursery
-        self._entries: dict[Hashable, _Entry] = {}  # by target
-        self._pooled: dict[int, _Pooled] = {}
+        self._entries: dict[Hashable, Entry] = {}  # by target
+        self._pooled: dict[int, Pooled] = {}
         self._numbers = itertools.count(1)
         self._random = random.Random()  # noqa: S311 - jitter, no secret
         self._closed = False
@@ -310,7 +157,7 @@ class ConnectionPool(metaclass=NoPublicConstructor):
                 f" connections to one target, not {count}"
             )
         await trio.lowlevel.checkpoint()
-        leased: list[_Pooled] = []
+        leased: list[Pooled] = []
         if self._config.reconnect_backoff is None:
             entry.may_grow_at = entry.failed_until
         number = next(self._numbers)
@@ -343,7 +190,7 @@ class ConnectionPool(metaclass=NoPublicConstructor):
             if not self._closed:
                 self._turn()
 
-    async def _acquire(self, target: Target) -> _Pooled:
+    async def _acquire(self, target: Target) -> Pooled:
         await trio.lowlevel.checkpoint()
         entry = self._entry(target)
         pooled = self._take_at_once(entry)
@@ -352,7 +199,7 @@ class ConnectionPool(metaclass=NoPublicConstructor):
         now = trio.current_time()
         if entry.error is not None and now < entry.failed_until and not entry.usable:
             raise _again(entry.error)
-        waiting = _Waiting(Waiter(next(self._numbers), now))
+        waiting = Waiting(Waiter(next(self._numbers), now))
         entry.waiting.append(waiting)
         self._turn()
         try:
@@ -369,7 +216,7 @@ class ConnectionPool(metaclass=NoPublicConstructor):
         assert waiting.granted is not None
         return waiting.granted
 
-    def _take_at_once(self, entry: _Entry) -> _Pooled | None:
+    def _take_at_once(self, entry: Entry) -> Pooled | None:
         """What :func:`decide` would grant to a newcomer, without a picture of everything.
 
         Where nobody waits for the target, that is rule 1 alone, over those which do not
@@ -380,7 +227,7 @@ class ConnectionPool(metaclass=NoPublicConstructor):
         open_ones = [
             each for each in entry.connections if each.is_usable and each.yields_to is None
         ]
-        pooled: _Pooled | None
+        pooled: Pooled | None
         if len(open_ones) == 1 and open_ones[0].available_streams > open_ones[0].leases:
             pooled = open_ones[0]  # (not more can be reserved than there are leases)
             if pooled.leases >= self._config.seats:
@@ -395,7 +242,7 @@ class ConnectionPool(metaclass=NoPublicConstructor):
             self._turn()
         return pooled
 
-    def _grant(self, pooled: _Pooled) -> None:
+    def _grant(self, pooled: Pooled) -> None:
         if not pooled.leases:
             pooled.promised = 0
             pooled.opened_before = pooled.quic.streams_opened
@@ -403,7 +250,7 @@ class ConnectionPool(metaclass=NoPublicConstructor):
         pooled.promised += 1
         pooled.entry.leases_granted += 1
 
-    def _release(self, pooled: _Pooled) -> None:
+    def _release(self, pooled: Pooled) -> None:
         pooled.leases -= 1
         if self._closed:
             return
@@ -417,11 +264,11 @@ class ConnectionPool(metaclass=NoPublicConstructor):
         if any(entry.waiting for entry in self._entries.values()):
             self._turn()
 
-    def _entry(self, target: Target) -> _Entry:
+    def _entry(self, target: Target) -> Entry:
         self._check_open()
         entry = self._entries.get(target)
         if entry is None:
-            entry = self._entries[target] = _Entry(target)
+            entry = self._entries[target] = Entry(target)
         return entry
 
     def _check_open(self) -> None:
@@ -540,9 +387,9 @@ class ConnectionPool(metaclass=NoPublicConstructor):
                 self._wake_at = math.inf
                 self._turn()
 
-    async def _hold(self, entry: _Entry, scope: trio.CancelScope) -> None:
+    async def _hold(self, entry: Entry, scope: trio.CancelScope) -> None:
         """One connection, from dialling to its end."""
-        pooled: _Pooled | None = None
+        pooled: Pooled | None = None
         try:
             with scope:
                 async with self._dial(entry.target) as quic:
@@ -565,8 +412,8 @@ class ConnectionPool(metaclass=NoPublicConstructor):
                 self._turn()
             entry.lot.unpark_all()
 
-    def _add(self, entry: _Entry, quic: QuicConnection) -> _Pooled:
-        pooled = _Pooled(next(self._numbers), entry, quic, trio.current_time())
+    def _add(self, entry: Entry, quic: QuicConnection) -> Pooled:
+        pooled = Pooled(next(self._numbers), entry, quic, trio.current_time())
         self._pooled[pooled.id] = pooled
         entry.connections.append(pooled)
         entry.dial_scope = None
@@ -577,7 +424,7 @@ class ConnectionPool(metaclass=NoPublicConstructor):
         entry.lot.unpark_all()
         return pooled
 
-    def _remove(self, pooled: _Pooled) -> None:
+    def _remove(self, pooled: Pooled) -> None:
         entry = pooled.entry
         del self._pooled[pooled.id]
         entry.connections.remove(pooled)
@@ -592,7 +439,7 @@ class ConnectionPool(metaclass=NoPublicConstructor):
             # A peer which drops every connection at once must not be dialled in a loop.
             self._delay_growth(entry, now)
 
-    def _delay_growth(self, entry: _Entry, now: float) -> float:
+    def _delay_growth(self, entry: Entry, now: float) -> float:
         """Count a failure; returns for how long nothing is dialled that nobody waits for."""
         entry.failures += 1
         backoff = self._config.reconnect_backoff or _DEFAULT_BACKOFF
@@ -600,7 +447,7 @@ class ConnectionPool(metaclass=NoPublicConstructor):
         entry.may_grow_at = now + delay
         return delay
 
-    def _on_failed_dial(self, entry: _Entry, error: Exception) -> None:
+    def _on_failed_dial(self, entry: Entry, error: Exception) -> None:
         now = trio.current_time()
         delay = self._delay_growth(entry, now)
         entry.dial_failures += 1
@@ -618,11 +465,11 @@ class ConnectionPool(metaclass=NoPublicConstructor):
                 return
         logger.info("dialling %s failed: %r", entry.target, error)
 
-    async def _close(self, pooled: _Pooled) -> None:
+    async def _close(self, pooled: Pooled) -> None:
         with trio.move_on_after(self._config.close_timeout):
             await pooled.quic.aclose()
 
-    async def _check_health(self, pooled: _Pooled) -> None:
+    async def _check_health(self, pooled: Pooled) -> None:
         try:
             with trio.move_on_after(self._config.health_check_timeout) as scope:
                 await pooled.quic.ping()

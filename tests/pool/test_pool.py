@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 import phoenix_trio
+from phoenix_trio.pool.accounts import Pooled
 from phoenix_trio.pool.config import Backoff, PoolConfig
 from phoenix_trio.pool.policy import PoolState, Waiter, decide, has_spare_stream
-from phoenix_trio.pool.pool import ConnectionPool, _Pooled, open_pool
+from phoenix_trio.pool.pool import ConnectionPool, open_pool
 from phoenix_trio.pool.targets import Target
 from phoenix_trio.testing import SimulatedNetwork
 from tests.support import ALPN, CLIENT, PORT, SERVER, client_tls, examples, server_tls
@@ -579,7 +580,7 @@ def test_a_lease_which_need_not_wait_is_what_the_policy_would_grant(
             entry = pool._entry(target)
             for number, (leases, opened, available, congested, state) in enumerate(seats, 1):
                 fake: Any = FakeConnection(available)
-                pooled = _Pooled(number, entry, fake, 0.0)
+                pooled = Pooled(number, entry, fake, 0.0)
                 pooled.most_streams = 4
                 pooled.leases = pooled.promised = leases
                 fake.streams_opened = min(opened, leases)

@@ -1,0 +1,163 @@
+"""What does the pool know of each connection, each target and each lease that waits?
+
+Floor 4: records for the pool's Trio half, which changes them, and their pictures for
+:func:`~phoenix_trio.pool.policy.decide`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+import attrs
+import trio
+
+from ..quic.connection import QuicConnection
+from .policy import ConnectionState, TargetState, Waiter
+from .targets import Target
+
+__all__ = ["Entry", "Pooled", "Waiting"]
+
+
+class Pooled:
+    """A connection of the pool; what :func:`~phoenix_trio.pool.policy.choose` calls a seat."""
+
+    __slots__ = (
+        "checked_at",
+        "closing_since",
+        "entry",
+        "id",
+        "idle_since",
+        "is_checking",
+        "is_closing",
+        "is_draining",
+        "leases",
+        "most_streams",
+        "opened_at",
+        "opened_before",
+        "promised",
+        "quic",
+        "yields_to",
+    )
+
+    def __init__(self, number: int, entry: Entry, quic: QuicConnection, now: float) -> None:
+        self.id = number
+        self.entry = entry
+        self.quic = quic
+        self.leases = 0
+        self.most_streams = quic.available_streams
+        # Leases granted, and streams opened, since the two were last the same.
+        self.promised = 0
+        self.opened_before = 0
+        self.opened_at = self.idle_since = now
+        self.checked_at = -math.inf
+        self.closing_since = 0.0
+        self.is_checking = False
+        self.is_closing = False
+        self.is_draining = False
+        self.yields_to: int | None = None
+
+    @property
+    def is_usable(self) -> bool:
+        return not self.is_closing and not self.is_draining and not self.quic.is_closed
+
+    @property
+    def available_streams(self) -> int:
+        available = self.quic.available_streams
+        if available > self.most_streams:
+            self.most_streams = available
+        return available
+
+    @property
+    def is_congested(self) -> bool:
+        return self.quic.is_congested
+
+    @property
+    def reserved(self) -> int:
+        """Leases which have not opened their stream yet, as far as can be seen."""
+        opened = self.quic.streams_opened - self.opened_before
+        missing = min(self.promised - opened, self.leases)
+        if missing <= 0:
+            self.promised = 0
+            self.opened_before += opened
+            return 0
+        return missing
+
+    def state(self) -> ConnectionState:
+        return ConnectionState(
+            self.id,
+            leases=self.leases,
+            reserved=self.reserved if self.leases else 0,
+            available_streams=self.available_streams,
+            most_streams=self.most_streams,
+            is_congested=self.is_congested,
+            is_closing=self.is_closing or self.quic.is_closed,
+            closing_since=self.closing_since,
+            is_draining=self.is_draining,
+            yields_to=self.yields_to,
+            idle_since=self.idle_since,
+            checked_at=self.checked_at,
+            is_checking=self.is_checking,
+        )
+
+
+@attrs.define(eq=False)
+class Waiting:
+    """A lease which waits."""
+
+    waiter: Waiter
+    event: trio.Event = attrs.field(factory=trio.Event)
+    granted: Pooled | None = None
+    error: Exception | None = None
+
+
+@attrs.define(eq=False)
+class Entry:
+    """One target."""
+
+    target: Target
+    connections: list[Pooled] = attrs.field(factory=list)
+    waiting: deque[Waiting] = attrs.field(factory=deque)
+    dial_scope: trio.CancelScope | None = None
+    is_abandoned: bool = False
+    failures: int = 0
+    may_dial_at: float = -math.inf
+    may_grow_at: float = -math.inf
+    failed_until: float = -math.inf
+    error: Exception | None = None
+    """Why the last dial failed."""
+    kept_warm: int = 0
+    demands: dict[int, int] = attrs.field(factory=dict)
+    """Of those who need so many different connections at once, each with a number."""
+    wants_more: bool = False
+    lot: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
+    """Those who wait for a connection more, or for a dial to fail."""
+    leases_granted: int = 0
+    dials: int = 0
+    dial_failures: int = 0
+
+    @property
+    def warm(self) -> int:
+        return max(self.kept_warm, *self.demands.values(), 0)
+
+    @property
+    def usable(self) -> list[Pooled]:
+        return [each for each in self.connections if each.is_usable]
+
+    def is_over(self, now: float) -> bool:
+        """Whether there is nothing about it worth remembering."""
+        in_use = self.connections or self.waiting or self.dial_scope or self.warm
+        return not in_use and now >= self.failed_until
+
+    def state(self) -> TargetState:
+        return TargetState(
+            self.target,
+            [each.state() for each in self.connections],
+            [each.waiter for each in self.waiting],
+            is_dialling=self.dial_scope is not None,
+            is_abandoned=self.is_abandoned,
+            may_dial_at=self.may_dial_at,
+            may_grow_at=self.may_grow_at,
+            warm=self.warm,
+            wants_more=self.wants_more,
+        )
