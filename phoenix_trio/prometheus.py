@@ -6,15 +6,14 @@ nothing is counted, or runs, in between.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 
-import trio
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from .metrics import TransportStatistics
 from .pool.statistics import PoolStatistics
+from .scraping import Look
 from .transport import PhoenixTransport
 
 __all__ = ["PhoenixCollector"]
@@ -66,35 +65,14 @@ class PhoenixCollector(Collector):
     def __init__(self, *transports: PhoenixTransport, timeout: float = 5.0) -> None:
         if not transports or len({each.name for each in transports}) < len(transports):
             raise ValueError("a collector needs transports with different names")
-        self._transports = transports
-        self._timeout = timeout
-        self._token = trio.lowlevel.current_trio_token()
-        self._thread = threading.get_ident()
-        self._last = self._look()
-
-    def _look(self) -> list[tuple[TransportStatistics, PoolStatistics]]:
-        return [(each.stats(), each.pool.statistics()) for each in self._transports]
-
-    def _snapshot(self) -> list[tuple[TransportStatistics, PoolStatistics]]:
-        if threading.get_ident() == self._thread:
-            self._last = self._look()
-            return self._last
-        done = threading.Event()
-
-        def look() -> None:
-            self._last = self._look()
-            done.set()
-
-        try:
-            self._token.run_sync_soon(look)
-        except trio.RunFinishedError:
-            return self._last
-        done.wait(self._timeout)
-        return self._last
+        self._look = Look(
+            lambda: [(each.stats(), each.pool.statistics()) for each in transports],
+            timeout=timeout,
+        )
 
     def collect(self) -> Iterator[Metric]:
         """Called by the registry, in any thread."""
-        found = self._snapshot()
+        found = self._look()
         latency = GaugeMetricFamily(
             "phoenix_trio_latency_seconds", "Mean smoothed round-trip time.", labels=["transport"]
         )

@@ -15,7 +15,7 @@ from typing import Any, final
 import attrs
 import trio
 
-from .config import TransportConfig
+from .config import MEBIBYTE, TransportConfig
 from .metrics import RateWindow, TransportStatistics
 from .pool.config import PoolConfig
 from .pool.hub import TransferHub
@@ -36,6 +36,10 @@ from .quic.tls import ClientTLS, ServerTLS
 from .transport_connection import PhoenixConnection
 
 __all__ = ["PhoenixTransport", "open_phoenix"]
+
+#: Bytes of one striped transfer which wait in memory at most, and of one stripe.
+_LARGEST_WINDOW = 64 * MEBIBYTE
+_LARGEST_STRIPE = MEBIBYTE
 
 #: A server's handler.
 Handler = Callable[[PhoenixConnection], Awaitable[object]]
@@ -97,7 +101,11 @@ class PhoenixTransport(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
         self._config = config
         self._server_tls = server_tls
         self._network = network
-        self._hub = TransferHub()
+        # What waits in a transfer is what waits in two connections, and not without end.
+        self._window = min(_LARGEST_WINDOW, 2 * config.receive_buffer_size)
+        self._hub = TransferHub(
+            window=self._window, max_stripe_size=min(_LARGEST_STRIPE, self._window // 4)
+        )
         self._connections: dict[QuicConnection, PhoenixConnection] = {}
         self._opened = 0
         self._past = _Totals()
@@ -227,6 +235,7 @@ class PhoenixTransport(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
             return await self._hub.send(
                 leased,
                 data,
+                window=self._window,
                 on_progress=on_progress,
                 replace=replace,
                 metadata=metadata,
@@ -236,7 +245,9 @@ class PhoenixTransport(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
     async def receive_multiplexed(self) -> IncomingTransfer:
         """The next striped transfer which any peer begins.
 
-        Use it as a context manager, and read it: see :class:`IncomingTransfer`.
+        Use it as a context manager, and read it: see :class:`IncomingTransfer`.  Twice the
+        configuration's ``receive_buffer_size`` waits in memory at most (64 MiB), for each
+        of 16 transfers; further ones are refused meanwhile.
 
         Cancellation: no transfer is lost.
 
