@@ -87,7 +87,7 @@ def bench(
     Examples:
         phoenix-trio bench --quick
         phoenix-trio bench --peers --json today.json --html today.html
-        phoenix-trio bench --peers --peer-python qh3=/opt/qh3/bin/python
+        phoenix-trio bench --peers --peer-python libp2p=p2p/bin/python
         phoenix-trio bench --compare yesterday.json
         phoenix-trio bench --connect there:4434 --pin ab:cd:...
     """

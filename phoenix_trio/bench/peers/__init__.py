@@ -46,11 +46,13 @@ class _Candidate:
     name: str
     module: str
     package: str
+    has_packet_size: bool = True
 
 
 _CANDIDATES = (
     _Candidate("aioquic (asyncio)", "aioquic_asyncio", "aioquic"),
     _Candidate("qh3 (asyncio)", "qh3_asyncio", "qh3"),
+    _Candidate("py-libp2p (QUIC)", "libp2p_quic", "libp2p", has_packet_size=False),
 )
 
 NAMES = tuple(candidate.package for candidate in _CANDIDATES)
@@ -81,7 +83,9 @@ def find_peers(
         if version is None:
             missing.append((candidate.name, reason))
         else:
-            found.append(Implementation(candidate.name, version, command))
+            found.append(
+                Implementation(candidate.name, version, command, candidate.has_packet_size)
+            )
     tls = f"Python {sys.version_info.major}.{sys.version_info.minor}, {ssl.OPENSSL_VERSION}"
     command = python_module(f"{__name__}.tls_tcp")
     found.append(Implementation("TLS over TCP (trio)", tls, command, has_packet_size=False))
