@@ -37,6 +37,7 @@ from aioquic.quic.connection import (
     MAX_STREAM_DATA_FRAME_CAPACITY,
     Limit,
     QuicConnection,
+    QuicConnectionError,
     QuicConnectionState,
     QuicReceiveContext,
     stream_is_client_initiated,
@@ -1001,11 +1002,19 @@ class Engine(QuicConnection):
         return bool(is_ack_eliciting)
 
     def _handle_ack_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
-        # Line 1900 skips the counts of marks.
+        # Line 1900 skips the counts of marks, and believes in packets which were never sent
+        # (RFC 9000 section 13.1).
         space = self._spaces[context.epoch]
         before = space.largest_acked_packet
         self._recovery.newly_acknowledged = ()
         start = buf.tell()
+        if buf.pull_uint_var() >= self._packet_number:
+            raise QuicConnectionError(
+                error_code=QuicErrorCode.PROTOCOL_VIOLATION,
+                frame_type=frame_type,
+                reason_phrase="Acknowledged a packet which was never sent",
+            )
+        buf.seek(start)
         super()._handle_ack_frame(context, frame_type, buf)
         if context.epoch is not tls.Epoch.ONE_RTT:
             return

@@ -314,7 +314,7 @@ def _take_ack(engine: Engine, plain: bytes, start: int, now: float) -> int:
     delay, at = _varint(plain, at)
     more, at = _varint(plain, at)
     count, at = _varint(plain, at)
-    if more or count > largest:
+    if more or count > largest or largest >= engine._packet_number:
         return 0
     counts: tuple[int, int, int] | None = None
     if kind & 1:
