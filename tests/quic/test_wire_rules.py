@@ -85,3 +85,63 @@ def test_an_acknowledgement_of_what_was_never_sent_ends_the_connection(
     assert ending(server) is None
     hand_over(pair, client, server, forge(client, ack(following, 0, *more)))
     assert "PROTOCOL_VIOLATION" in str(ending(server))
+
+
+# ------------------------------------------------------------------ packet numbers
+
+
+@pytest.mark.parametrize("first_slow", [True, False])
+@pytest.mark.parametrize("second_slow", [True, False])
+@pytest.mark.parametrize("later", [0, 1, 5])
+def test_a_packet_which_comes_twice_is_taken_once_whichever_path_it_takes(
+    first_slow: bool, second_slow: bool, later: int
+) -> None:
+    """RFC 9000 section 12.3.  (aioquic expects the number which it has just received.)"""
+    pair, client, server = established()
+    hand_over(pair, client, server, forge(client, b"\x01"))  # taken on the fast path
+    packet = forge(client, b"\x30once")
+    others = [forge(client, b"\x01") for _ in range(later)]
+    for slow, data in ((first_slow, packet), *((first_slow, each) for each in others)):
+        if slow:
+            server.engine.receive(data, client.address, pair.now)
+        else:
+            hand_over(pair, client, server, data)
+    for _ in range(2):
+        if second_slow:
+            server.engine.receive(packet, client.address, pair.now)
+        else:
+            hand_over(pair, client, server, packet)
+    server.gather(pair.now)
+    assert len(server.of(events.DatagramReceived)) == 1
+
+
+@both_paths
+def test_packets_far_below_the_newest_are_taken_for_duplicates(fast: bool) -> None:
+    """Their numbers are forgotten, so nothing else would be safe (RFC 9000 section 12.3)."""
+    pair, client, server = established(fast=fast)
+    packets = [forge(client, b"\x30" + bytes((number,)) * 4) for number in range(140)]
+    hand_over(pair, client, server, *packets[1:130])
+    count = len(server.of(events.DatagramReceived))
+    hand_over(pair, client, server, packets[0])
+    assert len(server.of(events.DatagramReceived)) == count
+    hand_over(pair, client, server, *packets[130:])
+    assert len(server.of(events.DatagramReceived)) == 139
+
+
+@both_paths
+@pytest.mark.parametrize("start", [0x7FF0, 0xFFF0, 0x1_7FF8, 0x2_FFF5])
+def test_packet_numbers_are_told_apart_where_two_bytes_wrap_around(fast: bool, start: int) -> None:
+    """RFC 9000 appendix A.3, with what is reordered across the boundary."""
+    pair, client, server = established(fast=fast)
+    at = client.engine._packet_number
+    while at < start:  # in steps which two bytes can tell
+        at = min(at + 30_000, start)
+        hand_over(pair, client, server, forge(client, b"\x01", number=at))
+    numbers = list(range(start + 1, start + 40))
+    order = [*numbers[1::2], *numbers[0::2]]
+    for number in order:
+        packet = forge(client, b"\x30" + number.to_bytes(4, "big"), number=number)
+        hand_over(pair, client, server, packet)
+    received = [int.from_bytes(each.data, "big") for each in server.of(events.DatagramReceived)]
+    assert received == order
+    assert server.engine._spaces[ONE_RTT].largest_received_packet == numbers[-1]
