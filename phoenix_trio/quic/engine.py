@@ -131,6 +131,11 @@ KEY_UPDATE_PACKETS = 1 << 22
 #: Packets after which it is tried again, while the last update is not acknowledged.
 _KEY_UPDATE_RETRY = 1000
 
+#: Packets which nobody has to acknowledge, after which one asks for it, and after which the
+#: older ones are forgotten.
+_UNACKNOWLEDGED_ACKS = 32
+_FORGOTTEN_ACKS = 2048
+
 #: The uid of PINGs which the keep-alive timer sends.
 KEEP_ALIVE_PING = -1
 
@@ -1536,6 +1541,24 @@ class Engine(QuicConnection):
         else:
             self._write_ack_frame_with_marks(builder, space, marks, now)
         self.unacknowledged_bytes = 0
+        if space.is_application_data and self.wants_acknowledgement(space):
+            self._write_ping_frame(builder, comment="too many unacknowledged")
+
+    def wants_acknowledgement(self, space: QuicPacketSpace) -> bool:
+        """Whether a packet with nothing but an acknowledgement should carry a PING as well.
+
+        Nobody acknowledges acknowledgements, so whoever only receives would remember all
+        that it ever sent, and at :data:`~.stream_state.MAX_UNACKNOWLEDGED_PACKETS` could
+        not send anything else any more (RFC 9000 section 13.2.4).
+        """
+        sent = space.sent_packets
+        if len(sent) >= _FORGOTTEN_ACKS:
+            # The peer does not acknowledge PINGs either.  What is not in flight needs no
+            # repair if it is lost.
+            for number in list(sent)[: _FORGOTTEN_ACKS // 2]:
+                if not sent[number].in_flight:
+                    del sent[number]
+        return len(sent) >= _UNACKNOWLEDGED_ACKS and not space.ack_eliciting_in_flight
 
     def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
         """Line 3923: MAX_DATA from our window; aioquic doubles its own as data *arrives*."""

@@ -33,6 +33,7 @@ _MAX_RANGES = 16  # acknowledgement ranges; more are aioquic's
 _LIMIT_FRAME = 1 + 8 + 8
 _STREAMS = 32  # looked at for one packet
 
+_PING = b"\x01"
 _ACK = 0x02
 _MAX_DATA = 0x10
 _STREAM = 0x08
@@ -86,6 +87,9 @@ def build(engine: Engine, now: float, *, with_streams: bool, with_datagrams: boo
         eliciting = _add_streams(engine, room, parts, handlers) or eliciting
     if not parts or (not eliciting and not acknowledges):
         return None
+    if not eliciting and engine.wants_acknowledgement(space):
+        parts.append(_PING)
+        eliciting = True
     payload = parts[0] if len(parts) == 1 else b"".join(parts)
     number: int = engine._packet_number
     first = 0x40 | engine._spin_bit << 5 | pair.key_phase << 2 | _PACKET_NUMBER - 1

@@ -6,6 +6,7 @@ would; the batched path and aioquic's own code have to give the same answer.
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -145,3 +146,46 @@ def test_packet_numbers_are_told_apart_where_two_bytes_wrap_around(fast: bool, s
     received = [int.from_bytes(each.data, "big") for each in server.of(events.DatagramReceived)]
     assert received == order
     assert server.engine._spaces[ONE_RTT].largest_received_packet == numbers[-1]
+
+
+# ------------------------------------------------------------------ who only receives
+
+
+@both_paths
+@pytest.mark.parametrize("lossy", [False, True])
+def test_who_only_receives_remembers_little_and_can_always_answer(fast: bool, lossy: bool) -> None:
+    """RFC 9000 section 13.2.4: acknowledgements are not acknowledged, but PINGs are."""
+    pair, client, server = established(fast=fast)
+    generator = random.Random(1)
+    if lossy:
+        pair.drop = lambda destination, data: generator.random() < 0.05
+    sent = server.engine._spaces[ONE_RTT].sent_packets
+    for _ in range(3000):
+        client.engine.send_datagram(b"reading")
+        pair.run(0.03)
+        assert len(sent) <= 40
+    pair.drop = lambda destination, data: False
+    pinged = server.engine._packet_number
+    pair.run(20.0)
+    assert server.engine._packet_number - pinged < 10, "two sides never PING each other for ever"
+    stream_id = server.engine.open_stream(unidirectional=True)
+    assert stream_id is not None
+    server.engine.write(stream_id, b"answer", end_stream=True)
+    pair.run(1.0)
+    assert client.received[stream_id] == b"answer"
+
+
+@both_paths
+def test_a_peer_which_never_acknowledges_costs_bounded_memory(fast: bool) -> None:
+    pair, client, server = established(fast=fast)
+    sent = server.engine._spaces[ONE_RTT].sent_packets
+    for _ in range(6000):
+        hand_over(pair, client, server, forge(client, b"\x01"))
+        pair.now += 0.03
+        deadline = server.engine.next_deadline()
+        if deadline is not None and deadline <= pair.now:
+            server.engine.on_timer(pair.now)
+        while server.engine.transmit(pair.now):
+            pass
+        assert len(sent) < 2100
+    assert ending(server) is None
