@@ -12,7 +12,7 @@ aioquic's ``QuicConnection`` with the promises which aioquic leaves to others:
   connection answers (section 10.2.1), an idle one can be kept alive (10.1.2).
 
 Private attributes of aioquic are touched in this module, in
-:mod:`~phoenix_trio.quic.stream_state` and in
+:mod:`~phoenix_trio.quic.stream_state`, :mod:`~phoenix_trio.quic.key_update` and
 :mod:`~phoenix_trio.quic.tls_context` alone.  The lines named in comments are
 those of aioquic 1.7.2; ``tests/quic/test_engine.py`` fails when one of the
 names has gone.
@@ -63,6 +63,7 @@ from .ecn import NOT_ECT, EcnMarking, ReceivedMarks
 from .fast_path import FastPath, kernel_run
 from .fast_send import BulkTurn, encode_varint
 from .flow_control import ReceiveWindow
+from .key_update import OneRttKeys
 from .pacer import Pacer
 from .path_mtu import MtuSearch
 from .stream_state import (
@@ -266,6 +267,7 @@ class Engine(QuicConnection):
         self._datagrams_dropped = 0
         self._key_updates = 0
         self._next_key_update = KEY_UPDATE_PACKETS
+        self._keys: OneRttKeys | None = None  # from _initialize on
         self._keys_since = 0  # the first packet number with the present keys, or a later one
         self._expected_phase = 0
 
@@ -378,6 +380,9 @@ class Engine(QuicConnection):
         try:
             if self._packet_number >= self._next_key_update:
                 self._consider_key_update()
+            if self._keys is not None and self._keys.previous is not None:
+                # RFC 9001 section 6.5.
+                self._keys.age(now, 3 * self._loss.get_probe_timeout())
             runs = self._transmit(now, slab, mark)
         except Exception as error:  # noqa: BLE001 - whatever it is, one connection pays
             return self._close_after(error, now)
@@ -974,6 +979,19 @@ class Engine(QuicConnection):
         else:
             self._next_key_update = self._packet_number + _KEY_UPDATE_RETRY
 
+    def note_keys_used(self, number: int) -> None:
+        """From the fast path: a packet with this number has come with the present keys."""
+        if self._keys is not None:
+            self._keys.note_received(number)
+
+    def _on_key_update_violation(self) -> None:
+        """RFC 9001 section 6.4: old keys in a packet which is newer than the new keys."""
+        self.close(
+            error_code=QuicErrorCode.KEY_UPDATE_ERROR,
+            frame_type=QuicFrameType.PADDING,
+            reason_phrase="Old keys were used again",
+        )
+
     # ------------------------------------------------------------------ ECN
 
     def note_marks(self, space: QuicPacketSpace, packets: int) -> None:
@@ -1431,6 +1449,9 @@ class Engine(QuicConnection):
             )
         super()._initialize(peer_cid)
         adopt(self.tls, self._policy)
+        self._keys = OneRttKeys.adopt(
+            self._cryptos[tls.Epoch.ONE_RTT], self._on_key_update_violation
+        )
 
     def _confirm_handshake(self) -> None:
         """Line 1461: report it, and free 32 KiB of handshake buffers which are of no use now."""

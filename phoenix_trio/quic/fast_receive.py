@@ -376,6 +376,7 @@ class _Batch:
             space.ack_queue.shift()
         self._received_any = True
         engine = self._engine
+        engine.note_keys_used(start)
         if engine.arriving_mark:
             engine.note_marks(space, stop - start)
 

@@ -1,0 +1,140 @@
+"""Keys which change while packets are on their way, on both paths (RFC 9001 section 6)."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+from aioquic import tls
+from hypothesis import given
+from hypothesis import strategies as st
+
+from phoenix_trio.quic import events
+from tests.quic.test_wire_rules import both_paths, ending, established, forge, hand_over
+from tests.support import EnginePair, Side, examples
+
+ONE_RTT = tls.Epoch.ONE_RTT
+
+
+def lost(side: Side) -> int:
+    return side.engine._recovery.packets_lost
+
+
+def phases(*sides: Side) -> list[int]:
+    return [side.engine._cryptos[ONE_RTT].recv.key_phase for side in sides]
+
+
+@both_paths
+@pytest.mark.parametrize("who", ["reader", "writer", "both"])
+def test_an_update_in_the_middle_of_a_transfer_loses_nothing(fast: bool, who: str) -> None:
+    """RFC 9001 section 6.1: what was sent before the peer heard of it is still read."""
+    pair, client, server = established(fast=fast)
+    stream_id = server.engine.open_stream(unidirectional=True)
+    assert stream_id is not None
+    data = random.Random(1).randbytes(900_000)
+    server.engine.write(stream_id, data[:600_000])
+    pair.run(0.045)
+    for update in range(2):
+        if who != "writer":
+            client.engine.update_keys()
+            client.engine.send_ping(update)
+        if who != "reader":
+            server.engine.update_keys()
+        pair.run(0.2)
+    server.engine.write(stream_id, data[600_000:], end_stream=True)
+    pair.run(2.0)
+    assert client.received[stream_id] == data
+    assert lost(server) == lost(client) == 0
+    assert phases(client, server) == [0, 0]
+
+
+@both_paths
+def test_a_packet_of_the_old_phase_may_come_late(fast: bool) -> None:
+    pair, client, server = established(fast=fast)
+    late = [forge(client, b"\x30late%d" % number) for number in range(2)]
+    client.engine.update_keys()
+    client.engine.send_ping(1)
+    pair.run(0.011)
+    assert phases(server) == [1]
+    hand_over(pair, client, server, late[0])
+    assert [each.data for each in server.of(events.DatagramReceived)] == [b"late0"]
+    pair.run(5.0)  # more than three probe timeouts (section 6.5)
+    server.engine.send_ping(1)
+    pair.run(1.0)
+    hand_over(pair, client, server, late[1])
+    assert len(server.of(events.DatagramReceived)) == 1
+    assert ending(server) is None
+
+
+@both_paths
+def test_the_old_keys_again_after_the_new_ones_end_the_connection(fast: bool) -> None:
+    """RFC 9001 section 6.4."""
+    pair, client, server = established(fast=fast)
+    pair.drop = lambda destination, data: True
+    old = client.engine._cryptos[ONE_RTT].send
+    aead, phase = old.aead, old.key_phase
+    client.engine.update_keys()
+    hand_over(pair, client, server, forge(client, b"\x01"))
+    assert phases(server) == [1]
+    assert ending(server) is None
+    crypto = client.engine._cryptos[ONE_RTT]
+    crypto.send.aead, crypto.recv.key_phase = aead, phase
+    hand_over(pair, client, server, forge(client, b"\x01"))
+    assert "KEY_UPDATE_ERROR" in str(ending(server))
+
+
+@both_paths
+def test_a_forged_phase_bit_changes_nothing(fast: bool) -> None:
+    pair, client, server = established(fast=fast)
+    client.engine.update_keys()
+    client.engine.send_ping(1)
+    pair.run(0.5)
+    for flipped in range(200):
+        forged = bytearray(forge(client, b"\x01"))
+        forged[0] ^= 0x04
+        forged[-1] ^= flipped
+        hand_over(pair, client, server, bytes(forged))
+    assert phases(client, server) == [1, 1]
+    client.engine.send_ping(2)
+    pair.run(1.0)
+    assert 2 in [event.uid for event in client.of(events.PingAcknowledged)]
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    fast=st.booleans(),
+    loss=st.sampled_from([0.0, 0.05, 0.2]),
+    jitter=st.sampled_from([0.0, 0.01, 0.03]),
+)
+@examples(25)
+def test_updates_at_any_time_under_loss_and_reordering_keep_every_byte(
+    seed: int, fast: bool, loss: float, jitter: float
+) -> None:
+    pair, client, server = established(fast=fast)
+    generator = random.Random(seed)
+    pair.drop = lambda destination, data: generator.random() < loss
+    pair.jitter = lambda: generator.random() * jitter
+    wanted: dict[bool, dict[int, bytes]] = {True: {}, False: {}}
+    for _ in range(12):
+        by_client = generator.random() < 0.5
+        side: Any = client if by_client else server
+        if side.engine.can_update_keys and generator.random() < 0.7:
+            side.engine.update_keys()
+        stream_id = side.engine.open_stream(unidirectional=True)
+        data = generator.randbytes(generator.choice([10, 3000, 60_000]))
+        side.engine.write(stream_id, data, end_stream=True)
+        wanted[by_client][stream_id] = data
+        pair.run(generator.choice([0.001, 0.01, 0.05, 0.3]))
+    pair.drop = lambda destination, data: False
+    pair.run(20.0)
+    assert client.received == wanted[False]
+    assert server.received == wanted[True]
+    assert_alike(pair)
+
+
+def assert_alike(pair: EnginePair) -> None:
+    assert pair.server is not None
+    for side in (pair.client, pair.server):
+        assert ending(side) is None
+    assert phases(pair.client) == phases(pair.server)
