@@ -232,7 +232,7 @@ class EnginePair:
             deadlines = [d for side in self.sides if (d := side.engine.next_deadline()) is not None]
             upcoming = min([*deadlines, *(item[0] for item in self.wire)], default=math.inf)
             if upcoming > until:
-                self.now = until
+                self.now = max(self.now, until)  # (a step may have gone beyond it)
                 return
             self.step()
         raise AssertionError("no progress")
