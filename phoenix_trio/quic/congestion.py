@@ -177,6 +177,16 @@ class _Control(QuicCongestionControl):
         else:
             self._set_window(self.congestion_window)
 
+    def begin_path(self, now: float) -> None:
+        """Another path: nothing is known of it (RFC 9000 section 9.4)."""
+        self.ssthresh = None
+        self._exit = SlowStartExit()
+        self._full_at = -1.0
+        # What was sent before neither widens nor narrows the new window.
+        self._recovery_start = now
+        self._set_window(_INITIAL_PACKETS * self._max_datagram_size)
+        self._begin_avoidance(now)
+
     def _is_full(self) -> bool:
         room = self.congestion_window - self.bytes_in_flight
         return room < _NEARLY_FULL_PACKETS * self._max_datagram_size
@@ -240,6 +250,10 @@ class CubicControl(_Control):
         self._largest = window * share
         minimum = _MINIMUM_PACKETS * self._max_datagram_size
         self.ssthresh = max(int(window * _CUBIC_BETA), minimum)
+
+    def begin_path(self, now: float) -> None:
+        super().begin_path(now)
+        self._largest = 0.0
 
     def _begin_avoidance(self, now: float) -> None:
         self._epoch = None

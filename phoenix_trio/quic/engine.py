@@ -233,6 +233,8 @@ class Engine(QuicConnection):
         self._peer_max_udp_payload = LARGEST_UDP_PAYLOAD
         self._mtu: MtuSearch | None = None
         self._mtu_address: Any = None
+        self._known_host: Any = None
+        """The host of which congestion control and round-trip times tell."""
         self.path_ceiling: Callable[[Any], int | None] = _unknown_path
         """Set by the driver: the largest payload which the interface towards an address takes."""
         self._close_datagrams: list[tuple[bytes, Any]] = []
@@ -420,7 +422,10 @@ class Engine(QuicConnection):
             result = self._transmit_fast(now, slab, mark)
             if result is not None:
                 return result
-        datagrams = self._build(now, limit)
+        if not closing and self._handshake_confirmed and self._has_path_frames():
+            datagrams = self._build_path_frames(now)
+        else:
+            datagrams = self._build(now, limit)
         if closing:
             # RFC 9000 section 10.2.1: the closing packet is what late packets are answered with.
             self._close_datagrams = list(datagrams)
@@ -536,6 +541,26 @@ class Engine(QuicConnection):
             if not connection_id.was_sent:
                 return True
         return False
+
+    def _has_path_frames(self) -> bool:
+        """Whether a PATH_CHALLENGE or a PATH_RESPONSE is to be sent."""
+        return any(
+            path.remote_challenges or not (path.is_validated or path.local_challenge_sent)
+            for path in self._network_paths
+        )
+
+    def _build_path_frames(self, now: float) -> list[tuple[bytes, Any]]:
+        """A packet of 1200 bytes: aioquic fills it up (packet_builder.py 313).
+
+        As long as our largest ones, it may be too long for a path of which nothing is
+        known yet, and no answer to a challenge is repeated (RFC 9000 section 8.2).
+        """
+        size = self._max_datagram_size
+        self._max_datagram_size = SMALLEST_UDP_PAYLOAD
+        try:
+            return self._build(now, 1)
+        finally:
+            self._max_datagram_size = size
 
     def _next_bulk(self) -> BulkTurn | None:
         """The stream whose turn it is, if it has a full packet's worth to send, or more."""
@@ -1376,14 +1401,23 @@ class Engine(QuicConnection):
         """
         search = self._mtu
         path = self._network_paths[0]
-        if search is None or self._close_pending or not path.is_validated:
+        if search is None or self._close_pending:
             return []
         assert self._version is not None
         if path.addr != self._mtu_address:
             # RFC 9000 section 9.4; a new port alone is a NAT's doing, not another path.
+            # (At once, for the challenge has to arrive, too.)
             if path.addr[0] != self._mtu_address[0]:
                 self._begin_mtu_search()
             self._mtu_address = path.addr
+        if not path.is_validated:
+            return []
+        if path.addr[0] != self._known_host:
+            # Not before: a forged address must not slow the connection down.
+            self._known_host = path.addr[0]
+            self._control.begin_path(now)
+            self._recovery.begin_path(now)
+            self._pacer.begin_path()
         size = self._mtu.next_probe(now) if self._mtu is not None else None
         if size is None:
             return []
@@ -1457,6 +1491,7 @@ class Engine(QuicConnection):
         """Line 1461: report it, and free 32 KiB of handshake buffers which are of no use now."""
         super()._confirm_handshake()
         self._begin_mtu_search()
+        self._known_host = self._mtu_address[0]
         for epoch in (tls.Epoch.INITIAL, tls.Epoch.HANDSHAKE):
             self._crypto_buffers.pop(epoch, None)
         self._events.append(_Plain(events.HandshakeConfirmed()))

@@ -29,6 +29,10 @@ class Pacer:
         self._updated_at = 0.0
         self._left_in_call = _PACKETS_PER_CALL
 
+    def begin_path(self) -> None:
+        """Another path: its rate is not known."""
+        self._rate = None
+
     def begin_call(self, packets: int = _PACKETS_PER_CALL) -> None:
         """A new call for packets begins: it may take so many, and not more."""
         self._left_in_call = packets

@@ -10,6 +10,7 @@ something to send, so idle streams cost nothing.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
@@ -441,6 +442,7 @@ class CountingRecovery(QuicPacketRecovery):
     """What the last ACK frame acknowledged for the first time, ascending."""
     newest_sent_time = 0.0
     """When the last of them was sent."""
+    _path_since = -math.inf
 
     on_acknowledged: Callable[[int], None]
     """Told the largest size of the packets in each acknowledgement."""
@@ -531,7 +533,11 @@ class CountingRecovery(QuicPacketRecovery):
                 sent_bytes=size,
             )
             self._cc.on_packet_acked(packet=batch, now=now)
-        sampled = largest == packet.packet_number and eliciting > 0
+        sampled = (
+            largest == packet.packet_number
+            and eliciting > 0
+            and packet.sent_time >= self._path_since
+        )
         if sampled:
             self._sample_rtt(now - packet.sent_time, ack_delay, now)
         self._detect_loss(now=now, space=space)
@@ -539,6 +545,14 @@ class CountingRecovery(QuicPacketRecovery):
             self._pto_count = 0
         if self._quic_logger is not None:
             self._log_metrics_updated(log_rtt=sampled)
+
+    def begin_path(self, now: float) -> None:
+        """Another path: what was sent before says nothing of its delay (RFC 9000 section 9.4)."""
+        self._path_since = now
+        self._pto_count = 0
+        self._rtt_initialized = False
+        self._rtt_min = math.inf
+        self._rtt_latest = self._rtt_smoothed = self._rtt_variance = 0.0
 
     def _sample_rtt(self, sample: float, ack_delay: float, now: float) -> None:
         """RFC 9002 section 5.3, with aioquic's floor of a millisecond (its loss delay needs it)."""

@@ -1,0 +1,110 @@
+"""What is known of a path does not hold for another one (RFC 9000 section 9.4)."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from phoenix_trio.quic import events
+from tests.quic.test_wire_rules import both_paths, ending, established
+from tests.support import CLIENT, EnginePair, Side
+
+ELSEWHERE = ("192.0.2.7", 5555)
+
+
+def send(side: Side, size: int) -> tuple[int, bytes]:
+    stream_id = side.engine.open_stream(unidirectional=True)
+    assert stream_id is not None
+    data = random.Random(size).randbytes(size)
+    side.engine.write(stream_id, data, end_stream=True)
+    return stream_id, data
+
+
+def busy(*, fast: bool, **config: Any) -> tuple[EnginePair, Side, Side]:
+    """A pair whose server has learnt that its path carries much."""
+    pair, client, server = established(fast=fast, **config)
+    send(server, 3_000_000)
+    pair.run(1.0)
+    assert server.engine._loss.congestion_window > 1_000_000
+    return pair, client, server
+
+
+@both_paths
+def test_another_host_is_met_with_a_new_window_and_round_trip_time(fast: bool) -> None:
+    pair, client, server = busy(fast=fast, max_udp_payload_size=1200)
+    stream_id, data = send(server, 2_000_000)
+    pair.run(0.005)
+    client.address = ELSEWHERE
+    pair.delay = 0.1
+    client.engine.send_ping(1)
+    windows = []
+    for _ in range(200):
+        pair.run(0.005)
+        if server.engine._network_paths[0].addr == ELSEWHERE:
+            windows.append(server.engine._loss.congestion_window)
+    assert min(windows) <= 10 * 1200
+    assert max(windows) > 10 * 1200, "and it grows again"
+    pair.run(20.0)
+    assert client.received[stream_id] == data
+    assert server.engine._recovery._rtt_min == pytest.approx(0.2, abs=0.01)
+
+
+@both_paths
+def test_another_port_of_the_same_host_changes_nothing(fast: bool) -> None:
+    pair, client, server = busy(fast=fast, max_udp_payload_size=1452)
+    before = server.engine._loss.congestion_window
+    client.address = (CLIENT, 7777)
+    stream_id, data = send(server, 500_000)
+    client.engine.send_ping(1)
+    pair.run(2.0)
+    assert server.engine._network_paths[0].addr == (CLIENT, 7777)
+    assert client.received[stream_id] == data
+    assert server.engine._loss.congestion_window >= before
+    assert server.engine._max_datagram_size == 1452
+
+
+@both_paths
+def test_a_forged_address_does_not_slow_the_connection_down(fast: bool) -> None:
+    pair, client, server = busy(fast=fast)
+    before = server.engine._loss.congestion_window
+    client.address, true = ELSEWHERE, client.address
+    client.engine.send_ping(1)
+    pair.flush(client)
+    client.address = true
+    pair.drop = lambda destination, data: bool(
+        destination is client and server.engine._network_paths[0].addr == ELSEWHERE
+    )
+    pair.run(0.02)
+    assert server.engine._network_paths[0].addr == ELSEWHERE
+    client.engine.send_ping(2)
+    pair.run(5.0)
+    assert server.engine._network_paths[0].addr == true
+    assert server.engine._loss.congestion_window >= before // 2
+
+
+@both_paths
+def test_a_path_which_takes_less_is_validated_with_packets_which_pass(fast: bool) -> None:
+    """From jumbo frames to a common network, with data going both ways."""
+    pair, client, server = established(fast=fast, max_udp_payload_size=9000)
+    pair.run(1.0)
+    assert server.engine._max_datagram_size == 9000
+    stream_id, data = send(server, 300_000)
+    pair.run(0.001)
+    client.address = ELSEWHERE
+    pair.drop = lambda destination, data: len(data) > 1400
+    challenges = []
+    for number in range(60):  # small and many: the server may answer three times as much
+        client.engine.send_datagram(bytes(1000))
+        client.engine.send_ping(number)
+        pair.run(0.005)
+        if server.engine._network_paths[0].addr == ELSEWHERE:
+            challenges.append(server.engine._max_datagram_size)
+    assert challenges[0] == 1200
+    assert server.engine._network_paths[0].is_validated
+    pair.run(20.0)
+    assert client.received[stream_id] == data
+    assert ending(server) is None
+    assert not server.of(events.Terminated)
+    assert 1200 <= server.engine._max_datagram_size <= 1400
