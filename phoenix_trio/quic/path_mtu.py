@@ -49,6 +49,7 @@ class MtuSearch:
         "_next_search_at",
         "_probe",
         "_small_arrived",
+        "_suspected",
         "_suspicions",
         "ceiling",
         "size",
@@ -62,6 +63,7 @@ class MtuSearch:
         self._probe: int | None = None
         self._lost_probes = 0
         self._suspicions = 0
+        self._suspected = 0  # the smallest size which was lost since then
         self._small_arrived = False
         self._next_search_at = math.inf
 
@@ -122,10 +124,12 @@ class MtuSearch:
 
     def on_acknowledged(self, size: int) -> None:
         """An ordinary packet of `size` bytes has arrived."""
-        if size > SMALLEST_UDP_PAYLOAD:
+        if not self._suspicions:
+            return
+        if size >= self._suspected:
             self._suspicions = 0
             self._small_arrived = False
-        elif self._suspicions:
+        else:
             self._small_arrived = True
 
     def on_lost(self, size: int) -> bool:
@@ -136,6 +140,7 @@ class MtuSearch:
         """
         if size <= SMALLEST_UDP_PAYLOAD or self.size <= SMALLEST_UDP_PAYLOAD:
             return False
+        self._suspected = min(self._suspected, size) if self._suspicions else size
         self._suspicions += 1
         enough = _SUSPICIONS if self._small_arrived else _SUSPICIONS_ALONE
         if self._suspicions < enough:

@@ -97,6 +97,23 @@ def test_congestion_is_no_black_hole() -> None:
     assert not search.on_lost(1452), "at 1200 there is nothing left to blame on the size"
 
 
+def test_packets_between_the_sizes_say_nothing_for_the_large_ones() -> None:
+    """Datagrams of 1300 bytes arrive while a stream's of 9000 do not."""
+    search = MtuSearch(8972)
+    search_on(search, 8972)
+    verdicts = []
+    for _ in range(6):
+        search.on_acknowledged(1300)
+        verdicts.append(search.on_lost(8972))
+    assert any(verdicts)
+    search_on(search, 1392)
+    assert search.size == 1392
+    # But what arrives and is larger than what was lost speaks for the path.
+    for _ in range(20):
+        assert not search.on_lost(1300)
+        search.on_acknowledged(1392)
+
+
 def test_after_ten_minutes_it_looks_again() -> None:
     search = MtuSearch(1452)
     search_on(search, 1300)
