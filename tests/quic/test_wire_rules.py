@@ -189,3 +189,173 @@ def test_a_peer_which_never_acknowledges_costs_bounded_memory(fast: bool) -> Non
             pass
         assert len(sent) < 2100
     assert ending(server) is None
+
+
+# ------------------------------------------------------------------ frames which break a rule
+
+
+def stream_frame(
+    stream_id: int, offset: int, data: bytes, *, fin: bool = False, length: bool = True
+) -> bytes:
+    kind = 0x08 | 4 | (2 if length else 0) | fin
+    head = bytes((kind,)) + encode_varint(stream_id) + encode_varint(offset)
+    return head + (encode_varint(len(data)) if length else b"") + data
+
+
+def reset_frame(stream_id: int, final_size: int) -> bytes:
+    return b"\x04" + b"".join(map(encode_varint, (stream_id, 7, final_size)))
+
+
+def frame_of(kind: int, *fields: int) -> bytes:
+    return bytes((kind,)) + b"".join(map(encode_varint, fields))
+
+
+WINDOW = 20_000  # of a stream; of the connection: twice that
+
+#: The client's stream 0 is open and has delivered 10 bytes, its stream 4 has ended after 5,
+#: its stream 8 was reset at 6.  The server has opened the unidirectional stream 3.
+RULES: list[tuple[str, list[bytes], str]] = [
+    ("beyond the stream's window", [stream_frame(0, WINDOW - 1, b"xx")], "FLOW_CONTROL_ERROR"),
+    (
+        "beyond the stream's window, piece by piece",
+        [stream_frame(0, at, bytes(1000)) for at in range(10, WINDOW + 10, 1000)],
+        "FLOW_CONTROL_ERROR",
+    ),
+    (
+        "beyond the stream's window, without a length",
+        [stream_frame(0, at, bytes(1000), length=False) for at in range(10, WINDOW + 10, 1000)],
+        "FLOW_CONTROL_ERROR",
+    ),
+    (
+        "beyond the connection's window",
+        [stream_frame(each, WINDOW - 1, b"x") for each in (0, 12, 16)],
+        "FLOW_CONTROL_ERROR",
+    ),
+    (
+        "beyond the connection's window, piece by piece",
+        [
+            stream_frame(each, at, bytes(1000))
+            for at in range(0, WINDOW, 1000)
+            for each in (12, 16, 20)
+        ],
+        "FLOW_CONTROL_ERROR",
+    ),
+    ("a reset beyond the window", [reset_frame(0, WINDOW + 1)], "FLOW_CONTROL_ERROR"),
+    (
+        "resets beyond the connection's window",
+        [reset_frame(each, WINDOW) for each in (12, 16, 20)],
+        "FLOW_CONTROL_ERROR",
+    ),
+    ("data of an ended stream", [stream_frame(4, 5, b"x")], "FINAL_SIZE_ERROR"),
+    (
+        "another end",
+        [stream_frame(0, 10, b"", fin=True), stream_frame(0, 10, b"x", fin=True)],
+        "FINAL_SIZE_ERROR",
+    ),
+    ("an end before what came", [stream_frame(0, 5, b"", fin=True)], "FINAL_SIZE_ERROR"),
+    (
+        "data behind the end",
+        [stream_frame(0, 20, b"", fin=True), stream_frame(0, 10, bytes(11))],
+        "FINAL_SIZE_ERROR",
+    ),
+    (
+        "data behind the end, in order up to there",
+        [stream_frame(0, 13, b"", fin=True), stream_frame(0, 10, b"abcd")],
+        "FINAL_SIZE_ERROR",
+    ),
+    ("a reset before what came", [reset_frame(0, 9)], "FINAL_SIZE_ERROR"),
+    (
+        "a reset at another end",
+        [stream_frame(0, 20, b"", fin=True), reset_frame(0, 21)],
+        "FINAL_SIZE_ERROR",
+    ),
+    ("a reset at the end", [stream_frame(0, 20, b"", fin=True), reset_frame(0, 20)], ""),
+    ("a stream too many", [stream_frame(4 * 10, 0, b"x")], "STREAM_LIMIT_ERROR"),
+    ("a one-way stream too many", [stream_frame(4 * 10 + 2, 0, b"x")], "STREAM_LIMIT_ERROR"),
+    ("a reset of a stream too many", [reset_frame(4 * 10, 0)], "STREAM_LIMIT_ERROR"),
+    ("credit for a stream too many", [frame_of(0x11, 4 * 10, 99)], "STREAM_LIMIT_ERROR"),
+    ("data on the server's one-way stream", [stream_frame(3, 0, b"x")], "STREAM_STATE_ERROR"),
+    ("a reset of the server's one-way stream", [reset_frame(3, 0)], "STREAM_STATE_ERROR"),
+    ("data on a stream only the server opens", [stream_frame(5, 0, b"x")], "STREAM_STATE_ERROR"),
+    ("a reset of such a stream", [reset_frame(5, 0)], "STREAM_STATE_ERROR"),
+    ("credit for such a stream", [frame_of(0x11, 5, 99)], "STREAM_STATE_ERROR"),
+    ("credit for one which is not open", [frame_of(0x11, 7, 99)], "STREAM_STATE_ERROR"),
+    ("credit for the client's one-way stream", [frame_of(0x11, 2, 9)], "STREAM_STATE_ERROR"),
+    ("a stop of the client's one-way stream", [frame_of(0x05, 2, 9)], "STREAM_STATE_ERROR"),
+    ("a stop of a stream not opened", [frame_of(0x05, 7, 9)], "STREAM_STATE_ERROR"),
+    ("an offset too large", [stream_frame(0, (1 << 62) - 1, b"x")], "FRAME_ENCODING_ERROR"),
+    ("ranges below 0", [ack(2, 3)], "FRAME_ENCODING_ERROR"),
+    ("a gap below 0", [ack(2, 0, (1, 0))], "FRAME_ENCODING_ERROR"),
+    ("ranges at 0", [ack(2, 0, (0, 0))], ""),
+    ("streams without end", [frame_of(0x12, (1 << 60) + 1)], "FRAME_ENCODING_ERROR"),
+    ("a client's HANDSHAKE_DONE", [b"\x1e"], "PROTOCOL_VIOLATION"),
+    ("a client's NEW_TOKEN", [b"\x07\x02ab"], "PROTOCOL_VIOLATION"),
+    ("an unknown frame", [b"\x21"], "FRAME_ENCODING_ERROR"),
+    ("a frame cut short", [b"\x0e\x00\x0a\x05abc"], "FRAME_ENCODING_ERROR"),
+    ("a datagram cut short", [b"\x31\x40\xffabc"], "FRAME_ENCODING_ERROR"),
+    ("MAX_DATA cut short", [b"\x01\x01\x01\x10\xc0"], "FRAME_ENCODING_ERROR"),
+    ("a retirement of what was never issued", [frame_of(0x19, 99)], "PROTOCOL_VIOLATION"),
+    (
+        "retirement beyond the number",
+        [frame_of(0x18, 20, 21)[:3] + b"\x08" + bytes(24)],
+        "PROTOCOL",
+    ),
+    ("an answer to no challenge", [b"\x1b" + bytes(8)], ""),
+    ("reserved bits", [], "PROTOCOL_VIOLATION"),
+    ("no frames", [b""], "PROTOCOL_VIOLATION"),
+]
+
+
+@both_paths
+@pytest.mark.parametrize("together", [False, True], ids=["a packet each", "in one run"])
+@pytest.mark.parametrize(
+    ("frames", "expected"), [rule[1:] for rule in RULES], ids=[rule[0] for rule in RULES]
+)
+def test_whoever_breaks_a_rule_hears_of_it_on_both_paths(
+    frames: list[bytes], expected: str, together: bool, fast: bool
+) -> None:
+    pair, client, server = established(
+        fast=fast,
+        stream_receive_buffer_size=WINDOW,
+        receive_buffer_size=2 * WINDOW,
+        max_bidirectional_streams=10,
+        max_unidirectional_streams=10,
+    )
+    server.read_automatically = False
+    assert server.engine.open_stream(unidirectional=True) == 3
+    hand_over(
+        pair,
+        client,
+        server,
+        forge(client, stream_frame(0, 0, bytes(10))),
+        forge(client, stream_frame(4, 0, bytes(5), fin=True)),
+        forge(client, stream_frame(8, 0, bytes(3)), reset_frame(8, 6)),
+    )
+    assert ending(server) is None
+    used = server.engine._local_max_data.used
+    assert used == 10 + 5 + 6
+    if not frames:
+        number = client.engine._packet_number
+        header = b"\x59" + client.engine._peer_cid.cid + number.to_bytes(2, "big")
+        packet = client.engine._cryptos[ONE_RTT].encrypt_packet(header, b"\x01" * 4, number)
+        hand_over(pair, client, server, packet)
+    elif frames == [b""]:
+        number = client.engine._packet_number
+        header = b"\x43" + client.engine._peer_cid.cid + number.to_bytes(4, "big")
+        packet = client.engine._cryptos[ONE_RTT].encrypt_packet(header, b"", number)
+        hand_over(pair, client, server, packet)
+    else:
+        packets = [forge(client, frame) for frame in frames]
+        if together and len({len(each) for each in packets}) == 1:
+            data, at = b"".join(packets), 0
+            while at < len(data):
+                at = server.engine.receive_run(data, at, len(packets[0]), client.address, pair.now)
+            server.gather(pair.now)
+        else:
+            hand_over(pair, client, server, *packets)
+    assert expected in str(ending(server))
+    if not expected:
+        assert ending(server) is None
+    else:
+        assert server.engine._local_max_data.used <= 2 * WINDOW
+    assert all(len(each) <= WINDOW for each in server.received.values())
