@@ -271,7 +271,7 @@ class Engine(QuicConnection):
         self._next_key_update = KEY_UPDATE_PACKETS
         self._keys: OneRttKeys | None = None  # from _initialize on
         self._keys_since = 0  # the first packet number with the present keys, or a later one
-        self._expected_phase = 0
+        self._updates_noticed = 0  # of the keys, by either side
 
     # ------------------------------------------------------------------ driving
 
@@ -982,18 +982,20 @@ class Engine(QuicConnection):
         self._key_updates += 1
         self._keys_since = self._packet_number
         self._next_key_update = self._packet_number + KEY_UPDATE_PACKETS
-        self._expected_phase = 1 - self._cryptos[tls.Epoch.ONE_RTT].key_phase
+        if self._keys is not None:
+            self._updates_noticed = self._keys.updates + 1
         self.request_key_update()
 
     @property
     def can_update_keys(self) -> bool:
         """Whether the peer has acknowledged a packet with the present keys."""
-        pair = self._cryptos.get(tls.Epoch.ONE_RTT)
-        if not self._handshake_confirmed or pair is None or pair._update_key_requested:
+        keys = self._keys
+        if not self._handshake_confirmed or keys is None or keys._update_key_requested:
             return False
-        if pair.key_phase != self._expected_phase:
-            # The peer has updated them; it does so only once it can read with both.
-            self._expected_phase = pair.key_phase
+        if keys.updates != self._updates_noticed:
+            # The peer has updated them, perhaps more than once; it does so only once it can
+            # read with both.
+            self._updates_noticed = keys.updates
             self._keys_since = self._packet_number
         return bool(self._spaces[tls.Epoch.ONE_RTT].largest_acked_packet >= self._keys_since)
 

@@ -34,6 +34,8 @@ class OneRttKeys(CryptoPair):
     """The lowest number of the packets which came with the present keys."""
     forget_at: float | None
     """When to forget the previous keys, once packets have come with the present ones."""
+    updates: int
+    """How often the keys were updated, by either side."""
     on_violation: Callable[[], None]
     """Told when the peer has gone back to old keys."""
     _next: CryptoContext | None
@@ -46,6 +48,7 @@ class OneRttKeys(CryptoPair):
         pair.previous = None
         pair.lowest_number = _NONE
         pair.forget_at = None
+        pair.updates = 0
         pair.on_violation = on_violation
         pair._next = None
         return pair
@@ -68,9 +71,14 @@ class OneRttKeys(CryptoPair):
             payload = recv.aead.decrypt(body, header, number)
             self.note_received(number)
         elif self.previous is not None and number < self.lowest_number:
-            # (Should the first packets after an update be of the next one already, those of
-            # this one will be repeated.)
-            payload = self.previous.decrypt(body, header, number)
+            try:
+                payload = self.previous.decrypt(body, header, number)
+            except CryptoError:
+                if self.lowest_number != _NONE:
+                    raise
+                # A peer which updates again before it knows that the last update arrived,
+                # against section 6.1: aioquic by itself does, when it is asked to.
+                payload = self._decrypt_next(body, header, number)
         else:
             payload = self._decrypt_next(body, header, number)
         return header, payload, number
@@ -83,7 +91,7 @@ class OneRttKeys(CryptoPair):
         try:
             payload: bytes = following.aead.decrypt(body, header, number)
         except CryptoError:
-            if self.previous is not None:
+            if self.previous is not None and self.lowest_number != _NONE:
                 # RFC 9001 section 6.4: old keys, after newer ones were used.
                 self.previous.decrypt(body, header, number)
                 self.on_violation()
@@ -103,6 +111,7 @@ class OneRttKeys(CryptoPair):
         self.lowest_number = _NONE
         self.forget_at = None
         self._next = None
+        self.updates += 1
         super()._update_key(trigger)
 
     def age(self, now: float, period: float) -> None:

@@ -50,6 +50,37 @@ def test_an_update_in_the_middle_of_a_transfer_loses_nothing(fast: bool, who: st
 
 
 @both_paths
+def test_after_two_updates_of_the_peer_the_next_waits_for_an_acknowledgement(fast: bool) -> None:
+    """RFC 9001 section 6.1.  (The phase bit is then what it was before.)"""
+    pair, client, server = established(fast=fast)
+    for number in range(2):
+        assert server.engine.can_update_keys
+        server.engine.update_keys()
+        server.engine.send_ping(number)
+        pair.run(0.5)
+        assert server.of(events.PingAcknowledged)[-1].uid == number
+    assert not client.engine.can_update_keys, "nothing sent with these keys is acknowledged"
+    client.engine.send_ping(9)
+    pair.run(0.5)
+    assert client.engine.can_update_keys
+    assert server.engine.can_update_keys
+
+
+@both_paths
+def test_a_peer_which_updates_twice_at_once_is_still_understood(fast: bool) -> None:
+    pair, client, server = established(fast=fast)
+    server.engine.update_keys()
+    server.engine.send_ping(1)
+    pair.run(0.011)
+    assert phases(client, server) == [1, 1]
+    client.engine.request_key_update()  # against the rule
+    client.engine.send_ping(2)
+    pair.run(0.5)
+    assert phases(client, server) == [0, 0]
+    assert 2 in [event.uid for event in client.of(events.PingAcknowledged)]
+
+
+@both_paths
 def test_a_packet_of_the_old_phase_may_come_late(fast: bool) -> None:
     pair, client, server = established(fast=fast)
     late = [forge(client, b"\x30late%d" % number) for number in range(2)]
