@@ -359,3 +359,16 @@ def test_whoever_breaks_a_rule_hears_of_it_on_both_paths(
     else:
         assert server.engine._local_max_data.used <= 2 * WINDOW
     assert all(len(each) <= WINDOW for each in server.received.values())
+
+
+@both_paths
+@pytest.mark.parametrize("order", ["aa", "aba", "abcb", "abab", "cbacba", "bcabca"])
+def test_a_packet_which_comes_twice_in_one_run_is_taken_once(order: str, fast: bool) -> None:
+    pair, client, server = established(fast=fast)
+    packets = {name: forge(client, b"\x30" + name.encode() * 4) for name in "abc"}
+    data, at = b"".join(packets[name] for name in order), 0
+    while at < len(data):
+        at = server.engine.receive_run(data, at, len(packets["a"]), client.address, pair.now)
+    server.gather(pair.now)
+    received = [event.data[:1].decode() for event in server.of(events.DatagramReceived)]
+    assert received == list(dict.fromkeys(order))
