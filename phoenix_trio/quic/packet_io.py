@@ -344,14 +344,25 @@ class UdpSocket:
                 return 0
             except OSError as error:
                 if error.errno in _GSO_REFUSED:
-                    self._on_gso_refused(error)
-                else:
-                    # (One by one they may get through, where the run was too large.)
-                    self._note_error(error, _SOFT_SEND_ERRORS)
+                    before = self._datagrams_sent
+                    taken = self._send_each(data, address, segment_size, mark)
+                    if error.errno != errno.EINVAL or self._datagrams_sent > before:
+                        # (Else not runs are at fault, but the address or the size.)
+                        self._on_gso_refused(error)
+                    return taken
+                # (One by one they may get through, where the run was too large.)
+                self._note_error(error, _SOFT_SEND_ERRORS)
             else:
                 self._gso_refusals = 0
                 self._note_sent(size, -(-size // segment_size))
                 return size
+        return self._send_each(data, address, segment_size, mark)
+
+    def _send_each(
+        self, data: bytes | memoryview, address: SocketAddress, segment_size: int, mark: int
+    ) -> int:
+        """Send the datagrams of a run one by one; how many bytes were taken."""
+        size = len(data)
         for start in range(0, size, segment_size):
             if not self._send_one(data[start : start + segment_size], address, mark):
                 return start
@@ -389,12 +400,17 @@ class UdpSocket:
         except OSError as error:
             if mark and error.errno in _MARK_REFUSED:
                 # Perhaps because of the mark: the datagram must not suffer for that.
+                before = self._datagrams_sent
                 if not self._send_one(data, address, NOT_ECT):
                     return False
-                self._on_mark_refused(error)
+                if self._datagrams_sent > before:
+                    # (Else it is the address, port 0 say, which is at fault.)
+                    self._on_mark_refused(error)
                 return True
             self._note_error(error, _SOFT_SEND_ERRORS)
             return True
+        if mark:
+            self._mark_refusals = 0
         self._note_sent(len(data), 1)
         return True
 
@@ -404,7 +420,6 @@ class UdpSocket:
         self._datagrams_sent += datagrams
 
     def _on_mark_refused(self, error: OSError) -> None:
-        # An error of the address (port 0, no route) says nothing of marks.
         self._mark_refusals += 1
         if self._mark_refusals >= _MARK_PATIENCE:
             self._ecn = False

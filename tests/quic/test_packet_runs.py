@@ -42,7 +42,8 @@ async def read(receiver: UdpSocket, count: int) -> list[tuple[bytes, int]]:
         while len(found) < count:
             await receiver.wait_readable()
             for data, _, size, mark, _ in receiver.receive_runs(16):
-                found += [(data[at : at + size], mark) for at in range(0, len(data), size)]
+                if size:  # (not an empty datagram)
+                    found += [(data[at : at + size], mark) for at in range(0, len(data), size)]
     return found
 
 
@@ -298,3 +299,69 @@ def test_the_fast_path_and_ecn_can_be_switched_off() -> None:
     assert not config.enable_fast_path
     with pytest.raises(TypeError):
         phoenix_trio.TransportConfig(enable_fast_path="no")  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------ whose fault a refusal is
+
+
+class NarrowPath(Refusing):
+    """An interface whose MTU has shrunk: it refuses runs and single datagrams alike."""
+
+    def __init__(self, raw: Any, number: int, single: int) -> None:
+        super().__init__(raw, number)
+        self.single = single
+
+    def sendto(self, *arguments: Any) -> Any:
+        raise OSError(self.single, os.strerror(self.single))
+
+
+@pytest.mark.parametrize("single", ["EMSGSIZE", "EINVAL", "ENETUNREACH"])
+@pytest.mark.parametrize("mark", [0, 2])
+async def test_what_fails_one_by_one_as_well_says_nothing_of_runs_or_marks(
+    single: str, mark: int
+) -> None:
+    """A server must not lose GSO and ECN for all, because one address cannot be sent to."""
+    async with two_sockets() as (one, two):
+        before = one.statistics
+        raw = one._raw
+        one._raw = NarrowPath(raw, errno.EINVAL, getattr(errno, single))  # type: ignore[assignment]
+        for _ in range(20):
+            assert one.send_run(bytes(3000), two.address, 1000, mark) == 3000
+            assert one.send_run(b"x", two.address, None, mark) == 1
+        assert one.statistics.gso == before.gso
+        assert one.statistics.ecn == before.ecn
+        assert one.statistics.soft_errors >= 80
+        one._raw = raw
+        assert one.send_run(b"y", two.address, None, mark) == 1
+        assert await read(two, 1) == [(b"y", mark if before.ecn else 0)]
+
+
+async def test_refusals_of_marks_far_apart_do_not_add_up() -> None:
+    async with two_sockets() as (one, two):
+        if not one.statistics.ecn:
+            pytest.skip("no ECN here")
+        raw = one._raw
+        for _ in range(3 * packet_io._MARK_PATIENCE):
+            one._raw = Refusing(raw, errno.EINVAL, times=1)  # type: ignore[assignment]
+            assert one.send_run(b"x", two.address, None, 2) == 1
+            assert one.send_run(b"y", two.address, None, 2) == 1
+            one._raw = raw
+            await read(two, 2)
+        assert one.statistics.ecn
+
+
+async def test_empty_datagrams_are_no_trouble() -> None:
+    async with two_sockets() as (one, two):
+        for _ in range(3):
+            one._raw.sendto(b"", two.address)
+        one.send_run(b"x", two.address)
+        await read(two, 1)
+    async with connected_pair(real=True) as (client, server):
+        address = client.peer_address[:2]
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as raw:
+            for _ in range(50):
+                raw.sendto(b"", address)
+        ours, theirs = await stream_pair(client, server)
+        with trio.fail_after(5):
+            await ours.send_all(b"still here")
+            assert await theirs.receive_some() == b"still here"
