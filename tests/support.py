@@ -86,7 +86,8 @@ class Side:
             if isinstance(event, events.StreamDataReceived):
                 self.received.setdefault(event.stream_id, bytearray()).extend(event.data)
                 if self.read_automatically:
-                    self.engine.consume(event.stream_id, len(event.data), now)
+                    self.engine.consume(event.stream_id, len(event.data))
+                    self.engine.extend_credit(event.stream_id, now)
 
     def of(self, kind: type[events.Event]) -> list[Any]:
         return [event for event in self.log if isinstance(event, kind)]

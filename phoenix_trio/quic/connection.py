@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
 
@@ -33,10 +33,9 @@ from .conflict import ConflictDetector
 from .construction import NoPublicConstructor
 from .packet_io import SocketAddress, display_address
 from .stream import QuicStream, ReceiveStream, SendStream, check_error_code, fresh
+from .waiter import Lot
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
-
     from cryptography.x509 import Certificate
 
     from .driver import Route, SocketDriver
@@ -193,7 +192,7 @@ class QuicConnection(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
             datagrams_dropped_incoming=self._datagrams_dropped,
             flow_control_stalls=self._flow_control_stalls,
             stream_credit_stalls=self._stream_credit_stalls,
-            receive_buffer_bytes=sum(len(r._buffer) for r in self._receivers.values()),
+            receive_buffer_bytes=sum(r._buffer.size for r in self._receivers.values()),
         )
 
     # ------------------------------------------------------------------ streams
@@ -251,7 +250,8 @@ class QuicConnection(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
         return await self._accept(self._incoming_one_way)
 
     async def _accept(self, queue: deque[S]) -> S:
-        await trio.lowlevel.checkpoint()
+        if queue or self._closing or self._ended:
+            await trio.lowlevel.checkpoint()
         while not queue:
             if self._closing or self._ended:
                 raise self._ended_error()
@@ -264,11 +264,11 @@ class QuicConnection(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
         That is: closed here, or by the peer with code 0.  Any other end raises
         :class:`ConnectionBroken`.
         """
-        return _Incoming(self.accept_stream)
+        return _Incoming(self, self._incoming)
 
     def incoming_receive_streams(self) -> AsyncIterator[ReceiveStream]:
         """Iterate over :meth:`accept_receive_stream`; see :meth:`incoming_streams`."""
-        return _Incoming(self.accept_receive_stream)
+        return _Incoming(self, self._incoming_one_way)
 
     # ------------------------------------------------------------------ datagrams
 
@@ -488,10 +488,6 @@ class QuicConnection(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
     # ------------------------------------------------------------------ for streams
 
     @property
-    def _has_ended(self) -> bool:
-        return self._ended
-
-    @property
     def _is_closing(self) -> bool:
         return self._closing or self._ended
 
@@ -508,8 +504,11 @@ class QuicConnection(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
         if self._route is not None:
             self._driver.touch(self._route)
 
-    async def _wait(self, lot: trio.lowlevel.ParkingLot) -> None:
-        await self._driver.wait(lot)
+    def _wait(self, lot: Lot) -> Coroutine[object, Any, None]:
+        """Wait in `lot`, where a change of this connection or stream is told."""
+        driver = self._driver
+        # Where the driver has tasks of its own, its end is this connection's, which wakes all.
+        return lot.park() if driver.has_own_tasks else driver.wait(lot)
 
     async def _wait_for_room(self, stream_id: int, lot: trio.lowlevel.ParkingLot) -> None:
         """Park in `lot` until the stream may have room to send."""
@@ -531,24 +530,14 @@ class QuicConnection(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
             else:
                 waiting[lot] -= 1
 
-    def _send_room(self, stream_id: int) -> int:
-        return self._engine.send_room(stream_id)
-
-    def _has_send_room(self, stream_id: int) -> bool:
-        return self._engine.has_send_room(stream_id)
-
     def _note_stall(self) -> None:
         self._flow_control_stalls += 1
 
-    def _write(self, stream_id: int, data: bytes | memoryview, *, end_stream: bool = False) -> None:
+    def _write(
+        self, stream_id: int, data: bytes | bytearray | memoryview, *, end_stream: bool = False
+    ) -> None:
         self._engine.write(stream_id, data, end_stream=end_stream)
         self._touch()
-
-    def _written(self, stream_id: int) -> int:
-        return self._engine.written(stream_id)
-
-    def _is_acknowledged(self, stream_id: int, offset: int, *, with_fin: bool) -> bool:
-        return self._engine.is_acknowledged(stream_id, offset, with_fin=with_fin)
 
     def _reset_sending(self, stream_id: int, code: int) -> None:
         self._engine.reset_sending(stream_id, code)
@@ -559,9 +548,11 @@ class QuicConnection(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
         self._touch()
 
     def _consumed(self, stream_id: int, count: int) -> None:
-        self._engine.consume(stream_id, count, trio.current_time())
-        if self._engine.has_limits_to_send:
-            self._touch()
+        engine = self._engine
+        if engine.consume(stream_id, count):
+            engine.extend_credit(stream_id, trio.current_time())
+            if engine.has_limits_to_send:
+                self._touch()
 
     def _let_go(self, stream_id: int, *, sending: bool = False, receiving: bool = False) -> None:
         if self._engine.let_go(stream_id, sending=sending, receiving=receiving):
@@ -633,11 +624,13 @@ class QuicConnection(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
 
     def _on_progress(self, event: events.SendProgress) -> None:
         # Only those who can go on: a hundred blocked writers must not all wake for one ACK.
-        for stream_id, lot in list(self._waiting_for_room.items()):
-            if self._engine.has_send_room(stream_id):
+        if self._waiting_for_room:
+            for stream_id, lot in list(self._waiting_for_room.items()):
+                if self._engine.has_send_room(stream_id):
+                    lot.unpark_all()
+        if self._waiting_for_progress:
+            for lot in list(self._waiting_for_progress):
                 lot.unpark_all()
-        for lot in list(self._waiting_for_progress):
-            lot.unpark_all()
 
     def _on_streams_available(self, event: events.StreamsAvailable) -> None:
         self._credit_lot.unpark_all()
@@ -707,9 +700,9 @@ class QuicConnection(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
             lot.unpark_all()
         if self._ended:
             for receiver in self._receivers.values():
-                receiver._lot.unpark_all()
+                receiver._waiter.unpark_all()
         for sender in self._senders.values():
-            sender._lot.unpark_all()
+            sender._wake()
 
     # ------------------------------------------------------------------ inside
 
@@ -735,15 +728,16 @@ class QuicConnection(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
 class _Incoming(Generic[S]):
     """An iterator rather than an async generator, so that a loop can be left at any point."""
 
-    def __init__(self, accept: Callable[[], Awaitable[S]]) -> None:
-        self._accept = accept
+    def __init__(self, connection: QuicConnection, queue: deque[S]) -> None:
+        self._connection = connection
+        self._queue = queue
 
     def __aiter__(self) -> _Incoming[S]:
         return self
 
     async def __anext__(self) -> S:
         try:
-            return await self._accept()
+            return await self._connection._accept(self._queue)
         except trio.ClosedResourceError:
             raise StopAsyncIteration from None
         except ConnectionClosedByPeer as error:

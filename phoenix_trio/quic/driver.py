@@ -48,6 +48,7 @@ from .fast_path import BUILD_BYTES
 from .groups import unwrap_lone
 from .packet_io import DatagramSocket, ReceivedRun, SocketAddress
 from .receive_pool import LARGEST_DATAGRAM, receive_pool
+from .waiter import Lot
 
 __all__ = ["Route", "Sink", "SocketDriver"]
 
@@ -71,6 +72,16 @@ PUT_OFF_SECONDS = 0.005
 
 _RESET_TOKEN_LENGTH = 16
 
+#: What the driver itself has to know of; see :meth:`SocketDriver._note_event`.
+_RARE_EVENTS = frozenset(
+    {
+        events.ConnectionIdIssued,
+        events.ConnectionIdRetired,
+        events.HandshakeCompleted,
+        events.HandshakeConfirmed,
+        events.Terminated,
+    }
+)
 
 _thread = threading.local()
 
@@ -163,7 +174,7 @@ class SocketDriver:
         self._sleep: trio.CancelScope | None = None
         self._is_running = False
         self._is_closed = False
-        self._waiting: dict[trio.lowlevel.ParkingLot, int] = {}
+        self._waiting: dict[Lot, int] = {}
         self.failure: BaseException | None = None
         """What has stopped the driver for good."""
         self.has_own_tasks = False
@@ -201,7 +212,7 @@ class SocketDriver:
     def touch(self, route: Route) -> None:
         """The connection may have something to send, or events to deliver; done soon, at once
         for all that are touched now."""
-        if self._is_closed:
+        if route in self._dirty or self._is_closed:
             return
         if not self._is_running:
             # Nobody turns the crank just now, so the writer does it.
@@ -233,7 +244,7 @@ class SocketDriver:
             except OSError:
                 logger.exception("the last packets could not be sent")
 
-    async def wait(self, lot: trio.lowlevel.ParkingLot) -> None:
+    async def wait(self, lot: Lot) -> None:
         """Park in `lot` until unparked, perhaps spuriously; drive meanwhile if nobody else does.
 
         Raises:
@@ -254,7 +265,7 @@ class SocketDriver:
             else:
                 del self._waiting[lot]
 
-    async def _lead(self, lot: trio.lowlevel.ParkingLot) -> None:
+    async def _lead(self, lot: Lot) -> None:
         # At once, before anybody else can wait and lead as well.
         self._is_running = True
         try:
@@ -274,7 +285,7 @@ class SocketDriver:
             if not self._waiting_besides(lot):
                 self.close_if_unused()
 
-    def _waiting_besides(self, lot: trio.lowlevel.ParkingLot) -> bool:
+    def _waiting_besides(self, lot: Lot) -> bool:
         return any(other is not lot or count > 1 for other, count in self._waiting.items())
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -590,23 +601,27 @@ class SocketDriver:
         engine = route.engine
         while batch := engine.take_events():
             for event in batch:
-                if isinstance(event, events.ConnectionIdIssued):
-                    self._add_connection_id(route, event.connection_id)
-                elif isinstance(event, events.ConnectionIdRetired):
-                    self._retire(event.connection_id, now)
-                elif isinstance(event, events.HandshakeCompleted):
-                    self._on_handshake_done(route, succeeded=True)
-                elif isinstance(event, events.HandshakeConfirmed):
-                    if route.initial_connection_id is not None:
-                        self._retire(route.initial_connection_id, now)
-                        route.initial_connection_id = None
-                elif isinstance(event, events.Terminated):
-                    self._on_handshake_done(route, succeeded=False)
+                if type(event) in _RARE_EVENTS:
+                    self._note_event(route, event, now)
             try:
                 route.sink.handle_events(batch)
             except Exception:  # a bug above must not stop the other connections
                 logger.exception("internal error while delivering events")
                 engine.close_application(ApplicationErrorCode.HANDLER_CRASHED, "internal error")
+
+    def _note_event(self, route: Route, event: events.Event, now: float) -> None:
+        if isinstance(event, events.ConnectionIdIssued):
+            self._add_connection_id(route, event.connection_id)
+        elif isinstance(event, events.ConnectionIdRetired):
+            self._retire(event.connection_id, now)
+        elif isinstance(event, events.HandshakeCompleted):
+            self._on_handshake_done(route, succeeded=True)
+        elif isinstance(event, events.HandshakeConfirmed):
+            if route.initial_connection_id is not None:
+                self._retire(route.initial_connection_id, now)
+                route.initial_connection_id = None
+        elif isinstance(event, events.Terminated):
+            self._on_handshake_done(route, succeeded=False)
 
     def _settle(self, route: Route, now: float) -> None:
         """Forget a connection which is over, else look at its timers."""

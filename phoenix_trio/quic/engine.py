@@ -53,7 +53,7 @@ from aioquic.quic.packet import (
 )
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
 from aioquic.quic.recovery import QuicPacketSpace
-from aioquic.quic.stream import QuicStream
+from aioquic.quic.stream import QuicStream, StreamFinishedError
 
 from ..config import LARGEST_UDP_PAYLOAD, SMALLEST_UDP_PAYLOAD, TransportConfig
 from ..metrics import ConnectionStatistics
@@ -71,8 +71,6 @@ from .stream_state import (
     StreamCountLimit,
     StreamRecord,
     StreamTable,
-    TrackedReceiver,
-    TrackedSender,
 )
 from .termination import Cause, error_for
 from .tls_context import ClientPolicy, PhoenixTLSContext, ServerPolicy, adopt
@@ -196,9 +194,9 @@ class Engine(QuicConnection):
         # Line 371: streams which report by themselves.
         self._streams = StreamTable(self)
         self._records: dict[int, StreamRecord] = {}
-        self._active: dict[int, QuicStream] = {}
+        self._active: dict[int, StreamRecord] = {}
         self._finished: list[int] = []
-        self._limits_to_send: dict[int, QuicStream] = {}
+        self._limits_to_send: dict[int, StreamRecord] = {}
         self._initial_stream_window = stream_window
         self._window = ReceiveWindow(connection_window, config.receive_buffer_size)
         self._limits_pending = False
@@ -564,9 +562,8 @@ class Engine(QuicConnection):
 
     def _next_bulk(self) -> BulkTurn | None:
         """The stream whose turn it is, if it has a full packet's worth to send, or more."""
-        for stream_id in self._active:
-            record = self._records.get(stream_id)
-            return None if record is None else self._fast.next_turn(record)
+        for record in self._active.values():
+            return self._fast.next_turn(record)
         return None
 
     def _transmit_bulk(
@@ -584,10 +581,10 @@ class Engine(QuicConnection):
         view = self._fast.send(turn, count, now, slab)
         self._pacer.update_after_run(count)
         # To the end of the line.
-        stream_id = turn.record.stream_id
-        stream = self._active.pop(stream_id)
-        if _has_work(stream):
-            self._active[stream_id] = stream
+        record = turn.record
+        del self._active[record.stream_id]
+        if record.sender.has_work:
+            self._active[record.stream_id] = record
         self._more = bool(self._active)
         self._bytes_sent += count * size
         self._udp_datagrams_sent += count
@@ -747,12 +744,30 @@ class Engine(QuicConnection):
             and self._buffered * 2 <= self.config.send_buffer_size
         )
 
-    def write(self, stream_id: int, data: bytes | memoryview, *, end_stream: bool = False) -> None:
-        """Append to a stream's send buffer (the caller has asked :meth:`send_room`)."""
+    def write(
+        self, stream_id: int, data: bytes | bytearray | memoryview, *, end_stream: bool = False
+    ) -> None:
+        """Append to a stream's send buffer (the caller has asked :meth:`send_room`).
+
+        Data which is immutable and of some size is kept, not copied.
+        """
         record = self._records[stream_id]
+        sender = record.sender
+        if not sender.is_writable:
+            raise RuntimeError("cannot send data after the end of the stream, or its reset")
         self._wrote = True
-        record.sender.write(data, end_stream=end_stream)
-        self._stream_bytes_sent += len(data)
+        size = len(data)
+        if size:
+            if sender.data.append(data, keep=self.config.enable_zero_copy):
+                self._zero_copy_operations += 1
+            self._buffered += size
+            self._unsent += size
+            self._stream_bytes_sent += size
+        elif not end_stream:
+            return
+        sender.note_written(end_stream)
+        if stream_id not in self._active and sender.has_work:
+            self._active[stream_id] = record
 
     def written(self, stream_id: int) -> int:
         """Bytes written to the stream so far."""
@@ -792,12 +807,25 @@ class Engine(QuicConnection):
             record.receiver.stop(error_code)
         self._release_up_to(record, record.receiver.highest_offset)
 
-    def consume(self, stream_id: int, count: int, now: float) -> None:
-        """The application has read `count` more bytes: credit them to the peer."""
+    def consume(self, stream_id: int, count: int) -> bool:
+        """The application has read `count` more bytes: credit them to the peer.
+
+        Returns whether :meth:`extend_credit` has something to do.
+        """
+        record = self._records.get(stream_id)
+        if record is None or record.window is None:
+            return False
+        window, shared = record.window, self._window
+        window.released += count
+        shared.released += count
+        return shared.is_due or (window.is_due and not record.receiver.is_complete)
+
+    def extend_credit(self, stream_id: int, now: float) -> None:
+        """Announce what was read since; see :meth:`consume`."""
         self._now = now
         record = self._records.get(stream_id)
-        if record is not None and record.window is not None:
-            self._release_up_to(record, record.window.released + count)
+        if record is not None:
+            self._update_windows(record)
 
     @property
     def has_limits_to_send(self) -> bool:
@@ -824,15 +852,23 @@ class Engine(QuicConnection):
         window = record.window
         if window is None or offset <= window.released:
             return
-        count = offset - window.released
-        window.release(count)
-        self._window.release(count)
+        self._window.released += offset - window.released
+        window.released = offset
+        self._update_windows(record)
+
+    def _update_windows(self, record: StreamRecord) -> None:
         rtt = self._loss._rtt_smoothed or self.config.initial_rtt
-        if self._window.update(self._now, rtt):
+        if self._window.is_due and self._window.update(self._now, rtt):
             self._limits_pending = True
-        wants_more = not record.receiver.is_complete and not record.discarding
-        if wants_more and window.update(self._now, rtt):
-            self._limits_to_send[record.stream_id] = record.stream
+        window = record.window
+        if (
+            window is not None
+            and window.is_due
+            and not record.receiver.is_complete
+            and not record.discarding
+            and window.update(self._now, rtt)
+        ):
+            self._limits_to_send[record.stream_id] = record
 
     def _forget_if_done(self, record: StreamRecord) -> bool:
         if not (record.wire_done and record.send_released and record.receive_released):
@@ -853,27 +889,6 @@ class Engine(QuicConnection):
 
     # -- called by stream_state
 
-    def adopt_stream(self, stream: QuicStream) -> None:
-        """aioquic has made a stream: give it halves which report."""
-        stream_id = stream.stream_id
-        assert stream_id is not None
-        sender = TrackedSender(stream_id, not stream.sender.is_finished, self, stream)
-        receiver = TrackedReceiver(stream_id, not stream.receiver.is_finished, self, stream)
-        stream.sender = sender
-        stream.receiver = receiver
-        window: ReceiveWindow | None = None
-        if not receiver.is_finished:
-            window = ReceiveWindow(
-                self._initial_stream_window,
-                min(self.config.stream_receive_buffer_size, self.config.receive_buffer_size),
-            )
-        is_local = stream_is_client_initiated(stream_id) == self._is_client
-        self._records[stream_id] = StreamRecord(stream, sender, receiver, window, is_local=is_local)
-        if not is_local:
-            self._streams_accepted += 1
-            # Through aioquic's queue, so that it comes before the stream's data.
-            self._events.append(_PeerOpenedStream(stream_id))
-
     def on_stream_discarded(self, stream_id: int) -> None:
         """aioquic has dropped a stream which ended on the wire."""
         self._active.pop(stream_id, None)
@@ -884,15 +899,15 @@ class Engine(QuicConnection):
             if self._forget_if_done(record):
                 self._out.append(events.StreamForgotten(stream_id))
 
-    def activate(self, stream: QuicStream) -> None:
+    def activate(self, stream: StreamRecord) -> None:
         """The stream has something to send, or has ended on the wire."""
-        stream_id = stream.stream_id
-        assert stream_id is not None
-        if stream_id in self._streams:
-            if stream.is_finished:
-                self._finished.append(stream_id)
-            elif _has_work(stream):
-                self._active[stream_id] = stream
+        if stream.wire_done:
+            return
+        sender, receiver = stream.sender, stream.receiver
+        if sender.is_finished and receiver.is_finished:
+            self._finished.append(stream.stream_id)
+        elif receiver.stop_pending or sender.has_work:
+            self._active[stream.stream_id] = stream
 
     def _discard_finished(self) -> None:
         """In place of aioquic's line 3747, which notices only when it builds a packet."""
@@ -901,9 +916,13 @@ class Engine(QuicConnection):
             if stream_id in self._streams:
                 self._streams.pop(stream_id)
 
-    def take_streams_with_new_limit(self) -> list[QuicStream]:
+    def take_streams_with_new_limit(self) -> list[StreamRecord]:
         """The streams for which MAX_STREAM_DATA has to be sent."""
-        return list(self._limits_to_send.values())
+        pending = self._limits_to_send
+        for record in list(pending.values()):
+            if record.receiver.is_complete:
+                del pending[record.stream_id]
+        return list(pending.values())
 
     @property
     def is_congested(self) -> bool:
@@ -918,17 +937,14 @@ class Engine(QuicConnection):
         """Streams opened by this side."""
         return self._streams_opened
 
-    def note_buffered(self, count: int, *, kept: bool = False) -> None:
-        """The send buffers have grown by `count` bytes (or shrunk)."""
-        self._buffered += count
-        if count < 0:
-            self._progress = True
-        else:
-            self._unsent += count
-            self._zero_copy_operations += kept
+    def note_dropped(self, count: int, unsent: int) -> None:
+        """`count` bytes were dropped from the send buffers, `unsent` of them never sent."""
+        self._buffered -= count
+        self._unsent -= unsent
+        self._progress = True
 
     def note_first_sent(self, count: int) -> None:
-        """So many bytes which were never sent before were sent, or will never be."""
+        """So many bytes which were never sent before were sent."""
         self._unsent -= count
 
     def note_acknowledged(self, count: int, fin: bool) -> None:
@@ -1195,10 +1211,11 @@ class Engine(QuicConnection):
             # turns are fair, and drop those which have nothing more to say.
             for stream_id in batch:
                 active.pop(stream_id, None)
-            for stream in self._streams_queue:
-                if _has_work(stream):
-                    assert stream.stream_id is not None
-                    active[stream.stream_id] = stream
+            for record in batch.values():
+                if not record.wire_done and (
+                    record.receiver.stop_pending or record.sender.has_work
+                ):
+                    active[record.stream_id] = record
             turns -= 1
             if not active or turns <= 0 or self._state in END_STATES:
                 break
@@ -1282,13 +1299,13 @@ class Engine(QuicConnection):
         for record in self._records.values():
             # Streams opened in 0-RTT know the remembered limits only (RFC 9000 section 7.4.1).
             if record.is_local:
-                record.stream.max_stream_data_remote = max(
-                    record.stream.max_stream_data_remote if event.early_data_accepted else 0,
+                record.max_stream_data_remote = max(
+                    record.max_stream_data_remote if event.early_data_accepted else 0,
                     self._remote_max_stream_data_uni
                     if stream_is_unidirectional(record.stream_id)
                     else self._remote_max_stream_data_bidi_remote,
                 )
-                self.activate(record.stream)
+                self.activate(record)
         self._out.append(
             events.HandshakeCompleted(
                 event.alpn_protocol, event.session_resumed, event.early_data_accepted
@@ -1469,6 +1486,95 @@ class Engine(QuicConnection):
 
     # ------------------------------------------------------------------ overrides of aioquic
 
+    def _get_or_create_stream(self, frame_type: int, stream_id: int) -> StreamRecord:
+        """Line 1682: the stream of a received frame, which may open it and all before it.
+
+        Raises:
+          StreamFinishedError: it was here, and is gone.
+          QuicConnectionError: the peer may not open it.
+        """
+        known = self._records.get(stream_id)
+        if known is not None and not known.wire_done:
+            return known
+        if self._stream_is_discarded(stream_id):
+            raise StreamFinishedError
+        is_one_way = stream_is_unidirectional(stream_id)
+        limit = self._local_max_streams_uni if is_one_way else self._local_max_streams_bidi
+        error: tuple[QuicErrorCode, str] | None = None
+        if stream_is_client_initiated(stream_id) == self._is_client:
+            error = QuicErrorCode.STREAM_STATE_ERROR, "Wrong stream initiator"
+        elif stream_id // 4 >= limit.value:
+            error = QuicErrorCode.STREAM_LIMIT_ERROR, "Too many streams open"
+        if error is not None:
+            code, reason = error
+            raise QuicConnectionError(error_code=code, frame_type=frame_type, reason_phrase=reason)
+        # RFC 9000 section 2.1: a stream opens all lower-numbered ones of its type.
+        for each in range(limit.used * 4 + stream_id % 4, stream_id + 4, 4):
+            known = self._adopt_stream(
+                each,
+                max_stream_data_local=self._local_max_stream_data_uni
+                if is_one_way
+                else self._local_max_stream_data_bidi_remote,
+                max_stream_data_remote=0 if is_one_way else self._remote_max_stream_data_bidi_local,
+                writable=not is_one_way,
+                is_local=False,
+            )
+            self._streams_accepted += 1
+            # Through aioquic's queue, so that it comes before the stream's data.
+            self._events.append(_PeerOpenedStream(each))
+        limit.used = stream_id // 4 + 1
+        assert known is not None
+        return known
+
+    def _get_or_create_stream_for_send(self, stream_id: int) -> StreamRecord:
+        """Line 1734, for the next stream of its type, which :meth:`open_stream` has asked for."""
+        is_one_way = stream_is_unidirectional(stream_id)
+        if is_one_way:
+            self._local_next_stream_id_uni = stream_id + 4
+        else:
+            self._local_next_stream_id_bidi = stream_id + 4
+        return self._adopt_stream(
+            stream_id,
+            max_stream_data_local=0 if is_one_way else self._local_max_stream_data_bidi_local,
+            max_stream_data_remote=self._remote_max_stream_data_uni
+            if is_one_way
+            else self._remote_max_stream_data_bidi_remote,
+            readable=not is_one_way,
+            is_local=True,
+        )
+
+    def _adopt_stream(
+        self,
+        stream_id: int,
+        *,
+        max_stream_data_local: int,
+        max_stream_data_remote: int,
+        is_local: bool,
+        readable: bool = True,
+        writable: bool = True,
+    ) -> StreamRecord:
+        """A new stream, made once: aioquic would make one whose halves are to be replaced."""
+        config = self.config
+        window: ReceiveWindow | None = None
+        if readable:
+            window = ReceiveWindow(
+                self._initial_stream_window,
+                min(config.stream_receive_buffer_size, config.receive_buffer_size),
+            )
+        record = StreamRecord(
+            self,
+            stream_id,
+            max_stream_data_local=max_stream_data_local,
+            max_stream_data_remote=max_stream_data_remote,
+            readable=readable,
+            writable=writable,
+            window=window,
+            is_local=is_local,
+        )
+        self._records[stream_id] = record
+        self._streams[stream_id] = record
+        return record
+
     def _initialize(self, peer_cid: bytes) -> None:
         """Line 1812: aioquic makes its TLS context here, again after Retry.
 
@@ -1515,9 +1621,9 @@ class Engine(QuicConnection):
         stream_id = buf.pull_uint_var()
         buf.seek(start)
         super()._handle_max_stream_data_frame(context, frame_type, buf)
-        stream = self._streams.get(stream_id)
-        if stream is not None:
-            self.activate(stream)
+        record = self._records.get(stream_id)
+        if record is not None:
+            self.activate(record)
 
     def _unblock_streams(self, is_unidirectional: bool) -> None:
         """Line 3518: called whenever the peer permits more streams."""
@@ -1647,56 +1753,46 @@ class Engine(QuicConnection):
                     limit.sent = limit.value
                     frame = encode_varint(limit.frame_type) + encode_varint(limit.value)
                     yield frame, self._on_connection_limit_delivery, (limit,)
-        for stream in list(self._limits_to_send.values()):
-            stream_id = stream.stream_id
-            assert stream_id is not None
-            maximum = self._take_stream_limit(stream)
+        for record in list(self._limits_to_send.values()):
+            maximum = self._take_stream_limit(record)
             if maximum is not None:
                 frame = (
                     encode_varint(QuicFrameType.MAX_STREAM_DATA)
-                    + encode_varint(stream_id)
+                    + encode_varint(record.stream_id)
                     + encode_varint(maximum)
                 )
-                yield frame, self._on_max_stream_data_delivery, (stream,)
+                yield frame, self._on_max_stream_data_delivery, (record,)
 
-    def _take_stream_limit(self, stream: QuicStream) -> int | None:
+    def _take_stream_limit(self, record: StreamRecord) -> int | None:
         """The limit to announce for a stream, which counts as announced; ``None``: none."""
-        stream_id = stream.stream_id
-        assert stream_id is not None
-        self._limits_to_send.pop(stream_id, None)
-        record = self._records.get(stream_id)
-        if record is None or record.window is None or record.receiver.is_complete:
-            return None
+        self._limits_to_send.pop(record.stream_id, None)
+        if record.window is None or record.receiver.is_complete:
+            return None  # (No credit is of use to whom has sent all.)
         maximum = record.window.limit
-        stream.max_stream_data_local = maximum
-        stream.max_stream_data_local_sent = maximum
+        record.max_stream_data_local = maximum
+        record.max_stream_data_local_sent = maximum
         return maximum
 
     def _write_stream_limits(
         self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: QuicStream
     ) -> None:
         """Line 4229: MAX_STREAM_DATA from our window; called only where it has moved."""
-        stream_id = stream.stream_id
-        assert stream_id is not None
-        record = self._records.get(stream_id)
-        if record is None or record.window is None or record.receiver.is_complete:
-            self._limits_to_send.pop(stream_id, None)
-            return
-        limit = record.window.limit
+        assert isinstance(stream, StreamRecord)
         buf = builder.start_frame(
             QuicFrameType.MAX_STREAM_DATA,
             capacity=MAX_STREAM_DATA_FRAME_CAPACITY,
             handler=self._on_max_stream_data_delivery,
             handler_args=(stream,),
         )
-        buf.push_uint_var(stream_id)
+        limit = self._take_stream_limit(stream)
+        assert limit is not None
+        buf.push_uint_var(stream.stream_id)
         buf.push_uint_var(limit)
-        stream.max_stream_data_local = limit
-        stream.max_stream_data_local_sent = limit
-        self._limits_to_send.pop(stream_id, None)
         if self._quic_logger is not None and builder.quic_logger_frames is not None:
             builder.quic_logger_frames.append(
-                self._quic_logger.encode_max_stream_data_frame(maximum=limit, stream_id=stream_id)
+                self._quic_logger.encode_max_stream_data_frame(
+                    maximum=limit, stream_id=stream.stream_id
+                )
             )
 
     def _write_stream_frame(
@@ -1748,6 +1844,7 @@ class Engine(QuicConnection):
         """Line 2805: a lost MAX_STREAM_DATA is sent again, with the limit of that time."""
         super()._on_max_stream_data_delivery(delivery, stream)
         if delivery is not QuicDeliveryState.ACKED and stream.stream_id in self._streams:
+            assert isinstance(stream, StreamRecord)
             self._limits_to_send[stream.stream_id] = stream
 
 
@@ -1771,9 +1868,3 @@ class _Plain(aioquic_events.QuicEvent):
 
     def __init__(self, event: events.Event) -> None:
         self.event = event
-
-
-def _has_work(stream: QuicStream) -> bool:
-    sender = stream.sender
-    assert isinstance(sender, TrackedSender)
-    return not stream.is_finished and (stream.receiver.stop_pending or sender.has_work)

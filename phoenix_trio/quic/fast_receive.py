@@ -302,7 +302,7 @@ class _Batch:
         receiver = record.receiver
         credit = engine._local_max_data
         limit = min(
-            record.stream.max_stream_data_local,
+            record.max_stream_data_local,
             receiver.highest_offset + credit.value - credit.used,
         )
         reached = offset + length - at

@@ -77,17 +77,13 @@ class BulkTurn:
 def next_turn(engine: Engine, record: StreamRecord) -> BulkTurn | None:
     """The stream's turn, if it has a full packet's worth to send; else ``None``."""
     sender = record.sender
-    if (
-        sender.buffer_is_empty  # (also when it was reset)
-        or sender.reset_pending
-        or record.receiver.stop_pending
-        or not len(sender._pending)
-    ):
+    # (The buffer counts as empty also when it was reset.)
+    if sender.buffer_is_empty or sender.reset_pending or record.receiver.stop_pending:
         return None
-    pending = sender._pending[0]
+    start, stop = sender.next_range()
     room = engine._remote_max_data - engine._remote_max_data_used
-    stop = min(pending.stop, record.stream.max_stream_data_remote, sender.highest_offset + room)
-    size = stop - pending.start
+    stop = min(stop, record.max_stream_data_remote, sender.highest_offset + room)
+    size = stop - start
     if stop == sender._buffer_fin:
         size -= 1  # the frame with the end of the stream is aioquic's: no frame here has a FIN
     if size < 1000:
@@ -117,7 +113,7 @@ def send_bulk(
     iv: int = aead._iv
     number: int = engine._packet_number
     first = number
-    offset = start = sender._pending[0].start
+    offset = start = sender.next_range()[0]
     first_byte = 0x40 | engine._spin_bit << 5 | pair.key_phase << 2 | _PACKET_NUMBER - 1
     prefix = bytes((first_byte,)) + engine._peer_cid.cid
     header_size = len(prefix) + _PACKET_NUMBER
@@ -165,11 +161,10 @@ def send_bulk(
         mask += 16
 
     # What aioquic keeps when it sends (connection.py 1597, recovery.py 396).
-    sender._pending.subtract(start, offset)
     new = offset - sender.highest_offset
     if new > 0:
         engine._remote_max_data_used += new
-        sender.note_sent(offset)
+    sender.note_sent(start, offset)
     engine._packet_number = number
     space.ack_eliciting_in_flight += count
     loss = engine._loss

@@ -27,7 +27,7 @@ class ReceiveWindow:
       maximum: bytes the window may grow to.
     """
 
-    __slots__ = ("_epoch_released", "_epoch_start", "limit", "maximum", "released", "size")
+    __slots__ = ("_due", "_epoch_released", "_epoch_start", "limit", "maximum", "released", "size")
 
     def __init__(self, initial: int, maximum: int) -> None:
         self.maximum = maximum
@@ -36,6 +36,7 @@ class ReceiveWindow:
         """The highest offset which the peer was or will be allowed to reach."""
         self.released = 0
         """Bytes which were read or discarded."""
+        self._due = self.size // _UPDATE_SHARE
         self._epoch_start: float | None = None
         self._epoch_released = 0
 
@@ -48,8 +49,7 @@ class ReceiveWindow:
 
         Returns whether the limit was raised.
         """
-        free = self.limit - self.released
-        if free > self.size - self.size // _UPDATE_SHARE:
+        if not self.is_due:
             return False
         if self._epoch_start is None:
             self._epoch_start = now
@@ -60,4 +60,10 @@ class ReceiveWindow:
             self._epoch_start = now
             self._epoch_released += read
         self.limit = self.released + self.size
+        self._due = self.released + self.size // _UPDATE_SHARE
         return True
+
+    @property
+    def is_due(self) -> bool:
+        """Whether so much was released that :meth:`update` has something to do."""
+        return self.released >= self._due

@@ -18,31 +18,36 @@ _JOINED_MAX = 64 * 1024
 class ReceiveBuffer:
     """A queue of bytes with cheap appends and cheap reads of any size."""
 
-    __slots__ = ("_head_offset", "_pieces", "_size")
+    __slots__ = ("_head_offset", "_pieces", "size")
 
     def __init__(self) -> None:
         self._pieces: deque[bytes | bytearray] = deque()
         self._head_offset = 0
-        self._size = 0
+        self.size = 0
+        """Bytes held."""
 
     def __len__(self) -> int:
-        return self._size
+        return self.size
 
     def append(self, data: bytes | bytearray) -> None:
         """Add `data` at the end; it is kept, not copied, unless it is small."""
         size = len(data)
         if not size:
             return
-        self._size += size
+        self.size += size
         if size >= _SMALL:
             self._pieces.append(data)
             return
-        if self._pieces:
-            last = self._pieces[-1]
-            if type(last) is bytearray and len(last) + size <= _JOINED_MAX:
-                last += data
-                return
-        self._pieces.append(bytearray(data))
+        if not self._pieces:
+            self._pieces.append(data)  # often the only one
+            return
+        last = self._pieces[-1]
+        if type(last) is bytearray and len(last) + size <= _JOINED_MAX:
+            last += data
+        elif len(last) < _SMALL:
+            self._pieces[-1] = bytearray().join((last, data))
+        else:
+            self._pieces.append(bytearray(data))
 
     def take(self, max_bytes: int) -> bytes | bytearray:
         """Remove and return at least one and at most `max_bytes` bytes; empty if there are none."""
@@ -55,11 +60,11 @@ class ReceiveBuffer:
         if available > max_bytes:
             result: bytes | bytearray = bytes(memoryview(head)[start : start + max_bytes])
             self._head_offset = start + max_bytes
-            self._size -= max_bytes
+            self.size -= max_bytes
             return result
         pieces.popleft()
         self._head_offset = 0
-        self._size -= available
+        self.size -= available
         result = bytes(memoryview(head)[start:]) if start else head
         if not pieces or available >= max_bytes // 2:
             return result
@@ -67,13 +72,13 @@ class ReceiveBuffer:
         while pieces and len(joined) + len(pieces[0]) <= max_bytes:
             piece = pieces.popleft()
             joined += piece
-            self._size -= len(piece)
+            self.size -= len(piece)
         return joined
 
     def clear(self) -> int:
         """Drop everything; return how many bytes that were."""
-        size = self._size
+        size = self.size
         self._pieces.clear()
         self._head_offset = 0
-        self._size = 0
+        self.size = 0
         return size

@@ -42,9 +42,15 @@ class SendBuffer:
         size = len(data)
         if size < _SMALL:
             if size:
-                last = self._chunks[-1] if self._chunks else None
-                if type(last) is bytearray and len(last) + size <= _JOINED_MAX:
+                chunks = self._chunks
+                last = chunks[-1] if chunks else None
+                if last is None:
+                    # (The first piece of many streams is their only one.)
+                    self._add(bytes(data))
+                elif type(last) is bytearray and len(last) + size <= _JOINED_MAX:
                     last += data
+                elif len(last) < _SMALL:
+                    chunks[-1] = bytearray().join((last, data))
                 else:
                     self._add(bytearray(data))
                 self.stop += size
@@ -74,6 +80,8 @@ class SendBuffer:
 
     def read(self, start: int, stop: int) -> bytes:
         """A copy of the bytes from `start` to `stop`, which must be held."""
+        if len(self._chunks) == 1 and start == self._starts[0] and stop == self.stop:
+            return bytes(self._chunks[0])
         return b"".join(self.pieces(start, stop))
 
     def release(self, offset: int) -> None:

@@ -18,7 +18,6 @@ from aioquic.quic.packet import QuicPacketType
 from aioquic.quic.packet_builder import QuicSentPacket
 
 from .fast_send import encode_varint
-from .stream_state import TrackedSender
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -32,6 +31,7 @@ _LARGEST_LENGTH = 16383  # what two bytes of a frame's length can say
 _MAX_RANGES = 16  # acknowledgement ranges; more are aioquic's
 _LIMIT_FRAME = 1 + 8 + 8
 _STREAMS = 32  # looked at for one packet
+_STREAM_OVERHEAD = 1 + 8 + 8 + 2
 
 _PING = b"\x01"
 _ACK = 0x02
@@ -152,41 +152,42 @@ def _add_streams(
 ) -> bool:
     """STREAM frames (RFC 9000 section 19.8) of the streams whose turn it is; whether any."""
     active = engine._active
-    turns = list(active)[:_STREAMS] if len(active) > 1 else list(active)
     added = False
-    for stream_id in turns:
-        stream = active[stream_id]
-        sender = stream.sender
-        assert isinstance(sender, TrackedSender)
-        if sender.reset_pending or stream.receiver.stop_pending:
+    for record in list(active.values())[:_STREAMS]:
+        sender = record.sender
+        if sender.reset_pending or record.receiver.stop_pending:
             break
-        overhead = 1 + 8 + 8 + 2
-        if room <= overhead:
+        if room <= _STREAM_OVERHEAD:
             break
-        before = sender.highest_offset
-        credit = engine._remote_max_data - engine._remote_max_data_used
-        frame = sender.get_frame(
-            min(room - overhead, _LARGEST_LENGTH),
-            min(before + credit, stream.max_stream_data_remote),
+        start, end = sender.next_range()
+        new = sender.highest_offset
+        stop = min(
+            end,
+            start + min(room - _STREAM_OVERHEAD, _LARGEST_LENGTH),
+            new + engine._remote_max_data - engine._remote_max_data_used,
+            record.max_stream_data_remote,
         )
-        if frame is not None:
-            size = len(frame.data)
-            offset = frame.offset
-            kind = _STREAM | _HAS_LENGTH | (_HAS_OFFSET if offset else 0) | frame.fin
-            head = bytes((kind,)) + encode_varint(stream_id)
-            if offset:
-                head += encode_varint(offset)
-            head += (size | 0x4000).to_bytes(2, "big")
-            parts.append(head)
-            parts.append(frame.data)
-            room -= len(head) + size
-            handlers.append((sender.on_data_delivery, (offset, offset + size, frame.fin)))
-            engine._remote_max_data_used += sender.highest_offset - before
-            added = True
+        stream_id = record.stream_id
         # Served streams go to the end of the line, those with nothing more to say leave it.
         del active[stream_id]
+        if stop > start or (start == end and sender._pending_eof):
+            fin = sender.note_sent(start, max(start, stop))
+            data = sender.data.read(start, stop) if stop > start else b""
+            size = len(data)
+            kind = _STREAM | _HAS_LENGTH | (_HAS_OFFSET if start else 0) | fin
+            head = bytes((kind,)) + encode_varint(stream_id)
+            if start:
+                head += encode_varint(start)
+            head += (size | 0x4000).to_bytes(2, "big")
+            parts.append(head)
+            parts.append(data)
+            room -= len(head) + size
+            handlers.append((sender.on_data_delivery, (start, start + size, fin)))
+            if stop > new:
+                engine._remote_max_data_used += stop - new
+            added = True
         if sender.has_work:
-            active[stream_id] = stream
+            active[stream_id] = record
     return added
 
 
@@ -253,7 +254,10 @@ def _varint(plain: bytes, at: int) -> tuple[int, int]:
 def _take_stream(engine: Engine, plain: bytes, start: int) -> int:
     """A STREAM frame with the next piece of an open stream; 0: aioquic's, else where it ends."""
     kind = plain[start]
-    stream_id, at = _varint(plain, start + 1)
+    at = start + 2
+    stream_id = plain[start + 1]
+    if stream_id >= 0x40:
+        stream_id, at = _varint(plain, start + 1)
     offset = 0
     if kind & _HAS_OFFSET:
         offset, at = _varint(plain, at)
@@ -269,8 +273,7 @@ def _take_stream(engine: Engine, plain: bytes, start: int) -> int:
     if record is None:
         if (stream_id & 1 == 0) == engine._is_client or engine._stream_is_discarded(stream_id):
             return 0
-        engine._get_or_create_stream(kind, stream_id)
-        record = engine._records[stream_id]
+        record = engine._get_or_create_stream(kind, stream_id)
     elif record.wire_done:
         return 0
     receiver = record.receiver
@@ -281,7 +284,7 @@ def _take_stream(engine: Engine, plain: bytes, start: int) -> int:
         or offset != receiver.highest_offset
         or receiver.is_finished
         or receiver._final_size is not None
-        or reached > record.stream.max_stream_data_local
+        or reached > record.max_stream_data_local
         or credit.used + count > credit.value
     ):
         return 0
@@ -294,7 +297,7 @@ def _take_stream(engine: Engine, plain: bytes, start: int) -> int:
     if count or fin:
         engine.deliver_data(record, plain[at:end], end_stream=fin)
     if fin:
-        engine.activate(record.stream)
+        engine.activate(record)
     return end
 
 

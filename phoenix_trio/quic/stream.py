@@ -8,15 +8,16 @@ to the engine's bounded send buffer, and both wait where there is nothing to do.
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
 from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn, TypeVar, final
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, final
 
 import trio
 
 from ..errors import ApplicationErrorCode, StreamBroken
-from .conflict import ConflictDetector
 from .construction import NoPublicConstructor
 from .receive_buffer import ReceiveBuffer
+from .waiter import Waiter
 
 if TYPE_CHECKING:
     from .connection import QuicConnection
@@ -65,6 +66,19 @@ class ReceiveStream(trio.abc.ReceiveStream, metaclass=NoPublicConstructor):
     left by an exception stops it with :attr:`ApplicationErrorCode.CANCELLED`.
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_at_end",
+        "_buffer",
+        "_busy",
+        "_closed",
+        "_connection",
+        "_done",
+        "_error",
+        "_id",
+        "_waiter",
+    )
+
     def __init__(self, connection: QuicConnection, stream_id: int) -> None:
         self._connection = connection
         self._id = stream_id
@@ -73,8 +87,8 @@ class ReceiveStream(trio.abc.ReceiveStream, metaclass=NoPublicConstructor):
         self._error: StreamBroken | None = None
         self._closed = False
         self._done = False
-        self._lot = trio.lowlevel.ParkingLot()
-        self._conflict = ConflictDetector("another task is already receiving from this stream")
+        self._busy = False
+        self._waiter = Waiter()
 
     @property
     def id(self) -> int:
@@ -107,32 +121,39 @@ class ReceiveStream(trio.abc.ReceiveStream, metaclass=NoPublicConstructor):
             raise TypeError(f"max_bytes must be a positive integer or None, not {max_bytes!r}")
         elif max_bytes < 1:
             raise ValueError(f"max_bytes must be a positive integer or None, not {max_bytes}")
-        with self._conflict:
+        if self._busy:
+            raise trio.BusyResourceError("another task is already receiving from this stream")
+        self._busy = True
+        try:
             if self._is_ready():
                 await trio.lowlevel.checkpoint()
-            while not self._is_ready():
-                await self._connection._wait(self._lot)
-            if self._closed:
-                raise trio.ClosedResourceError("this stream was closed")
-            if self._error is not None:
-                raise fresh(self._error)
-            data = self._buffer.take(max_bytes)
-            if data:
-                self._connection._consumed(self._id, len(data))
-            if self._at_end:
-                if not self._buffer:
-                    self._let_go()
-            elif not data:
-                raise self._connection._ended_error()
-            return data
+            else:
+                connection = self._connection
+                while not self._is_ready():
+                    await connection._wait(self._waiter)
+        finally:
+            self._busy = False
+        if self._closed:
+            raise trio.ClosedResourceError("this stream was closed")
+        if self._error is not None:
+            raise fresh(self._error)
+        data = self._buffer.take(max_bytes)
+        if data:
+            self._connection._consumed(self._id, len(data))
+        if self._at_end:
+            if not self._buffer.size:
+                self._let_go()
+        elif not data:
+            raise self._connection._ended_error()
+        return data
 
     def _is_ready(self) -> bool:
         return bool(
-            self._buffer
+            self._buffer.size
             or self._at_end
             or self._closed
             or self._error is not None
-            or self._connection._has_ended
+            or self._connection._ended
         )
 
     def stop_receiving(self, code: int = ApplicationErrorCode.CANCELLED) -> None:
@@ -144,16 +165,19 @@ class ReceiveStream(trio.abc.ReceiveStream, metaclass=NoPublicConstructor):
         Raises:
           ValueError: the code is not between 0 and 2**62 - 1.
         """
-        code = check_error_code(code)
+        self._stop(check_error_code(code))
+
+    def _stop(self, code: int) -> None:
         if self._closed:
             return
         self._closed = True
+        if self._done:
+            return  # read to its end: nothing is buffered, nobody waits
         self._buffer.clear()
-        if not self._done and not self._at_end:
+        if not self._at_end:
             self._connection._stop_receiving(self._id, code)
         self._let_go()
-        if self._lot:
-            self._lot.unpark_all()
+        self._waiter.unpark_all()
 
     def close(self) -> None:
         """Close at once, discarding what was not read; idempotent.
@@ -162,7 +186,7 @@ class ReceiveStream(trio.abc.ReceiveStream, metaclass=NoPublicConstructor):
         :attr:`ApplicationErrorCode.NO_ERROR`.  A task blocked in
         :meth:`receive_some` gets :class:`trio.ClosedResourceError`.
         """
-        self.stop_receiving(ApplicationErrorCode.NO_ERROR)
+        self._stop(ApplicationErrorCode.NO_ERROR)
 
     async def aclose(self) -> None:
         """Like :meth:`close`, as a checkpoint.  Closes even if cancelled."""
@@ -189,17 +213,16 @@ class ReceiveStream(trio.abc.ReceiveStream, metaclass=NoPublicConstructor):
     def _on_data(self, data: bytes | bytearray, at_end: bool) -> None:
         if not self._closed:
             self._buffer.append(data)
-            self._at_end = self._at_end or at_end
-            if self._lot:
-                self._lot.unpark_all()
+            if at_end:
+                self._at_end = True
+            self._waiter.unpark_all()
 
     def _on_reset(self, error: StreamBroken) -> None:
         if not self._closed:
             self._buffer.clear()
             self._error = error
             self._let_go()
-            if self._lot:
-                self._lot.unpark_all()
+            self._waiter.unpark_all()
 
 
 @final
@@ -216,6 +239,19 @@ class SendStream(trio.abc.SendStream, metaclass=NoPublicConstructor):
     part for the whole.
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_busy",
+        "_closed",
+        "_connection",
+        "_done",
+        "_error",
+        "_finished",
+        "_id",
+        "_lot",
+        "_was_reset",
+    )
+
     def __init__(self, connection: QuicConnection, stream_id: int) -> None:
         self._connection = connection
         self._id = stream_id
@@ -224,8 +260,8 @@ class SendStream(trio.abc.SendStream, metaclass=NoPublicConstructor):
         self._finished = False
         self._was_reset = False
         self._done = False
-        self._lot = trio.lowlevel.ParkingLot()
-        self._conflict = ConflictDetector("another task is already sending on this stream")
+        self._busy = False
+        self._lot: trio.lowlevel.ParkingLot | None = None  # made when somebody waits
 
     @property
     def id(self) -> int:
@@ -256,25 +292,41 @@ class SendStream(trio.abc.SendStream, metaclass=NoPublicConstructor):
           StreamStopped: the peer does not want the rest.
           ConnectionBroken: the connection ended.
         """
-        with self._conflict:
-            view = memoryview(data).cast("B")
-            connection, stream_id = self._connection, self._id
-            position, size = 0, len(view)
-            waited = False
+        if type(data) is not bytes:
+            data = memoryview(data).cast("B")
+        self._begin()
+        try:
             await trio.lowlevel.checkpoint_if_cancelled()
-            while True:
-                self._check_open()
-                if position < size:
-                    room = connection._send_room(stream_id)
-                    if room > 0:
-                        connection._write(stream_id, view[position : position + room])
-                        position += room
-                if position >= size:
-                    break
-                waited = True
-                await self._wait_for_room()
-            if not waited:
+            self._check_open()
+            connection, size = self._connection, len(data)
+            if size <= connection._engine.send_room(self._id):
+                if size:
+                    connection._write(self._id, data)
                 await trio.lowlevel.cancel_shielded_checkpoint()
+            else:
+                await self._send_in_parts(memoryview(data))
+        finally:
+            self._busy = False
+
+    async def _send_in_parts(self, view: memoryview) -> None:
+        """More than there is room for now, which has to wait."""
+        connection, stream_id = self._connection, self._id
+        position, size = 0, len(view)
+        while True:
+            room = connection._engine.send_room(stream_id)
+            if room > 0:
+                connection._write(stream_id, view[position : position + room])
+                position += room
+            if position >= size:
+                return
+            await self._wait_for_room()
+            self._check_open()
+
+    def _begin(self) -> None:
+        """One task at a time; the caller sets :attr:`_busy` to false again."""
+        if self._busy:
+            raise trio.BusyResourceError("another task is already sending on this stream")
+        self._busy = True
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until :meth:`send_all` could put something into the buffer at once.
@@ -282,18 +334,30 @@ class SendStream(trio.abc.SendStream, metaclass=NoPublicConstructor):
         Raises:
           The same errors as :meth:`send_all`.
         """
-        with self._conflict:
+        self._begin()
+        try:
             await trio.lowlevel.checkpoint()
             self._check_open()
-            if self._connection._send_room(self._id) <= 0:
+            if self._connection._engine.send_room(self._id) <= 0:
                 await self._wait_for_room()
                 self._check_open()
+        finally:
+            self._busy = False
 
     async def _wait_for_room(self) -> None:
         connection = self._connection
         connection._note_stall()
-        while self._is_open() and not connection._has_send_room(self._id):
-            await connection._wait_for_room(self._id, self._lot)
+        while self._is_open() and not connection._engine.has_send_room(self._id):
+            await connection._wait_for_room(self._id, self._waiting_place())
+
+    def _waiting_place(self) -> trio.lowlevel.ParkingLot:
+        if self._lot is None:
+            self._lot = trio.lowlevel.ParkingLot()
+        return self._lot
+
+    def _wake(self) -> None:
+        if self._lot is not None:
+            self._lot.unpark_all()
 
     def _is_open(self) -> bool:
         return not (
@@ -320,7 +384,8 @@ class SendStream(trio.abc.SendStream, metaclass=NoPublicConstructor):
           StreamStopped: the peer does not want the rest.
           ConnectionBroken: the connection ended.
         """
-        with self._conflict:
+        self._begin()
+        try:
             await trio.lowlevel.checkpoint_if_cancelled()
             if not self._finished or self._closed:
                 self._check_open()
@@ -328,13 +393,14 @@ class SendStream(trio.abc.SendStream, metaclass=NoPublicConstructor):
                 # data written just now.
                 self._finish()
             await trio.lowlevel.cancel_shielded_checkpoint()
+        finally:
+            self._busy = False
 
     def _finish(self) -> None:
         self._finished = True
         self._connection._write(self._id, b"", end_stream=True)
         self._let_go()
-        if self._lot:
-            self._lot.unpark_all()
+        self._wake()
 
     async def wait_acked(self) -> None:
         """Wait until the peer's transport has acknowledged all that was sent so far.
@@ -350,17 +416,17 @@ class SendStream(trio.abc.SendStream, metaclass=NoPublicConstructor):
         """
         await trio.lowlevel.checkpoint()
         connection = self._connection
-        offset = connection._written(self._id)
+        offset = connection._engine.written(self._id)
         while True:
             if self._error is not None:
                 raise fresh(self._error)
             if self._was_reset:
                 raise trio.ClosedResourceError("this stream was reset")
-            if connection._is_acknowledged(self._id, offset, with_fin=self._finished):
+            if connection._engine.is_acknowledged(self._id, offset, with_fin=self._finished):
                 return
-            if connection._has_ended:
+            if connection._ended:
                 raise connection._ended_error()
-            await connection._wait_for_progress(self._lot)
+            await connection._wait_for_progress(self._waiting_place())
 
     async def wait_stopped(self) -> NoReturn:
         """Wait until nothing can be sent on this stream any more, and raise why.
@@ -376,7 +442,7 @@ class SendStream(trio.abc.SendStream, metaclass=NoPublicConstructor):
         """
         await trio.lowlevel.checkpoint()
         while self._is_open():
-            await self._connection._wait(self._lot)
+            await self._connection._wait(self._waiting_place())
         self._check_open()
         raise AssertionError("a stream which is not open says why")
 
@@ -397,8 +463,7 @@ class SendStream(trio.abc.SendStream, metaclass=NoPublicConstructor):
         self._was_reset = True
         self._connection._reset_sending(self._id, code)
         self._let_go()
-        if self._lot:
-            self._lot.unpark_all()
+        self._wake()
 
     def close(self) -> None:
         """End the stream (FIN) and close it; what was sent is still delivered.  Idempotent.
@@ -409,15 +474,14 @@ class SendStream(trio.abc.SendStream, metaclass=NoPublicConstructor):
         """
         if self._closed:
             return
-        if self._conflict.busy and not self._finished:
+        if self._busy and not self._finished:
             self.reset(ApplicationErrorCode.CANCELLED)
             return
         self._closed = True
-        if not self._finished and self._error is None and not self._connection._has_ended:
+        if not self._finished and self._error is None and not self._connection._ended:
             self._finish()
         self._let_go()
-        if self._lot:
-            self._lot.unpark_all()
+        self._wake()
 
     async def aclose(self) -> None:
         """Like :meth:`close`, as a checkpoint.
@@ -439,14 +503,14 @@ class SendStream(trio.abc.SendStream, metaclass=NoPublicConstructor):
         self.close()
         connection = self._connection
         if connection._is_driven_by_waiters:
-            offset = connection._written(self._id)
+            offset = connection._engine.written(self._id)
             while not (
                 self._was_reset
                 or self._error is not None
-                or connection._has_ended
-                or connection._is_acknowledged(self._id, offset, with_fin=True)
+                or connection._ended
+                or connection._engine.is_acknowledged(self._id, offset, with_fin=True)
             ):
-                await connection._wait_for_progress(self._lot)
+                await connection._wait_for_progress(self._waiting_place())
 
     async def __aexit__(
         self,
@@ -469,8 +533,7 @@ class SendStream(trio.abc.SendStream, metaclass=NoPublicConstructor):
         if not self._was_reset:
             self._error = error
             self._let_go()
-            if self._lot:
-                self._lot.unpark_all()
+            self._wake()
 
 
 @final
@@ -487,6 +550,8 @@ class QuicStream(trio.abc.HalfCloseableStream, metaclass=NoPublicConstructor):
     Used as a context manager, a block left normally closes the stream in good
     order, a block left by an exception or cancellation resets it.
     """
+
+    __slots__ = ("__weakref__", "_receive", "_send")
 
     def __init__(self, send_stream: SendStream, receive_stream: ReceiveStream) -> None:
         self._send = send_stream
@@ -512,17 +577,20 @@ class QuicStream(trio.abc.HalfCloseableStream, metaclass=NoPublicConstructor):
         """The receiving direction."""
         return self._receive
 
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+    # The calls of every exchange hand on the coroutine of the direction concerned, rather
+    # than wait for it in one of their own.
+
+    def send_all(self, data: bytes | bytearray | memoryview) -> Coroutine[object, Any, None]:
         """See :meth:`SendStream.send_all`."""
-        await self._send.send_all(data)
+        return self._send.send_all(data)
 
     async def wait_send_all_might_not_block(self) -> None:
         """See :meth:`SendStream.wait_send_all_might_not_block`."""
         await self._send.wait_send_all_might_not_block()
 
-    async def send_eof(self) -> None:
+    def send_eof(self) -> Coroutine[object, Any, None]:
         """See :meth:`SendStream.send_eof`."""
-        await self._send.send_eof()
+        return self._send.send_eof()
 
     async def wait_acked(self) -> None:
         """See :meth:`SendStream.wait_acked`."""
@@ -532,9 +600,11 @@ class QuicStream(trio.abc.HalfCloseableStream, metaclass=NoPublicConstructor):
         """See :meth:`SendStream.wait_stopped`."""
         await self._send.wait_stopped()
 
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+    def receive_some(
+        self, max_bytes: int | None = None
+    ) -> Coroutine[object, Any, bytes | bytearray]:
         """See :meth:`ReceiveStream.receive_some`."""
-        return await self._receive.receive_some(max_bytes)
+        return self._receive.receive_some(max_bytes)
 
     def reset(self, code: int = ApplicationErrorCode.CANCELLED) -> None:
         """See :meth:`SendStream.reset`; the receiving direction stays open."""

@@ -29,7 +29,6 @@ from aioquic.quic.recovery import QuicPacketRecovery, QuicPacketSpace
 from aioquic.quic.stream import QuicStream, QuicStreamReceiver, QuicStreamSender
 from aioquic.tls import Epoch
 
-from ..config import TransportConfig
 from .flow_control import ReceiveWindow
 from .send_buffer import SendBuffer
 
@@ -48,27 +47,22 @@ __all__ = [
 class StreamOwner(Protocol):
     """What these classes tell the engine."""
 
-    config: TransportConfig
-
-    def activate(self, stream: QuicStream) -> None:
+    def activate(self, stream: StreamRecord) -> None:
         """The stream has something to send, or has ended on the wire."""
 
-    def note_buffered(self, count: int, *, kept: bool = False) -> None:
-        """The send buffers have grown by `count` bytes (or shrunk); `kept`: without a copy."""
+    def note_dropped(self, count: int, unsent: int) -> None:
+        """`count` bytes were dropped from the send buffers, `unsent` of them never sent."""
 
     def note_first_sent(self, count: int) -> None:
-        """So many bytes which were never sent before were sent, or will never be."""
+        """So many bytes which were never sent before were sent."""
 
     def note_acknowledged(self, count: int, fin: bool) -> None:
         """`count` more bytes at the front of a send buffer, or an end, were acknowledged."""
 
-    def adopt_stream(self, stream: QuicStream) -> None:
-        """aioquic has made a stream."""
-
     def on_stream_discarded(self, stream_id: int) -> None:
         """aioquic has dropped a stream which ended on the wire."""
 
-    def take_streams_with_new_limit(self) -> list[QuicStream]:
+    def take_streams_with_new_limit(self) -> list[StreamRecord]:
         """The streams for which MAX_STREAM_DATA has to be sent."""
 
 
@@ -84,21 +78,35 @@ MAX_GAPS = 1000
 
 
 class TrackedSender(QuicStreamSender):
-    """The sending part of a stream, which reports acknowledgements and new work."""
+    """The sending part of a stream, which reports acknowledgements and new work.
 
-    def __init__(
-        self, stream_id: int, writable: bool, engine: StreamOwner, stream: QuicStream
-    ) -> None:
-        super().__init__(stream_id=stream_id, writable=writable)
+    In the place of aioquic's ranges of pending bytes, a border: what lies behind
+    :attr:`highest_offset` was never sent, what lies before it and was lost is kept as
+    ranges.  Most streams never lose anything, and have no ranges at all.
+    """
+
+    def __init__(self, stream_id: int, writable: bool, engine: StreamOwner, stream: StreamRecord):
+        # All of what stream.py 175-192 sets which is used here or by aioquic: its own
+        # initialisation makes buffers and ranges for every stream.
+        self.buffer_is_empty = True
+        self.highest_offset = 0
+        self.is_finished = not writable
+        self.reset_pending = False
+        self._acked_fin = False
+        self._buffer_fin: int | None = None
+        self._pending_eof = False
+        self._reset_error_code: int | None = None
+        self._stream_id = stream_id
         self._engine = engine
         self._stream = stream
-        # In the place of aioquic's bytearray, its start and its stop (stream.py 186-188).
         self.data = SendBuffer()
+        self._lost: RangeSet | None = None
+        self._acknowledged_ahead: RangeSet | None = None
 
     @property
     def buffered(self) -> int:
         """Bytes held: unsent and unacknowledged."""
-        return len(self.data)
+        return self.data.stop - self.data.start
 
     @property
     def written(self) -> int:
@@ -123,78 +131,84 @@ class TrackedSender(QuicStreamSender):
     @property
     def has_work(self) -> bool:
         """Whether there is something to send which flow control of this stream permits."""
-        if self.reset_pending:
-            return True
         if self.buffer_is_empty:
-            return False
-        if len(self._pending):
-            return self._pending[0].start < self._stream.max_stream_data_remote
+            return self.reset_pending
+        if self._lost is not None:
+            return True
+        if self.highest_offset < self.data.stop:
+            return self.highest_offset < self._stream.max_stream_data_remote
         return self._pending_eof
+
+    def next_range(self) -> tuple[int, int]:
+        """The next bytes to send, from where to where: first those lost, then the new ones."""
+        if self._lost is not None:
+            first = self._lost[0]
+            return first.start, first.stop
+        return self.highest_offset, self.data.stop
 
     @property
     def next_offset(self) -> int:
         """Stream.py 194: the offset of the next frame."""
-        return self._pending[0].start if len(self._pending) else self.data.stop
+        return self.next_range()[0]
 
-    def write(self, data: bytes | memoryview, end_stream: bool = False) -> None:
-        """Stream.py 331, without a copy where the data cannot change."""
-        if self._buffer_fin is not None:
-            raise RuntimeError("cannot send data after the end of the stream")
-        if self._reset_error_code is not None:
-            raise RuntimeError("cannot send data after the stream was reset")
-        size = len(data)
-        if size:
-            self.buffer_is_empty = False
-            start = self.data.stop
-            self._pending.add(start, start + size)
-            kept = self.data.append(data, keep=self._engine.config.enable_zero_copy)
-            self._engine.note_buffered(size, kept=kept)
+    def note_written(self, end_stream: bool) -> None:
+        """Something was appended to :attr:`data`, or (`end_stream`) the stream's end is known."""
+        self.buffer_is_empty = False
         if end_stream:
-            self.buffer_is_empty = False
             self._buffer_fin = self.data.stop
             self._pending_eof = True
-        self._engine.activate(self._stream)
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether anything may be added: the stream was neither ended nor reset."""
+        return self._buffer_fin is None and self._reset_error_code is None
 
     def get_frame(self, max_size: int, max_offset: int | None = None) -> QuicStreamFrame | None:
         """Stream.py 205: the next frame, at most so long and up to that offset."""
         if max_size < 0:
             return None
-        if not len(self._pending):
+        start, end = self.next_range()
+        if start == end:
             if self._pending_eof:
-                self._pending_eof = False
-                assert self._buffer_fin is not None
-                return QuicStreamFrame(fin=True, offset=self._buffer_fin)
+                self.note_sent(start, start)
+                return QuicStreamFrame(fin=True, offset=start)
             self.buffer_is_empty = True
             return None
-        pending = self._pending[0]
-        start = pending.start
-        stop = min(pending.stop, start + max_size)
+        stop = min(end, start + max_size)
         if max_offset is not None:
             stop = min(stop, max_offset)
         if stop <= start:
             return None
         frame = QuicStreamFrame(data=self.data.read(start, stop), offset=start)
-        self._pending.subtract(start, stop)
-        self.note_sent(stop)
-        if self._buffer_fin == stop:
-            frame.fin = True
-            self._pending_eof = False
+        frame.fin = self.note_sent(start, stop)
         return frame
 
-    def note_sent(self, stop: int) -> None:
-        """Everything below `stop` was sent at least once."""
+    def note_sent(self, start: int, stop: int) -> bool:
+        """The bytes from `start` to `stop` leave; whether the end of the stream goes with them."""
+        lost = self._lost
+        if lost is not None and stop > start:
+            lost.subtract(start, stop)
+            if not len(lost):
+                self._lost = None
         if stop > self.highest_offset:
             self._engine.note_first_sent(stop - self.highest_offset)
             self.highest_offset = stop
+        fin = self._buffer_fin == stop
+        if fin:
+            self._pending_eof = False
+        if self._lost is None and self.highest_offset == self.data.stop and not self._pending_eof:
+            self.buffer_is_empty = True
+        return fin
 
     def reset(self, error_code: int) -> None:
         if self._reset_error_code is None and not self.is_finished:
             super().reset(error_code)
             # Nothing will be sent again: let go of the data (RESET_STREAM needs
             # only the highest offset).
-            self._engine.note_first_sent(self.data.stop - self.highest_offset)
-            self._engine.note_buffered(-len(self.data))
-            self.data.clear()
+            data = self.data
+            self._engine.note_dropped(len(data), data.stop - self.highest_offset)
+            data.clear()
+            self._lost = self._acknowledged_ahead = None
             self._engine.activate(self._stream)
 
     def on_data_delivery(
@@ -204,27 +218,44 @@ class TrackedSender(QuicStreamSender):
         if self._reset_error_code is not None:
             return
         if delivery is not QuicDeliveryState.ACKED:
-            if stop > start:
-                self._pending.add(start, stop)
-            if fin:
-                self._pending_eof = True
-            if stop > start or fin:
-                self.buffer_is_empty = False
-                self._engine.activate(self._stream)
+            self._on_lost(start, stop, fin)
             return
-        before = self.data.start
+        data = self.data
+        before = data.start
         if stop > start:
-            acked = self._acked
-            if start > before or len(acked):
-                acked.add(start, stop)
-                stop = acked.shift().stop if acked[0].start == before else before
-            self.data.release(stop)
+            if start > before or self._acknowledged_ahead is not None:
+                stop = self._acknowledge_range(start, stop)
+            data.release(stop)
         if fin:
             self._acked_fin = True
-        if self._acked_fin and self.data.start == self._buffer_fin:
+        if self._acked_fin and data.start == self._buffer_fin:
             self.is_finished = True
-        self._engine.note_acknowledged(self.data.start - before, fin)
+        self._engine.note_acknowledged(data.start - before, fin)
         if self.is_finished or not self.buffer_is_empty:
+            self._engine.activate(self._stream)
+
+    def _acknowledge_range(self, start: int, stop: int) -> int:
+        """Something behind a gap, or the gap; returns up to where all is acknowledged."""
+        ahead = self._acknowledged_ahead
+        if ahead is None:
+            ahead = self._acknowledged_ahead = RangeSet()
+        ahead.add(start, stop)
+        reached = self.data.start
+        while len(ahead) and ahead[0].start <= reached:
+            reached = max(reached, ahead.shift().stop)
+        if not len(ahead):
+            self._acknowledged_ahead = None
+        return reached
+
+    def _on_lost(self, start: int, stop: int, fin: bool) -> None:
+        if stop > start:
+            if self._lost is None:
+                self._lost = RangeSet()
+            self._lost.add(start, stop)
+        if fin:
+            self._pending_eof = True
+        if stop > start or fin:
+            self.buffer_is_empty = False
             self._engine.activate(self._stream)
 
     def on_reset_delivery(self, delivery: QuicDeliveryState) -> None:
@@ -238,12 +269,31 @@ class TrackedSender(QuicStreamSender):
 class TrackedReceiver(QuicStreamReceiver):
     """The receiving part of a stream, which reports its end and bounds its bookkeeping."""
 
-    def __init__(
-        self, stream_id: int, readable: bool, engine: StreamOwner, stream: QuicStream
-    ) -> None:
-        super().__init__(stream_id=stream_id, readable=readable)
+    _buffer: bytearray
+    _ranges: RangeSet
+
+    def __init__(self, stream_id: int, readable: bool, engine: StreamOwner, stream: StreamRecord):
+        # Stream.py 32-41, but for its buffer and ranges: where data comes in order, as it
+        # nearly always does, nobody asks for them.
+        self.highest_offset = 0
+        self.is_finished = not readable
+        self.stop_pending = False
+        self._buffer_start = 0
+        self._final_size: int | None = None
+        self._stream_id = stream_id
+        self._stop_error_code: int | None = None
         self._engine = engine
         self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        # (Only called for what is not there.)
+        if name == "_buffer":
+            self._buffer = bytearray()
+            return self._buffer
+        if name == "_ranges":
+            self._ranges = RangeSet()
+            return self._ranges
+        raise AttributeError(name)
 
     @property
     def is_complete(self) -> bool:
@@ -252,7 +302,7 @@ class TrackedReceiver(QuicStreamReceiver):
 
     def handle_frame(self, frame: QuicStreamFrame) -> aioquic_events.StreamDataReceived | None:
         event = super().handle_frame(frame)
-        if len(self._ranges) > MAX_GAPS:
+        if "_ranges" in self.__dict__ and len(self._ranges) > MAX_GAPS:
             raise QuicConnectionError(
                 error_code=QuicErrorCode.INTERNAL_ERROR,
                 frame_type=QuicFrameType.STREAM_BASE,
@@ -282,50 +332,48 @@ class TrackedReceiver(QuicStreamReceiver):
         self._engine.activate(self._stream)
 
 
-class StreamRecord:
-    """What the engine knows of a stream beyond aioquic's state, and for longer.
+class StreamRecord(QuicStream):
+    """aioquic's stream, and what the engine knows of it beyond that, and for longer.
 
-    It lives until the stream has ended on the wire *and* the application has
-    let go of both directions; only then may the peer open another in its place.
+    It is in aioquic's table until the stream has ended on the wire, and in the engine's
+    until the application has let go of both directions, too; only then may the peer
+    open another in its place.
     """
 
-    __slots__ = (
-        "discarding",
-        "is_local",
-        "receive_released",
-        "receiver",
-        "send_released",
-        "sender",
-        "stream",
-        "stream_id",
-        "window",
-        "wire_done",
-    )
+    stream_id: int
+    sender: TrackedSender
+    receiver: TrackedReceiver
 
     def __init__(
         self,
-        stream: QuicStream,
-        sender: TrackedSender,
-        receiver: TrackedReceiver,
-        window: ReceiveWindow | None,
+        engine: StreamOwner,
+        stream_id: int,
         *,
+        max_stream_data_local: int,
+        max_stream_data_remote: int,
+        readable: bool,
+        writable: bool,
+        window: ReceiveWindow | None,
         is_local: bool,
     ) -> None:
-        assert stream.stream_id is not None
-        self.stream_id: int = stream.stream_id
-        self.stream = stream
-        self.sender = sender
-        self.receiver = receiver
+        # Stream.py 356-369, with halves which report.
+        self.is_blocked = False
+        self.max_stream_data_local = max_stream_data_local
+        self.max_stream_data_local_sent = max_stream_data_local
+        self.max_stream_data_remote = max_stream_data_remote
+        self.stream_id = stream_id
+        self.receiver = TrackedReceiver(stream_id, readable, engine, self)
+        self.sender = TrackedSender(stream_id, writable, engine, self)
         self.window = window
         self.is_local = is_local
         self.discarding = False
         self.wire_done = False
-        self.send_released = sender.is_finished
-        self.receive_released = receiver.is_finished
+        self.send_released = not writable
+        self.receive_released = not readable
 
 
 class StreamTable(dict[int, QuicStream]):
-    """aioquic's ``_streams``, which tells the engine of streams that come and go.
+    """aioquic's ``_streams``, which tells the engine of streams that go.
 
     aioquic 1.7.2 iterates ``_streams.values()`` at one place only
     (``connection.py`` 3711: raise MAX_STREAM_DATA, for every packet), so
@@ -336,16 +384,12 @@ class StreamTable(dict[int, QuicStream]):
         super().__init__()
         self._engine = engine
 
-    def __setitem__(self, stream_id: int, stream: QuicStream) -> None:
-        self._engine.adopt_stream(stream)
-        super().__setitem__(stream_id, stream)
-
     def pop(self, stream_id: int, *default: Any) -> QuicStream:
         stream: QuicStream = super().pop(stream_id, *default)
         self._engine.on_stream_discarded(stream_id)
         return stream
 
-    def values(self) -> list[QuicStream]:  # type: ignore[override]
+    def values(self) -> list[StreamRecord]:  # type: ignore[override]
         return self._engine.take_streams_with_new_limit()
 
 

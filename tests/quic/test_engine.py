@@ -42,7 +42,8 @@ def test_a_reader_which_never_reads_stops_the_sender_at_the_window() -> None:
     assert max(amounts) <= 60 * KIBIBYTE
     assert sum(amounts) == 100 * KIBIBYTE
     for stream_id, amount in zip(ids, amounts, strict=True):
-        pair.server.engine.consume(stream_id, amount, pair.now)
+        pair.server.engine.consume(stream_id, amount)
+        pair.server.engine.extend_credit(stream_id, pair.now)
     pair.run(5.0)
     again = sum(len(pair.server.received.get(i, b"")) for i in ids)
     assert again > sum(amounts), "credit follows reading"
