@@ -268,6 +268,9 @@ class Engine(QuicConnection):
         self._key_updates = 0
         self._next_key_update = KEY_UPDATE_PACKETS
         self._keys: OneRttKeys | None = None  # from _initialize on
+        self.application_space = QuicPacketSpace(is_application_data=True)
+        """aioquic's 1-RTT packet number space, from ``_initialize`` on (its table is keyed by
+        an enum, whose hash is computed in Python)."""
         self._keys_since = 0  # the first packet number with the present keys, or a later one
         self._updates_noticed = 0  # of the keys, by either side
 
@@ -337,7 +340,7 @@ class Engine(QuicConnection):
         self.arriving_mark = mark
         if stop is None:
             stop = len(data)
-        if self._state in END_STATES:
+        if self._state is not QuicConnectionState.CONNECTED and self._state in END_STATES:
             end = min(start + size, stop)
             self.receive(bytes(data[start:end]), address, now, mark)
             return end
@@ -405,7 +408,9 @@ class Engine(QuicConnection):
         if self._answer_close:
             self._answer_close = False
             return self._count_sent(list(self._close_datagrams))
-        if not self._network_paths or self._state in END_STATES:
+        if not self._network_paths or (
+            self._state is not QuicConnectionState.CONNECTED and self._state in END_STATES
+        ):
             return []
         probe = self._mtu_probe(now) if self._mtu is not None else None
         if probe:
@@ -454,7 +459,7 @@ class Engine(QuicConnection):
 
     def _transmit_fast(self, now: float, slab: bytearray | None, mark: int) -> list[Run] | None:
         """Transmit on an established path with nothing unusual to say; ``None``: the long way."""
-        space = self._spaces[tls.Epoch.ONE_RTT]
+        space = self.application_space
         has_control = (
             self._limits_pending
             or bool(self._limits_to_send)
@@ -613,7 +618,7 @@ class Engine(QuicConnection):
         deadline = self.get_timer()
         if deadline is None:
             return None
-        if self._state not in END_STATES:
+        if self._state is QuicConnectionState.CONNECTED or self._state not in END_STATES:
             deadline = min(deadline, self._keep_alive_at)
             if self._mtu is not None:
                 deadline = min(deadline, self._mtu.deadline)
@@ -626,9 +631,9 @@ class Engine(QuicConnection):
 
     def has_more_to_send(self, now: float) -> bool:
         """Whether :meth:`transmit` stopped only because its run was full."""
-        if self._state in END_STATES:
+        if not self._more and (self._pacing_at is None or self._pacing_at > now):
             return False
-        return self._more or (self._pacing_at is not None and self._pacing_at <= now)
+        return self._state not in END_STATES
 
     def take_events(self) -> list[events.Event]:
         """What has happened since the last call."""
@@ -1022,6 +1027,12 @@ class Engine(QuicConnection):
         else:
             self._next_key_update = self._packet_number + _KEY_UPDATE_RETRY
 
+    @property
+    def one_rtt_keys(self) -> OneRttKeys:
+        """The keys of 1-RTT packets; there once the handshake has begun."""
+        assert self._keys is not None
+        return self._keys
+
     def note_keys_used(self, number: int) -> None:
         """From the fast path: a packet with this number has come with the present keys."""
         if self._keys is not None:
@@ -1062,8 +1073,16 @@ class Engine(QuicConnection):
         result: tuple[bool, bool] = super()._payload_received(context, plain, crypto_frame_required)
         return result
 
-    def take_other_frames(self, context: QuicReceiveContext, plain: bytes) -> bool:
+    def take_other_frames(self, plain: bytes) -> bool:
         """From the fast path, which counts marks itself; whether they were ack-eliciting."""
+        context = QuicReceiveContext(
+            epoch=tls.Epoch.ONE_RTT,
+            host_cid=self.host_cid,
+            network_path=self._network_paths[0],
+            quic_logger_frames=None,
+            time=self._now,
+            version=None,
+        )
         is_ack_eliciting, _ = super()._payload_received(context, plain)
         return bool(is_ack_eliciting)
 
@@ -1594,6 +1613,7 @@ class Engine(QuicConnection):
         self._keys = OneRttKeys.adopt(
             self._cryptos[tls.Epoch.ONE_RTT], self._on_key_update_violation
         )
+        self.application_space = self._spaces[tls.Epoch.ONE_RTT]
 
     def _confirm_handshake(self) -> None:
         """Line 1461: report it, and free 32 KiB of handshake buffers which are of no use now."""
@@ -1624,6 +1644,16 @@ class Engine(QuicConnection):
         record = self._records.get(stream_id)
         if record is not None:
             self.activate(record)
+
+    def raise_stream_limit(self, maximum: int, *, is_unidirectional: bool) -> None:
+        """MAX_STREAMS from the peer, from the fast path; the same as line 2191."""
+        if is_unidirectional:
+            if maximum > self._remote_max_streams_uni:
+                self._remote_max_streams_uni = maximum
+                self._unblock_streams(True)
+        elif maximum > self._remote_max_streams_bidi:
+            self._remote_max_streams_bidi = maximum
+            self._unblock_streams(False)
 
     def _unblock_streams(self, is_unidirectional: bool) -> None:
         """Line 3518: called whenever the peer permits more streams."""

@@ -14,10 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from aioquic import tls
 from aioquic.quic.connection import (
-    END_STATES,
     QuicConnectionError,
     QuicConnectionState,
-    QuicReceiveContext,
 )
 from aioquic.quic.recovery import MAX_ACK_RANGES, QuicPacketSpace
 from cryptography.exceptions import InvalidTag
@@ -31,7 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["receive_batch", "why_not"]
 
-_ONE_RTT = tls.Epoch.ONE_RTT
 _TAG = 16  # bytes of the AEAD tag, and of a sample for header protection
 _PACKET_NUMBER = 2  # bytes of packet number which are read here; other lengths are aioquic's
 _LONG_OFFSET = 3 << 62
@@ -60,7 +57,7 @@ def why_not(engine: Engine, address: Any) -> str | None:
         return "path"
     if engine._cryptos[tls.Epoch.ZERO_RTT].recv.is_valid():
         return "early data"
-    recv = engine._cryptos[_ONE_RTT].recv
+    recv = engine.one_rtt_keys.recv
     if recv.hp is None or recv.hp._is_chacha20:
         return "cipher"
     return None
@@ -89,19 +86,18 @@ def receive_batch(
     shortest = sample + _TAG
     if min(size, stop - start) < shortest:
         return receive_slowly(engine, data, start, stop, size, address, "short", fallbacks)
+    if stop - start <= min(size, _LARGE):
+        return _receive_one(engine, data, start, stop, address, now, fallbacks)
     whole = stop
     last = start + (stop - start - 1) // size * size
     if stop - last < shortest:
         stop = last  # a stunted datagram at the end: its turn comes by itself
-    recv = engine._cryptos[_ONE_RTT].recv
+    recv = engine.one_rtt_keys.recv
     assert recv.hp is not None
     assert recv.aead is not None
-    if stop - start <= size:
-        masks = recv.hp._encryptor.update(data[start + sample : start + shortest])
-    else:
-        masks = recv.hp._encryptor.update(
-            b"".join([data[at + sample : at + shortest] for at in range(start, stop, size)])
-        )
+    masks = recv.hp._encryptor.update(
+        b"".join([data[at + sample : at + shortest] for at in range(start, stop, size)])
+    )
     view = memoryview(data)
     # The front of a bytearray is cut off without copying the rest, which pays for large
     # packets; bytes are quicker for small ones.
@@ -116,7 +112,7 @@ def receive_batch(
         wanted: bytes((wanted,)) + host_cid,
         wanted | 0x20: bytes((wanted | 0x20,)) + host_cid,
     }
-    space = engine._spaces[_ONE_RTT]
+    space = engine.application_space
     received = space.received_packets
     batch = _Batch(engine, space, now)
     # (aioquic's own number stays behind by one, connection.py 1055: no packet which was
@@ -144,13 +140,9 @@ def receive_batch(
                 break
             at = position + after_cid
             truncated = (data[at] << 8 | data[at + 1]) ^ (masks[mask + 1] << 8 | masks[mask + 2])
-            # RFC 9000 appendix A.3, for two bytes.
-            number = expected & ~0xFFFF | truncated
+            number = truncated | expected & ~0xFFFF
             if number != expected:
-                if number <= expected - 0x8000:
-                    number += 0x10000
-                elif number > expected + 0x8000 and number >= 0x10000:
-                    number -= 0x10000
+                number = _whole_number(number, expected)
             nonce = (iv ^ number).to_bytes(12, "big")
             body = view[position + after_number : end]
             try:
@@ -213,6 +205,68 @@ def receive_batch(
     return position
 
 
+def _whole_number(number: int, expected: int) -> int:
+    """RFC 9000 appendix A.3, for two bytes: which packet number is meant."""
+    if number <= expected - 0x8000:
+        return number + 0x10000
+    if number > expected + 0x8000 and number >= 0x10000:
+        return number - 0x10000
+    return number
+
+
+def _receive_one(
+    engine: Engine,
+    data: bytes | bytearray,
+    start: int,
+    stop: int,
+    address: Any,
+    now: float,
+    fallbacks: Counter[str],
+) -> int:
+    """The only datagram of its run, and no large one: what a request or an answer is.
+
+    The same as :func:`receive_batch`, without what only pays for many.
+    """
+    recv = engine.one_rtt_keys.recv
+    assert recv.hp is not None
+    assert recv.aead is not None
+    at = start + 1 + len(engine.host_cid)
+    sample = at + 4
+    mask = recv.hp._encryptor.update(data[sample : sample + _TAG])
+    first = data[start] ^ (mask[0] & 0x1F)
+    # Fixed bit, reserved bits, key phase and length of the packet number; any spin bit.
+    if first & ~0x20 != 0x40 | recv.key_phase << 2 | _PACKET_NUMBER - 1:
+        return receive_slowly(engine, data, start, stop, stop - start, address, "header", fallbacks)
+    truncated = (data[at] << 8 | data[at + 1]) ^ (mask[1] << 8 | mask[2])
+    space = engine.application_space
+    expected = max(space.expected_packet_number, space.largest_received_packet + 1)
+    number = truncated | expected & ~0xFFFF
+    if number != expected:
+        number = _whole_number(number, expected)
+    header = b"%c%b%b" % (first, engine.host_cid, truncated.to_bytes(_PACKET_NUMBER, "big"))
+    try:
+        plain: bytes = recv.aead._aead.decrypt(
+            (recv.aead._iv ^ number).to_bytes(12, "big"),
+            memoryview(data)[at + _PACKET_NUMBER : stop],
+            header,
+        )
+    except InvalidTag:
+        fallbacks["receive: not authentic"] += 1
+        return stop
+    if number < expected and number in space.received_packets:
+        return stop  # RFC 9000 section 12.3
+    batch = _Batch(engine, space, now)
+    if not batch.take_payload(plain):
+        return stop  # the connection is ending
+    batch.record(number, number + 1)
+    if number >= expected:
+        space.expected_packet_number = number + 1
+        batch.spin = first & 0x20 != 0
+        batch.spin_number = number
+    batch.finish(stop - start)
+    return stop
+
+
 def receive_slowly(
     engine: Engine,
     data: bytes | bytearray,
@@ -243,7 +297,6 @@ class _Batch:
     """What a run of packets brings besides, or at the end."""
 
     __slots__ = (
-        "_context",
         "_engine",
         "_expected",
         "_is_eliciting",
@@ -260,7 +313,6 @@ class _Batch:
         self._engine = engine
         self._space = space
         self._now = now
-        self._context: QuicReceiveContext | None = None
         self._record: StreamRecord | None = None
         self._expected = (b"", 0, 0, 0)
         self._is_eliciting = False
@@ -338,17 +390,10 @@ class _Batch:
     def take_payload(self, plain: bytes | bytearray) -> bool:
         """Any other packet, frame by frame.  False: that is the end of the connection."""
         engine = self._engine
-        if self._context is None:
-            self._context = QuicReceiveContext(
-                epoch=_ONE_RTT,
-                host_cid=engine.host_cid,
-                network_path=engine._network_paths[0],
-                quic_logger_frames=None,
-                time=self._now,
-                version=None,
-            )
         try:
-            eliciting = take_frames(engine, bytes(plain), self._context, self._now)
+            eliciting = take_frames(
+                engine, plain if type(plain) is bytes else bytes(plain), self._now
+            )
         except QuicConnectionError as error:
             engine.close(
                 error_code=error.error_code,
@@ -357,7 +402,7 @@ class _Batch:
             )
             return False
         self._is_eliciting = self._is_eliciting or eliciting
-        return engine._state not in END_STATES and not engine._close_pending
+        return engine._state is QuicConnectionState.CONNECTED and not engine._close_pending
 
     def record(self, start: int, stop: int) -> None:
         """Record packet numbers as received (connection.py 1178)."""
@@ -370,7 +415,8 @@ class _Batch:
         space.ack_queue.add(start, stop)
         # add() slides the window of duplicates; the others only have to be known in it.
         window = space.received_packets
-        window._received.update(range(max(start, window._lower), stop - 1))
+        if stop - start > 1:
+            window._received.update(range(max(start, window._lower), stop - 1))
         window.add(stop - 1)
         if len(space.ack_queue) > MAX_ACK_RANGES:
             space.ack_queue.shift()
@@ -383,7 +429,11 @@ class _Batch:
     def finish(self, size: int) -> None:
         """The end of the run: idle timer, spin bit (RFC 9000 section 17.4), acknowledgement."""
         engine = self._engine
-        if not self._received_any or engine._state in END_STATES or engine._close_pending:
+        if (
+            not self._received_any
+            or engine._state is not QuicConnectionState.CONNECTED
+            or engine._close_pending
+        ):
             return
         if self.spin_number > engine._spin_highest_pn:
             engine._spin_highest_pn = self.spin_number

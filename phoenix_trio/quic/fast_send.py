@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from aioquic import tls
 from aioquic.quic.connection import QuicConnectionState
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["BulkTurn", "encode_varint", "next_turn", "send_bulk", "why_not"]
 
-_ONE_RTT = tls.Epoch.ONE_RTT
 
 _TAG = 16  # bytes of the AEAD tag, and of a sample for header protection
 _PACKET_NUMBER = 2  # bytes which aioquic sends of a packet number
@@ -51,7 +49,7 @@ def why_not(engine: Engine) -> str | None:
         return "qlog"
     if not engine._network_paths[0].is_validated:
         return "path"
-    pair = engine._cryptos[_ONE_RTT]
+    pair = engine.one_rtt_keys
     if pair._update_key_requested:
         return "key update"
     if pair.send.aead is None or type(pair.send.aead._aead) is not AESGCM:
@@ -105,7 +103,7 @@ def send_bulk(
     record, frame, capacity = turn.record, turn.frame, turn.capacity
     sender = record.sender
     size: int = engine._max_datagram_size
-    pair = engine._cryptos[_ONE_RTT]
+    pair = engine.one_rtt_keys
     aead, protection = pair.send.aead, pair.send.hp
     assert aead is not None
     assert protection is not None
@@ -119,7 +117,7 @@ def send_bulk(
     header_size = len(prefix) + _PACKET_NUMBER
     total = count * size
     view = memoryview(slab)[:total]
-    space = engine._spaces[_ONE_RTT]
+    space = engine.application_space
     sent: dict[int, Any] = space.sent_packets
     pieces = sender.data.pieces
     join = b"".join

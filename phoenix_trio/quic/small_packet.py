@@ -12,7 +12,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from aioquic import tls
-from aioquic.quic.connection import QuicReceiveContext
 from aioquic.quic.events import DatagramFrameReceived
 from aioquic.quic.packet import QuicPacketType
 from aioquic.quic.packet_builder import QuicSentPacket
@@ -36,6 +35,8 @@ _STREAM_OVERHEAD = 1 + 8 + 8 + 2
 _PING = b"\x01"
 _ACK = 0x02
 _MAX_DATA = 0x10
+_MAX_STREAMS = 0x12
+_MOST_STREAMS = 1 << 60  # RFC 9000 section 4.6
 _STREAM = 0x08
 _DATAGRAM = 0x30
 _DATAGRAM_HEAD = b"\x31"  # with its length
@@ -49,8 +50,8 @@ _HAS_FIN = 0x01
 
 def build(engine: Engine, now: float, *, with_streams: bool, with_datagrams: bool) -> bytes | None:
     """One packet with what there is to say; ``None``: nothing, or nothing for this module."""
-    space = engine._spaces[_ONE_RTT]
-    pair = engine._cryptos[_ONE_RTT]
+    space = engine.application_space
+    pair = engine.one_rtt_keys
     cid = engine._peer_cid.cid
     parts: list[bytes] = []
     handlers: list[tuple[Any, Any]] = []
@@ -194,7 +195,7 @@ def _add_streams(
 # -------------------------------------------------------------------- receiving
 
 
-def take_frames(engine: Engine, plain: bytes, context: QuicReceiveContext, now: float) -> bool:
+def take_frames(engine: Engine, plain: bytes, now: float) -> bool:
     """Deal with the frames of an authenticated packet; whether it was ack-eliciting.
 
     Raises:
@@ -222,6 +223,13 @@ def take_frames(engine: Engine, plain: bytes, context: QuicReceiveContext, now: 
                 if limit > engine._remote_max_data:
                     engine._remote_max_data = limit
                 eliciting = True
+            elif kind & 0xFE == _MAX_STREAMS:
+                limit, reached = _varint(plain, at + 1)
+                if limit > _MOST_STREAMS:
+                    break
+                engine.raise_stream_limit(limit, is_unidirectional=kind & 1 != 0)
+                at = reached
+                eliciting = True
             elif kind & 0xFE == _DATAGRAM:
                 reached = _take_datagram(engine, plain, at)
                 if not reached:
@@ -234,7 +242,7 @@ def take_frames(engine: Engine, plain: bytes, context: QuicReceiveContext, now: 
         pass  # cut short: aioquic says how
     if at < length or not length:
         engine._fast.fallbacks["receive: frames"] += 1
-        others = engine.take_other_frames(context, plain[at:] if at else plain)
+        others = engine.take_other_frames(plain[at:] if at else plain)
         eliciting = eliciting or others
     return eliciting
 
@@ -330,7 +338,7 @@ def _take_ack(engine: Engine, plain: bytes, start: int, now: float) -> int:
         congestion, at = _varint(plain, at)
         counts = (ect_0, ect_1, congestion)
     loss = engine._recovery
-    space = engine._spaces[_ONE_RTT]
+    space = engine.application_space
     before = space.largest_acked_packet
     loss.peer_completed_address_validation = True
     loss.on_range_acknowledged(

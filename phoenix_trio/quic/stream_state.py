@@ -566,16 +566,18 @@ class CountingRecovery(QuicPacketRecovery):
         space.ack_eliciting_in_flight -= eliciting
         if size:
             self.on_acknowledged(largest_size)
-            batch = QuicSentPacket(
-                epoch=packet.epoch,
-                in_flight=True,
-                is_ack_eliciting=True,
-                is_crypto_packet=False,
-                packet_number=packet.packet_number,
-                packet_type=packet.packet_type,
-                sent_time=packet.sent_time,
-                sent_bytes=size,
-            )
+            batch = packet
+            if len(numbers) > 1:
+                batch = QuicSentPacket(
+                    epoch=packet.epoch,
+                    in_flight=True,
+                    is_ack_eliciting=True,
+                    is_crypto_packet=False,
+                    packet_number=packet.packet_number,
+                    packet_type=packet.packet_type,
+                    sent_time=packet.sent_time,
+                    sent_bytes=size,
+                )
             self._cc.on_packet_acked(packet=batch, now=now)
         sampled = (
             largest == packet.packet_number
@@ -584,7 +586,14 @@ class CountingRecovery(QuicPacketRecovery):
         )
         if sampled:
             self._sample_rtt(now - packet.sent_time, ack_delay, now)
-        self._detect_loss(now=now, space=space)
+        for oldest in sent:
+            if oldest <= space.largest_acked_packet:
+                self._detect_loss(now=now, space=space)
+            else:
+                space.loss_time = None  # nothing is missing: recovery.py 433 says the same
+            break
+        else:
+            space.loss_time = None
         if self.peer_completed_address_validation:
             self._pto_count = 0
         if self._quic_logger is not None:
