@@ -62,6 +62,13 @@ RUNS_PER_TURN = 16
 #: Builds which a connection sends in one turn before the others have theirs.
 BUILDS_PER_CONNECTION = 4
 
+#: Turns for which small packets wait for more to say while applications go on writing, besides
+#: the first; an exchange of messages takes about six turns at each end.
+TURNS_FOR_COMPANY = 5
+
+#: Connections with something to say above which there is company enough.
+ROUTES_WITH_COMPANY = 16
+
 #: Seconds for which a connection ID that is no longer used is still recognised, so that
 #: late packets get no stateless reset: three probe timeouts of a slow path.
 RETIRED_ID_SECONDS = 3.0
@@ -171,6 +178,8 @@ class SocketDriver:
         self._dirty: dict[Route, None] = {}
         self._unsent: deque[Run] = deque()
         self._flush_lot = trio.lowlevel.ParkingLot()
+        self._is_quiet = False
+        """Whether nobody has touched a connection since this was set."""
         self._sleep: trio.CancelScope | None = None
         self._is_running = False
         self._is_closed = False
@@ -212,6 +221,7 @@ class SocketDriver:
     def touch(self, route: Route) -> None:
         """The connection may have something to send, or events to deliver; done soon, at once
         for all that are touched now."""
+        self._is_quiet = False
         if route in self._dirty or self._is_closed:
             return
         if not self._is_running:
@@ -450,13 +460,26 @@ class SocketDriver:
                 await trio.lowlevel.checkpoint()
             else:
                 await self._flush_lot.park()
-                # Two more turns for those who write: what belongs together (the answer,
-                # then, after a look for more to read, the end of the stream) leaves
-                # together, which costs far less than a packet more.
-                await trio.lowlevel.checkpoint()
-                await trio.lowlevel.checkpoint()
+                await self._wait_for_company()
             dirty, self._dirty = self._dirty, {}
             self._flush(trio.current_time(), dirty)
+
+    async def _wait_for_company(self) -> None:
+        """A few turns for those who write, before their packets are built.
+
+        What belongs together (the answer, then, after a look for more to read, the end of
+        the stream) should leave together, and so should what other streams say at the same
+        time: a packet costs far more than a frame.  Nobody waits for long, and who has a
+        full packet does not wait for others.
+        """
+        await trio.lowlevel.checkpoint()
+        for _ in range(TURNS_FOR_COMPANY):
+            self._is_quiet = True
+            await trio.lowlevel.checkpoint()
+            if self._is_quiet or len(self._dirty) > ROUTES_WITH_COMPANY:
+                break
+            if any(route.engine.has_full_packet for route in self._dirty):
+                break
 
     # ------------------------------------------------------------------ sending
 

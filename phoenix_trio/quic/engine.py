@@ -938,6 +938,12 @@ class Engine(QuicConnection):
         return bool(waiting >= window and 2 * loss.bytes_in_flight > window)
 
     @property
+    def has_full_packet(self) -> bool:
+        """Whether so much stream data was never sent as fills a packet."""
+        size: int = self._max_datagram_size
+        return self._unsent >= size
+
+    @property
     def streams_opened(self) -> int:
         """Streams opened by this side."""
         return self._streams_opened
