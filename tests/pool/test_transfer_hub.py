@@ -188,6 +188,52 @@ async def test_a_source_which_raises_ends_the_transfer_on_both_sides(
         await still_works(client, sender, receiver)
 
 
+async def test_a_source_with_a_scope_of_its_own_can_be_left_early(
+    autojump_clock: MockClock,
+) -> None:
+    log: list[str] = []
+
+    async def source() -> AsyncIterator[bytes]:
+        with trio.CancelScope():
+            try:
+                while True:
+                    yield bytes(STRIPE)
+            finally:
+                log.append("closed")
+
+    async with two_hubs() as (client, sender, receiver):
+        async with trio.open_nursery() as nursery:
+
+            async def leave() -> None:
+                async with await receiver.accept():
+                    await trio.sleep(1)
+
+            nursery.start_soon(leave)
+            with pytest.raises(phoenix_trio.TransferRefused):
+                await sender.send([client], source(), window=4 * STRIPE)
+        assert log == ["closed"]
+        await still_works(client, sender, receiver)
+
+
+async def test_a_reader_may_pause_for_longer_than_any_idle_timeout(
+    autojump_clock: MockClock,
+) -> None:
+    data = os.urandom(100 * STRIPE)
+    got = bytearray()
+    async with two_hubs() as (client, sender, receiver), trio.open_nursery() as nursery:
+
+        async def read_late() -> None:
+            async with await receiver.accept() as transfer:
+                await trio.sleep(1000)
+                async for chunk in transfer:
+                    got.extend(chunk)
+
+        nursery.start_soon(read_late)
+        summary = await sender.send([client], data, window=16 * STRIPE)
+    assert got == data
+    assert summary.connections_lost == 0
+
+
 async def test_a_closed_hub_refuses(autojump_clock: MockClock) -> None:
     async with two_hubs() as (client, sender, receiver):
         receiver.close()
