@@ -234,6 +234,51 @@ async def test_a_reader_may_pause_for_longer_than_any_idle_timeout(
     assert summary.connections_lost == 0
 
 
+async def test_a_transfer_which_a_cancelled_task_has_found_goes_to_the_next(
+    autojump_clock: MockClock,
+) -> None:
+    async with two_hubs() as (client, sender, receiver), trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: sender.send([client], b"for somebody"))
+        transfer = await receiver.accept()  # (to know the receiver's side of the connection)
+        scope = trio.CancelScope()
+
+        async def accept_and_be_cancelled() -> None:
+            with scope:
+                await receiver.accept(connection=transfer.connection)
+
+        nursery.start_soon(accept_and_be_cancelled)
+        got: list[bytes] = []
+        await trio.sleep(1)
+        nursery.start_soon(read, receiver, got)
+        await trio.sleep(1)
+        # As if the first of the two had been waked by a transfer, and cancelled at once.
+        receiver._queue.append(transfer)
+        receiver._accept_lot.unpark()
+        scope.cancel()
+        await trio.sleep(1)
+        assert got == [b"for somebody"]
+
+
+async def test_a_file_which_takes_nothing_is_an_error(autojump_clock: MockClock) -> None:
+    class Full(io.RawIOBase):
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: Any) -> int | None:
+            return None  # as a pipe which is full and does not block
+
+    async with two_hubs() as (client, sender, receiver), trio.open_nursery() as nursery:
+
+        async def receive() -> None:
+            async with await receiver.accept() as transfer:
+                with pytest.raises(BlockingIOError):
+                    await transfer.receive_into(Full())
+
+        nursery.start_soon(receive)
+        with pytest.raises(phoenix_trio.TransferRefused):
+            await sender.send([client], b"something")
+
+
 async def test_a_closed_hub_refuses(autojump_clock: MockClock) -> None:
     async with two_hubs() as (client, sender, receiver):
         receiver.close()
