@@ -168,7 +168,8 @@ class PhoenixTransport(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
     async def enable_multiplexing(self, target: TargetLike, connections: int) -> None:
         """Have so many connections to `target`, and keep them, for striped transfers.
 
-        Returns when all are open.  They are replaced when they are lost.
+        Returns when all are open.  They are replaced when they are lost, and give way to no
+        other target: see :meth:`ConnectionPool.keep_warm`, also for ``keep_alive``.
 
         Args:
           connections: from 1 to what the pool permits for one target.

@@ -148,6 +148,7 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
         Cancellation: nothing is lost; the message is received by the next call.
 
         Raises:
+          TypeError: `max_size` is no integer; no message is lost.
           MessageRefused: the message is too large, malformed, or compressed in a way
             which this side does not know; the sender was told.  The next call is for
             the next message.
@@ -156,6 +157,8 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
             and all that had arrived was received.
           And what `decode` raises; that message is gone.
         """
+        if max_size is not None and (not isinstance(max_size, int) or isinstance(max_size, bool)):
+            raise TypeError(f"max_size must be an integer or None, not {max_size!r}")
         await trio.lowlevel.checkpoint()
         stream_id, message = await self._next(self._messages)
         message.max_size = self._config.max_message_size if max_size is None else max_size

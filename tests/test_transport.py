@@ -249,6 +249,26 @@ async def test_what_is_no_target_is_said_at_once(target: Any, autojump_clock: Mo
             client.connect(target)
 
 
+async def test_arguments_of_a_wrong_type_are_named_and_cost_nothing(
+    autojump_clock: MockClock,
+) -> None:
+    wrong: Any = "3"
+
+    async def handler(connection: PhoenixConnection) -> None:
+        with pytest.raises(TypeError, match="max_size"):
+            await connection.receive_data(max_size=wrong)
+        assert await connection.receive_data() == b"kept"
+        await connection.quic.wait_closed()
+
+    async with two_transports(handler) as (client, _):
+        async with client.connect(TARGET) as connection:
+            await connection.send_data(b"kept")
+        with pytest.raises(TypeError, match="count must be an integer"):
+            await client.enable_multiplexing(TARGET, wrong)
+        with pytest.raises(TypeError, match="metadata must be bytes"):
+            await client.send_multiplexed(TARGET, b"", connections=1, metadata=wrong)
+
+
 async def test_a_draining_peer_gets_no_further_leases(autojump_clock: MockClock) -> None:
     async with two_transports() as (client, server):
         async with client.connect(TARGET) as first:

@@ -128,6 +128,8 @@ class OutgoingTransfer:
             raise ValueError(f"stripe_size must be at least {SMALLEST_STRIPE}, not {stripe_size}")
         if window < SMALLEST_STRIPE:
             raise ValueError(f"window must be at least {SMALLEST_STRIPE} bytes, not {window}")
+        if not isinstance(metadata, bytes | bytearray | memoryview):
+            raise TypeError(f"metadata must be bytes, not {type(metadata).__name__}")
         if len(metadata) > MAX_METADATA_SIZE:
             raise ValueError(f"metadata may have {MAX_METADATA_SIZE} bytes, not {len(metadata)}")
         if transfer_id is not None and len(transfer_id) != TRANSFER_ID_SIZE:

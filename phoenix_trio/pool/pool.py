@@ -146,11 +146,16 @@ class ConnectionPool(metaclass=NoPublicConstructor):
         Args:
           besides: connections which do not count, because they are in use already.
 
+        Cancellation: while waiting, nothing is held.
+
         Raises:
+          TypeError: that is no target, or `count` is no integer.
           ValueError: `count` is below 1, or above what the settings permit for a target.
           And what ``lease`` raises, if one of them cannot be established.
         """
         parsed = parse_target(target)
+        if not isinstance(count, int) or isinstance(count, bool):
+            raise TypeError(f"count must be an integer, not {count!r}")
         if not 1 <= count <= self._config.per_target:
             raise ValueError(
                 f"count must be between 1 and {self._config.per_target}, the limit of"
@@ -292,7 +297,10 @@ class ConnectionPool(metaclass=NoPublicConstructor):
         """Keep at least `count` connections to `target` open from now on; 0: none.
 
         They are dialled in the background, one after the other, with a back-off after
-        failures, and replaced when they are lost.
+        failures, and replaced when they are lost.  Without ``TransportConfig.keep_alive``,
+        or a `health_check_interval`, those which nobody uses are lost to the idle timeout
+        again and again.  They give way to nobody: where they take all of `max_connections`,
+        leases of other targets wait.
 
         Raises:
           TypeError, ValueError: that is no target, or `count` is out of range.
