@@ -44,8 +44,8 @@ async def serve(options: argparse.Namespace) -> None:
 
     tls = phoenix_trio.ServerTLS(options.certificate, options.key)
     async with (
-        trio.open_nursery() as nursery,
         phoenix_trio.open_phoenix("service", server_tls=tls) as phoenix,
+        trio.open_nursery() as nursery,
     ):
         (listener, *_) = await nursery.start(partial(phoenix.serve, handler, options.port))
         print(f"listening on port {listener.port}", flush=True)

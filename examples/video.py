@@ -48,8 +48,8 @@ async def watch(options: argparse.Namespace) -> None:
     tls = phoenix_trio.ServerTLS(options.certificate, options.key)
     config = phoenix_trio.TransportConfig.video()
     async with (
-        trio.open_nursery() as nursery,
         phoenix_trio.open_phoenix("video", config=config, server_tls=tls) as phoenix,
+        trio.open_nursery() as nursery,
     ):
         (listener, *_) = await nursery.start(partial(phoenix.serve, handler, options.port))
         print(f"listening on port {listener.port}", flush=True)

@@ -37,8 +37,8 @@ async def answer(options: argparse.Namespace) -> None:
     tls = phoenix_trio.ServerTLS(options.certificate, options.key)
     config = phoenix_trio.TransportConfig.realtime()
     async with (
-        trio.open_nursery() as nursery,
         phoenix_trio.open_phoenix("voice", config=config, server_tls=tls) as phoenix,
+        trio.open_nursery() as nursery,
     ):
         (listener, *_) = await nursery.start(partial(phoenix.serve, handler, options.port))
         print(f"listening on port {listener.port}", flush=True)

@@ -113,6 +113,7 @@ class PhoenixTransport(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
         now = trio.current_time()
         self._send_window = RateWindow(now)
         self._receive_window = RateWindow(now)
+        self._servers: dict[trio.CancelScope, trio.Event] = {}
         self._body: trio.CancelScope | None = None
         self._closed = False
         self._pool: ConnectionPool
@@ -138,7 +139,7 @@ class PhoenixTransport(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
     @property
     def connections(self) -> tuple[PhoenixConnection, ...]:
         """All which are open at present, dialled and accepted."""
-        return tuple(self._connections.values())
+        return tuple(each for each in self._connections.values() if not each.quic.is_closed)
 
     # ------------------------------------------------------------------ connecting
 
@@ -167,7 +168,8 @@ class PhoenixTransport(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
     async def enable_multiplexing(self, target: TargetLike, connections: int) -> None:
         """Have so many connections to `target`, and keep them, for striped transfers.
 
-        Returns when all are open.  They are replaced when they are lost.
+        Returns when all are open.  They are replaced when they are lost, and give way to no
+        other target: see :meth:`ConnectionPool.keep_warm`, also for ``keep_alive``.
 
         Args:
           connections: from 1 to what the pool permits for one target.
@@ -272,8 +274,10 @@ class PhoenixTransport(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
         """Accept connections and run `handler` for each, in a task of its own, until cancelled.
 
         Works as :func:`phoenix_trio.serve`, but the handler gets a
-        :class:`PhoenixConnection`.  A connection is closed when its handler returns; for
-        striped transfers alone, ``handler`` can be ``lambda c: c.quic.wait_closed()``.
+        :class:`PhoenixConnection`, and the server ends with the block of
+        :func:`open_phoenix` at the latest: handlers are cancelled then, and this returns.
+        A connection is closed when its handler returns; for striped transfers alone,
+        ``handler`` can be ``lambda c: c.quic.wait_closed()``.
         A server which is about to end calls :meth:`drain` first, so that its clients go
         elsewhere.
 
@@ -298,18 +302,34 @@ class PhoenixTransport(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
             async with self._served(quic) as connection:
                 await handler(connection)
 
-        await serve(
-            handle,
-            port,
-            host=host,
-            tls=tls,
-            alpn=DEFAULT_ALPN,
-            config=self._config,
-            on_error=on_error,
-            strict=strict,
-            network=self._network,
-            task_status=task_status,
-        )
+        with trio.CancelScope() as scope:
+            self._servers[scope] = ended = trio.Event()
+            try:
+                await serve(
+                    handle,
+                    port,
+                    host=host,
+                    tls=tls,
+                    alpn=DEFAULT_ALPN,
+                    config=self._config,
+                    on_error=on_error,
+                    strict=strict,
+                    network=self._network,
+                    task_status=task_status,
+                )
+            finally:
+                del self._servers[scope]
+                ended.set()
+
+    async def _end_servers(self) -> None:
+        """Those which run in a nursery outside of the block end with it, too."""
+        servers = dict(self._servers)
+        for scope in servers:
+            scope.cancel()
+        # As at the end of a nursery: they were cancelled, and are waited for whatever happens.
+        with trio.CancelScope(shield=True):
+            for ended in servers.values():
+                await ended.wait()
 
     async def drain(self) -> None:
         """Tell the peers of all connections that no further streams are wanted.
@@ -337,20 +357,24 @@ class PhoenixTransport(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
         when the application has read them.
         """
         facts = [connection.quic.statistics() for connection in self._connections.values()]
+        # (A handler may go on after its connection has ended.)
+        living = self.connections
         past = self._past
         sent = past.bytes_sent + sum(each.stream_bytes_acknowledged for each in facts)
         received = past.bytes_received + sum(each.stream_bytes_read for each in facts)
         now = trio.current_time()
         send_rate = 8 * self._send_window.rate(now, sent)
         receive_rate = 8 * self._receive_window.rate(now, received)
-        samples = [each.rtt_smoothed for each in facts if each.rtt_smoothed is not None]
+        samples = [
+            rtt for each in living if (rtt := each.quic.statistics().rtt_smoothed) is not None
+        ]
         return TransportStatistics(
             name=self._name,
             throughput_gbps=(send_rate + receive_rate) / 1e9,
             send_rate=send_rate,
             receive_rate=receive_rate,
             latency_ms=sum(samples) / len(samples) * 1e3 if samples else None,
-            active_connections=len(facts),
+            active_connections=len(living),
             connections_opened=self._opened,
             total_bytes_sent=sent,
             total_bytes_received=received,
@@ -472,3 +496,4 @@ async def open_phoenix(
                 finally:
                     transport._closed = True
                     transport._hub.close()
+                    await transport._end_servers()

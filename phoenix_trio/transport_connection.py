@@ -85,6 +85,7 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
         self._on_drain: Callable[[QuicConnection], None] | None = None
         self._dispatched = False
         self._is_draining = False
+        self._has_told_drain = False
         self._operations = 0
         self._messages_sent = 0
         self._messages_received = 0
@@ -131,10 +132,13 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
     async def receive_data(
         self, *, max_size: int | None = None, decode: Decode | None = None
     ) -> Any:
-        """The next message, in the order in which the peer began them.
+        """The next message.
 
-        One which is slow to arrive holds later ones up here, though not on the way; what
-        should not wait for each other goes over different connections, or in datagrams.
+        Of those which have begun to arrive, the one which the peer began first.  A sender
+        which waits for each ``send_data`` is received in its order; of messages which are
+        sent side by side, one whose first packet is lost comes after others.  One which is
+        slow to arrive holds later ones up here, though not on the way; what should not
+        wait for each other goes over different connections, or in datagrams.
 
         Args:
           max_size: the largest message, in bytes; ``None``: the configuration's
@@ -144,6 +148,7 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
         Cancellation: nothing is lost; the message is received by the next call.
 
         Raises:
+          TypeError: `max_size` is no integer; no message is lost.
           MessageRefused: the message is too large, malformed, or compressed in a way
             which this side does not know; the sender was told.  The next call is for
             the next message.
@@ -152,6 +157,8 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
             and all that had arrived was received.
           And what `decode` raises; that message is gone.
         """
+        if max_size is not None and (not isinstance(max_size, int) or isinstance(max_size, bool)):
+            raise TypeError(f"max_size must be an integer or None, not {max_size!r}")
         await trio.lowlevel.checkpoint()
         stream_id, message = await self._next(self._messages)
         message.max_size = self._config.max_message_size if max_size is None else max_size
@@ -278,15 +285,21 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
         Its pool gives out no further leases on the connection, and closes it after the
         last one.  Without effect the second time.
 
+        Cancellation: the peer may not have been told; another call does so.
+
         Raises:
           trio.ClosedResourceError, ConnectionBroken: the connection was closed, or ended.
         """
         await trio.lowlevel.checkpoint()
-        if self._is_draining:
+        if self._has_told_drain:
             return
-        self._is_draining = True
-        async with await self._quic.open_send_stream() as stream:
-            await stream.send_all(encode_varint(StreamKind.DRAIN))
+        self._has_told_drain = self._is_draining = True
+        try:
+            async with await self._quic.open_send_stream() as stream:
+                await stream.send_all(encode_varint(StreamKind.DRAIN))
+        except BaseException:
+            self._has_told_drain = False  # it can be told once more
+            raise
 
     def metrics(self) -> ConnectionMetrics:
         """A frozen snapshot; also after the end."""

@@ -249,6 +249,26 @@ async def test_what_is_no_target_is_said_at_once(target: Any, autojump_clock: Mo
             client.connect(target)
 
 
+async def test_arguments_of_a_wrong_type_are_named_and_cost_nothing(
+    autojump_clock: MockClock,
+) -> None:
+    wrong: Any = "3"
+
+    async def handler(connection: PhoenixConnection) -> None:
+        with pytest.raises(TypeError, match="max_size"):
+            await connection.receive_data(max_size=wrong)
+        assert await connection.receive_data() == b"kept"
+        await connection.quic.wait_closed()
+
+    async with two_transports(handler) as (client, _):
+        async with client.connect(TARGET) as connection:
+            await connection.send_data(b"kept")
+        with pytest.raises(TypeError, match="count must be an integer"):
+            await client.enable_multiplexing(TARGET, wrong)
+        with pytest.raises(TypeError, match="metadata must be bytes"):
+            await client.send_multiplexed(TARGET, b"", connections=1, metadata=wrong)
+
+
 async def test_a_draining_peer_gets_no_further_leases(autojump_clock: MockClock) -> None:
     async with two_transports() as (client, server):
         async with client.connect(TARGET) as first:
@@ -480,6 +500,81 @@ async def test_everything_started_inside_ends_inside(autojump_clock: MockClock) 
                 pass
         with pytest.raises(trio.ClosedResourceError):
             await transport.receive_multiplexed()
+
+
+async def test_a_server_in_a_nursery_outside_ends_with_the_block(
+    autojump_clock: MockClock,
+) -> None:
+    network = SimulatedNetwork(delay=0.01)
+    handled: list[str] = []
+
+    async def handler(connection: PhoenixConnection) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            handled.append("left")
+
+    async def serve(**arguments: Any) -> None:
+        await server.serve(handler, PORT, host=SERVER, **arguments)
+        handled.append("served")
+
+    async with (
+        trio.open_nursery() as nursery,
+        open_phoenix("client", tls=client_tls(), network=network.host(CLIENT)) as client,
+    ):
+        async with open_phoenix(
+            "server", server_tls=server_tls(), network=network.host(SERVER)
+        ) as server:
+            await nursery.start(serve)
+            async with client.connect(TARGET):
+                await trio.sleep(1)
+                assert server.stats().active_connections == 1
+        assert handled[:1] == ["left"]
+        assert server.stats().active_connections == 0
+        await trio.sleep(1)
+        assert handled == ["left", "served"]
+
+
+async def test_a_connection_which_has_ended_is_not_active_though_its_handler_goes_on(
+    autojump_clock: MockClock,
+) -> None:
+    async def handler(connection: PhoenixConnection) -> None:
+        await trio.sleep_forever()
+
+    async with two_transports(handler) as (client, server):
+        async with client.connect(TARGET) as connection:
+            await connection.send_data(b"x")
+            assert server.stats().active_connections == 1
+            await connection.quic.aclose()
+        await trio.sleep(1)
+        assert server.stats().active_connections == 0
+        assert server.stats().latency_ms is None
+        assert server.connections == ()
+
+
+async def test_a_cancelled_drain_can_be_asked_for_again(autojump_clock: MockClock) -> None:
+    served: list[PhoenixConnection] = []
+
+    async def handler(connection: PhoenixConnection) -> None:
+        served.append(connection)
+        await connection.quic.wait_closed()
+
+    async with two_transports(handler) as (client, _):
+        async with client.connect(TARGET) as connection:
+            await trio.sleep(1)
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await served[0].drain()
+            assert scope.cancelled_caught
+            streams = [await served[0].quic.open_send_stream() for _ in range(100)]
+            with trio.move_on_after(1):
+                await served[0].drain()  # waits for stream credit
+            assert not connection.is_draining
+            for stream in streams:
+                stream.reset()
+            await served[0].drain()
+            await trio.sleep(1)
+            assert connection.is_draining
 
 
 async def test_leaving_the_block_delivers_what_was_sent(autojump_clock: MockClock) -> None:

@@ -16,7 +16,7 @@ from ..quic.connection import QuicConnection
 from .policy import ConnectionState, TargetState, Waiter
 from .targets import Target
 
-__all__ = ["Entry", "Pooled", "Waiting"]
+__all__ = ["Demand", "Entry", "Pooled", "Waiting"]
 
 
 class Pooled:
@@ -112,6 +112,15 @@ class Waiting:
 
 
 @attrs.define(eq=False)
+class Demand:
+    """Somebody needs so many different connections at once."""
+
+    count: int
+    waiter: Waiter | None
+    """``None``: they were there, and are leased."""
+
+
+@attrs.define(eq=False)
 class Entry:
     """One target."""
 
@@ -127,8 +136,8 @@ class Entry:
     error: Exception | None = None
     """Why the last dial failed."""
     kept_warm: int = 0
-    demands: dict[int, int] = attrs.field(factory=dict)
-    """Of those who need so many different connections at once, each with a number."""
+    demands: list[Demand] = attrs.field(factory=list)
+    """In the order in which they came."""
     wants_more: bool = False
     lot: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
     """Those who wait for a connection more, or for a dial to fail."""
@@ -138,11 +147,19 @@ class Entry:
 
     @property
     def warm(self) -> int:
-        return max(self.kept_warm, *self.demands.values(), 0)
+        return max([self.kept_warm, *[each.count for each in self.demands]])
 
     @property
     def usable(self) -> list[Pooled]:
         return [each for each in self.connections if each.is_usable]
+
+    @property
+    def unmet_demand(self) -> Waiter | None:
+        """Who has waited longest of those who need more connections than there are."""
+        for demand in self.demands:
+            if demand.waiter is not None and demand.count > len(self.usable):
+                return demand.waiter
+        return None
 
     def is_over(self, now: float) -> bool:
         """Whether there is nothing about it worth remembering."""
@@ -159,5 +176,6 @@ class Entry:
             may_dial_at=self.may_dial_at,
             may_grow_at=self.may_grow_at,
             warm=self.warm,
+            demand=self.unmet_demand,
             wants_more=self.wants_more,
         )

@@ -144,7 +144,9 @@ class TransferHub(trio.abc.AsyncResource):
                     found.append(await self._accept(connection))
                     nursery.cancel_scope.cancel()
         except BaseException:
-            self._queue.extendleft(found)
+            # It was found and not handed out: others may take it, unless it has ended meanwhile.
+            self._queue.extendleft(each for each in found if each.id in self._incoming)
+            self._accept_lot.unpark_all()
             raise
         if not found:
             await connection.ping()  # raises why it has ended

@@ -64,6 +64,10 @@ _DIAL_ERRORS = (OSError, *LINE_ERRORS)
 #: Tries in a row which came to nothing, of a new line, stream or connection, before it is given up.
 _MOST_FAILURES = 5
 
+#: Seconds between signs of life on each connection: a receiver which reads nothing for a while
+#: is answered by nobody, and must not lose its connections to their idle timeout.
+_KEEP_ALIVE = 5.0
+
 #: Seconds before the second such try, doubled for each further one.
 _FIRST_DELAY = 0.1
 
@@ -124,6 +128,8 @@ class OutgoingTransfer:
             raise ValueError(f"stripe_size must be at least {SMALLEST_STRIPE}, not {stripe_size}")
         if window < SMALLEST_STRIPE:
             raise ValueError(f"window must be at least {SMALLEST_STRIPE} bytes, not {window}")
+        if not isinstance(metadata, bytes | bytearray | memoryview):
+            raise TypeError(f"metadata must be bytes, not {type(metadata).__name__}")
         if len(metadata) > MAX_METADATA_SIZE:
             raise ValueError(f"metadata may have {MAX_METADATA_SIZE} bytes, not {len(metadata)}")
         if transfer_id is not None and len(transfer_id) != TRANSFER_ID_SIZE:
@@ -160,19 +166,16 @@ class OutgoingTransfer:
         """Send everything; see :meth:`TransferHub.send`."""
         started = trio.current_time()
         source = self._source = await open_source(data)
-        try:
-            with unwrap_lone():
-                async with trio.open_nursery() as nursery:
-                    for member in list(self._members):
-                        nursery.start_soon(self._run_slot, member)
-                    nursery.start_soon(self._read_source, source)
-                    nursery.start_soon(self._keep_line)
-                    verdict = await self._follow(on_progress)
-                    for stream in self._streams:
-                        stream.close()  # in good order, before the scope would reset them
-                    nursery.cancel_scope.cancel()
-        finally:
-            await source.aclose()
+        with unwrap_lone():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._read_source, source)
+                for member in list(self._members):
+                    nursery.start_soon(self._run_slot, member)
+                nursery.start_soon(self._keep_line)
+                verdict = await self._follow(on_progress)
+                for stream in self._streams:
+                    stream.close()  # in good order, before the scope would reset them
+                nursery.cancel_scope.cancel()
         plan = self._plan
         return TransferSummary(
             transfer_id=self.id,
@@ -254,6 +257,13 @@ class OutgoingTransfer:
     # ------------------------------------------------------------------ the source
 
     async def _read_source(self, source: Source) -> None:
+        try:
+            await self._read_all(source)
+        finally:
+            # Here, as a generator with a scope of its own is to be left where it was entered.
+            await source.aclose()
+
+    async def _read_all(self, source: Source) -> None:
         while self._plan is None:
             await self._read_lot.park()
         plan = self._plan
@@ -299,7 +309,11 @@ class OutgoingTransfer:
         while True:
             before = self._acknowledged
             try:
-                await self._run_member(member)
+                with unwrap_lone():
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(_keep_alive, member.connection)
+                        await self._run_member(member)
+                        nursery.cancel_scope.cancel()
             except LINE_ERRORS as error:
                 self._last_error = error
             if self._plan is not None:
@@ -505,3 +519,12 @@ class OutgoingTransfer:
             self._read_lot.unpark_all()
         elif stripe_size != self._plan.stripe_size:
             raise FramingError("the receiver has changed its mind about the size of stripes")
+
+
+async def _keep_alive(connection: QuicConnection) -> None:
+    try:
+        while True:
+            await trio.sleep(_KEEP_ALIVE)
+            await connection.ping()
+    except LINE_ERRORS:
+        await trio.lowlevel.checkpoint()  # it has ended, which its member notices

@@ -12,7 +12,8 @@ The rules, in the order in which they count:
    Leases of one target are served in the order in which they were asked for.
 2. Where none has a stream to spare, a connection is dialled, one at a time for a
    target.  Where all are congested, one is dialled for those who come later.
-3. For a connection there has to be a slot.  Slots go to whoever has waited longest.
+3. For a connection there has to be a slot.  Slots go to whoever has waited longest, be it
+   for a lease or for several connections at once.
    A slot is made by closing the connection which has been idle for longest, by giving
    up a dial which nobody wants any more or, after `patience`, by letting a busy
    connection of another target yield: take no leases which were asked for later.
@@ -118,6 +119,8 @@ class TargetState:
     """No further connection is dialled before this time, nor one which is kept warm."""
     warm: int = 0
     """How many connections are kept open."""
+    demand: Waiter | None = None
+    """Who has waited longest of those who need more connections at once than are open."""
     wants_more: bool = False
     """A lease which was granted a moment ago has to share a congested connection."""
 
@@ -256,6 +259,14 @@ class _Account:
     def next_waiter(self) -> Waiter | None:
         waiters = self.state.waiters
         return waiters[self.served] if self.served < len(waiters) else None
+
+    @property
+    def claimant(self) -> Waiter | None:
+        """Who has waited longest for something that a further connection would give."""
+        waiter, demand = self.next_waiter, self.state.demand
+        if waiter is None or (demand is not None and demand.ticket < waiter.ticket):
+            return demand
+        return waiter
 
     @property
     def usable(self) -> list[_Seat]:
@@ -400,6 +411,8 @@ class _Turn:
             is_first = waiter is not None and not usable
             gate = account.state.may_dial_at if is_first else account.state.may_grow_at
             is_urgent = waiter is not None or len(usable) < account.state.warm
+            # (One who needs no more than a lease can share what its target has.)
+            starver = account.state.demand if usable else account.claimant
             if not (self._is_due(gate) if is_urgent else gate <= self._now):
                 continue
             if free > 0:
@@ -408,10 +421,10 @@ class _Turn:
                 self._dials.append(account.state.target)
             elif coming > 0:
                 coming -= 1
-            elif not is_urgent or self._make_room(account) or waiter is None or usable:
+            elif not is_urgent or self._make_room(account) or starver is None:
                 continue
-            elif self._is_due(waiter.since + self._config.patience):
-                starving.append((account, waiter))
+            elif self._is_due(starver.since + self._config.patience):
+                starving.append((account, starver))
         self._choose_yielding(starving)
 
     def _goes_soon(self, seat: _Seat) -> bool:
@@ -430,9 +443,9 @@ class _Turn:
         for account in self._accounts:
             if account.is_dialling or len(account.seats) >= self._config.per_target:
                 continue
-            waiter = account.next_waiter
-            if waiter is not None:
-                waiting.append((waiter.ticket, account))
+            claimant = account.claimant
+            if claimant is not None:
+                waiting.append((claimant.ticket, account))
             elif len(account.usable) < account.state.warm:
                 warm.append(account)
             elif account.wants_more:
@@ -442,8 +455,8 @@ class _Turn:
 
     def _make_room(self, account: _Account) -> bool:
         """Let go of what another target does not use; whether there was something."""
-        waiter = account.next_waiter
-        ticket = math.inf if waiter is None else waiter.ticket
+        claimant = account.claimant
+        ticket = math.inf if claimant is None else claimant.ticket
         idle = [
             seat
             for other in self._accounts
@@ -461,7 +474,7 @@ class _Turn:
             if (
                 other.state.is_dialling
                 and not other.is_given_up
-                and other.next_waiter is None
+                and other.claimant is None
                 and len(other.usable) >= other.state.warm
             ):
                 other.is_given_up = True

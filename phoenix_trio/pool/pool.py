@@ -24,7 +24,7 @@ from ..quic.connection import QuicConnection
 from ..quic.construction import NoPublicConstructor
 from ..quic.groups import unwrap_lone
 from ..quic.stream import fresh
-from .accounts import Entry, Pooled, Waiting
+from .accounts import Demand, Entry, Pooled, Waiting
 from .config import Backoff, PoolConfig
 from .policy import PoolState, Reason, Waiter, choose, decide
 from .statistics import PoolStatistics, TargetStatistics
@@ -146,28 +146,39 @@ class ConnectionPool(metaclass=NoPublicConstructor):
         Args:
           besides: connections which do not count, because they are in use already.
 
+        Cancellation: while waiting, nothing is held.
+
         Raises:
+          TypeError: that is no target, or `count` is no integer.
           ValueError: `count` is below 1, or above what the settings permit for a target.
           And what ``lease`` raises, if one of them cannot be established.
         """
-        entry = self._entry(parse_target(target))
+        parsed = parse_target(target)
+        if not isinstance(count, int) or isinstance(count, bool):
+            raise TypeError(f"count must be an integer, not {count!r}")
         if not 1 <= count <= self._config.per_target:
             raise ValueError(
                 f"count must be between 1 and {self._config.per_target}, the limit of"
                 f" connections to one target, not {count}"
             )
         await trio.lowlevel.checkpoint()
+        # Not before the checkpoint: an entry about which there is nothing to remember goes.
+        entry = self._entry(parsed)
         leased: list[Pooled] = []
         if self._config.reconnect_backoff is None:
             entry.may_grow_at = entry.failed_until
-        number = next(self._numbers)
+        demand = Demand(count, Waiter(next(self._numbers), trio.current_time()))
+        entry.demands.append(demand)
         try:
             while True:
                 self._check_open()
-                found = [each for each in entry.usable if each.quic not in besides]
-                entry.demands[number] = min(
-                    count + len(entry.usable) - len(found), self._config.per_target
-                )
+                usable = entry.usable
+                found = [
+                    each
+                    for each in usable
+                    if each.leases < self._config.seats and each.quic not in besides
+                ]
+                demand.count = min(count + len(usable) - len(found), self._config.per_target)
                 if len(found) >= count:
                     break
                 failures = entry.dial_failures
@@ -179,12 +190,15 @@ class ConnectionPool(metaclass=NoPublicConstructor):
                     and self._config.reconnect_backoff is None
                 ):
                     raise _again(entry.error)
-            for pooled in sorted(found, key=lambda each: (each.leases, each.id))[:count]:
+            # Those which do not give way to others first.
+            found.sort(key=lambda each: (each.yields_to is not None, each.leases, each.id))
+            for pooled in found[:count]:
                 self._grant(pooled)
                 leased.append(pooled)
+            demand.waiter = None
             yield [pooled.quic for pooled in leased]
         finally:
-            entry.demands.pop(number, None)
+            entry.demands.remove(demand)
             for pooled in leased:
                 self._release(pooled)
             if not self._closed:
@@ -255,13 +269,15 @@ class ConnectionPool(metaclass=NoPublicConstructor):
         if self._closed:
             return
         config = self._config
+        if pooled.entry.demands:
+            pooled.entry.lot.unpark_all()  # it may be what one of them needs
         if not pooled.leases:
             now = pooled.idle_since = trio.current_time()
             due = now + min(config.idle_timeout, config.health_check_interval or math.inf)
             if pooled.is_draining or pooled.yields_to is not None or due < self._wake_at:
                 self._turn()
                 return
-        if any(entry.waiting for entry in self._entries.values()):
+        if any(entry.waiting or entry.demands for entry in self._entries.values()):
             self._turn()
 
     def _entry(self, target: Target) -> Entry:
@@ -281,7 +297,10 @@ class ConnectionPool(metaclass=NoPublicConstructor):
         """Keep at least `count` connections to `target` open from now on; 0: none.
 
         They are dialled in the background, one after the other, with a back-off after
-        failures, and replaced when they are lost.
+        failures, and replaced when they are lost.  Without ``TransportConfig.keep_alive``,
+        or a `health_check_interval`, those which nobody uses are lost to the idle timeout
+        again and again.  They give way to nobody: where they take all of `max_connections`,
+        leases of other targets wait.
 
         Raises:
           TypeError, ValueError: that is no target, or `count` is out of range.

@@ -13,6 +13,7 @@ another one, and everything which is to be known is said again.
 from __future__ import annotations
 
 import hashlib
+import io
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -66,7 +67,10 @@ class WritableFile(Protocol):
     """What a binary file object has to have; ``open(path, "wb")`` gives one."""
 
     def write(self, data: bytes, /) -> Any:
-        """Write `data`; returns how many bytes were written, or ``None`` for all."""
+        """Write `data`; returns how many bytes were written, or ``None`` for all.
+
+        (Of an :class:`io.RawIOBase`, ``None`` means that it would block, which is an error.)
+        """
         ...
 
 
@@ -89,7 +93,11 @@ def _write(file: Any, pieces: list[bytes | bytearray], digest: Any) -> None:
     view = memoryview(data)
     while view:
         count = file.write(view)
-        view = view[len(view) if count is None else count :]
+        if count is None and not isinstance(file, io.RawIOBase):
+            return  # a file object which does not count takes everything
+        if not count:
+            raise BlockingIOError("the file takes nothing: it must be a blocking one")
+        view = view[count:]
 
 
 @final

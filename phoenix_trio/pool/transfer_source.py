@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterable, Iterable
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import trio
@@ -154,7 +154,7 @@ class _IterableSource(Source):
 
     def __init__(self, items: Iterable[Buffer] | AsyncIterable[Buffer]) -> None:
         super().__init__(None)
-        self._items: AsyncIterator[Buffer] | Iterator[Buffer]
+        self._items: Any
         self._is_async = isinstance(items, AsyncIterable)
         self._items = aiter(items) if isinstance(items, AsyncIterable) else iter(items)
         self._rest = bytearray()
@@ -163,7 +163,7 @@ class _IterableSource(Source):
 
     async def _next_item(self) -> memoryview | None:
         try:
-            if isinstance(self._items, AsyncIterator):
+            if self._is_async:
                 item = await anext(self._items)
             else:
                 await trio.lowlevel.checkpoint()

@@ -41,6 +41,9 @@ _LENGTH = 4
 _LENGTH_FORM = 2 << 30
 _LARGEST = (1 << 30) - 1 - 8
 
+#: Bytes of a batch which are made messages at once.
+_AT_ONCE = 64 * _KIBIBYTE
+
 
 def _check_sizes(max_batch_bytes: int, max_delay: float, max_message_size: int) -> None:
     if not 1 <= max_batch_bytes <= _LARGEST:
@@ -85,6 +88,7 @@ class BatchSender(trio.abc.SendChannel[Any]):
         self._batches = 0
         self._error: BaseException | None = None
         self._closed = False
+        self._left = False
         self._work_lot = trio.lowlevel.ParkingLot()  # the writing task's
         self._room_lot = trio.lowlevel.ParkingLot()  # those who want to send
         self._written_lot = trio.lowlevel.ParkingLot()  # those who flush
@@ -231,8 +235,8 @@ class BatchSender(trio.abc.SendChannel[Any]):
     async def _flush(self) -> None:
         goal = self._queued
         while self._written < goal:
+            self._check_not_left()
             if self._error is not None:
-                self._check_open()
                 raise trio.BrokenResourceError("the stream has failed") from self._error
             if self._count:
                 self._hurry()
@@ -264,11 +268,35 @@ class BatchSender(trio.abc.SendChannel[Any]):
             await trio.aclose_forcefully(self._stream)
             raise
 
+    def _check_not_left(self) -> None:
+        if self._left:
+            raise trio.ClosedResourceError(
+                "the block of this channel was left by an exception: what was queued is dropped"
+            )
+
+    async def _leave(self) -> None:
+        """The block of the channel is left: nobody writes any more.
+
+        Where that drops messages, the peer must not take a part for the whole.
+        """
+        was_closed, self._closed = self._closed, True
+        if self._written < self._queued:
+            self._left = True
+        for lot in (self._room_lot, self._written_lot):
+            lot.unpark_all()
+        if not self._left or was_closed:
+            return  # (closing has seen to the stream)
+        if isinstance(self._stream, QuicStream):
+            self._stream.send_stream.reset()
+        else:
+            await trio.aclose_forcefully(self._stream)
+
     async def _flush_closed(self) -> None:
         while self._written < self._queued:
             if self._count:
                 self._hurry()
             await self._written_lot.park()
+            self._check_not_left()
             if self._error is not None:
                 raise trio.BrokenResourceError(
                     f"{self._queued - self._written} messages were queued when the stream"
@@ -308,8 +336,8 @@ class BatchReceiver(trio.abc.ReceiveChannel[Any]):
     Args:
       stream: where batches arrive; read by nobody else.
       max_message_size: the largest message taken, in bytes.
-      max_batch_bytes: the largest batch of more than one message, in bytes; memory for
-        one, and the messages of one, are held at most.
+      max_batch_bytes: the largest batch, in bytes, though one of a single message may have
+        `max_message_size`.  One batch is held at most, and taken apart by 64 KiB.
       decode: makes a value of a message's bytes.
     """
 
@@ -327,6 +355,8 @@ class BatchReceiver(trio.abc.ReceiveChannel[Any]):
         self._limit = max(max_batch_bytes, max_message_size + 8)
         self._decode = decode
         self._messages: deque[bytes] = deque()
+        self._batch = b""
+        self._position = 0
         self._closed = False
         self._error: MessageRefused | None = None
         self._conflict = ConflictDetector("another task is already receiving from this channel")
@@ -357,7 +387,7 @@ class BatchReceiver(trio.abc.ReceiveChannel[Any]):
     async def receive_many(self) -> list[Any]:
         """All messages which have arrived and were not received yet, but at least one.
 
-        Those of one batch at most; one checkpoint for all of them.
+        Those of 64 KiB of one batch at most; one checkpoint for all of them.
 
         Cancellation and errors are those of :meth:`receive`, but for what `decode` raises:
         the messages of that call are lost then.
@@ -384,21 +414,29 @@ class BatchReceiver(trio.abc.ReceiveChannel[Any]):
             await trio.lowlevel.checkpoint()
             raise MessageRefused(str(self._error), self._error.code)
         try:
+            if self._position < len(self._batch):
+                await trio.lowlevel.checkpoint()
+                self._check_open()
+                self._take_apart()
             while not self._messages:
                 batch = await self._reader.read_frame(self._limit)
                 if batch is None:
                     raise trio.EndOfChannel
-                self._take_apart(batch)
+                self._batch, self._position = batch, 0
+                self._take_apart()
         except FrameTooLarge as error:
             raise self._refuse(error, ApplicationErrorCode.MESSAGE_TOO_LARGE) from error
         except FramingError as error:
             raise self._refuse(error, ApplicationErrorCode.MALFORMED) from error
 
-    def _take_apart(self, batch: bytes) -> None:
+    def _take_apart(self) -> None:
+        """Some messages of the batch: all at once, tiny ones would take many times its memory."""
+        batch = self._batch
         messages = []
-        position, stop = 0, len(batch)
+        position, stop = self._position, len(batch)
+        pause = min(stop, position + _AT_ONCE)
         limit = self._max_message_size
-        while position < stop:
+        while position < pause:
             size = batch[position]
             if size < 64:
                 position += 1
@@ -409,14 +447,17 @@ class BatchReceiver(trio.abc.ReceiveChannel[Any]):
                 field = int.from_bytes(batch[position : position + length], "big")
                 size = field & ((1 << (8 * length - 2)) - 1)
                 position += length
-                if size > limit:
-                    raise FrameTooLarge(size, limit)
+            if size > limit:
+                raise FrameTooLarge(size, limit)
             end = position + size
             if end > stop:
                 raise FramingError("a batch ends in the middle of a message")
             messages.append(batch[position:end])
             position = end
         self._messages.extend(messages)
+        self._position = position
+        if position == stop:
+            self._batch, self._position = b"", 0
 
     def _refuse(self, error: Exception, code: ApplicationErrorCode) -> MessageRefused:
         stream = self._reader.stream
@@ -432,6 +473,7 @@ class BatchReceiver(trio.abc.ReceiveChannel[Any]):
         """
         self._closed = True
         self._messages.clear()
+        self._batch = b""
         stream = self._reader.stream
         if isinstance(stream, QuicStream):
             stream.receive_stream.close()
@@ -462,8 +504,11 @@ async def open_batch_sender(
     with unwrap_lone():
         async with trio.open_nursery() as nursery:
             nursery.start_soon(sender._write)
-            yield sender
-            await sender.aclose()
+            try:
+                yield sender
+                await sender.aclose()
+            finally:
+                await sender._leave()
             nursery.cancel_scope.cancel()
 
 
@@ -480,9 +525,11 @@ async def open_batching_channel(
     """Two Trio channels over a stream, which send many small messages in few batches.
 
     When the block is left normally, what is queued is sent, and our direction ended; when
-    it is left by an exception, what is queued is dropped.  The stream itself stays the
-    caller's, whose ``async with`` resets it after an exception.  The peer's side needs a
-    :class:`BatchReceiver` or a batching channel as well.
+    it is left by an exception, what is queued is dropped.  Where that drops messages, our
+    direction of a QUIC stream is reset, and another stream closed forcefully, so that the
+    peer does not take a part for the whole; otherwise the stream stays the caller's, whose
+    ``async with`` resets it after an exception.  Afterwards the sender is closed.  The
+    peer's side needs a :class:`BatchReceiver` or a batching channel as well.
 
     Args:
       stream: used by nobody else meanwhile.

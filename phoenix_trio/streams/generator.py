@@ -48,7 +48,8 @@ async def send_sequence(
         for each item until it returns ``None``.  Generators are closed in any case.
       encode: makes bytes of an item; ``None``: items are bytes-like.
 
-    Cancellation: the receiver gets :class:`StreamReset` after what it has read.
+    Cancellation: the receiver gets :class:`StreamReset` after what it has read, unless all
+    was given to the stream already: then it may arrive whole.
 
     Raises:
       TypeError: it is no such source, or an item is not bytes-like.
@@ -61,11 +62,26 @@ async def send_sequence(
     give = _make_giver(source)
     try:
         async with await connection.open_send_stream() as stream:
-            count = await while_open(stream, partial(_send_items, stream, give, encode))
+            count = await while_open(stream, partial(_send_all_items, stream, give, encode))
             await stream.send_eof()
             await stream.wait_acked()
     finally:
         await give.aclose()
+    return count
+
+
+async def _send_all_items(stream: SendStream, give: _Giver, encode: Encode | None) -> int:
+    # The source is closed within the nursery in which it was iterated, because a generator may
+    # have a scope of its own.
+    try:
+        count = await _send_items(stream, give, encode)
+    except BaseException:
+        try:
+            await give.aclose()
+        except trio.Cancelled:
+            pass  # a stream which was reset ends this nursery: what went wrong counts
+        raise
+    await give.aclose()
     return count
 
 

@@ -106,7 +106,8 @@ async def send_message(
       ValueError: no such compression.
       ModuleNotFoundError: its package is missing here.
       StreamStopped: the receiver refuses it: ``MESSAGE_TOO_LARGE``, ``UNSUPPORTED``
-        (the compression) or ``MALFORMED``.
+        (the compression) or ``MALFORMED``.  Only if it does so before its transport has
+        all of it: of a message which is small, or read late, this call has returned.
       trio.ClosedResourceError, ConnectionBroken: the connection was closed, or ended.
       And what `encode` raises.
     """

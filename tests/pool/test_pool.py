@@ -513,6 +513,80 @@ async def test_several_leases_are_of_different_connections(autojump_clock: MockC
         assert pool.statistics().leases == 0
 
 
+async def test_whoever_needs_several_is_not_forgotten_with_a_target_of_which_nothing_is_open(
+    autojump_clock: MockClock,
+) -> None:
+    async with pool_of(Peers()) as pool, trio.open_nursery() as nursery:
+
+        async def several() -> None:
+            with trio.fail_after(10):
+                async with pool.lease_several(TARGET, 2):
+                    pass
+
+        nursery.start_soon(several)
+
+        async def ask_the_policy() -> None:
+            for _ in range(5):
+                pool.keep_warm("other:1", 0)
+                await trio.lowlevel.checkpoint()
+
+        for _ in range(3):
+            nursery.start_soon(ask_the_policy)
+
+
+async def test_whoever_needs_several_gets_a_slot_as_soon_as_there_is_one(
+    autojump_clock: MockClock,
+) -> None:
+    async with (
+        pool_of(Peers(), max_connections=1, idle_timeout=math.inf) as pool,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(hold, pool, 2.0, "other:1")
+        await trio.sleep(0.5)
+        with trio.fail_after(2):
+            async with pool.lease_several(TARGET, 1):
+                pass
+
+
+async def test_whoever_needs_several_waits_no_longer_than_others_for_a_busy_pool(
+    autojump_clock: MockClock,
+) -> None:
+    async with (
+        pool_of(Peers(), max_connections=2, patience=1.0) as pool,
+        trio.open_nursery() as nursery,
+    ):
+
+        async def keep_busy(delay: float) -> None:
+            await trio.sleep(delay)
+            while True:
+                await hold(pool, 1.0, "other:1")
+
+        nursery.start_soon(keep_busy, 0.0)
+        nursery.start_soon(keep_busy, 0.6)
+        await trio.sleep(2)
+        with trio.fail_after(10):
+            async with pool.lease_several(TARGET, 2) as leased:
+                assert len(leased) == 2
+            async with pool.lease("other:1"):
+                pass
+        nursery.cancel_scope.cancel()
+
+
+async def test_whoever_needs_several_shares_no_connection_beyond_the_limit_of_its_leases(
+    autojump_clock: MockClock,
+) -> None:
+    settings = {"max_connections_per_target": 2, "max_leases_per_connection": 1}
+    async with pool_of(Peers(), **settings) as pool, trio.open_nursery() as nursery:
+        async with pool.lease(TARGET) as one, pool.lease_several(TARGET, 1) as (two,):
+            assert one is not two
+        nursery.start_soon(hold, pool, 3.0)
+        await trio.sleep(1)
+        with trio.fail_after(3):
+            async with pool.lease_several(TARGET, 2):
+                assert pool.statistics().leases == 2
+                assert trio.current_time() >= 3
+
+
 async def test_leaving_the_pool_ends_everything_in_it(autojump_clock: MockClock) -> None:
     peers = Peers(streams=1)
     outcomes: list[str] = []
@@ -625,7 +699,8 @@ def test_a_lease_which_need_not_wait_is_what_the_policy_would_grant(
     script=st.lists(
         st.tuples(
             st.sampled_from(
-                ["lease", "lease", "lease", "lose", "drain", "fail", "work", "warm", "wait"]
+                ["lease", "lease", "lease", "several"]
+                + ["lose", "drain", "fail", "work", "warm", "wait"]
             ),
             st.integers(0, 2),
             st.floats(0.0, 3.0),
@@ -667,12 +742,27 @@ def test_limits_hold_and_no_waiter_is_lost_whatever_happens(
                 if scope.cancelled_caught and not got:
                     cancelled += 1
 
+            async def several(target: str, seconds: float) -> None:
+                nonlocal served, failed
+                count = min(2, slots)
+                try:
+                    with trio.fail_after(500):  # all others come to their end before
+                        async with pool.lease_several(target, count) as connections:
+                            assert len(set(connections)) == count
+                            await trio.sleep(seconds)
+                            served += 1
+                except OSError:
+                    failed += 1
+
             async with trio.open_nursery() as nursery:
                 for what, which, seconds in script:
                     target = f"peer{which}:1"
                     if what == "lease":
                         asked += 1
                         nursery.start_soon(lease, target, seconds, 50 if which else seconds / 2)
+                    elif what == "several":
+                        asked += 1
+                        nursery.start_soon(several, target, seconds)
                     elif what == "lose" and peers.open:
                         peers.open[which % len(peers.open)].end()
                     elif what == "drain" and peers.open:
@@ -686,6 +776,8 @@ def test_limits_hold_and_no_waiter_is_lost_whatever_happens(
                         await trio.sleep(seconds)
                     await trio.sleep(0.01)
                 peers.error = None
+                for which in range(3):
+                    pool.keep_warm(f"peer{which}:1", 0)
             figures = pool.statistics()
             assert (figures.leases, figures.waiting) == (0, 0)
             assert figures.connections <= slots

@@ -188,6 +188,97 @@ async def test_a_source_which_raises_ends_the_transfer_on_both_sides(
         await still_works(client, sender, receiver)
 
 
+async def test_a_source_with_a_scope_of_its_own_can_be_left_early(
+    autojump_clock: MockClock,
+) -> None:
+    log: list[str] = []
+
+    async def source() -> AsyncIterator[bytes]:
+        with trio.CancelScope():
+            try:
+                while True:
+                    yield bytes(STRIPE)
+            finally:
+                log.append("closed")
+
+    async with two_hubs() as (client, sender, receiver):
+        async with trio.open_nursery() as nursery:
+
+            async def leave() -> None:
+                async with await receiver.accept():
+                    await trio.sleep(1)
+
+            nursery.start_soon(leave)
+            with pytest.raises(phoenix_trio.TransferRefused):
+                await sender.send([client], source(), window=4 * STRIPE)
+        assert log == ["closed"]
+        await still_works(client, sender, receiver)
+
+
+async def test_a_reader_may_pause_for_longer_than_any_idle_timeout(
+    autojump_clock: MockClock,
+) -> None:
+    data = os.urandom(100 * STRIPE)
+    got = bytearray()
+    async with two_hubs() as (client, sender, receiver), trio.open_nursery() as nursery:
+
+        async def read_late() -> None:
+            async with await receiver.accept() as transfer:
+                await trio.sleep(1000)
+                async for chunk in transfer:
+                    got.extend(chunk)
+
+        nursery.start_soon(read_late)
+        summary = await sender.send([client], data, window=16 * STRIPE)
+    assert got == data
+    assert summary.connections_lost == 0
+
+
+async def test_a_transfer_which_a_cancelled_task_has_found_goes_to_the_next(
+    autojump_clock: MockClock,
+) -> None:
+    async with two_hubs() as (client, sender, receiver), trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: sender.send([client], b"for somebody"))
+        transfer = await receiver.accept()  # (to know the receiver's side of the connection)
+        scope = trio.CancelScope()
+
+        async def accept_and_be_cancelled() -> None:
+            with scope:
+                await receiver.accept(connection=transfer.connection)
+
+        nursery.start_soon(accept_and_be_cancelled)
+        got: list[bytes] = []
+        await trio.sleep(1)
+        nursery.start_soon(read, receiver, got)
+        await trio.sleep(1)
+        # As if the first of the two had been waked by a transfer, and cancelled at once.
+        receiver._queue.append(transfer)
+        receiver._accept_lot.unpark()
+        scope.cancel()
+        await trio.sleep(1)
+        assert got == [b"for somebody"]
+
+
+async def test_a_file_which_takes_nothing_is_an_error(autojump_clock: MockClock) -> None:
+    class Full(io.RawIOBase):
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: Any) -> int | None:
+            return None  # as a pipe which is full and does not block
+
+    async with two_hubs() as (client, sender, receiver), trio.open_nursery() as nursery:
+
+        async def receive() -> None:
+            async with await receiver.accept() as transfer:
+                with pytest.raises(BlockingIOError):
+                    await transfer.receive_into(Full())
+
+        nursery.start_soon(receive)
+        with pytest.raises(phoenix_trio.TransferRefused):
+            await sender.send([client], b"something")
+
+
 async def test_a_closed_hub_refuses(autojump_clock: MockClock) -> None:
     async with two_hubs() as (client, sender, receiver):
         receiver.close()

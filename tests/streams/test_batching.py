@@ -292,6 +292,51 @@ async def test_leaving_by_an_exception_does_not_end_the_stream_as_if_all_were_se
             await BatchReceiver(server).receive()
 
 
+async def test_a_sender_whose_block_was_left_takes_nothing_and_keeps_nobody_waiting(
+    autojump_clock: MockClock,
+) -> None:
+    outcomes: list[str] = []
+    async with trio.open_nursery() as nursery:
+
+        async def expect_closed(name: str, call: Any) -> None:
+            with pytest.raises(trio.ClosedResourceError):
+                await call()
+            outcomes.append(name)
+
+        send, receive = trio.testing.lockstep_stream_one_way_pair()
+        with pytest.raises(KeyError):
+            async with open_batch_sender(send, max_batch_bytes=10, max_delay=0) as sender:
+                await sender.send(b"on its way")
+                await trio.sleep(1)
+                await sender.send(b"queued")
+                nursery.start_soon(expect_closed, "send", lambda: sender.send(b"no room"))
+                nursery.start_soon(expect_closed, "flush", sender.flush)
+                await trio.sleep(1)
+                raise KeyError
+        with trio.fail_after(1):
+            await expect_closed("later", lambda: sender.send(b"lost"))
+            await expect_closed("later flush", sender.flush)
+            await sender.aclose()
+    assert sorted(outcomes) == ["flush", "later", "later flush", "send"]
+    await receive.aclose()
+
+
+async def test_a_peer_never_takes_a_part_for_the_whole_when_a_block_is_cancelled(
+    autojump_clock: MockClock,
+) -> None:
+    async with connected_pair() as pair:
+        client, server = await stream_pair(*pair)
+        async with client:
+            with trio.move_on_after(1):
+                async with open_batching_channel(client, max_delay=100) as (sender, _):
+                    await sender.send(b"queued")
+                    await trio.sleep_forever()
+            await server.send_all(b"this direction goes on")
+            assert await client.receive_some() == b"this direction goes on"
+        with pytest.raises(phoenix_trio.StreamReset):
+            await BatchReceiver(server).receive()
+
+
 async def test_a_cancelled_close_closes_forcefully(autojump_clock: MockClock) -> None:
     send, receive = trio.testing.lockstep_stream_one_way_pair()
     with trio.move_on_after(1) as scope:
@@ -377,6 +422,35 @@ async def test_a_malformed_batch_is_refused_after_those_before_it(
                 await receiver.receive()
             assert caught.value.code.name == code
         assert not server.connection.is_closed
+
+
+async def test_a_batch_of_tiny_messages_takes_little_more_memory_than_its_bytes(
+    autojump_clock: MockClock,
+) -> None:
+    batch = encode_frame(encode_frame(b"ab") * 1_000_000)
+    send, receive = trio.testing.memory_stream_one_way_pair()
+    await send.send_all(batch)
+    await send.aclose()
+    receiver = BatchReceiver(receive, max_batch_bytes=4_000_000)
+    assert await receiver.receive() == b"ab"
+    got = 1
+    while True:
+        try:
+            some = await receiver.receive_many()
+        except trio.EndOfChannel:
+            break
+        assert set(some) == {b"ab"}
+        assert len(some) < 30_000
+        got += len(some)
+    assert got == 1_000_000
+
+
+async def test_a_message_above_a_small_limit_is_refused(autojump_clock: MockClock) -> None:
+    send, receive = trio.testing.memory_stream_one_way_pair()
+    await send.send_all(encode_frame(encode_frame(bytes(10)) + encode_frame(bytes(11))))
+    receiver = BatchReceiver(receive, max_message_size=10)
+    with pytest.raises(MessageRefused, match="11"):
+        await receiver.receive()
 
 
 @examples(200)

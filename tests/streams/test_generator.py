@@ -251,6 +251,35 @@ async def test_a_generator_is_closed_when_the_sender_is_cancelled(
         assert caught.value.error_code == ApplicationErrorCode.CANCELLED
 
 
+async def test_a_generator_with_a_scope_of_its_own_can_be_left_early(
+    autojump_clock: MockClock,
+) -> None:
+    log: list[str] = []
+
+    async def source() -> AsyncIterator[bytes]:
+        with trio.CancelScope():
+            try:
+                while True:
+                    yield bytes(100_000)
+            finally:
+                log.append("closed")
+
+    async with connected_pair() as (client, server):
+        async with trio.open_nursery() as nursery:
+
+            async def read_one() -> None:
+                async with await receiver(server) as items:
+                    await trio.sleep(1)  # the stream is full: the producer is not in its source
+                    await items.receive()
+
+            nursery.start_soon(read_one)
+            with pytest.raises(phoenix_trio.StreamStopped):
+                await send_sequence(client, source())
+        with trio.move_on_after(1):
+            await send_sequence(client, source())
+        assert log == ["closed"] * 2
+
+
 async def test_a_lost_connection_ends_the_producer(autojump_clock: MockClock) -> None:
     async with connected_pair() as (client, server), trio.open_nursery() as nursery:
 
