@@ -213,9 +213,11 @@ def test_both_paths_deliver_the_same(program: list[Step], wire: Wire, size: int)
                 assert reader.received.get(stream_id, b"") == one.written[by_client, stream_id]
         one.check_accounts()
         outcomes.append(one.outcome())
-    if wire.loss == 0.0 and not {step.action for step in program} & {"stop", "reset"}:
+    # Where a reset or a stop catches its stream depends on the packets, and so do losses: what
+    # comes late for a connection ID which was retired meanwhile is one.
+    unlike = {"stop", "reset", *(["change connection ID"] if wire.jitter else [])}
+    if wire.loss == 0.0 and not {step.action for step in program} & unlike:
         assert outcomes[0] == outcomes[1] == outcomes[2]
-    # (Else where a reset or a stop caught its stream depends on the packets.)
 
 
 @pytest.mark.parametrize("size", [1200, 1452, 9000, 65_507])

@@ -372,3 +372,70 @@ def test_a_packet_which_comes_twice_in_one_run_is_taken_once(order: str, fast: b
     server.gather(pair.now)
     received = [event.data[:1].decode() for event in server.of(events.DatagramReceived)]
     assert received == list(dict.fromkeys(order))
+
+
+# ------------------------------------------------------------------ what a peer makes grow
+
+
+@both_paths
+def test_numbers_with_many_gaps_are_acknowledged_in_a_bounded_number_of_ranges(fast: bool) -> None:
+    """RFC 9000 section 13.2.3."""
+    pair, client, server = established(fast=fast)
+    queue = server.engine._spaces[ONE_RTT].ack_queue
+    for _ in range(500):
+        client.engine._packet_number += 1
+        hand_over(pair, client, server, forge(client, b"\x01"))
+        assert len(queue) <= 64
+    newest = client.engine._packet_number - 1
+    assert queue[-1].stop == newest + 1
+    assert ending(server) is None
+
+
+@both_paths
+def test_a_thousand_gaps_in_each_of_many_streams_cost_little_time(fast: bool) -> None:
+    pair, client, server = established(fast=fast)
+    for number in range(0, 900, 9):
+        frames = [
+            stream_frame(4 * stream, 2 * (number + gap) + 1, b"x")
+            for stream in range(12)
+            for gap in range(9)
+        ]
+        hand_over(pair, client, server, forge(client, *frames))
+    assert all(len(record.receiver._ranges) == 900 for record in server.engine._records.values())
+    assert ending(server) is None
+
+
+# ------------------------------------------------------------------ the idle timer
+
+
+@both_paths
+@pytest.mark.parametrize("size", [10, 100_000], ids=["small", "bulk"])
+def test_the_idle_timer_begins_anew_with_what_arrives_and_with_the_first_answer(
+    size: int, fast: bool
+) -> None:
+    """RFC 9000 section 10.1: the first ack-eliciting packet after one was received, no other."""
+    pair, client, server = established(fast=fast)
+    pair.drop = lambda destination, data: True
+    engine = server.engine
+    stream_id = engine.open_stream(unidirectional=True)
+    assert stream_id is not None
+    for _ in range(2):
+        hand_over(pair, client, server, forge(client, b"\x01"))
+        assert engine.end_deadline == pytest.approx(pair.now + 30)
+        pair.now += 10
+        engine.write(stream_id, bytes(size))
+        pair.flush(server)
+        assert engine.end_deadline == pytest.approx(pair.now + 30)
+        newest = engine._packet_number - 1  # (at once, for a round trip must not take long)
+        hand_over(pair, client, server, forge(client, ack(newest, newest)))
+        pair.now += 5
+        engine.write(stream_id, bytes(size))
+        pair.flush(server)
+        first = engine.end_deadline
+        assert first == pytest.approx(pair.now + 30)
+        newest = engine._packet_number - 1
+        pair.now += 0.001
+        engine.send_ping(1)
+        pair.flush(server)
+        assert engine.end_deadline == first
+        hand_over(pair, client, server, forge(client, ack(newest, newest)))
