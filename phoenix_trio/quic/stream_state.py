@@ -640,7 +640,7 @@ class CountingRecovery(QuicPacketRecovery):
         latest = max(sample, _GRANULARITY)
         self._rtt_min = min(self._rtt_min, latest)
         ack_delay = min(ack_delay, self.max_ack_delay)
-        if latest > self._rtt_min + ack_delay:
+        if latest >= self._rtt_min + ack_delay:
             latest -= ack_delay
         self._rtt_latest = latest
         if self._rtt_initialized:

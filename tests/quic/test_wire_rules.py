@@ -16,7 +16,7 @@ import phoenix_trio
 from phoenix_trio import TransportConfig
 from phoenix_trio.quic import events
 from phoenix_trio.quic.fast_send import encode_varint
-from tests.support import EnginePair, Side
+from tests.support import EnginePair, Side, take_apart
 
 ONE_RTT = tls.Epoch.ONE_RTT
 
@@ -439,3 +439,68 @@ def test_the_idle_timer_begins_anew_with_what_arrives_and_with_the_first_answer(
         pair.flush(server)
         assert engine.end_deadline == first
         hand_over(pair, client, server, forge(client, ack(newest, newest)))
+
+
+# ------------------------------------------------------------------ what is said of a packet
+
+
+@both_paths
+def test_the_spin_bit_is_mirrored_by_the_server_and_inverted_by_the_client(fast: bool) -> None:
+    """RFC 9000 section 17.4; a packet which is late does not count."""
+    pair, client, server = established(fast=fast)
+    for sender, receiver, inverted in ((client, server, False), (server, client, True)):
+        late = forge(sender, b"\x01")
+        for spin in (True, False, True):
+            sender.engine._spin_bit = spin
+            number = sender.engine._packet_number
+            sender.engine._packet_number += 1
+            crypto = sender.engine._cryptos[ONE_RTT]
+            first = bytes((0x41 | spin << 5 | crypto.key_phase << 2,))
+            header = first + sender.engine._peer_cid.cid + number.to_bytes(2, "big")
+            packet = crypto.encrypt_packet(header, b"\x01\0\0\0", number)
+            hand_over(pair, sender, receiver, packet)
+            assert receiver.engine._spin_bit is (spin is not inverted)
+        before = receiver.engine._spin_bit
+        hand_over(pair, sender, receiver, late)
+        assert receiver.engine._spin_bit is before
+        for data in take_apart(receiver.engine.transmit(pair.now + 1)):
+            assert bool(data[0] & 0x20) is before
+
+
+@both_paths
+def test_an_acknowledgement_says_how_long_it_waited(fast: bool) -> None:
+    """RFC 9000 section 13.2.5: else the waiting would count as a part of the round trip."""
+    pair, client, server = established(fast=fast)
+    delays = []
+    sample = client.engine._recovery._sample_rtt
+
+    def noted(rtt: float, ack_delay: float, now: float) -> None:
+        delays.append((rtt, ack_delay))
+        sample(rtt, ack_delay, now)
+
+    client.engine._recovery._sample_rtt = noted  # type: ignore[method-assign]
+    client.engine.send_ping(1)
+    pair.run(0.011)  # it has arrived, and waits for its acknowledgement
+    server.engine._ack_delay = 0.015004
+    server.engine._spaces[ONE_RTT].ack_at = None
+    client.engine.send_ping(2)
+    pair.run(0.1)
+    rtt, delay = delays[-1]
+    assert delay == pytest.approx(0.015, abs=0.001)
+    assert rtt == pytest.approx(0.035, abs=0.001)
+    assert client.engine._recovery._rtt_latest == pytest.approx(0.02, abs=0.001)
+
+
+def test_half_a_megabyte_is_acknowledged_at_once() -> None:
+    """A sender on a fast path must not run out of window (RFC 9000 section 13.2.2)."""
+    pair, client, server = established(max_udp_payload_size=9000)
+    space = server.engine._spaces[ONE_RTT]
+    for number in range(57):
+        data = stream_frame(0, 9000 * number, bytes(9000), length=False)
+        hand_over(pair, client, server, forge(client, data))
+        assert space.ack_at is not None
+        assert space.ack_at > pair.now
+    for number in range(57, 60):
+        data = stream_frame(0, 9000 * number, bytes(9000), length=False)
+        hand_over(pair, client, server, forge(client, data))
+    assert space.ack_at == pair.now
