@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 from aioquic import tls
+from hypothesis import given
+from hypothesis import strategies as st
 
 import phoenix_trio
 from phoenix_trio import TransportConfig
 from phoenix_trio.quic import events
 from phoenix_trio.quic.fast_send import encode_varint
-from tests.support import EnginePair, Side, take_apart
+from tests.support import EnginePair, Side, examples, take_apart
 
 ONE_RTT = tls.Epoch.ONE_RTT
 
@@ -463,7 +465,13 @@ def test_the_spin_bit_is_mirrored_by_the_server_and_inverted_by_the_client(fast:
         before = receiver.engine._spin_bit
         hand_over(pair, sender, receiver, late)
         assert receiver.engine._spin_bit is before
-        for data in take_apart(receiver.engine.transmit(pair.now + 1)):
+        stream_id = receiver.engine.open_stream(unidirectional=True)
+        assert stream_id is not None
+        receiver.engine.write(stream_id, bytes(4000))
+        sent = [*take_apart(receiver.engine.transmit(pair.now + 1))]
+        sent += take_apart(receiver.engine.transmit(pair.now + 1))
+        assert len(sent) >= 3
+        for data in sent:
             assert bool(data[0] & 0x20) is before
 
 
@@ -504,3 +512,95 @@ def test_half_a_megabyte_is_acknowledged_at_once() -> None:
         data = stream_frame(0, 9000 * number, bytes(9000), length=False)
         hand_over(pair, client, server, forge(client, data))
     assert space.ack_at == pair.now
+
+
+# ------------------------------------------------------------------ a peer which says anything
+
+stream_ids = st.sampled_from([0, 0, 0, 1, 2, 2, 3, 4, 5, 8, 36, 40])
+offsets = st.sampled_from([0, 0, 1, 5, 10, 50, 100, 105, 1000, WINDOW - 3, WINDOW, (1 << 62) - 4])
+lengths = st.sampled_from([0, 1, 5, 5, 10, 50, 95, 400])
+numbers = st.sampled_from([0, 1, 2, 3, 4, 5, 6, 7, 10, 100, 70_000])
+frames = st.one_of(
+    st.builds(
+        lambda stream_id, offset, size, fin: stream_frame(
+            stream_id, offset, bytes([size & 0xFF]) * size, fin=fin
+        ),
+        stream_ids,
+        offsets,
+        lengths,
+        st.booleans(),
+    ),
+    st.builds(reset_frame, stream_ids, offsets),
+    st.builds(lambda stream_id: frame_of(0x05, stream_id, 3), stream_ids),
+    st.builds(lambda stream_id, limit: frame_of(0x11, stream_id, limit), stream_ids, offsets),
+    st.builds(lambda limit: frame_of(0x10, limit), offsets),
+    st.builds(frame_of, st.sampled_from([0x12, 0x13]), offsets),
+    st.builds(ack, numbers, numbers),
+    st.builds(lambda a, b, c, d: ack(a, b, (c, d)), numbers, numbers, numbers, numbers),
+    st.builds(lambda size: b"\x31" + encode_varint(size) + bytes(size), lengths),
+    st.sampled_from([b"\x01", bytes(30), b"\x1a" + bytes(8), b"\x19\x01", b"\x14\x05"]),
+)
+
+
+@given(
+    packets=st.lists(
+        st.tuples(st.lists(frames, min_size=1, max_size=4), st.booleans(), st.integers(0, 2)),
+        min_size=1,
+        max_size=8,
+    )
+)
+@examples(200)
+def test_whatever_a_peer_says_both_paths_understand_the_same(
+    packets: list[tuple[list[bytes], bool, int]],
+) -> None:
+    """Each packet's frames, whether it comes twice, and how many numbers are left out."""
+    outcomes = []
+    for fast in (True, False):
+        pair, client, server = established(
+            fast=fast,
+            stream_receive_buffer_size=WINDOW,
+            receive_buffer_size=2 * WINDOW,
+            max_bidirectional_streams=10,
+            max_unidirectional_streams=10,
+        )
+        stream_id = server.engine.open_stream(unidirectional=True)
+        assert stream_id == 3
+        server.engine.write(stream_id, b"data")
+        pair.flush(server)
+        for content, twice, gap in packets:
+            client.engine._packet_number += gap
+            packet = forge(client, *content)
+            hand_over(pair, client, server, *([packet] * (1 + twice)))
+        engine = server.engine
+        space = engine._spaces[ONE_RTT]
+        close = engine._close_event
+        outcome: dict[str, Any] = {
+            "close": close and (close.error_code, close.frame_type),
+            "events": [type(event) for event in server.log if type(event) not in UNORDERED],
+        }
+        if close is None:
+            outcome |= {
+                "received": {key: bytes(value) for key, value in server.received.items()},
+                "used": (engine._local_max_data.used, engine._window.released),
+                "limits": (engine._remote_max_data, engine._remote_max_streams_bidi),
+                "numbers": (list(space.ack_queue), space.largest_acked_packet),
+                "sent": list(space.sent_packets),
+                "in flight": (engine._loss.bytes_in_flight, space.ack_eliciting_in_flight),
+                "streams": {
+                    key: (
+                        record.receiver.highest_offset,
+                        record.receiver._final_size,
+                        record.receiver.is_finished,
+                        list(record.receiver._ranges),
+                        record.stream.max_stream_data_remote,
+                        record.sender.reset_pending,
+                    )
+                    for key, record in engine._records.items()
+                },
+            }
+        outcomes.append(outcome)
+    assert outcomes[0] == outcomes[1]
+
+
+#: These tell that something has changed; pieces of data may be put together.
+UNORDERED = (events.SendProgress, events.StreamDataReceived)
