@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from aioquic import tls
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import phoenix_trio
@@ -549,6 +549,7 @@ frames = st.one_of(
         max_size=8,
     )
 )
+@example(packets=[([stream_frame(0, (1 << 62) - 4, bytes(5))], False, 0)])
 @examples(200)
 def test_whatever_a_peer_says_both_paths_understand_the_same(
     packets: list[tuple[list[bytes], bool, int]],
