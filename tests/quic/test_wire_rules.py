@@ -593,7 +593,7 @@ def test_whatever_a_peer_says_both_paths_understand_the_same(
                         record.receiver._final_size,
                         record.receiver.is_finished,
                         list(record.receiver._ranges),
-                        record.stream.max_stream_data_remote,
+                        record.max_stream_data_remote,
                         record.sender.reset_pending,
                     )
                     for key, record in engine._records.items()
