@@ -605,3 +605,23 @@ def test_whatever_a_peer_says_both_paths_understand_the_same(
 
 #: These tell that something has changed; pieces of data may be put together.
 UNORDERED = (events.SendProgress, events.StreamDataReceived)
+
+
+@both_paths
+def test_only_the_newest_packet_of_an_acknowledgement_tells_the_round_trip_time(
+    fast: bool,
+) -> None:
+    """RFC 9002 section 5.1: what had been acknowledged late is no sample."""
+    pair, client, server = established(fast=fast)
+    pair.drop = lambda destination, data: True
+    for number in range(2):
+        client.engine.send_ping(number)
+        pair.flush(client)
+    newest = client.engine._packet_number - 1
+    pair.now += 0.02
+    hand_over(pair, server, client, forge(server, ack(newest)))
+    before = client.engine._recovery._rtt_latest
+    pair.now += 0.002  # (not yet lost: that takes 9/8 of a round trip)
+    hand_over(pair, server, client, forge(server, ack(newest, 1)))
+    assert len(client.of(events.PingAcknowledged)) == 2
+    assert client.engine._recovery._rtt_latest == before
