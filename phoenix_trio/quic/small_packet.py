@@ -279,7 +279,11 @@ def _take_stream(engine: Engine, plain: bytes, start: int) -> int:
         count = end - at
     record = engine._records.get(stream_id)
     if record is None:
-        if (stream_id & 1 == 0) == engine._is_client or engine._stream_is_discarded(stream_id):
+        if (
+            (stream_id & 1 == 0) == engine._is_client
+            or engine._stream_is_discarded(stream_id)
+            or offset + count >> 62  # more than there can be: no stream is opened by that
+        ):
             return 0
         record = engine._get_or_create_stream(kind, stream_id)
     elif record.wire_done:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import random
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -14,7 +17,7 @@ from hypothesis import given, note
 from hypothesis import strategies as st
 
 from phoenix_trio import TransportConfig
-from phoenix_trio.quic import events
+from phoenix_trio.quic import events, fast_path, fast_receive, fast_send, small_packet
 from tests.support import CLIENT, EnginePair, Side, examples, take_apart
 
 ONE_RTT = tls.Epoch.ONE_RTT
@@ -213,9 +216,11 @@ def test_both_paths_deliver_the_same(program: list[Step], wire: Wire, size: int)
                 assert reader.received.get(stream_id, b"") == one.written[by_client, stream_id]
         one.check_accounts()
         outcomes.append(one.outcome())
-    if wire.loss == 0.0 and not {step.action for step in program} & {"stop", "reset"}:
+    # Where a reset or a stop catches its stream depends on the packets, and so do losses: what
+    # comes late for a connection ID which was retired meanwhile is one.
+    unlike = {"stop", "reset", *(["change connection ID"] if wire.jitter else [])}
+    if wire.loss == 0.0 and not {step.action for step in program} & unlike:
         assert outcomes[0] == outcomes[1] == outcomes[2]
-    # (Else where a reset or a stop caught its stream depends on the packets.)
 
 
 @pytest.mark.parametrize("size", [1200, 1452, 9000, 65_507])
@@ -463,6 +468,30 @@ def test_a_key_update_in_the_middle_of_a_run() -> None:
     pair.run(5.0)
     assert server.received[first] == before
     assert server.received[second] == after
+
+
+def test_frames_which_are_rare_are_left_to_aioquic_and_what_stands_before_them_is_not() -> None:
+    pair, client, server = established()
+    count = server.engine._fast.fallbacks["receive: frames"]
+    client.engine.send_datagram(b"first")
+    client.engine.send_ping(1)
+    pair.run(1.0)
+    assert server.engine._fast.fallbacks["receive: frames"] > count
+    assert [event.data for event in server.of(events.DatagramReceived)] == [b"first"]
+    assert [event.uid for event in client.of(events.PingAcknowledged)] == [1]
+
+
+def test_no_reason_is_left_out_here() -> None:
+    """Whoever adds a reason to fall back adds a test which provokes it."""
+    source = "".join(map(inspect.getsource, (fast_path, fast_receive, fast_send, small_packet)))
+    reasons = set(re.findall(r'return "([a-zA-Z ]+)"|"receive: ([a-zA-Z ]+)"', source))
+    reasons |= set(re.findall(r'reason: str \| None = "(\w+)"()', source))
+    reasons |= set(re.findall(r'reason = "([a-zA-Z ]+)"()', source))
+    found = {first or second for first, second in reasons}
+    assert found >= {"handshake", "ending", "path", "cipher", "connection ID", "disabled"}
+    tested = Path(__file__).read_text()
+    for reason in found:
+        assert re.search(rf'"(send|receive): {reason}"', tested), reason
 
 
 # ------------------------------------------------------------------ hostile input

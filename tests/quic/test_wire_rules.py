@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 from aioquic import tls
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 import phoenix_trio
 from phoenix_trio import TransportConfig
 from phoenix_trio.quic import events
 from phoenix_trio.quic.fast_send import encode_varint
-from tests.support import EnginePair, Side
+from tests.support import EnginePair, Side, examples, take_apart
 
 ONE_RTT = tls.Epoch.ONE_RTT
 
@@ -372,3 +374,254 @@ def test_a_packet_which_comes_twice_in_one_run_is_taken_once(order: str, fast: b
     server.gather(pair.now)
     received = [event.data[:1].decode() for event in server.of(events.DatagramReceived)]
     assert received == list(dict.fromkeys(order))
+
+
+# ------------------------------------------------------------------ what a peer makes grow
+
+
+@both_paths
+def test_numbers_with_many_gaps_are_acknowledged_in_a_bounded_number_of_ranges(fast: bool) -> None:
+    """RFC 9000 section 13.2.3."""
+    pair, client, server = established(fast=fast)
+    queue = server.engine._spaces[ONE_RTT].ack_queue
+    for _ in range(500):
+        client.engine._packet_number += 1
+        hand_over(pair, client, server, forge(client, b"\x01"))
+        assert len(queue) <= 64
+    newest = client.engine._packet_number - 1
+    assert queue[-1].stop == newest + 1
+    assert ending(server) is None
+
+
+@both_paths
+def test_a_thousand_gaps_in_each_of_many_streams_cost_little_time(fast: bool) -> None:
+    pair, client, server = established(fast=fast)
+    for number in range(0, 900, 9):
+        frames = [
+            stream_frame(4 * stream, 2 * (number + gap) + 1, b"x")
+            for stream in range(12)
+            for gap in range(9)
+        ]
+        hand_over(pair, client, server, forge(client, *frames))
+    assert all(len(record.receiver._ranges) == 900 for record in server.engine._records.values())
+    assert ending(server) is None
+
+
+# ------------------------------------------------------------------ the idle timer
+
+
+@both_paths
+@pytest.mark.parametrize("size", [10, 100_000], ids=["small", "bulk"])
+def test_the_idle_timer_begins_anew_with_what_arrives_and_with_the_first_answer(
+    size: int, fast: bool
+) -> None:
+    """RFC 9000 section 10.1: the first ack-eliciting packet after one was received, no other."""
+    pair, client, server = established(fast=fast)
+    pair.drop = lambda destination, data: True
+    engine = server.engine
+    stream_id = engine.open_stream(unidirectional=True)
+    assert stream_id is not None
+    for _ in range(2):
+        hand_over(pair, client, server, forge(client, b"\x01"))
+        assert engine.end_deadline == pytest.approx(pair.now + 30)
+        pair.now += 10
+        engine.write(stream_id, bytes(size))
+        pair.flush(server)
+        assert engine.end_deadline == pytest.approx(pair.now + 30)
+        newest = engine._packet_number - 1  # (at once, for a round trip must not take long)
+        hand_over(pair, client, server, forge(client, ack(newest, newest)))
+        pair.now += 5
+        engine.write(stream_id, bytes(size))
+        pair.flush(server)
+        first = engine.end_deadline
+        assert first == pytest.approx(pair.now + 30)
+        newest = engine._packet_number - 1
+        pair.now += 0.001
+        engine.send_ping(1)
+        pair.flush(server)
+        assert engine.end_deadline == first
+        hand_over(pair, client, server, forge(client, ack(newest, newest)))
+
+
+# ------------------------------------------------------------------ what is said of a packet
+
+
+@both_paths
+def test_the_spin_bit_is_mirrored_by_the_server_and_inverted_by_the_client(fast: bool) -> None:
+    """RFC 9000 section 17.4; a packet which is late does not count."""
+    pair, client, server = established(fast=fast)
+    for sender, receiver, inverted in ((client, server, False), (server, client, True)):
+        late = forge(sender, b"\x01")
+        for spin in (True, False, True):
+            sender.engine._spin_bit = spin
+            number = sender.engine._packet_number
+            sender.engine._packet_number += 1
+            crypto = sender.engine._cryptos[ONE_RTT]
+            first = bytes((0x41 | spin << 5 | crypto.key_phase << 2,))
+            header = first + sender.engine._peer_cid.cid + number.to_bytes(2, "big")
+            packet = crypto.encrypt_packet(header, b"\x01\0\0\0", number)
+            hand_over(pair, sender, receiver, packet)
+            assert receiver.engine._spin_bit is (spin is not inverted)
+        before = receiver.engine._spin_bit
+        hand_over(pair, sender, receiver, late)
+        assert receiver.engine._spin_bit is before
+        stream_id = receiver.engine.open_stream(unidirectional=True)
+        assert stream_id is not None
+        receiver.engine.write(stream_id, bytes(4000))
+        sent = [*take_apart(receiver.engine.transmit(pair.now + 1))]
+        sent += take_apart(receiver.engine.transmit(pair.now + 1))
+        assert len(sent) >= 3
+        for data in sent:
+            assert bool(data[0] & 0x20) is before
+
+
+@both_paths
+def test_an_acknowledgement_says_how_long_it_waited(fast: bool) -> None:
+    """RFC 9000 section 13.2.5: else the waiting would count as a part of the round trip."""
+    pair, client, server = established(fast=fast)
+    delays = []
+    sample = client.engine._recovery._sample_rtt
+
+    def noted(rtt: float, ack_delay: float, now: float) -> None:
+        delays.append((rtt, ack_delay))
+        sample(rtt, ack_delay, now)
+
+    client.engine._recovery._sample_rtt = noted  # type: ignore[method-assign]
+    client.engine.send_ping(1)
+    pair.run(0.011)  # it has arrived, and waits for its acknowledgement
+    server.engine._ack_delay = 0.015004
+    server.engine._spaces[ONE_RTT].ack_at = None
+    client.engine.send_ping(2)
+    pair.run(0.1)
+    rtt, delay = delays[-1]
+    assert delay == pytest.approx(0.015, abs=0.001)
+    assert rtt == pytest.approx(0.035, abs=0.001)
+    assert client.engine._recovery._rtt_latest == pytest.approx(0.02, abs=0.001)
+
+
+def test_half_a_megabyte_is_acknowledged_at_once() -> None:
+    """A sender on a fast path must not run out of window (RFC 9000 section 13.2.2)."""
+    pair, client, server = established(max_udp_payload_size=9000)
+    space = server.engine._spaces[ONE_RTT]
+    for number in range(57):
+        data = stream_frame(0, 9000 * number, bytes(9000), length=False)
+        hand_over(pair, client, server, forge(client, data))
+        assert space.ack_at is not None
+        assert space.ack_at > pair.now
+    for number in range(57, 60):
+        data = stream_frame(0, 9000 * number, bytes(9000), length=False)
+        hand_over(pair, client, server, forge(client, data))
+    assert space.ack_at == pair.now
+
+
+# ------------------------------------------------------------------ a peer which says anything
+
+stream_ids = st.sampled_from([0, 0, 0, 1, 2, 2, 3, 4, 5, 8, 36, 40])
+offsets = st.sampled_from([0, 0, 1, 5, 10, 50, 100, 105, 1000, WINDOW - 3, WINDOW, (1 << 62) - 4])
+lengths = st.sampled_from([0, 1, 5, 5, 10, 50, 95, 400])
+numbers = st.sampled_from([0, 1, 2, 3, 4, 5, 6, 7, 10, 100, 70_000])
+frames = st.one_of(
+    st.builds(
+        lambda stream_id, offset, size, fin: stream_frame(
+            stream_id, offset, bytes([size & 0xFF]) * size, fin=fin
+        ),
+        stream_ids,
+        offsets,
+        lengths,
+        st.booleans(),
+    ),
+    st.builds(reset_frame, stream_ids, offsets),
+    st.builds(lambda stream_id: frame_of(0x05, stream_id, 3), stream_ids),
+    st.builds(lambda stream_id, limit: frame_of(0x11, stream_id, limit), stream_ids, offsets),
+    st.builds(lambda limit: frame_of(0x10, limit), offsets),
+    st.builds(frame_of, st.sampled_from([0x12, 0x13]), offsets),
+    st.builds(ack, numbers, numbers),
+    st.builds(lambda a, b, c, d: ack(a, b, (c, d)), numbers, numbers, numbers, numbers),
+    st.builds(lambda size: b"\x31" + encode_varint(size) + bytes(size), lengths),
+    st.sampled_from([b"\x01", bytes(30), b"\x1a" + bytes(8), b"\x19\x01", b"\x14\x05"]),
+)
+
+
+@given(
+    packets=st.lists(
+        st.tuples(st.lists(frames, min_size=1, max_size=4), st.booleans(), st.integers(0, 2)),
+        min_size=1,
+        max_size=8,
+    )
+)
+@example(packets=[([stream_frame(0, (1 << 62) - 4, bytes(5))], False, 0)])
+@examples(200)
+def test_whatever_a_peer_says_both_paths_understand_the_same(
+    packets: list[tuple[list[bytes], bool, int]],
+) -> None:
+    """Each packet's frames, whether it comes twice, and how many numbers are left out."""
+    outcomes = []
+    for fast in (True, False):
+        pair, client, server = established(
+            fast=fast,
+            stream_receive_buffer_size=WINDOW,
+            receive_buffer_size=2 * WINDOW,
+            max_bidirectional_streams=10,
+            max_unidirectional_streams=10,
+        )
+        stream_id = server.engine.open_stream(unidirectional=True)
+        assert stream_id == 3
+        server.engine.write(stream_id, b"data")
+        pair.flush(server)
+        for content, twice, gap in packets:
+            client.engine._packet_number += gap
+            packet = forge(client, *content)
+            hand_over(pair, client, server, *([packet] * (1 + twice)))
+        engine = server.engine
+        space = engine._spaces[ONE_RTT]
+        close = engine._close_event
+        outcome: dict[str, Any] = {
+            "close": close and (close.error_code, close.frame_type),
+            "events": [type(event) for event in server.log if type(event) not in UNORDERED],
+        }
+        if close is None:
+            outcome |= {
+                "received": {key: bytes(value) for key, value in server.received.items()},
+                "used": (engine._local_max_data.used, engine._window.released),
+                "limits": (engine._remote_max_data, engine._remote_max_streams_bidi),
+                "numbers": (list(space.ack_queue), space.largest_acked_packet),
+                "sent": list(space.sent_packets),
+                "in flight": (engine._loss.bytes_in_flight, space.ack_eliciting_in_flight),
+                "streams": {
+                    key: (
+                        record.receiver.highest_offset,
+                        record.receiver._final_size,
+                        record.receiver.is_finished,
+                        list(record.receiver._ranges),
+                        record.max_stream_data_remote,
+                        record.sender.reset_pending,
+                    )
+                    for key, record in engine._records.items()
+                },
+            }
+        outcomes.append(outcome)
+    assert outcomes[0] == outcomes[1]
+
+
+#: These tell that something has changed; pieces of data may be put together.
+UNORDERED = (events.SendProgress, events.StreamDataReceived)
+
+
+@both_paths
+def test_only_the_newest_packet_of_an_acknowledgement_tells_the_round_trip_time(
+    fast: bool,
+) -> None:
+    """RFC 9002 section 5.1: what had been acknowledged late is no sample."""
+    pair, client, server = established(fast=fast)
+    pair.drop = lambda destination, data: True
+    for number in range(2):
+        client.engine.send_ping(number)
+        pair.flush(client)
+    newest = client.engine._packet_number - 1
+    pair.now += 0.02
+    hand_over(pair, server, client, forge(server, ack(newest)))
+    before = client.engine._recovery._rtt_latest
+    pair.now += 0.002  # (not yet lost: that takes 9/8 of a round trip)
+    hand_over(pair, server, client, forge(server, ack(newest, 1)))
+    assert len(client.of(events.PingAcknowledged)) == 2
+    assert client.engine._recovery._rtt_latest == before
