@@ -132,6 +132,8 @@ async def many_connections(port: int, count: int) -> AsyncIterator[list[Any]]:
 
         async def hold(task_status: trio.TaskStatus[None]) -> None:
             async with endpoint.connect("127.0.0.1", port, tls=client_tls(), alpn=ALPN) as one:
+                # A client is done before the server has read its last word of the handshake.
+                await one.wait_confirmed()
                 connections.append(one)
                 task_status.started()
                 await trio.sleep_forever()
