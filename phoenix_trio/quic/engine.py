@@ -68,6 +68,7 @@ from .pacer import Pacer
 from .path_mtu import MtuSearch
 from .stream_state import (
     CountingRecovery,
+    SentPackets,
     StreamCountLimit,
     StreamRecord,
     StreamTable,
@@ -1620,6 +1621,7 @@ class Engine(QuicConnection):
             self._cryptos[tls.Epoch.ONE_RTT], self._on_key_update_violation
         )
         self.application_space = self._spaces[tls.Epoch.ONE_RTT]
+        self.application_space.sent_packets = SentPackets()
 
     def _confirm_handshake(self) -> None:
         """Line 1461: report it, and free 32 KiB of handshake buffers which are of no use now."""

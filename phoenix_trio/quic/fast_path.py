@@ -31,6 +31,9 @@ __all__ = ["BUILD_BYTES", "FastPath", "kernel_run"]
 #: turn among a few of the largest packets, few enough to keep both ends busy.
 BUILD_BYTES = 4 * 65_536
 
+#: The same in packets, where they are small.
+BUILD_PACKETS = 128
+
 
 def kernel_run(size: int) -> int:
     """How many datagrams of `size` bytes the kernel takes in one run."""
@@ -77,9 +80,10 @@ class FastPath:
         )
 
     def largest_build(self) -> int:
-        """How many packets of the present size are built at a time."""
+        """How many packets of the present size are built at a time: full runs of the kernel."""
         size = self._engine._max_datagram_size
-        return max(1, min(MAX_RUN_SEGMENTS, BUILD_BYTES // size))
+        run = kernel_run(size)
+        return max(1, min(BUILD_PACKETS, BUILD_BYTES // size) // run * run)
 
     def receive(
         self, data: bytes | bytearray, start: int, stop: int, size: int, address: Any, now: float

@@ -119,7 +119,8 @@ def receive_batch(
     # received may look like a new one.)
     expected: int = max(space.expected_packet_number, space.largest_received_packet + 1)
     run_start = run_stop = -1  # packet numbers which were taken and not yet recorded
-    first = 0
+    first = spin = 0
+    spin_number = -1
     mask = 0
     # What the next packet begins with if it goes on where the last one ended, and the
     # offset up to which that is permitted.
@@ -163,7 +164,11 @@ def receive_batch(
             if plain.startswith(header):
                 following = offset + len(plain) - frame_size
                 if offset < following <= limit:
-                    pieces.append(_cut(plain, frame_size))
+                    if is_large:
+                        del plain[:frame_size]  # type: ignore[union-attr]
+                        pieces.append(plain)
+                    else:
+                        pieces.append(plain[frame_size:])
                     offset = following
                     header = frame + (offset | _LONG_OFFSET).to_bytes(8, "big")
                 else:
@@ -188,9 +193,10 @@ def receive_batch(
                 run_start, run_stop = number, number + 1
             if number >= expected:
                 expected = number + 1
-                batch.spin = first & 0x20 != 0
-                batch.spin_number = number
+                spin, spin_number = first, number
     finally:
+        batch.spin = spin & 0x20 != 0
+        batch.spin_number = spin_number
         if pieces:
             batch.deliver(pieces, offset)
         if expected > space.expected_packet_number:

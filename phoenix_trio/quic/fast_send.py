@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from aioquic.quic.connection import QuicConnectionState
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from .stream_state import BulkPacket, StreamRecord
+from .stream_state import BulkPacket, BulkRun, StreamRecord
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -118,7 +118,6 @@ def send_bulk(
     total = count * size
     view = memoryview(slab)[:total]
     space = engine.application_space
-    sent: dict[int, Any] = space.sent_packets
     pieces = sender.data.pieces
     join = b"".join
     # In most runs all bytes are in one chunk; slicing it is cheaper than finding pieces.
@@ -139,7 +138,6 @@ def send_bulk(
         body = position + header_size
         view[position:body] = header
         encrypt((iv ^ number).to_bytes(12, "big"), payload, header, view[body:end])
-        sent[number] = BulkPacket(number, now, size, sender, offset, following)
         offset = following
         number += 1
         position = end
@@ -159,6 +157,8 @@ def send_bulk(
         mask += 16
 
     # What aioquic keeps when it sends (connection.py 1597, recovery.py 396).
+    run: Any = BulkRun(first, number, now, size, sender, start, capacity)
+    space.sent_packets.update(dict.fromkeys(range(first, number), run))
     new = offset - sender.highest_offset
     if new > 0:
         engine._remote_max_data_used += new

@@ -68,12 +68,13 @@ class ReceiveBuffer:
         result = bytes(memoryview(head)[start:]) if start else head
         if not pieces or available >= max_bytes // 2:
             return result
-        joined = bytearray(result)
-        while pieces and len(joined) + len(pieces[0]) <= max_bytes:
-            piece = pieces.popleft()
-            joined += piece
-            self.size -= len(piece)
-        return joined
+        parts = [result]
+        available = len(result)
+        while pieces and available + len(pieces[0]) <= max_bytes:
+            parts.append(pieces.popleft())
+            available += len(parts[-1])
+            self.size -= len(parts[-1])
+        return b"".join(parts)
 
     def clear(self) -> int:
         """Drop everything; return how many bytes that were."""

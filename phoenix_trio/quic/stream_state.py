@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from operator import attrgetter
 from typing import Any, Protocol
 
@@ -35,7 +36,9 @@ from .send_buffer import SendBuffer
 
 __all__ = [
     "BulkPacket",
+    "BulkRun",
     "CountingRecovery",
+    "SentPackets",
     "ManyRanges",
     "StreamCountLimit",
     "StreamOwner",
@@ -448,7 +451,7 @@ class StreamCountLimit(Limit):
 
 
 class BulkPacket:
-    """A sent packet with just one STREAM frame without FIN; it stands in for QuicSentPacket."""
+    """A sent packet with just one STREAM frame without FIN; see :class:`BulkRun`."""
 
     __slots__ = ("packet_number", "sender", "sent_bytes", "sent_time", "start", "stop")
 
@@ -480,19 +483,78 @@ class BulkPacket:
         return [(self.sender.on_data_delivery, (self.start, self.stop, False))]
 
 
-def _in_range(sent: dict[int, QuicSentPacket], start: int, stop: int) -> list[int]:
+class BulkRun:
+    """Packets of one stream's data which were built together; it stands in for each of them.
+
+    One object a run instead of one a packet: most are acknowledged together, and nobody
+    ever asks for a single one.  :class:`SentPackets` makes them where somebody does.
+    """
+
+    __slots__ = ("capacity", "first", "sender", "sent_bytes", "sent_time", "start", "stop")
+
+    in_flight = True
+    is_ack_eliciting = True
+
+    def __init__(
+        self,
+        first: int,
+        stop: int,
+        sent_time: float,
+        sent_bytes: int,
+        sender: TrackedSender,
+        start: int,
+        capacity: int,
+    ) -> None:
+        self.first = first
+        """The first packet number, and ..."""
+        self.stop = stop
+        """... the one behind the last."""
+        self.sent_time = sent_time
+        self.sent_bytes = sent_bytes
+        """The size of each packet."""
+        self.sender = sender
+        self.start = start
+        """The offset of the first packet's data in the stream."""
+        self.capacity = capacity
+        """Bytes of the stream in each packet."""
+
+    def offset(self, number: int) -> int:
+        """Where the data of a packet begins in the stream."""
+        return self.start + (number - self.first) * self.capacity
+
+    def packet(self, number: int) -> BulkPacket:
+        """One of them."""
+        start = self.offset(number)
+        return BulkPacket(
+            number, self.sent_time, self.sent_bytes, self.sender, start, start + self.capacity
+        )
+
+
+class SentPackets(dict[int, Any]):
+    """aioquic's ``sent_packets`` (recovery.py 75): by number, ascending.
+
+    A number may stand for a :class:`BulkRun`; aioquic, which looks through all of them
+    when it looks for losses, is shown packets.
+    """
+
+    def values(self) -> Iterator[Any]:  # type: ignore[override]
+        return (packet for _, packet in self.items())
+
+    def items(self) -> Iterator[tuple[int, Any]]:  # type: ignore[override]
+        for number, each in super().items():
+            yield number, each.packet(number) if type(each) is BulkRun else each
+
+
+def _in_range(sent: Mapping[int, Any], start: int, stop: int) -> list[int]:
     """The numbers in `sent` (ascending) from `start` to before `stop`."""
     # Nearly always everything in front, so do not touch the rest.
-    found = []
-    for number in sent:
-        if number >= stop:
-            break
-        if number >= start:
-            found.append(number)
-    return found
+    for first in sent:
+        found = list(islice(sent, max(0, stop - first)))
+        return found[bisect_left(found, start) : bisect_left(found, stop)]
+    return []
 
 
-def _newly_acknowledged(sent: dict[int, QuicSentPacket], ranges: RangeSet) -> list[int]:
+def _newly_acknowledged(sent: Mapping[int, Any], ranges: RangeSet) -> list[int]:
     """The numbers of the packets in `sent` (ascending) which the ranges cover, ascending."""
     if len(ranges) == 1:
         return _in_range(sent, ranges[0].start, ranges[0].stop)
@@ -565,28 +627,42 @@ class CountingRecovery(QuicPacketRecovery):
         self.newly_acknowledged = numbers
         if not numbers:
             return
-        sent = space.sent_packets
+        sent: dict[int, Any] = space.sent_packets
         packet: Any = None
         eliciting = size = largest_size = 0
         sender: TrackedSender | None = None
         start = stop = 0
-        for number in numbers:
+        index, count = 0, len(numbers)
+        while index < count:
+            number = numbers[index]
+            index += 1
             packet = sent.pop(number)
-            if packet.in_flight:
-                size += packet.sent_bytes
-                largest_size = max(largest_size, packet.sent_bytes)
-            if packet.is_ack_eliciting:
-                eliciting += 1
-            if type(packet) is BulkPacket:
-                if packet.sender is sender and packet.start == stop:
-                    stop = packet.stop
-                    continue
-                if sender is not None:
-                    sender.on_data_delivery(QuicDeliveryState.ACKED, start, stop, False)
-                sender, start, stop = packet.sender, packet.start, packet.stop
-            else:
+            if type(packet) is not BulkRun:
+                if packet.in_flight:
+                    size += packet.sent_bytes
+                    largest_size = max(largest_size, packet.sent_bytes)
+                if packet.is_ack_eliciting:
+                    eliciting += 1
                 for handler, handler_arguments in packet.delivery_handlers:
                     handler(QuicDeliveryState.ACKED, *handler_arguments)
+                continue
+            # Those which follow in the same run, if no number is missing among them.
+            following = min(count - index, packet.stop - number - 1)
+            if following and numbers[index + following - 1] == number + following:
+                for each in range(number + 1, number + following + 1):
+                    del sent[each]
+                index += following
+            else:
+                following = 0
+            size += (following + 1) * packet.sent_bytes
+            largest_size = max(largest_size, packet.sent_bytes)
+            eliciting += following + 1
+            begin = packet.offset(number)
+            if packet.sender is not sender or begin != stop:
+                if sender is not None:
+                    sender.on_data_delivery(QuicDeliveryState.ACKED, start, stop, False)
+                sender, start = packet.sender, begin
+            stop = begin + (following + 1) * packet.capacity
         if sender is not None:
             sender.on_data_delivery(QuicDeliveryState.ACKED, start, stop, False)
         self.packets_acknowledged += len(numbers)
@@ -594,24 +670,18 @@ class CountingRecovery(QuicPacketRecovery):
         space.ack_eliciting_in_flight -= eliciting
         if size:
             self.on_acknowledged(largest_size)
-            batch = packet
-            if len(numbers) > 1:
-                batch = QuicSentPacket(
-                    epoch=packet.epoch,
-                    in_flight=True,
-                    is_ack_eliciting=True,
-                    is_crypto_packet=False,
-                    packet_number=packet.packet_number,
-                    packet_type=packet.packet_type,
-                    sent_time=packet.sent_time,
-                    sent_bytes=size,
-                )
+            batch = QuicSentPacket(
+                Epoch.ONE_RTT,  # (of the packets, only time and size matter here)
+                True,
+                True,
+                False,
+                numbers[-1],
+                QuicPacketType.ONE_RTT,
+                packet.sent_time,
+                size,
+            )
             self._cc.on_packet_acked(packet=batch, now=now)
-        sampled = (
-            largest == packet.packet_number
-            and eliciting > 0
-            and packet.sent_time >= self._path_since
-        )
+        sampled = largest == numbers[-1] and eliciting > 0 and packet.sent_time >= self._path_since
         if sampled:
             self._sample_rtt(now - packet.sent_time, ack_delay, now)
         for oldest in sent:
