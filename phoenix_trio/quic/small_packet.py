@@ -32,6 +32,8 @@ _LIMIT_FRAME = 1 + 8 + 8
 _STREAMS = 32  # looked at for one packet
 _STREAM_OVERHEAD = 1 + 8 + 8 + 2
 
+_PADDING = 0x00
+_PING_TYPE = 0x01
 _PING = b"\x01"
 _ACK = 0x02
 _MAX_DATA = 0x10
@@ -223,6 +225,11 @@ def take_frames(engine: Engine, plain: bytes, now: float) -> bool:
                 if limit > engine._remote_max_data:
                     engine._remote_max_data = limit
                 eliciting = True
+            elif kind == _PING_TYPE:
+                at += 1
+                eliciting = True
+            elif kind == _PADDING:
+                at = length - len(plain[at:].lstrip(b"\0"))
             elif kind & 0xFE == _MAX_STREAMS:
                 limit, reached = _varint(plain, at + 1)
                 if limit > _MOST_STREAMS:

@@ -48,7 +48,14 @@ from ..errors import (
     HandshakeFailed,
     NoCommonProtocol,
 )
-from .tls import ClientTLS, Identity, ServerIdentity, ServerTLS, normalize_server_name
+from .tls import (
+    DEFAULT_GROUPS,
+    ClientTLS,
+    Identity,
+    ServerIdentity,
+    ServerTLS,
+    normalize_server_name,
+)
 
 __all__ = [
     "RELIED_ON",
@@ -185,6 +192,8 @@ class ClientPolicy:
     pinned_sha256: bytes | None = None
     accept_any: bool = False
     identity: Identity | None = None
+    groups: tuple[str, ...] = DEFAULT_GROUPS
+    """For key exchange, the preferred one first."""
 
     def __attrs_post_init__(self) -> None:
         if self.store is None and self.pinned_sha256 is None and not self.accept_any:
@@ -211,6 +220,7 @@ def client_policy(client_tls: ClientTLS, server_name: str) -> ClientPolicy:
         pinned_sha256=client_tls.pinned_sha256,
         accept_any=client_tls.accepts_any_certificate,
         identity=client_tls.identity,
+        groups=client_tls.groups,
     )
 
 
@@ -679,11 +689,11 @@ def _adopt_client(context: PhoenixTLSContext, policy: ClientPolicy) -> None:
         context.certificate = policy.identity.certificate
         context.certificate_chain = list(policy.identity.chain)
         context.certificate_private_key = policy.identity.private_key
-    # Servers take the first group they know: X25519 is the fastest by far.
-    groups = context._supported_groups
-    if tls.Group.X25519 in groups:
-        groups.remove(tls.Group.X25519)
-        groups.insert(0, tls.Group.X25519)
+    # aioquic answers no HelloRetryRequest, and so makes a share for each group it lists.
+    known = context._supported_groups
+    context._supported_groups = [
+        group for name in policy.groups if (group := tls.Group[name.upper()]) in known
+    ]
 
 
 def _adopt_server(context: PhoenixTLSContext, policy: ServerPolicy) -> None:

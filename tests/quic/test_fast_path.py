@@ -474,10 +474,22 @@ def test_frames_which_are_rare_are_left_to_aioquic_and_what_stands_before_them_i
     pair, client, server = established()
     count = server.engine._fast.fallbacks["receive: frames"]
     client.engine.send_datagram(b"first")
-    client.engine.send_ping(1)
+    client.engine.change_connection_id()  # says RETIRE_CONNECTION_ID
     pair.run(1.0)
     assert server.engine._fast.fallbacks["receive: frames"] > count
     assert [event.data for event in server.of(events.DatagramReceived)] == [b"first"]
+    assert server.of(events.ConnectionIdRetired)
+
+
+def test_pings_and_padding_are_no_reason_to_fall_back() -> None:
+    pair, client, server = established()
+    count = server.engine._fast.fallbacks["receive: frames"]
+    client.engine.send_ping(1)
+    pair.run(1.0)
+    server.engine._now = pair.now
+    for plain, is_eliciting in ((b"\x00", False), (b"\x00\x00\x01\x00", True), (bytes(900), False)):
+        assert small_packet.take_frames(server.engine, plain, pair.now) is is_eliciting
+    assert server.engine._fast.fallbacks["receive: frames"] == count
     assert [event.uid for event in client.of(events.PingAcknowledged)] == [1]
 
 

@@ -326,7 +326,7 @@ def test_what_escapes_aioquic_ends_one_connection_only(caplog: pytest.LogCapture
         raise ZeroDivisionError("a bug")
 
     pair.server.engine.take_other_frames = explode  # type: ignore[method-assign]
-    pair.client.engine.send_ping(1)
+    pair.client.engine.change_connection_id()
     pair.run(1.0)
     assert "INTERNAL_ERROR" in str(ended_with(pair))
     assert any(isinstance(r.exc_info and r.exc_info[1], ZeroDivisionError) for r in caplog.records)

@@ -371,13 +371,29 @@ def test_a_client_policy_without_any_trust_cannot_be_made() -> None:
         ClientPolicy(server_name=NAME)
 
 
-def test_the_client_prefers_x25519_and_keeps_all_other_groups() -> None:
-    plain = tls.Context(is_client=True)
+def test_the_client_offers_x25519_first_and_what_every_server_knows() -> None:
     adopted = adopt(tls.Context(is_client=True), ClientPolicy(server_name=NAME, accept_any=True))
-    assert adopted._supported_groups[0] == tls.Group.X25519
-    assert sorted(adopted._supported_groups) == sorted(plain._supported_groups)
+    assert adopted._supported_groups == [tls.Group.X25519, tls.Group.SECP256R1]
     pair = connect(client(), server())
     assert pair.server.tls._x25519_private_key is not None
+
+
+@pytest.mark.parametrize("group", ["x25519", "secp256r1", "secp384r1", "x448"])
+def test_the_client_offers_the_groups_it_is_told(group: str) -> None:
+    pair = connect(client(groups=[group]), server())
+    assert pair.is_established
+    assert pair.client.context._supported_groups == [tls.Group[group.upper()]]
+
+
+@pytest.mark.parametrize("groups", [[], ["x25519", "p256"], ["X25519"]])
+def test_groups_which_are_not_known_are_named(groups: list[str]) -> None:
+    with pytest.raises(ValueError, match="groups must be some of x25519"):
+        ClientTLS(groups=groups)
+
+
+def test_groups_are_names() -> None:
+    with pytest.raises(TypeError, match="groups must be a sequence"):
+        ClientTLS(groups="x25519")
 
 
 # --------------------------------------------------------------- the server's identity
