@@ -221,9 +221,9 @@ class SocketDriver:
     def touch(self, route: Route) -> None:
         """The connection may have something to send, or events to deliver; done soon, at once
         for all that are touched now."""
-        self._is_quiet = False
-        if route in self._dirty or self._is_closed:
+        if self._is_closed:
             return
+        self._is_quiet = False
         if not self._is_running:
             # Nobody turns the crank just now, so the writer does it.
             dirty, self._dirty = {**self._dirty, route: None}, {}
@@ -233,9 +233,10 @@ class SocketDriver:
                 self._fail(error)
             self.close_if_unused()
             return
-        if not self._dirty:
-            self._wake_flusher()
-        self._dirty[route] = None
+        if route not in self._dirty:
+            if not self._dirty:
+                self._wake_flusher()
+            self._dirty[route] = None
 
     def _wake_flusher(self) -> None:
         if self._flush_lot:

@@ -585,3 +585,34 @@ async def test_without_a_nursery_a_failed_socket_is_reported_by_the_next_call(
         await listener.accept()
     assert "gone" in str(caught.value.__cause__)
     await listener.aclose()
+
+
+async def test_without_a_nursery_a_writer_sends_at_once_whatever_a_driver_has_left_behind(
+    autojump_clock: MockClock,
+) -> None:
+    simulated = Simulated()
+    listener = await phoenix_trio.open_listener(
+        PORT, tls=server_tls(), alpn=ALPN, network=simulated.network.host(SERVER)
+    )
+    async with trio.open_nursery() as nursery:
+
+        async def ask() -> None:
+            async with simulated.connect() as connection:
+                stream = await connection.open_stream()
+                await stream.send_all(b"x")
+                assert await stream.receive_some() == b"y"
+                await connection.aclose()
+
+        nursery.start_soon(ask)
+        connection = await listener.accept()
+        stream = await connection.accept_stream()
+        driver = listener._driver
+        assert not driver._is_running
+        # As a leader leaves it which is cancelled between two turns.
+        assert connection._route is not None
+        driver._dirty[connection._route] = None
+        before = driver.statistics().datagrams_sent
+        await stream.send_all(b"y")
+        assert driver.statistics().datagrams_sent > before
+        await connection.wait_closed()
+    await listener.aclose()
