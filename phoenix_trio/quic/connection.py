@@ -507,12 +507,14 @@ class QuicConnection(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
     def _wait(self, lot: Lot) -> Coroutine[object, Any, None]:
         """Wait in `lot`, where a change of this connection or stream is told."""
         driver = self._driver
+        self._rest()
         # Where the driver has tasks of its own, its end is this connection's, which wakes all.
         return lot.park() if driver.has_own_tasks else driver.wait(lot)
 
     async def _wait_for_room(self, stream_id: int, lot: trio.lowlevel.ParkingLot) -> None:
         """Park in `lot` until the stream may have room to send."""
         self._waiting_for_room[stream_id] = lot
+        self._rest()
         try:
             await self._driver.wait(lot)
         finally:
@@ -522,6 +524,7 @@ class QuicConnection(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
         """Park in `lot` until something was acknowledged or sent, too."""
         waiting = self._waiting_for_progress
         waiting[lot] = waiting.get(lot, 0) + 1
+        self._rest()
         try:
             await self._driver.wait(lot)
         finally:
@@ -537,7 +540,16 @@ class QuicConnection(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
         self, stream_id: int, data: bytes | bytearray | memoryview, *, end_stream: bool = False
     ) -> None:
         self._engine.write(stream_id, data, end_stream=end_stream)
-        self._touch()
+        route = self._route
+        if route is not None:
+            self._driver.touch(route)
+            route.writers.add(trio.lowlevel.current_task())
+
+    def _rest(self) -> None:
+        """The running task is about to wait, or is done with a stream."""
+        route = self._route
+        if route is not None and route.writers:
+            self._driver.on_rest(route)
 
     def _reset_sending(self, stream_id: int, code: int) -> None:
         self._engine.reset_sending(stream_id, code)

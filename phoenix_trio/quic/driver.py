@@ -127,6 +127,7 @@ class Route:
         "is_pending",
         "scheduled_at",
         "sink",
+        "writers",
     )
 
     def __init__(self, engine: Engine, sink: Sink, *, is_incoming: bool) -> None:
@@ -139,6 +140,8 @@ class Route:
         self.connection_ids: set[bytes] = set()
         self.initial_connection_id: bytes | None = None
         self.scheduled_at = math.inf
+        self.writers: set[trio.lowlevel.Task] = set()
+        """Who has written since the last packets were built, and may go on."""
         self._token_keys: set[bytes] = set()
 
 
@@ -180,6 +183,7 @@ class SocketDriver:
         self._flush_lot = trio.lowlevel.ParkingLot()
         self._is_quiet = False
         """Whether nobody has touched a connection since this was set."""
+        self._send_error: OSError | None = None
         self._sleep: trio.CancelScope | None = None
         self._is_running = False
         self._is_closed = False
@@ -237,6 +241,29 @@ class SocketDriver:
             if not self._dirty:
                 self._wake_flusher()
             self._dirty[route] = None
+
+    def on_rest(self, route: Route) -> None:
+        """The running task has nothing more to write on this connection for now.
+
+        When that is true of all who have written, nobody is worth waiting for, and what
+        there is leaves at once.  No events are delivered here: the task is about to wait
+        for one, and would miss it.
+        """
+        writers = route.writers
+        writers.discard(trio.lowlevel.current_task())
+        if writers or route not in self._dirty or self._unsent or not self._is_running:
+            return
+        now = trio.current_time()
+        try:
+            self._transmit(route, now)
+        except OSError as error:
+            self._send_error = error  # for the task to which the socket belongs
+            return
+        engine = route.engine
+        if engine.has_events or engine.is_ending or engine.has_more_to_send(now):
+            return  # it stays dirty, and that task goes on
+        del self._dirty[route]
+        self._settle(route, now)
 
     def _wake_flusher(self) -> None:
         if self._flush_lot:
@@ -462,6 +489,8 @@ class SocketDriver:
             else:
                 await self._flush_lot.park()
                 await self._wait_for_company()
+            if self._send_error is not None:
+                raise self._send_error
             dirty, self._dirty = self._dirty, {}
             self._flush(trio.current_time(), dirty)
 
@@ -473,8 +502,12 @@ class SocketDriver:
         time: a packet costs far more than a frame.  Nobody waits for long, and who has a
         full packet does not wait for others.
         """
+        if not self._dirty:
+            return  # (All has left with those who came to rest.)
         await trio.lowlevel.checkpoint()
         for _ in range(TURNS_FOR_COMPANY):
+            if not self._dirty:
+                break
             self._is_quiet = True
             await trio.lowlevel.checkpoint()
             if self._is_quiet or len(self._dirty) > ROUTES_WITH_COMPANY:
@@ -487,7 +520,6 @@ class SocketDriver:
     def _flush(self, now: float, routes: Iterable[Route]) -> None:
         """One bounded run of packets of every connection; those with more become dirty again."""
         unsent = self._unsent
-        slab = _slab()
         while unsent:
             data, address, size, mark = unsent[0]
             taken = self.socket.send_run(data, address, size, mark)
@@ -500,17 +532,22 @@ class SocketDriver:
                 self._dirty[route] = None
                 self._settle(route, now)
                 continue
-            engine = route.engine
-            engine.begin_pass()
-            for _ in range(BUILDS_PER_CONNECTION):
-                runs = engine.transmit(now, slab)
-                for run in runs:
-                    self._send(run)
-                if not runs or unsent or not engine.has_more_to_send(now):
-                    break
+            self._transmit(route, now)
             self._deliver(route, now)
-            if engine.has_more_to_send(now):
+            if route.engine.has_more_to_send(now):
                 self._dirty[route] = None  # its turn comes again after the others'
+
+    def _transmit(self, route: Route, now: float) -> None:
+        """One bounded run of packets of a connection."""
+        route.writers.clear()
+        engine, slab = route.engine, _slab()
+        engine.begin_pass()
+        for _ in range(BUILDS_PER_CONNECTION):
+            runs = engine.transmit(now, slab)
+            for run in runs:
+                self._send(run)
+            if not runs or self._unsent or not engine.has_more_to_send(now):
+                break
 
     def _send(self, run: Run) -> None:
         data, address, size, mark = run

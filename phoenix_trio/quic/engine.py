@@ -649,6 +649,11 @@ class Engine(QuicConnection):
             return False
         return self._state not in END_STATES
 
+    @property
+    def has_events(self) -> bool:
+        """Whether :meth:`take_events` has any."""
+        return bool(self._out)
+
     def take_events(self) -> list[events.Event]:
         """What has happened since the last call."""
         if not self._out:

@@ -502,6 +502,7 @@ class SendStream(trio.abc.SendStream, metaclass=NoPublicConstructor):
             raise
         self.close()
         connection = self._connection
+        connection._rest()
         if connection._is_driven_by_waiters:
             offset = connection._engine.written(self._id)
             while not (
