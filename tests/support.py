@@ -223,6 +223,8 @@ class EnginePair:
         data, at = b"".join(datagrams), 0
         while at < len(data):
             at = destination.engine.receive_run(data, at, size, source, self.now)
+        if destination.engine.only_acknowledgement_due() is not None:
+            assert not destination.engine.transmit(self.now), "it could not wait"
 
     def run(self, seconds: float) -> None:
         """Let virtual time pass."""

@@ -472,13 +472,24 @@ class SocketDriver:
             self._dispatch_run(run, now, touched)
         self._run_timers(now, touched)
         # Those to whom applications are writing just now have their turn of sending soon.
-        answering = [route for route in touched if route not in self._dirty]
+        answering = []
         for route in touched:
+            if route not in self._dirty and not self._can_wait(route, now):
+                answering.append(route)
             self._hand_up(route, now)
         self._flush(now, answering)
         if self._dirty or self._unsent:
             self._wake_flusher()
         return len(runs) == self._runs_per_turn
+
+    def _can_wait(self, route: Route, now: float) -> bool:
+        """Whether there is nothing to send but an acknowledgement which waits for company."""
+        deadline = route.engine.only_acknowledgement_due()
+        if deadline is None or route.engine.reset_tokens_changed:
+            return False
+        if deadline < route.scheduled_at:
+            self._schedule(route, deadline)
+        return True
 
     async def _flush_forever(self) -> None:
         while True:

@@ -638,6 +638,33 @@ class Engine(QuicConnection):
                 deadline = min(deadline, self._mtu.deadline)
         return deadline
 
+    def only_acknowledgement_due(self) -> float | None:
+        """When to send what was received its acknowledgement, if that is all there is to do.
+
+        ``None``: there may be more, so :meth:`transmit` and :meth:`next_deadline` are due.
+        """
+        space = self.application_space
+        deadline = space.ack_at
+        if (
+            deadline is None
+            or deadline <= self._now
+            or not self._handshake_confirmed
+            or self._state is not QuicConnectionState.CONNECTED
+            or self._active
+            or self._datagrams_pending
+            or self._limits_pending
+            or self._limits_to_send
+            or self._close_pending
+            or self._answer_close
+            or self._more
+            or self._pacing_at is not None
+            or space.loss_time is not None
+            or (self._mtu is not None and (self._mtu.is_probing or self._mtu.deadline <= deadline))
+            or self._has_rare_control()
+        ):
+            return None
+        return deadline
+
     @property
     def end_deadline(self) -> float | None:
         """When the connection ends if nothing happens any more (idle timeout, closing period)."""

@@ -98,6 +98,11 @@ class MtuSearch:
         return (self.size + self._best_failed) // 2
 
     @property
+    def is_probing(self) -> bool:
+        """Whether :meth:`next_probe` may have something at once, before its :attr:`deadline`."""
+        return self._probe is None and self.size < self.ceiling and self._next_search_at == math.inf
+
+    @property
     def deadline(self) -> float:
         """When :meth:`next_probe` will have something again by itself; ``math.inf``: never."""
         return self._next_search_at

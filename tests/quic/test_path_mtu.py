@@ -22,7 +22,13 @@ from tests.support import EnginePair, connected_pair, examples, stream_pair, tak
 def search_on(search: MtuSearch, path: int, now: float = 0.0) -> list[int]:
     """Answer probes as a path which carries `path` bytes does; returns the sizes probed."""
     probed: list[int] = []
-    while (size := search.next_probe(now)) is not None:
+    while True:
+        announced = search.is_probing or search.deadline <= now
+        size = search.next_probe(now)
+        if size is None:
+            assert not search.is_probing
+            break
+        assert announced
         assert search.next_probe(now) is None, "one at a time"
         probed.append(size)
         assert len(probed) < 100
