@@ -10,11 +10,12 @@ any :class:`trio.abc.Stream`, and over one direction of one.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, final
 
+import attrs
 import trio
 
 from ..errors import ApplicationErrorCode
@@ -56,12 +57,22 @@ def _check_sizes(max_batch_bytes: int, max_delay: float, max_message_size: int) 
         )
 
 
+@attrs.define(eq=False)
+class _Place:
+    """A message for which there is no room yet."""
+
+    payload: bytes
+    express: bool
+    is_queued: bool = False
+
+
 @final
 class BatchSender(trio.abc.SendChannel[Any]):
     """Puts messages into batches.  From :func:`open_batching_channel`.
 
     Any number of tasks may send.  What is queued is at most one full batch, and one which
-    is on its way into the stream; who comes then waits.
+    is on its way into the stream; who comes then waits, and is served in the order of
+    coming: a large message which needs an empty batch is not overtaken by small ones.
     """
 
     def __init__(
@@ -90,7 +101,9 @@ class BatchSender(trio.abc.SendChannel[Any]):
         self._closed = False
         self._left = False
         self._work_lot = trio.lowlevel.ParkingLot()  # the writing task's
-        self._room_lot = trio.lowlevel.ParkingLot()  # those who want to send
+        # Those who want to send, in the order of coming.  While there are any, the batch is
+        # urgent, and nobody else puts anything into it.
+        self._line: OrderedDict[trio.lowlevel.Task, _Place] = OrderedDict()
         self._written_lot = trio.lowlevel.ParkingLot()  # those who flush
 
     @property
@@ -119,23 +132,29 @@ class BatchSender(trio.abc.SendChannel[Any]):
           trio.BrokenResourceError: the stream has failed; a subclass says how.
           And what `encode` raises.
         """
-        await trio.lowlevel.checkpoint_if_cancelled()
+        await trio.lowlevel.checkpoint()
         self._check_open()
-        payload = value if self._encode is None else self._encode(value)
-        if not isinstance(payload, bytes):
+        encode = self._encode
+        payload = value if encode is None else encode(value)
+        if type(payload) is not bytes:
             payload = bytes(memoryview(payload))
-        self._check_size(payload)
-        waited = False
-        while not self._has_room(len(payload)):
-            waited = True
-            self._hurry()
-            await self._room_lot.park()
-            self._check_open()
-        self._append(payload)
+        size = len(payload)
+        if size > self._max_message_size:
+            self._check_size(payload)
+        batch = self._batch
+        if self._line or not self._count or len(batch) + size + 4 >= self._max_batch_bytes:
+            await self._queue(payload, express)
+            return
+        # The same as _append, for the usual case.
+        if size < 64:
+            batch.append(size)
+        else:
+            batch += encode_varint(size)
+        batch += payload
+        self._count += 1
+        self._queued += 1
         if express:
             self._hurry()
-        if not waited:
-            await trio.lowlevel.cancel_shielded_checkpoint()
 
     async def send_many(self, values: Iterable[Any], *, express: bool = False) -> int:
         """Queue many messages in order, with one checkpoint for all which find room at once.
@@ -164,12 +183,8 @@ class BatchSender(trio.abc.SendChannel[Any]):
             if size > limit:
                 self._check_size(payload)
             batch = self._batch
-            if not self._count or len(batch) + size + 4 > self._max_batch_bytes:
-                while not self._has_room(size):
-                    self._hurry()
-                    await self._room_lot.park()
-                    self._check_open()
-                self._append(payload)
+            if self._line or not self._count or len(batch) + size + 4 >= self._max_batch_bytes:
+                await self._queue(payload, False)
             else:
                 # The same as _append, for the usual case.
                 if size < 64:
@@ -201,6 +216,50 @@ class BatchSender(trio.abc.SendChannel[Any]):
     def _has_room(self, size: int) -> bool:
         # One which is larger than a batch travels alone.
         return not self._count or len(self._batch) + size + 4 <= self._max_batch_bytes
+
+    async def _queue(self, payload: bytes, express: bool) -> None:
+        """Queue one message now if there is room and nobody waits for it, or in its turn.
+
+        A checkpoint only if it waits.
+        """
+        if not self._line and self._has_room(len(payload)):
+            self._append(payload)
+            if express:
+                self._hurry()
+            return
+        task = trio.lowlevel.current_task()
+        place = self._line[task] = _Place(payload, express)
+        self._hurry()
+
+        def leave(_: object) -> trio.lowlevel.Abort:
+            del self._line[task]
+            self._serve_line()
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(leave)
+        if not place.is_queued:
+            self._check_open()
+
+    def _serve_line(self) -> None:
+        """Queue for those who wait, as long as there is room for the first of them."""
+        line = self._line
+        while line:
+            task, place = next(iter(line.items()))
+            if not self._has_room(len(place.payload)):
+                self._hurry()
+                return
+            del line[task]
+            self._append(place.payload)
+            if place.express:
+                self._hurry()
+            place.is_queued = True
+            trio.lowlevel.reschedule(task)
+
+    def _dissolve_line(self) -> None:
+        """Nobody in it will be served; each finds out why."""
+        while self._line:
+            task, _ = self._line.popitem(last=False)
+            trio.lowlevel.reschedule(task)
 
     def _append(self, payload: bytes) -> None:
         if not self._count:
@@ -255,7 +314,7 @@ class BatchSender(trio.abc.SendChannel[Any]):
             await trio.lowlevel.checkpoint()
             return
         self._closed = True
-        self._room_lot.unpark_all()
+        self._dissolve_line()
         try:
             await trio.lowlevel.checkpoint()
             if self._error is None:
@@ -282,8 +341,8 @@ class BatchSender(trio.abc.SendChannel[Any]):
         was_closed, self._closed = self._closed, True
         if self._written < self._queued:
             self._left = True
-        for lot in (self._room_lot, self._written_lot):
-            lot.unpark_all()
+        self._dissolve_line()
+        self._written_lot.unpark_all()
         if not self._left or was_closed:
             return  # (closing has seen to the stream)
         if isinstance(self._stream, QuicStream):
@@ -316,12 +375,12 @@ class BatchSender(trio.abc.SendChannel[Any]):
             self._count = 0
             self._urgent = False
             batch[:_LENGTH] = (_LENGTH_FORM | (len(batch) - _LENGTH)).to_bytes(_LENGTH, "big")
-            self._room_lot.unpark_all()
+            self._serve_line()
             try:
                 await self._stream.send_all(batch)
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 self._error = error
-                self._room_lot.unpark_all()
+                self._dissolve_line()
                 self._written_lot.unpark_all()
                 return
             self._written += count

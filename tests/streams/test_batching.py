@@ -225,6 +225,134 @@ async def test_a_cancelled_send_has_queued_nothing(autojump_clock: MockClock) ->
     assert got == sent
 
 
+async def test_who_waits_first_is_served_first_whatever_the_sizes(
+    autojump_clock: MockClock,
+) -> None:
+    send, receive = trio.testing.lockstep_stream_one_way_pair()
+    asked: list[bytes] = []
+    got: list[bytes] = []
+
+    async def ask(sender: BatchSender, message: bytes) -> None:
+        asked.append(message)
+        await sender.send(message)
+
+    async with trio.open_nursery() as nursery:
+        async with open_batch_sender(send, max_batch_bytes=500, max_delay=0) as sender:
+            for number in range(60):
+                size = 2000 if number % 20 == 10 else 40
+                nursery.start_soon(ask, sender, b"%0*d" % (size, number))
+                await trio.sleep(0.01)
+            async for message in BatchReceiver(receive):
+                got.append(message)
+                if len(got) == 60:
+                    break
+    assert got == asked
+
+
+async def test_a_message_above_the_size_of_a_batch_is_overtaken_by_no_newcomers(
+    autojump_clock: MockClock,
+) -> None:
+    send, receive = trio.testing.lockstep_stream_one_way_pair()
+    receiver = BatchReceiver(receive)
+    received: list[bytes] = []
+    since = 0
+    async with open_batch_sender(send, max_batch_bytes=1000, max_delay=0) as sender:
+        async with trio.open_nursery() as nursery:
+
+            async def chatter() -> None:
+                while True:
+                    await sender.send(bytes(50))
+
+            async def shout() -> None:
+                nonlocal since
+                await trio.sleep(1)
+                since = len(received)
+                await sender.send(bytes(5000))
+                nursery.cancel_scope.cancel()
+
+            async def collect() -> None:
+                async for message in receiver:
+                    received.append(message)
+                    await trio.sleep(0.001)
+
+            for _ in range(50):
+                nursery.start_soon(chatter)
+            nursery.start_soon(collect)
+            nursery.start_soon(shout)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(drain, receiver)
+            await sender.aclose()
+    # Two batches on their way, and one message of each of those who stood before it.
+    assert len(received) - since <= 2 * 20 + 50
+
+
+async def test_a_sender_which_is_cancelled_while_it_waits_gives_its_place_to_those_behind_it(
+    autojump_clock: MockClock,
+) -> None:
+    send, receive = trio.testing.lockstep_stream_one_way_pair()
+    leaver = trio.CancelScope()
+    done: list[int] = []
+
+    async def ask(number: int) -> None:
+        await sender.send(b"%050d" % number)
+        done.append(number)
+
+    async def leave() -> None:
+        with leaver:
+            await sender.send(bytes(5000))
+
+    async with trio.open_nursery() as nursery:
+        async with open_batch_sender(send, max_batch_bytes=120, max_delay=0) as sender:
+            for number in range(2):  # one in the stream, one in the batch
+                nursery.start_soon(ask, number)
+                await trio.sleep(0.01)
+            nursery.start_soon(leave)
+            await trio.sleep(0.01)
+            for number in range(2, 6):
+                nursery.start_soon(ask, number)
+                await trio.sleep(0.01)
+            assert done == [0, 1]
+            leaver.cancel()
+            await trio.sleep(0.01)
+            assert done == [0, 1, 2]
+            receiver = BatchReceiver(receive)
+            assert [await receiver.receive() for _ in range(6)] == [
+                b"%050d" % number for number in range(6)
+            ]
+            await trio.testing.wait_all_tasks_blocked()
+            assert sorted(done) == list(range(6))
+
+
+async def test_those_who_send_many_take_turns_with_those_who_send_one(
+    autojump_clock: MockClock,
+) -> None:
+    counts = {"many": 0, "one": 0}
+    send, receive = trio.testing.lockstep_stream_one_way_pair()
+    async with open_batch_sender(send, max_batch_bytes=1000, max_delay=0) as sender:
+        async with trio.open_nursery() as nursery:
+
+            async def many() -> None:
+                await sender.send_many(b"many" for _ in range(100_000))
+
+            async def one() -> None:
+                while True:
+                    await sender.send(b"one")
+
+            nursery.start_soon(many)
+            await trio.sleep(0.01)
+            for _ in range(300):
+                nursery.start_soon(one)
+            receiver = BatchReceiver(receive)
+            while sum(counts.values()) < 20_000:
+                for message in await receiver.receive_many():
+                    counts[message.decode()] += 1
+            nursery.cancel_scope.cancel()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(drain, receiver)
+            await sender.aclose()
+    assert counts["one"] > 10_000
+
+
 async def test_a_cancelled_receive_loses_nothing(autojump_clock: MockClock) -> None:
     network = SimulatedNetwork(delay=0.05, loss=0.05, seed=2)
     messages = [b"%d" % number * 20 for number in range(2000)]
