@@ -229,18 +229,30 @@ class SocketDriver:
             return
         self._is_quiet = False
         if not self._is_running:
-            # Nobody turns the crank just now, so the writer does it.
-            dirty, self._dirty = {**self._dirty, route: None}, {}
-            try:
-                self._flush(trio.current_time(), dirty)
-            except OSError as error:
-                self._fail(error)
+            self._dirty[route] = None
+            self._flush_alone()
             self.close_if_unused()
             return
         if route not in self._dirty:
             if not self._dirty:
                 self._wake_flusher()
             self._dirty[route] = None
+
+    def _flush_alone(self) -> None:
+        """Nobody turns the crank just now, so whoever is here does it.
+
+        Twice: what the first pass holds back because there may be more to say
+        (:meth:`Engine.begin_pass`) would wait for somebody who may not come.
+        """
+        now = trio.current_time()
+        try:
+            for _ in range(2):
+                dirty, self._dirty = self._dirty, {}
+                self._flush(now, dirty)
+                if self._unsent or not self._dirty:
+                    break
+        except OSError as error:
+            self._fail(error)
 
     def on_rest(self, route: Route) -> None:
         """The running task has nothing more to write on this connection for now.
@@ -356,6 +368,10 @@ class SocketDriver:
             raise
         finally:
             self._is_running = False
+            if self._dirty and not self._is_closed:
+                # The task which would have sent this in a few turns was cancelled with the
+                # others, and there may be nobody who drives for long.
+                self._flush_alone()
 
     async def _until_closed(
         self, task: Callable[[], Awaitable[None]], scope: trio.CancelScope
