@@ -139,6 +139,22 @@ class TransportConfig:
 
     4: without loss one is as fast; with some, each more adds its own congestion window."""
 
+    max_incoming_transfers: int = attrs.field(default=16, validator=_integer(1, 100_000))
+    """Striped transfers which are received at once at most, interrupted ones included (1 to
+    100,000); senders of further ones get ``TransferCode.TOO_MANY_TRANSFERS``.
+
+    16: each may hold twice `receive_buffer_size`, 64 MiB at most, until it is read; this
+    bounds the memory of all, to 512 MiB with the default buffers."""
+
+    max_incoming_transfers_per_peer: int | None = attrs.field(
+        default=None, validator=attrs.validators.optional(_integer(1, 100_000))
+    )
+    """Of these, how many one peer may have (1 to 100,000), over however many connections:
+    those from one IPv4 address, or one IPv6 /64 network, count as one peer's.
+
+    ``None``: half of `max_incoming_transfers`, rounded up, so that there is room for others
+    whatever one does.  More where many clients share one address, as behind a NAT."""
+
     max_udp_payload_size: int | None = attrs.field(
         default=None,
         validator=attrs.validators.optional(_integer(SMALLEST_UDP_PAYLOAD, LARGEST_UDP_PAYLOAD)),

@@ -104,7 +104,10 @@ class PhoenixTransport(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
         # What waits in a transfer is what waits in two connections, and not without end.
         self._window = min(_LARGEST_WINDOW, 2 * config.receive_buffer_size)
         self._hub = TransferHub(
-            window=self._window, max_stripe_size=min(_LARGEST_STRIPE, self._window // 4)
+            window=self._window,
+            max_stripe_size=min(_LARGEST_STRIPE, self._window // 4),
+            max_transfers=config.max_incoming_transfers,
+            max_transfers_per_peer=config.max_incoming_transfers_per_peer,
         )
         self._connections: dict[QuicConnection, PhoenixConnection] = {}
         self._opened = 0
@@ -249,7 +252,8 @@ class PhoenixTransport(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
 
         Use it as a context manager, and read it: see :class:`IncomingTransfer`.  Twice the
         configuration's ``receive_buffer_size`` waits in memory at most (64 MiB), for each
-        of 16 transfers; further ones are refused meanwhile.
+        of ``max_incoming_transfers``; further ones are refused meanwhile, and those of one
+        peer above ``max_incoming_transfers_per_peer``.
 
         Cancellation: no transfer is lost.
 
@@ -486,14 +490,17 @@ async def open_phoenix(
     if max_connections is not None:
         pool = attrs.evolve(pool, max_connections=max_connections)
     transport: PhoenixTransport = PhoenixTransport._create(name, config, server_tls, network)
-    with trio.CancelScope() as scope:
-        async with Endpoint.open(config=config, network=network) as endpoint:
-            dial: Any = partial(transport._dialled, endpoint, tls)
-            async with open_pool(dial, pool) as transport._pool:
-                transport._body = scope
-                try:
-                    yield transport
-                finally:
-                    transport._closed = True
-                    transport._hub.close()
-                    await transport._end_servers()
+    with trio.CancelScope() as scope, unwrap_lone():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(transport._hub.give_up_in_time)
+            async with Endpoint.open(config=config, network=network) as endpoint:
+                dial: Any = partial(transport._dialled, endpoint, tls)
+                async with open_pool(dial, pool) as transport._pool:
+                    transport._body = scope
+                    try:
+                        yield transport
+                    finally:
+                        transport._closed = True
+                        transport._hub.close()
+                        await transport._end_servers()
+            nursery.cancel_scope.cancel()

@@ -21,6 +21,7 @@ from phoenix_trio import (
     ApplicationErrorCode,
     PhoenixConnection,
     PhoenixTransport,
+    TransferCode,
     TransportConfig,
     open_phoenix,
 )
@@ -383,6 +384,61 @@ async def test_an_interrupted_transfer_can_be_resumed(autojump_clock: MockClock)
             )
         assert found == [(b"", data)]
         assert summary.stripes_sent * summary.stripe_size < len(data)
+
+
+async def test_an_interrupted_transfer_gives_its_memory_back_although_nobody_accepts_it(
+    autojump_clock: MockClock,
+) -> None:
+    network = SimulatedNetwork(delay=0.01)
+    config = attrs.evolve(TransportConfig(), max_idle_timeout=2.0)
+    async with two_transports(network=network, config=config) as (client, server):
+        async with trio.open_nursery() as nursery:
+
+            async def send() -> None:
+                with pytest.raises(phoenix_trio.TransferInterrupted):
+                    await client.send_multiplexed(TARGET, bytes(MEBIBYTE), connections=2)
+
+            nursery.start_soon(send)
+            await trio.sleep(1)
+            (transfer,) = server._hub._incoming.values()
+            assert transfer.bytes_received == MEBIBYTE
+            network.partition(CLIENT, SERVER)
+            await trio.sleep(55)
+            assert transfer._window.has_next  # the sender may come back
+            await trio.sleep(10)
+            assert not server._hub._incoming
+            assert not transfer._window.has_next
+        network.heal(CLIENT, SERVER)
+
+
+@pytest.mark.parametrize(
+    ("settings", "taken"),
+    [
+        ({}, 8),
+        ({"max_incoming_transfers": 5}, 3),
+        ({"max_incoming_transfers": 5, "max_incoming_transfers_per_peer": 9}, 5),
+        ({"max_incoming_transfers_per_peer": 2}, 2),
+    ],
+)
+async def test_the_configuration_says_how_many_transfers_are_received_at_once(
+    settings: dict[str, int], taken: int, autojump_clock: MockClock
+) -> None:
+    codes: list[int] = []
+    async with two_transports(config=TransportConfig(**settings)) as (client, server):
+        async with trio.open_nursery() as nursery:
+
+            async def send() -> None:
+                try:
+                    await client.send_multiplexed(TARGET, b"some", connections=2)
+                except phoenix_trio.TransferRefused as error:
+                    codes.append(error.code)
+
+            for _ in range(12):
+                nursery.start_soon(send)
+            await trio.sleep(5)
+            assert codes == [TransferCode.TOO_MANY_TRANSFERS] * (12 - taken)
+            assert server.stats().incoming_transfers == taken
+            nursery.cancel_scope.cancel()
 
 
 async def test_a_cancelled_transfer_leaves_nothing_behind(autojump_clock: MockClock) -> None:

@@ -9,9 +9,11 @@ which has nothing else to do.
 
 from __future__ import annotations
 
+import ipaddress
+import math
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import final
+from typing import Any, final
 
 import attrs
 import trio
@@ -46,6 +48,21 @@ _MEBIBYTE = 1024 * 1024
 _REMEMBERED = 1024
 
 
+def peer_of(address: tuple[Any, ...]) -> str:
+    """Who is at a socket's address, as far as shares are concerned: the host of an IPv4
+    address, the /64 network of an IPv6 address, which hosts have as a whole.
+    """
+    host = str(address[0]).partition("%")[0]
+    if not host:
+        return ""
+    ip = ipaddress.ip_address(host)
+    if isinstance(ip, ipaddress.IPv6Address):
+        if ip.ipv4_mapped is None:
+            return str(ipaddress.IPv6Network((ip, 64), strict=False))
+        ip = ip.ipv4_mapped
+    return str(ip)
+
+
 @attrs.frozen
 class _Remembered:
     verdict: Verdict
@@ -56,11 +73,17 @@ class _Remembered:
 class TransferHub(trio.abc.AsyncResource):
     """Sends and receives striped transfers over any number of connections.
 
+    An interrupted transfer is given up in time while somebody reads it or
+    :meth:`give_up_in_time` runs; otherwise when the hub is used next.
+
     Args:
       window: bytes of one incoming transfer which wait in memory at most.
       max_transfers: incoming transfers at most at once, interrupted ones included; the
         memory of all is bounded by `max_transfers` times `window`.  Further ones are
         refused.
+      max_transfers_per_peer: of these, how many one peer may have, so that there is room
+        for others: connections from one IPv4 address or one IPv6 /64 network are one peer's.
+        ``None``: half of `max_transfers`, rounded up.
       max_stripe_size: the largest stripe, in bytes; senders which propose larger ones
         use this one.
       max_size: the most bytes of one incoming transfer; ``None``: any.
@@ -76,6 +99,7 @@ class TransferHub(trio.abc.AsyncResource):
         *,
         window: int = 32 * _MEBIBYTE,
         max_transfers: int = 16,
+        max_transfers_per_peer: int | None = None,
         max_stripe_size: int = _MEBIBYTE,
         max_size: int | None = None,
         resume_timeout: float = 60.0,
@@ -87,20 +111,29 @@ class TransferHub(trio.abc.AsyncResource):
             )
         if max_transfers < 1:
             raise ValueError(f"max_transfers must be at least 1, not {max_transfers}")
+        if max_transfers_per_peer is None:
+            max_transfers_per_peer = (max_transfers + 1) // 2
+        if max_transfers_per_peer < 1:
+            raise ValueError(
+                f"max_transfers_per_peer must be at least 1, not {max_transfers_per_peer}"
+            )
         if not resume_timeout >= 0:
             raise ValueError(f"resume_timeout must be zero or more seconds, not {resume_timeout}")
         if max_size is not None and not 0 <= max_size <= VARINT_MAX:
             raise ValueError(f"max_size must be between 0 and 2**62 - 1, not {max_size}")
         self._stripe_window = window
         self._max_transfers = max_transfers
+        self._max_transfers_per_peer = max_transfers_per_peer
         self._max_stripe_size = max_stripe_size
         self._max_size = max_size
         self._resume_timeout = resume_timeout
         self._incoming: dict[bytes, IncomingTransfer] = {}
+        self._peers: dict[bytes, str] = {}  # who has begun which of these
         self._outgoing: dict[bytes, OutgoingTransfer] = {}
         self._queue: deque[IncomingTransfer] = deque()
         self._remembered: OrderedDict[bytes, _Remembered] = OrderedDict()
         self._accept_lot = trio.lowlevel.ParkingLot()
+        self._time_lot = trio.lowlevel.ParkingLot()
         self._closed = False
 
     # ------------------------------------------------------------------ receiving
@@ -300,7 +333,7 @@ class TransferHub(trio.abc.AsyncResource):
             refuse(reader, TransferCode.MALFORMED)
             return
         self._expire()
-        verdict = self._judge(transfer_id, manifest)
+        verdict = self._judge(transfer_id, manifest, connection)
         if verdict is not None:
             await self._answer(transfer_id, verdict, reader, connection)
             return
@@ -316,14 +349,18 @@ class TransferHub(trio.abc.AsyncResource):
                 resume_timeout=self._resume_timeout,
                 max_size=self._max_size,
                 on_end=self._on_end,
+                on_interruption=self._time_lot.unpark_all,
             )
             self._remembered.pop(transfer_id, None)
             self._incoming[transfer_id] = transfer
+            self._peers[transfer_id] = peer_of(connection.peer_address)
             self._queue.append(transfer)
             self._accept_lot.unpark_all()
         await transfer._serve_line(reader, connection)
 
-    def _judge(self, transfer_id: bytes, manifest: Manifest) -> Verdict | None:
+    def _judge(
+        self, transfer_id: bytes, manifest: Manifest, connection: QuicConnection
+    ) -> Verdict | None:
         """What is to be said at once; ``None``: the transfer is welcome."""
         transfer = self._incoming.get(transfer_id)
         if transfer is not None:
@@ -340,6 +377,14 @@ class TransferHub(trio.abc.AsyncResource):
         if self._max_size is not None and (manifest.size or 0) > self._max_size:
             return Verdict(TransferCode.TOO_LARGE)
         if len(self._incoming) >= self._max_transfers:
+            return Verdict(TransferCode.TOO_MANY_TRANSFERS)
+        # A connection which has moved brings along what it has begun elsewhere.
+        peer = peer_of(connection.peer_address)
+        count = sum(
+            each.connection is connection or self._peers[each.id] == peer
+            for each in self._incoming.values()
+        )
+        if count >= self._max_transfers_per_peer:
             return Verdict(TransferCode.TOO_MANY_TRANSFERS)
         return None
 
@@ -362,6 +407,7 @@ class TransferHub(trio.abc.AsyncResource):
 
     def _on_end(self, transfer: IncomingTransfer, verdict: Verdict | None) -> None:
         del self._incoming[transfer.id]
+        del self._peers[transfer.id]
         if transfer in self._queue:
             self._queue.remove(transfer)
         if verdict is not None:
@@ -369,6 +415,19 @@ class TransferHub(trio.abc.AsyncResource):
             self._remembered[transfer.id] = _Remembered(verdict, until)
             while len(self._remembered) > _REMEMBERED:
                 self._remembered.popitem(last=False)
+
+    async def give_up_in_time(self) -> None:
+        """Give up interrupted transfers which nobody reads when their time is over.
+
+        So their memory is given back then, rather than when the hub is used next.  Runs
+        until it is cancelled, and sleeps until the next transfer's time;
+        :func:`phoenix_trio.open_phoenix` has it running.
+        """
+        while True:
+            deadline = min((each._expires_at for each in self._incoming.values()), default=math.inf)
+            with trio.move_on_at(deadline):
+                await self._time_lot.park()
+            self._expire()
 
     def _expire(self) -> None:
         for transfer in list(self._incoming.values()):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -124,12 +125,14 @@ class IncomingTransfer(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
         resume_timeout: float,
         max_size: int | None,
         on_end: Callable[[IncomingTransfer, Verdict | None], None],
+        on_interruption: Callable[[], object],
     ) -> None:
         self._id = transfer_id
         self._manifest = manifest
         self._connection = connection
         self._resume_timeout = resume_timeout
         self._on_end = on_end
+        self._on_interruption = on_interruption
         self._window = ReassemblyWindow(
             stripe_size=stripe_size, window=window, size=manifest.size, max_size=max_size
         )
@@ -318,20 +321,19 @@ class IncomingTransfer(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
 
     async def _wait(self) -> None:
         """Until something happens, at most until the sender's time to come back is over."""
-        if self._line_lost_at is None:
-            await self._read_lot.park()
-            return
-        deadline = self._line_lost_at + self._resume_timeout
-        with trio.move_on_at(deadline):
+        with trio.move_on_at(self._expires_at):
             await self._read_lot.park()
         self._expire()
 
+    @property
+    def _expires_at(self) -> float:
+        """When the sender's time to come back is over."""
+        lost_at = self._line_lost_at
+        return math.inf if lost_at is None else lost_at + self._resume_timeout
+
     def _expire(self) -> bool:
         """Give up if the sender's time to come back is over.  Returns whether it is."""
-        lost_at = self._line_lost_at
-        if lost_at is None or self._verdict is not None:
-            return False
-        if trio.current_time() < lost_at + self._resume_timeout:
+        if self._verdict is not None or trio.current_time() < self._expires_at:
             return False
         self._conclude(
             Verdict(TransferCode.UNKNOWN_TRANSFER),
@@ -473,6 +475,7 @@ class IncomingTransfer(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
                 self._line = None
                 if self._verdict is None:
                     self._line_lost_at = trio.current_time()
+                    self._on_interruption()
                 self._read_lot.unpark_all()
 
     async def _listen(self, reader: StreamReader) -> None:

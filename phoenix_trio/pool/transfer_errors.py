@@ -43,7 +43,7 @@ class TransferCode(IntEnum):
     """All bytes arrived, and they are not those which the sender has hashed."""
 
     TOO_MANY_TRANSFERS = 0x41
-    """The receiver has as many transfers under way as it takes."""
+    """The receiver has as many transfers under way as it takes, in all or of one peer."""
 
     TOO_LARGE = 0x42
     """There are more bytes than the receiver takes."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import io
 import os
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,16 +19,20 @@ from trio.testing import MockClock
 import phoenix_trio
 from phoenix_trio import TransferCode
 from phoenix_trio.pool import IncomingTransfer, TransferHub, serve_hub
+from phoenix_trio.pool.hub import peer_of
 from phoenix_trio.pool.transfer_records import (
+    Accepted,
     Credit,
     End,
     Manifest,
+    Verdict,
     encode_record,
     encode_stripe_header,
 )
+from phoenix_trio.pool.transfer_streams import read_record
 from phoenix_trio.streams import StreamKind, StreamReader, encode_varint
 from phoenix_trio.testing import SimulatedNetwork
-from tests.support import connected_pair
+from tests.support import ALPN, CLIENT, PORT, SERVER, client_tls, connected_pair, server_tls
 
 STRIPE = 4096
 ID = bytes(range(16))
@@ -298,7 +305,7 @@ async def test_a_closed_hub_refuses(autojump_clock: MockClock) -> None:
 async def test_too_many_transfers_are_refused_and_the_first_ones_go_on(
     autojump_clock: MockClock,
 ) -> None:
-    async with two_hubs(max_transfers=2) as (client, sender, receiver):
+    async with two_hubs(max_transfers=2, max_transfers_per_peer=2) as (client, sender, receiver):
         async with trio.open_nursery() as nursery:
             for number in range(2):
                 nursery.start_soon(lambda n=number: sender.send([client], b"%d" % n * STRIPE))
@@ -311,6 +318,93 @@ async def test_too_many_transfers_are_refused_and_the_first_ones_go_on(
             await read(receiver, got)
         assert sorted(got) == [b"0" * STRIPE, b"1" * STRIPE]
         await still_works(client, sender, receiver)
+
+
+@asynccontextmanager
+async def one_hub(
+    clients: Sequence[str], **settings: Any
+) -> AsyncIterator[tuple[list[phoenix_trio.QuicConnection], TransferHub]]:
+    """A receiver's hub, and the connections of clients at these addresses, in their order."""
+    network = SimulatedNetwork(delay=0.01)
+    receiver = TransferHub(max_stripe_size=STRIPE, window=16 * STRIPE, **settings)
+
+    async def serve(connection: phoenix_trio.QuicConnection) -> None:
+        await serve_hub(connection, receiver)
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(
+            partial(
+                phoenix_trio.serve,
+                serve,
+                PORT,
+                host=SERVER,
+                tls=server_tls(),
+                alpn=ALPN,
+                network=network.host(SERVER),
+            )
+        )
+        async with AsyncExitStack() as stack:
+            hosts = {address: network.host(address) for address in dict.fromkeys(clients)}
+            yield (
+                [
+                    await stack.enter_async_context(
+                        phoenix_trio.open_connection(
+                            SERVER, PORT, tls=client_tls(), alpn=ALPN, network=hosts[address]
+                        )
+                    )
+                    for address in clients
+                ],
+                receiver,
+            )
+        nursery.cancel_scope.cancel()
+
+
+async def test_one_peer_cannot_take_the_places_of_others_whatever_connections_it_opens(
+    autojump_clock: MockClock,
+) -> None:
+    greedy, other = "10.0.0.7", "10.0.0.8"
+    async with one_hub([greedy, greedy, greedy, other], max_transfers=4) as (connections, receiver):
+        verdicts = []
+        for number in range(6):
+            raw = RawSender(connections[number % 3], bytes([number]) * 16)
+            await raw.manifest()
+            verdicts.append(await raw.verdict())
+        assert verdicts == [None] * 2 + [TransferCode.TOO_MANY_TRANSFERS] * 4
+        assert receiver.incoming == 2
+        raw = RawSender(connections[3], b"o" * 16)
+        await raw.manifest()
+        assert await raw.verdict() is None
+        # Its places are free again once its transfers have ended.
+        for _ in range(2):
+            await (await receiver.accept()).aclose()
+        raw = RawSender(connections[0], b"again" + bytes(11))
+        await raw.manifest()
+        assert await raw.verdict() is None
+
+
+async def test_one_client_has_one_share_wherever_in_its_network_it_dials_from(
+    autojump_clock: MockClock,
+) -> None:
+    """Who has an IPv6 address commonly has the 2**64 of its network."""
+    near, far = "fd00:0:0:1::7", "fd00:0:0:2::7"
+    assert peer_of((near, 1)) == peer_of(("fd00::1:ffff:0:0:1", 2, 0, 0)) != peer_of((far, 1))
+    assert peer_of(("10.0.0.7", 1)) == peer_of(("::ffff:10.0.0.7", 9)) != peer_of(("10.0.0.8", 1))
+    assert peer_of(("fe80::1%eth0", 1)) == peer_of(("fe80::1", 1))
+
+
+async def test_a_connection_which_moves_takes_its_transfers_along(
+    autojump_clock: MockClock,
+) -> None:
+    network = SimulatedNetwork(delay=0.01)
+    host = network.host(CLIENT)
+    async with two_hubs(network, max_transfers=4) as (client, _, receiver):
+        for number in range(6):
+            raw = RawSender(client, bytes([number]) * 16)
+            await raw.manifest()
+            await trio.sleep(1)
+            host.rebind(f"10.0.1.{number}")
+            await client.ping()
+        assert receiver.incoming == 2
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -339,6 +433,7 @@ async def test_what_is_too_large_is_refused(known: bool, autojump_clock: MockClo
         {"max_stripe_size": 10},
         {"window": 100},
         {"max_transfers": 0},
+        {"max_transfers_per_peer": 0},
         {"resume_timeout": -1},
         {"max_size": -1},
     ],
@@ -351,16 +446,51 @@ async def test_settings_out_of_range_are_refused(arguments: Any) -> None:
 # ------------------------------------------------------------------ wrong senders
 
 
+class CountSteps(trio.abc.Instrument):
+    """How often a task has run."""
+
+    def __init__(self, task: trio.lowlevel.Task) -> None:
+        self.task = task
+        self.steps = 0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.steps += task is self.task
+
+
+async def report(
+    work: Callable[[], Awaitable[object]],
+    *,
+    task_status: trio.TaskStatus[trio.lowlevel.Task],
+) -> None:
+    task_status.started(trio.lowlevel.current_task())
+    await work()
+
+
 class RawSender:
     """Says what it likes."""
 
-    def __init__(self, connection: phoenix_trio.QuicConnection) -> None:
+    def __init__(self, connection: phoenix_trio.QuicConnection, transfer_id: bytes = ID) -> None:
         self.connection = connection
+        self.id = transfer_id
 
     async def open(self, kind: int, data: bytes = b"") -> phoenix_trio.SendStream:
         stream = await self.connection.open_send_stream()
-        await stream.send_all(encode_varint(kind) + ID + data)
+        await stream.send_all(encode_varint(kind) + self.id + data)
         return stream
+
+    async def verdict(self) -> int | None:
+        """The code of the answer; ``None`` where the transfer is accepted."""
+        async with await self.connection.accept_receive_stream() as stream:
+            reader = StreamReader(stream)
+            assert await reader.read_varint() == StreamKind.TRANSFER_REPLY
+            assert await reader.read_exactly(16) == self.id
+            match await read_record(reader):
+                case Verdict(code=code):
+                    return code
+                case Accepted():
+                    return None
+                case record:
+                    raise AssertionError(record)
 
     async def manifest(self, **fields: Any) -> phoenix_trio.SendStream:
         fields.setdefault("stripe_size", STRIPE)
@@ -532,10 +662,58 @@ async def test_a_sender_which_does_not_come_back_is_given_up(autojump_clock: Moc
         assert receiver.incoming == 0
 
 
+async def test_an_interrupted_transfer_is_let_go_in_time_though_nobody_looks(
+    autojump_clock: MockClock,
+) -> None:
+    async with two_hubs(serve_sender=False, resume_timeout=5.0) as (client, _, receiver):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receiver.give_up_in_time)
+            raw = RawSender(client)
+            await raw.manifest(size=4 * STRIPE)
+            await trio.sleep(1)
+            stripes = await raw.open(StreamKind.STRIPES)
+            for number in (0, 1):
+                await stripes.send_all(encode_stripe_header(number * STRIPE, STRIPE))
+                await stripes.send_all(bytes(STRIPE))
+            await trio.sleep(1)
+            (transfer,) = receiver._incoming.values()
+            window = weakref.ref(transfer._window)
+            assert transfer.bytes_received == 2 * STRIPE
+            del transfer
+            client.abort(9)
+            await trio.sleep(4.9)
+            assert len(receiver._incoming) == 1
+            await trio.sleep(1)
+            assert not receiver._incoming
+            gc.collect()
+            assert window() is None
+            nursery.cancel_scope.cancel()
+
+
+async def test_who_gives_up_in_time_sleeps_until_it_is_time(autojump_clock: MockClock) -> None:
+    async with two_hubs(serve_sender=False, resume_timeout=1000.0) as (client, _, receiver):
+        async with trio.open_nursery() as nursery:
+            task: trio.lowlevel.Task = await nursery.start(report, receiver.give_up_in_time)
+            counter = CountSteps(task)
+            trio.lowlevel.add_instrument(counter)
+            await RawSender(client).manifest(size=4 * STRIPE)
+            await trio.sleep(1)
+            client.abort(9)
+            await trio.sleep(2000)
+            assert not receiver._incoming
+            assert counter.steps < 10
+            trio.lowlevel.remove_instrument(counter)
+            nursery.cancel_scope.cancel()
+
+
 async def test_nobody_who_floods_a_hub_with_transfers_takes_more_than_its_memory(
     autojump_clock: MockClock,
 ) -> None:
-    async with two_hubs(max_transfers=3, resume_timeout=5.0) as (client, sender, receiver):
+    async with two_hubs(max_transfers=3, max_transfers_per_peer=3, resume_timeout=5.0) as (
+        client,
+        sender,
+        receiver,
+    ):
         for number in range(50):
             stream = await client.open_send_stream()
             await stream.send_all(
