@@ -44,6 +44,11 @@ _ZSTD = 1
 #: Messages below this are sent as they are: compressing them gains nothing.
 _WORTH_COMPRESSING = 64
 
+#: Messages from this size on are compressed and unpacked in a thread, so that nobody else
+#: waits for it.  JSON of this size takes 0.9 ms and 0.25 ms, the way to a thread and back
+#: 0.1 ms.
+_IN_THREAD = 256 * 1024
+
 #: The window a sender of zstd may ask its receiver to have, as a power of two (RFC 8878
 #: section 3.1.1.1.2 recommends 8 MiB).
 _WINDOW_LOG = 23
@@ -71,6 +76,32 @@ def _zstandard() -> Any:
     return zstandard
 
 
+async def _run(size: int, work: Callable[..., bytes], *arguments: Any) -> bytes:
+    """In a thread if it is much.  A checkpoint only then.
+
+    Cancellation: until there is a free thread; afterwards it is waited for, and counts.
+    """
+    if size < _IN_THREAD:
+        return work(*arguments)
+    return await trio.to_thread.run_sync(work, *arguments)
+
+
+def _compress(zstandard: Any, data: memoryview) -> bytes:
+    packed: bytes = zstandard.ZstdCompressor().compress(data)
+    return packed
+
+
+def _unpack(zstandard: Any, packed: bytes, size: int) -> bytes:
+    """At most one byte more than `size`, whatever the frame itself says."""
+    decompressor = zstandard.ZstdDecompressor(max_window_size=1 << _WINDOW_LOG)
+    try:
+        with decompressor.stream_reader(packed, read_across_frames=False) as unpacked:
+            data: bytes = unpacked.read(size + 1)
+    except zstandard.ZstdError as error:
+        raise FramingError(f"what was compressed cannot be read: {error}") from error
+    return data
+
+
 def check_compression(compress: str | None) -> None:
     """Whether this side can compress so.
 
@@ -96,8 +127,8 @@ async def send_message(
     Args:
       data: bytes-like, or whatever `encode` takes.
       encode: makes bytes of it.
-      compress: ``"zstd"`` (RFC 8878), which the receiver needs to have as well;
-        ``None``: as it is.
+      compress: ``"zstd"`` (RFC 8878), which the receiver needs to have as well; 256 KiB
+        or more are compressed in a thread.  ``None``: as it is.
 
     Cancellation: the message arrives whole or not at all.
 
@@ -116,7 +147,8 @@ async def send_message(
     header = encode_varint(StreamKind.MESSAGE)
     if compress is not None and len(payload) >= _WORTH_COMPRESSING:
         header += encode_varint(_ZSTD) + encode_varint(len(payload))
-        payload = memoryview(_zstandard().ZstdCompressor().compress(payload))
+        packed = await _run(len(payload), _compress, _zstandard(), payload)
+        payload = memoryview(packed)
     else:
         header += encode_varint(_PLAIN)
     async with await connection.open_send_stream() as stream:
@@ -217,13 +249,8 @@ class MessageReceiver:
             )
         # What is compressed is hardly larger than what it came from (zstd's own bound).
         packed = await self._read_all(size + size // 128 + 1024)
-        decompressor = zstandard.ZstdDecompressor(max_window_size=1 << _WINDOW_LOG)
-        try:
-            # Never more than was announced, whatever the frame itself says.
-            with decompressor.stream_reader(packed, read_across_frames=False) as unpacked:
-                data: bytes = unpacked.read(size + 1)
-        except zstandard.ZstdError as error:
-            raise FramingError(f"what was compressed cannot be read: {error}") from error
+        # (By the announced size, since a bomb is small itself.)
+        data = await _run(size, _unpack, zstandard, packed, size)
         if len(data) != size:
             raise FramingError(f"{size} bytes were announced, and the content has another size")
         return data

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+from collections.abc import Callable
 from typing import Any
 
+import attrs
 import msgspec
 import pytest
 import trio
@@ -19,12 +22,37 @@ import phoenix_trio
 from phoenix_trio import ApplicationErrorCode
 from phoenix_trio.streams.framing import encode_varint
 from phoenix_trio.streams.kinds import StreamKind
-from phoenix_trio.streams.messages import MessageRefused, receive_message, send_message
+from phoenix_trio.streams.messages import (
+    MessageReceiver,
+    MessageRefused,
+    receive_message,
+    send_message,
+)
 from phoenix_trio.streams.reader import StreamReader
 from phoenix_trio.testing import SimulatedNetwork
 from tests.support import connected_pair, examples
 
 MEBIBYTE = 1024 * 1024
+
+
+@attrs.define
+class Threads:
+    """What would run in a thread runs here: virtual time does not wait for threads."""
+
+    used: int = 0
+    delay: float = 0.0  # until one is free
+
+    async def run_sync(self, work: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        await trio.sleep(self.delay)
+        self.used += 1
+        return work(*arguments)
+
+
+@pytest.fixture(autouse=True)
+def threads(monkeypatch: pytest.MonkeyPatch) -> Threads:
+    threads = Threads()
+    monkeypatch.setattr(trio.to_thread, "run_sync", threads.run_sync)
+    return threads
 
 
 async def take(connection: phoenix_trio.QuicConnection, **options: Any) -> Any:
@@ -180,6 +208,76 @@ async def test_a_sender_which_is_cancelled_sends_nothing_or_everything(
             await send_message(client, os.urandom(MEBIBYTE))
         with pytest.raises(phoenix_trio.StreamReset):
             await take(server)
+
+
+@pytest.mark.parametrize(("size", "used"), [(256 * 1024 - 1, 0), (256 * 1024, 2)])
+async def test_only_large_messages_are_compressed_in_a_thread(
+    threads: Threads, size: int, used: int, autojump_clock: MockClock
+) -> None:
+    async with connected_pair() as (client, server):
+        await send_message(client, bytes(size))
+        assert await take(server) == bytes(size)
+        assert threads.used == 0
+        await send_message(client, bytes(size), compress="zstd")
+        assert await take(server) == bytes(size)
+        assert threads.used == used
+
+
+async def test_a_receiver_which_is_cancelled_while_no_thread_is_free_loses_nothing(
+    threads: Threads, autojump_clock: MockClock
+) -> None:
+    async with connected_pair() as (client, server):
+        await send_message(client, bytes(MEBIBYTE), compress="zstd")
+        threads.delay = 0.1
+        async with await server.accept_receive_stream() as stream:
+            reader = StreamReader(stream)
+            assert await reader.read_varint() == StreamKind.MESSAGE
+            receiver = MessageReceiver(reader, max_size=MEBIBYTE)
+            for _ in range(3):
+                with trio.move_on_after(0.05) as scope:
+                    await receiver.receive()
+                assert scope.cancelled_caught
+            assert await receiver.receive() == bytes(MEBIBYTE)
+
+
+async def test_a_sender_which_is_cancelled_while_it_compresses_sends_nothing(
+    threads: Threads, autojump_clock: MockClock
+) -> None:
+    async with connected_pair() as (client, server):
+        threads.delay = 0.1
+        before = client.statistics().stream_bytes_sent
+        with trio.move_on_after(0.05) as scope:
+            await send_message(client, os.urandom(MEBIBYTE), compress="zstd")
+        assert scope.cancelled_caught
+        assert client.statistics().stream_bytes_sent == before
+        threads.delay = 0
+        await send_message(client, b"next")
+        assert await take(server) == b"next"
+
+
+async def test_others_have_their_turn_while_a_large_message_is_compressed(
+    threads: Threads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()  # real threads, in real time
+    ran_in: set[int] = set()
+    compressor, decompressor = zstandard.ZstdCompressor, zstandard.ZstdDecompressor
+
+    def note(which: Any) -> Any:
+        def make(**arguments: Any) -> Any:
+            ran_in.add(threading.get_ident())
+            return which(**arguments)
+
+        return make
+
+    monkeypatch.setattr(zstandard, "ZstdCompressor", note(compressor))
+    monkeypatch.setattr(zstandard, "ZstdDecompressor", note(decompressor))
+    data = os.urandom(MEBIBYTE // 2) * 2
+    async with connected_pair(real=True) as (client, server), trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: send_message(client, data, compress="zstd"))
+        with trio.fail_after(30):
+            assert await take(server) == data
+    assert ran_in
+    assert threading.get_ident() not in ran_in
 
 
 @examples(100)
