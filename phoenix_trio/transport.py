@@ -19,12 +19,12 @@ from .config import MEBIBYTE, TransportConfig
 from .metrics import RateWindow, TransportStatistics
 from .pool.config import PoolConfig
 from .pool.hub import TransferHub
-from .pool.multiplex import TransferSummary
+from .pool.multiplex import TransferSummary, check_labels
 from .pool.pool import ConnectionPool, Lease, open_pool
 from .pool.receiving import IncomingTransfer
 from .pool.statistics import PoolStatistics
 from .pool.targets import Target, TargetLike, parse_target
-from .pool.transfer_source import SourceData
+from .pool.transfer_source import SourceData, check_source
 from .quic.connection import QuicConnection
 from .quic.construction import NoPublicConstructor
 from .quic.endpoint import DEFAULT_ALPN, Endpoint
@@ -214,13 +214,16 @@ class PhoenixTransport(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
         Cancellation: the transfer is given up, and nothing stays behind.
 
         Raises:
-          TypeError, ValueError: an argument is out of range, or `data` is nothing to send.
+          TypeError, ValueError: an argument is out of range, or `data` is nothing to send:
+            found before anything is dialled, but for the items of an iterable.
           TransferInterrupted: all connections were lost, and no new ones could be had.
           TransferRefused: the receiver does not want it.
           ChecksumMismatch: what arrived is not what was sent.
           And what entering ``connect`` and reading `data` raise.
         """
         parsed = parse_target(target)
+        check_labels(metadata, transfer_id)
+        check_source(data)
         if connections is None:
             connections = self._multiplexed.get(parsed, self._config.multiplexed_connections)
             connections = min(connections, self._pool.config.per_target)

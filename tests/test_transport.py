@@ -331,6 +331,33 @@ async def test_a_striped_transfer_arrives_whole(
     assert (progress[-1] if progress else 0) == size
 
 
+@pytest.mark.parametrize(
+    ("wrong", "error", "text"),
+    [
+        ({"data": "text"}, TypeError, "encode the string first"),
+        ({"data": 7}, TypeError, "not int"),
+        ({"data": None}, TypeError, "not NoneType"),
+        ({"metadata": "name"}, TypeError, "metadata must be bytes, not str"),
+        ({"metadata": bytes(16 * 1024 + 1)}, ValueError, "metadata may have 16384 bytes"),
+        ({"transfer_id": bytes(15)}, ValueError, "transfer_id must have 16 bytes"),
+        ({"transfer_id": "sixteen letters!"}, TypeError, "transfer_id must be bytes, not str"),
+        ({"transfer_id": 7}, TypeError, "transfer_id must be bytes, not int"),
+        ({"connections": 0}, ValueError, "0"),
+        ({"target": "no port"}, ValueError, "port"),
+    ],
+)
+async def test_what_cannot_be_sent_is_refused_before_anything_is_dialled(
+    wrong: dict[str, Any], error: type[Exception], text: str, autojump_clock: MockClock
+) -> None:
+    arguments = {"target": TARGET, "data": b"some", **wrong}
+    async with two_transports() as (client, server):
+        with pytest.raises(error, match=text):
+            await client.send_multiplexed(**arguments)
+        assert client.stats().connections_opened == 0
+        assert not any(each.dials for each in client.pool_statistics().targets.values())
+        assert server.stats().incoming_transfers == 0
+
+
 async def test_a_killed_connection_costs_only_its_unacknowledged_stripes_and_is_replaced(
     autojump_clock: MockClock,
 ) -> None:

@@ -93,6 +93,26 @@ class TransferSummary:
     connections_replaced: int
 
 
+def check_labels(metadata: object, transfer_id: object) -> None:
+    """Whether a transfer can be labelled so.
+
+    Raises:
+      TypeError: one of them is not bytes-like.
+      ValueError: the metadata are too long, or the ID has another length than IDs have.
+    """
+    if not isinstance(metadata, bytes | bytearray | memoryview):
+        raise TypeError(f"metadata must be bytes, not {type(metadata).__name__}")
+    size = memoryview(metadata).nbytes
+    if size > MAX_METADATA_SIZE:
+        raise ValueError(f"metadata may have {MAX_METADATA_SIZE} bytes, not {size}")
+    if transfer_id is None:
+        return
+    if not isinstance(transfer_id, bytes | bytearray | memoryview):
+        raise TypeError(f"transfer_id must be bytes, not {type(transfer_id).__name__}")
+    if memoryview(transfer_id).nbytes != TRANSFER_ID_SIZE:
+        raise ValueError(f"transfer_id must have {TRANSFER_ID_SIZE} bytes, as in the error")
+
+
 @attrs.define(eq=False)
 class _Member:
     """One connection of the set."""
@@ -128,13 +148,8 @@ class OutgoingTransfer:
             raise ValueError(f"stripe_size must be at least {SMALLEST_STRIPE}, not {stripe_size}")
         if window < SMALLEST_STRIPE:
             raise ValueError(f"window must be at least {SMALLEST_STRIPE} bytes, not {window}")
-        if not isinstance(metadata, bytes | bytearray | memoryview):
-            raise TypeError(f"metadata must be bytes, not {type(metadata).__name__}")
-        if len(metadata) > MAX_METADATA_SIZE:
-            raise ValueError(f"metadata may have {MAX_METADATA_SIZE} bytes, not {len(metadata)}")
-        if transfer_id is not None and len(transfer_id) != TRANSFER_ID_SIZE:
-            raise ValueError(f"transfer_id must have {TRANSFER_ID_SIZE} bytes, as in the error")
-        self.id = transfer_id if transfer_id is not None else os.urandom(TRANSFER_ID_SIZE)
+        check_labels(metadata, transfer_id)
+        self.id = bytes(transfer_id) if transfer_id is not None else os.urandom(TRANSFER_ID_SIZE)
         self._wished_stripe_size = stripe_size
         self._window = window
         self._replace = replace

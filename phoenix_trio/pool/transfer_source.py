@@ -208,6 +208,22 @@ class _IterableSource(Source):
             await trio.lowlevel.checkpoint()
 
 
+def check_source(data: object) -> None:
+    """Whether bytes could be taken from it, as far as can be told without taking any.
+
+    Raises:
+      TypeError: they could not.
+    """
+    if isinstance(data, str):
+        raise TypeError("a transfer sends bytes; encode the string first")
+    file = getattr(data, "wrapped", data)  # of trio.open_file()
+    if not isinstance(file, ReadableFile) and not isinstance(data, AsyncIterable | Iterable):
+        raise TypeError(
+            "a transfer takes bytes, a binary file, an iterable or an async iterable of bytes,"
+            f" not {type(data).__name__}"
+        )
+
+
 async def open_source(data: SourceData) -> Source:
     """The source which suits `data`.
 
@@ -217,22 +233,17 @@ async def open_source(data: SourceData) -> Source:
       TypeError: it is nothing that a transfer could take bytes from.
     """
     await trio.lowlevel.checkpoint()
+    check_source(data)
     if isinstance(data, bytes | bytearray | memoryview):
         view = memoryview(data)
         return _BufferSource(view if view.c_contiguous and view.format == "B" else _flat(view))
-    if isinstance(data, str):
-        raise TypeError("a transfer sends bytes; encode the string first")
-    file = getattr(data, "wrapped", data)  # of trio.open_file()
+    file = getattr(data, "wrapped", data)
     if isinstance(file, ReadableFile):
         return _FileSource(file, await trio.to_thread.run_sync(_remaining, file))
     if isinstance(data, AsyncIterable):
         return _IterableSource(data)
-    if isinstance(data, Iterable):
-        return _IterableSource(data)
-    raise TypeError(
-        "a transfer takes bytes, a binary file, an iterable or an async iterable of bytes, "
-        f"not {type(data).__name__}"
-    )
+    assert isinstance(data, Iterable)
+    return _IterableSource(data)
 
 
 def _flat(view: memoryview) -> memoryview:
