@@ -41,7 +41,9 @@ def _cell(report: Report, row: Row | None) -> str:
         return row.note.split(":", 1)[0] if row.note.startswith(("failed", "left out")) else "-"
     text = format_value(row.median)
     ratio = ratio_to_ours(report, row)
-    return text if ratio is None else f"{text} ({ratio:.2g}x)"
+    if ratio is None:
+        return text
+    return f"{text} ({ratio:.0f}x)" if ratio >= 100 else f"{text} ({ratio:.2g}x)"
 
 
 def _spread(row: Row | None) -> str:
