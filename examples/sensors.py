@@ -70,10 +70,10 @@ async def fleet(options: argparse.Namespace) -> None:
     tls = phoenix_trio.ClientTLS(ca=options.ca)
     config = phoenix_trio.TransportConfig.sensors()
     starting = trio.CapacityLimiter(20)  # handshakes at once
-    batches = sent = 0
+    batches = most = sent = 0
 
     async def sensor(endpoint: phoenix_trio.Endpoint, number: int) -> None:
-        nonlocal batches, sent
+        nonlocal batches, most, sent
         # Each sensor is a device of its own: a connection of its own, too.
         await starting.acquire()
         async with endpoint.connect(options.host, options.port, tls=tls) as connection:
@@ -84,12 +84,17 @@ async def fleet(options: argparse.Namespace) -> None:
                     stream, max_delay=config.batch_delay, max_batch_bytes=config.batch_bytes
                 ) as (send, receive),
             ):
+                alarms, started = 0, trio.current_time()
                 for count in range(options.readings):
                     value = random.gauss(0, 1)
                     reading = READING.pack(number, count, value)
+                    alarms += value > ALARM
                     await send.send(reading, express=value > ALARM)
                     await trio.sleep(1 / options.rate)
                 await send.aclose()
+                # One for each alarm, one whenever the delay is over, and the rest at the end.
+                duration = trio.current_time() - started
+                most += alarms + int(duration / config.batch_delay) + 1
                 _, received, _ = READING.unpack(await receive.receive())
                 assert received == options.readings
                 async for _ in receive:  # to its end, so that the collector ends in good order
@@ -101,7 +106,7 @@ async def fleet(options: argparse.Namespace) -> None:
         async with trio.open_nursery() as nursery:
             for number in range(options.sensors):
                 nursery.start_soon(sensor, endpoint, number)
-    print(f"sent {sent} readings in {batches} batches")
+    print(f"sent {sent} readings in {batches} batches, of {most} which alarms and delay permit")
 
 
 if __name__ == "__main__":

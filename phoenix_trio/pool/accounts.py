@@ -13,7 +13,7 @@ import attrs
 import trio
 
 from ..quic.connection import QuicConnection
-from .policy import ConnectionState, TargetState, Waiter
+from .policy import ConnectionState, TargetState, Waiter, Wish
 from .targets import Target
 
 __all__ = ["Demand", "Entry", "Pooled", "Waiting"]
@@ -146,25 +146,13 @@ class Entry:
     dial_failures: int = 0
 
     @property
-    def warm(self) -> int:
-        return max([self.kept_warm, *[each.count for each in self.demands]])
-
-    @property
     def usable(self) -> list[Pooled]:
         return [each for each in self.connections if each.is_usable]
 
-    @property
-    def unmet_demand(self) -> Waiter | None:
-        """Who has waited longest of those who need more connections than there are."""
-        for demand in self.demands:
-            if demand.waiter is not None and demand.count > len(self.usable):
-                return demand.waiter
-        return None
-
     def is_over(self, now: float) -> bool:
         """Whether there is nothing about it worth remembering."""
-        in_use = self.connections or self.waiting or self.dial_scope or self.warm
-        return not in_use and now >= self.failed_until
+        in_use = self.connections or self.waiting or self.dial_scope or self.kept_warm
+        return not in_use and not self.demands and now >= self.failed_until
 
     def state(self) -> TargetState:
         return TargetState(
@@ -175,7 +163,11 @@ class Entry:
             is_abandoned=self.is_abandoned,
             may_dial_at=self.may_dial_at,
             may_grow_at=self.may_grow_at,
-            warm=self.warm,
-            demand=self.unmet_demand,
+            warm=self.kept_warm,
+            wishes=[
+                Wish(demand.waiter, demand.count)
+                for demand in self.demands
+                if demand.waiter is not None
+            ],
             wants_more=self.wants_more,
         )

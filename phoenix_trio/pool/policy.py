@@ -42,6 +42,7 @@ __all__ = [
     "Reason",
     "TargetState",
     "Waiter",
+    "Wish",
     "choose",
     "decide",
 ]
@@ -103,6 +104,14 @@ class Waiter:
 
 
 @attrs.frozen
+class Wish:
+    """Somebody waits until there are so many different connections at once."""
+
+    waiter: Waiter
+    count: int
+
+
+@attrs.frozen
 class TargetState:
     """Everything about one target at one moment."""
 
@@ -119,8 +128,9 @@ class TargetState:
     """No further connection is dialled before this time, nor one which is kept warm."""
     warm: int = 0
     """How many connections are kept open."""
-    demand: Waiter | None = None
-    """Who has waited longest of those who need more connections at once than are open."""
+    wishes: Sequence[Wish] = ()
+    """Of those who wait for several connections at once, in the order in which they came.
+    They keep what is open so far, but not from those who came before them."""
     wants_more: bool = False
     """A lease which was granted a moment ago has to share a congested connection."""
 
@@ -263,19 +273,33 @@ class _Account:
     @property
     def claimant(self) -> Waiter | None:
         """Who has waited longest for something that a further connection would give."""
-        waiter, demand = self.next_waiter, self.state.demand
-        if waiter is None or (demand is not None and demand.ticket < waiter.ticket):
-            return demand
+        waiter, unmet = self.next_waiter, self.unmet
+        if waiter is None or (unmet is not None and unmet.ticket < waiter.ticket):
+            return unmet
         return waiter
+
+    @property
+    def unmet(self) -> Waiter | None:
+        """Who has waited longest of those who need more connections at once than are open."""
+        if not self.state.wishes:
+            return None
+        usable = len(self.usable)
+        return next((wish.waiter for wish in self.state.wishes if wish.count > usable), None)
 
     @property
     def usable(self) -> list[_Seat]:
         return [seat for seat in self.seats if seat.is_usable]
 
-    @property
-    def has_surplus(self) -> bool:
-        """Whether one connection could go without breaking the promise to keep some warm."""
-        return len(self.usable) > self.state.warm
+    def keeps(self, ticket: float = math.inf) -> int:
+        """How many connections it keeps from one who came with `ticket`: those which are to
+        be warm, and those which somebody who came before collects.
+        """
+        older = (wish.count for wish in self.state.wishes if wish.waiter.ticket < ticket)
+        return max(self.state.warm, *older, 0)
+
+    def has_surplus(self, ticket: float = math.inf) -> bool:
+        """Whether one connection could go to one who came with `ticket`."""
+        return len(self.usable) > self.keeps(ticket)
 
 
 def decide(state: PoolState, config: PoolConfig) -> Decision:
@@ -341,7 +365,7 @@ class _Turn:
             return  # whatever is idle has something to do
         idle = [seat for seat in account.seats if seat.is_idle]
         for seat in sorted(idle, key=lambda seat: (seat.state.idle_since, -seat.id)):
-            if not account.has_surplus:
+            if not account.has_surplus():
                 break
             if self._is_due(seat.state.idle_since + self._config.idle_timeout):
                 self._close(seat, Reason.IDLE)
@@ -405,14 +429,19 @@ class _Turn:
             free -= len(account.seats) + account.is_dialling
             coming += account.is_given_up + sum(self._goes_soon(s) for s in account.seats)
         starving: list[tuple[_Account, Waiter]] = []
-        for account in self._who_wants_more():
+        queue = self._who_wants_more()
+        seen: set[_Account] = set()
+        while queue:
+            account = queue.pop(0)
+            seen.add(account)
             # What the account has is looked at now: one in front of it may have made it less.
             waiter, usable = account.next_waiter, account.usable
             is_first = waiter is not None and not usable
             gate = account.state.may_dial_at if is_first else account.state.may_grow_at
-            is_urgent = waiter is not None or len(usable) < account.state.warm
+            claimant = account.claimant
+            is_urgent = claimant is not None or len(usable) < account.state.warm
             # (One who needs no more than a lease can share what its target has.)
-            starver = account.state.demand if usable else account.claimant
+            starver = account.unmet if usable else claimant
             if not (self._is_due(gate) if is_urgent else gate <= self._now):
                 continue
             if free > 0:
@@ -421,7 +450,12 @@ class _Turn:
                 self._dials.append(account.state.target)
             elif coming > 0:
                 coming -= 1
-            elif not is_urgent or self._make_room(account) or starver is None:
+            elif not is_urgent:
+                continue
+            elif self._make_room(account):
+                # Whoever collected what went wants more himself now, if he was not asked yet.
+                queue = [each for each in self._who_wants_more() if each not in seen]
+            elif starver is None:
                 continue
             elif self._is_due(starver.since + self._config.patience):
                 starving.append((account, starver))
@@ -460,7 +494,7 @@ class _Turn:
         idle = [
             seat
             for other in self._accounts
-            if other is not account and other.has_surplus
+            if other is not account and other.has_surplus(ticket)
             for seat in other.seats
             # An idle connection belongs to its own target's waiters, unless they came later.
             if seat.is_idle and (other.next_waiter is None or other.next_waiter.ticket > ticket)
@@ -484,22 +518,23 @@ class _Turn:
 
     def _choose_yielding(self, starving: list[tuple[_Account, Waiter]]) -> None:
         """For each target which has waited long enough, a connection which gives way to it."""
-        for account, waiter in starving:
+        # (Their claims on slots may have been earlier ones.)
+        for account, waiter in sorted(starving, key=lambda each: each[1].ticket):
             candidates = [
                 seat
                 for other in self._accounts
-                if other is not account and self._can_spare_one(other)
+                if other is not account and self._can_spare_one(other, waiter.ticket)
                 for seat in other.usable
                 if seat.id not in self._yielding
             ]
             if not candidates:
-                return
+                continue
             chosen = min(candidates, key=partial(_fitness_to_yield, waiter.ticket))
             self._yielding[chosen.id] = waiter.ticket
 
-    def _can_spare_one(self, account: _Account) -> bool:
+    def _can_spare_one(self, account: _Account, ticket: int) -> bool:
         staying = [seat for seat in account.usable if seat.id not in self._yielding]
-        return len(staying) > account.state.warm
+        return len(staying) > account.keeps(ticket)
 
 
 def _fitness_to_yield(ticket: int, seat: _Seat) -> tuple[bool, bool, int, int, int]:

@@ -167,7 +167,8 @@ class ConnectionPool(metaclass=NoPublicConstructor):
         leased: list[Pooled] = []
         if self._config.reconnect_backoff is None:
             entry.may_grow_at = entry.failed_until
-        demand = Demand(count, Waiter(next(self._numbers), trio.current_time()))
+        ticket = next(self._numbers)
+        demand = Demand(count, Waiter(ticket, trio.current_time()))
         entry.demands.append(demand)
         try:
             while True:
@@ -176,7 +177,9 @@ class ConnectionPool(metaclass=NoPublicConstructor):
                 found = [
                     each
                     for each in usable
-                    if each.leases < self._config.seats and each.quic not in besides
+                    if each.leases < self._config.seats
+                    and each.quic not in besides
+                    and (each.yields_to is None or ticket < each.yields_to)
                 ]
                 demand.count = min(count + len(usable) - len(found), self._config.per_target)
                 if len(found) >= count:
@@ -363,7 +366,9 @@ class ConnectionPool(metaclass=NoPublicConstructor):
         )
         yielding = dict(decision.yielding)
         for pooled in self._pooled.values():
-            pooled.yields_to = yielding.get(pooled.id)
+            before, pooled.yields_to = pooled.yields_to, yielding.get(pooled.id)
+            if before is not None and pooled.yields_to != before and pooled.entry.demands:
+                pooled.entry.lot.unpark_all()  # it may be there for one of them again
         for target, number in decision.grants:
             waiting = self._entries[target].waiting.popleft()
             waiting.granted = self._pooled[number]

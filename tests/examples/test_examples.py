@@ -185,8 +185,10 @@ def test_sensors(certificates: Path) -> None:
         )
         time.sleep(1)
     assert sent.startswith("sent 10000 readings in ")
-    batches = int(sent.split()[4])
-    assert batches < 10000 / 2, sent
+    # How many readings find company depends on the machine; how many batches that permits
+    # does not.
+    batches, most = int(sent.split()[4]), int(sent.split()[7])
+    assert 200 <= batches <= most, sent
     assert "10000 readings of 200 sensors" in output[0]
     growth = float(output[0].split(", ")[-1].split()[0])
     assert growth < 10, output

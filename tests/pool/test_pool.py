@@ -572,6 +572,25 @@ async def test_whoever_needs_several_waits_no_longer_than_others_for_a_busy_pool
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize("limit", [2, 3])
+async def test_two_who_need_several_do_not_wait_for_each_other(
+    limit: int, autojump_clock: MockClock
+) -> None:
+    served: list[str] = []
+    async with pool_of(Peers(), max_connections=limit) as pool:
+
+        async def several(target: str) -> None:
+            async with pool.lease_several(target, limit):
+                served.append(target)
+                await trio.sleep(1)
+
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                for target in ("one:1", "two:1", "three:1"):
+                    nursery.start_soon(several, target)
+    assert sorted(served) == ["one:1", "three:1", "two:1"]
+
+
 async def test_whoever_needs_several_shares_no_connection_beyond_the_limit_of_its_leases(
     autojump_clock: MockClock,
 ) -> None:

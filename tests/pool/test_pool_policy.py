@@ -26,6 +26,7 @@ from phoenix_trio.pool.policy import (
     Reason,
     TargetState,
     Waiter,
+    Wish,
     decide,
 )
 from tests.support import examples
@@ -303,17 +304,34 @@ class Line:
         )
 
 
+@attrs.define(eq=False)
+class Party:
+    """The machine's own idea of somebody who wants several connections at once."""
+
+    wanted: int
+    waiter: Waiter | None
+    """``None``: served."""
+    count: int = 0
+    """How many the target has to have for that."""
+    held: list[Line] = attrs.field(factory=list)
+
+
 @attrs.define
 class Place:
     """The machine's own idea of a target."""
 
     name: str
     waiters: list[Waiter] = attrs.field(factory=list)
+    parties: list[Party] = attrs.field(factory=list)
     is_dialling: bool = False
     is_abandoned: bool = False
     may_dial_at: float = -math.inf
     may_grow_at: float = -math.inf
     warm: int = 0
+
+    @property
+    def wishes(self) -> list[Wish]:
+        return [Wish(each.waiter, each.count) for each in self.parties if each.waiter is not None]
 
 
 class PolicyMachine(RuleBasedStateMachine):
@@ -367,6 +385,7 @@ class PolicyMachine(RuleBasedStateMachine):
                     may_dial_at=place.may_dial_at,
                     may_grow_at=place.may_grow_at,
                     warm=place.warm,
+                    wishes=place.wishes,
                     wants_more=place.name == wants_more,
                 )
                 for place in self.places.values()
@@ -384,6 +403,43 @@ class PolicyMachine(RuleBasedStateMachine):
         assert again == attrs.evolve(
             decision, grants=(), dials=(), closures=(), abandoned=(), wake_at=again.wake_at
         ), f"a second look finds more to do: {picture}"
+        if any(
+            self.gather(place, party) for place in self.places.values() for party in place.parties
+        ):
+            self.settle()
+
+    def gather(self, place: Place, party: Party) -> bool:
+        """Serve somebody who wants several connections, or see how many that takes; whether
+        there was a change.
+        """
+        if party.waiter is None:
+            return False
+        usable = [x for x in self.lines.values() if x.is_usable and x.target == place.name]
+        found = [
+            line
+            for line in usable
+            if line.leases < self.config.seats
+            and (line.yields_to is None or party.waiter.ticket < line.yields_to)
+        ]
+        if len(found) < party.wanted:
+            before = party.count
+            party.count = min(party.wanted + len(usable) - len(found), self.config.per_target)
+            return party.count != before
+        party.held = sorted(found, key=lambda x: (x.yields_to is not None, x.leases, x.id))
+        del party.held[party.wanted :]
+        for line in party.held:
+            line.leases += 1
+        party.waiter = None
+        return True
+
+    def is_held(self, line: Line) -> int:
+        """How many of its leases are of those who wanted several."""
+        return sum(line in party.held for place in self.places.values() for party in place.parties)
+
+    def end_lease(self, line: Line) -> None:
+        line.leases -= 1
+        if not line.leases:
+            line.idle_since = self.now
 
     def apply(self, decision: Decision) -> None:
         for target, number in decision.grants:
@@ -441,6 +497,28 @@ class PolicyMachine(RuleBasedStateMachine):
         place.waiters.remove(data.draw(st.sampled_from(place.waiters)))
         self.settle()
 
+    @rule(name=st.sampled_from(TARGETS), count=st.integers(1, 3))
+    def ask_for_several(self, name: str, count: int) -> None:
+        self.next_ticket += 1
+        count = min(count, self.config.per_target)
+        waiter = Waiter(self.next_ticket, self.now)
+        self.places[name].parties.append(Party(count, waiter, count))
+        self.settle()
+
+    @rule(data=st.data())
+    @precondition(lambda self: any(place.parties for place in self.places.values()))
+    def leave_several(self, data: st.DataObject) -> None:
+        """Whether they were served, or wait no longer."""
+        places = [place for place in self.places.values() if place.parties]
+        place = data.draw(st.sampled_from(places))
+        self.end_party(place, place.parties[data.draw(st.integers(0, len(place.parties) - 1))])
+        self.settle()
+
+    def end_party(self, place: Place, party: Party) -> None:
+        place.parties.remove(party)
+        for line in party.held:
+            self.end_lease(line)
+
     @rule(data=st.data(), capacity=st.sampled_from([None, 0, 5]))
     @dialling
     def connect(self, data: st.DataObject, capacity: int | None) -> None:
@@ -464,16 +542,15 @@ class PolicyMachine(RuleBasedStateMachine):
                 line.is_usable and line.target == place.name for line in self.lines.values()
             ):
                 place.waiters.clear()
+            place.parties = [party for party in place.parties if party.waiter is None]
         place.is_abandoned = False
         self.settle()
 
     @rule(data=st.data())
-    @precondition(lambda self: any(line.leases for line in self.lines.values()))
+    @precondition(lambda self: any(x.leases > self.is_held(x) for x in self.lines.values()))
     def release(self, data: st.DataObject) -> None:
-        line = data.draw(st.sampled_from([x for x in self.lines.values() if x.leases]))
-        line.leases -= 1
-        if not line.leases:
-            line.idle_since = self.now
+        lines = [x for x in self.lines.values() if x.leases > self.is_held(x)]
+        self.end_lease(data.draw(st.sampled_from(lines)))
         self.settle()
 
     @rule(data=st.data(), used=st.integers(0, 4), is_congested=st.booleans())
@@ -531,6 +608,27 @@ class PolicyMachine(RuleBasedStateMachine):
             assert not tickets or not waiting or tickets[-1] < waiting[0]
 
     @invariant()
+    def whoever_has_several_connections_has_different_ones(self) -> None:
+        for place in self.places.values():
+            for party in place.parties:
+                if party.waiter is None:
+                    assert len({line.id for line in party.held}) == party.wanted
+
+    @invariant()
+    def nobody_waits_for_several_while_one_more_could_be_dialled(self) -> None:
+        used = len(self.lines) + sum(place.is_dialling for place in self.places.values())
+        for place in self.places.values():
+            own = [line for line in self.lines.values() if line.target == place.name]
+            if (
+                any(wish.count > sum(x.is_usable for x in own) for wish in place.wishes)
+                and not place.is_dialling
+                and len(own) < self.config.per_target
+                and used < self.config.max_connections
+            ):
+                assert place.may_grow_at > self.now, "a free slot, and nobody dials"
+                assert self.wake_at <= place.may_grow_at
+
+    @invariant()
     def nobody_waits_while_a_connection_could_serve_him(self) -> None:
         for place in self.places.values():
             if not place.waiters:
@@ -564,8 +662,12 @@ class PolicyMachine(RuleBasedStateMachine):
             return
         for place in self.places.values():
             own = [line for line in self.lines.values() if line.target == place.name]
+            usable_here = sum(line.is_usable for line in own)
+            claims = [waiter.ticket for waiter in place.waiters[:1]] + [
+                wish.waiter.ticket for wish in place.wishes if wish.count > usable_here
+            ]
             if (
-                not place.waiters
+                not claims
                 or place.is_dialling
                 or len(own) >= self.config.per_target
                 or (place.may_grow_at if any(x.is_usable for x in own) else place.may_dial_at)
@@ -574,7 +676,12 @@ class PolicyMachine(RuleBasedStateMachine):
                 continue
             for other in self.places.values():
                 usable = [x for x in self.lines.values() if x.target == other.name and x.is_usable]
-                if other is not place and not other.waiters and len(usable) > other.warm:
+                keeps = [x.count for x in other.wishes if x.waiter.ticket < min(claims)]
+                if (
+                    other is not place
+                    and not other.waiters
+                    and len(usable) > max(other.warm, *keeps, 0)
+                ):
                     assert all(line.leases for line in usable), (place, other)
 
     def teardown(self) -> None:
@@ -585,15 +692,18 @@ class PolicyMachine(RuleBasedStateMachine):
             line.is_congested = False
         self.settle()
         for _ in range(10 * (self.next_ticket + 10)):
-            if not any(place.waiters for place in self.places.values()):
+            if not any(place.waiters or place.wishes for place in self.places.values()):
                 break
+            for place in self.places.values():
+                for party in list(place.parties):
+                    if party.waiter is None:
+                        self.end_party(place, party)
             for line in list(self.lines.values()):
                 if line.phase == "closing":
                     del self.lines[line.id]
                 line.used = 0
-                if line.leases:
-                    line.leases -= 1
-                    line.idle_since = self.now
+                if line.leases > self.is_held(line):
+                    self.end_lease(line)
                 self.settle()
             for place in self.places.values():
                 if place.is_abandoned:
@@ -604,7 +714,11 @@ class PolicyMachine(RuleBasedStateMachine):
             if self.wake_at < math.inf:
                 self.now = self.wake_at
                 self.settle()
-        left = {place.name: place.waiters for place in self.places.values() if place.waiters}
+        left = {
+            place.name: [*place.waiters, *place.wishes]
+            for place in self.places.values()
+            if place.waiters or place.wishes
+        }
         note(f"at the end: {self.lines}")
         assert not left, f"never served: {left}"
 
