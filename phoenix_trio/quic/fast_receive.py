@@ -203,8 +203,11 @@ def receive_batch(
             space.expected_packet_number = expected
         batch.record(run_start, run_stop)
         batch.finish(position - start)
-    if position < stop and not data[position] & 0x80 and data.startswith(host_cid, position + 1):
-        # Another key phase, length of packet number or reserved bits; or noise.
+    if position == start or (
+        position < stop and not data[position] & 0x80 and data.startswith(host_cid, position + 1)
+    ):
+        # Another key phase, length of packet number or reserved bits; or noise.  (In front,
+        # a long header as well: one datagram is taken in any case.)
         return receive_slowly(engine, data, position, whole, size, address, "header", fallbacks)
     if position < stop:
         fallbacks["receive: connection ID"] += 1

@@ -455,6 +455,22 @@ def test_short_stunted_and_forged_datagrams_in_a_run() -> None:
     assert not server.of(events.Terminated)
 
 
+def test_a_long_header_in_front_of_a_run_is_taken_like_any_other_datagram() -> None:
+    """At least one datagram of a run is taken, or whoever hands it over would go on for ever."""
+    pair, client, server = established()
+    stream_id, content = send_bulk(pair, client, 10_000)
+    data, size = run_of(Wiretap(pair, client).datagrams())
+    assert len(data) > size
+    long = bytearray(data)
+    long[0] |= 0x80  # and our connection ID where a short header has it
+    taken = server.engine.receive_run(bytes(long), 0, size, client.address, pair.now)
+    assert taken == size
+    deliver(pair, server, data, size, client.address)
+    pair.run(5.0)
+    assert server.received[stream_id] == content
+    assert not server.of(events.Terminated)
+
+
 def test_a_key_update_in_the_middle_of_a_run() -> None:
     pair, client, server = established()
     first, before = send_bulk(pair, client, 5_000)

@@ -108,3 +108,35 @@ def test_a_path_which_takes_less_is_validated_with_packets_which_pass(fast: bool
     assert ending(server) is None
     assert not server.of(events.Terminated)
     assert 1200 <= server.engine._max_datagram_size <= 1400
+
+
+@both_paths
+def test_what_was_sent_before_says_nothing_of_the_round_trip_time_of_another_path(
+    fast: bool,
+) -> None:
+    """RFC 9000 section 9.4; it may be acknowledged only now, from wherever the peer is."""
+    pair, _, server = established(fast=fast)
+    recovery = server.engine._recovery
+    server.engine.send_ping(1)
+    pair.flush(server)
+    pair.now += 0.003
+    recovery.begin_path(pair.now)
+    assert not recovery._rtt_initialized
+    pair.run(0.5)
+    assert [ping.uid for ping in server.of(events.PingAcknowledged)] == [1]
+    assert not recovery._rtt_initialized, "a sample of the path from which it went away"
+    pair.delay = 0.1
+    server.engine.send_ping(2)
+    pair.run(0.5)
+    assert recovery._rtt_min == recovery._rtt_latest == pytest.approx(0.2, abs=0.03)
+
+
+@both_paths
+def test_what_is_sent_at_the_very_moment_is_sent_on_the_new_path(fast: bool) -> None:
+    pair, _, server = established(fast=fast)
+    recovery = server.engine._recovery
+    recovery.begin_path(pair.now)
+    server.engine.send_ping(1)
+    pair.flush(server)
+    pair.run(0.5)
+    assert recovery._rtt_initialized

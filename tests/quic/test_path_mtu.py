@@ -249,3 +249,30 @@ def test_a_failure_to_build_packets_ends_one_connection_with_a_farewell(
     assert other.transmit(pair.now) == []
     assert other.is_terminated
     assert "internal error" in caplog.text
+
+
+def test_probes_are_not_in_flight_and_their_loss_is_no_congestion() -> None:
+    """RFC 8899 section 3: else each step of the search would cost half the window."""
+    pair = EnginePair(client_config=TransportConfig(max_udp_payload_size=9000))
+    pair.drop = lambda destination, data: len(data) > 1200
+    pair.run(0.2)
+    engine = pair.client.engine
+    assert pair.client.of(events.HandshakeConfirmed)
+    mtu = engine._mtu
+    assert mtu is not None
+    window = engine._loss.congestion_window
+    probes = 0
+    for _ in range(2000):
+        pair.step()
+        if mtu._probe is not None and not engine.application_space.ack_eliciting_in_flight - 1:
+            probes += 1
+            assert engine._loss.bytes_in_flight == 0, "the probe is all that is under way"
+        if mtu.deadline != float("inf"):
+            break
+    else:
+        raise AssertionError("the search does not end")
+    assert probes
+    assert engine._max_datagram_size == 1200
+    assert engine._recovery.packets_lost >= 2
+    assert engine._loss.congestion_window >= window
+    assert engine._loss.bytes_in_flight == 0
