@@ -87,7 +87,9 @@ class Process:
         self._errors.seek(0, os.SEEK_END)
         self._errors.seek(max(0, self._errors.tell() - 4096))
         lines = self._errors.read().decode(errors="replace").split("\n")
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "without a word")
+        # A traceback of a group is drawn in a frame.
+        said = [text for line in lines if (text := line.strip("+-| "))]
+        last = said[-1] if said else "without a word"
         return f"a worker has ended with status {status}: {last}"
 
     def write(self, request: dict[str, Any]) -> None:

@@ -92,7 +92,10 @@ def _notes(report: Report) -> Iterator[str]:
 
 
 def _circumstances(report: Report) -> str:
-    machine = ", ".join(report.machine.values())
+    words = {"cores": "{} cores", "memory": "{} of memory"}
+    machine = ", ".join(
+        words.get(name, "{}").format(value) for name, value in report.machine.items()
+    )
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     commit = f", commit {report.commit}" if report.commit else ""
     return f"{report.date}{commit}; {machine}; {versions}; {report.command}"
@@ -115,7 +118,10 @@ def markdown(report: Report) -> str:
 
 
 def compare(old: Report, new: Report, console: Console) -> None:
-    """What has changed: the ratio of medians, marked where the spreads do not overlap."""
+    """What has changed: the ratio of medians, marked where the spreads do not overlap.
+
+    A single run says nothing of the noise, so it is never marked.
+    """
     table = Table("", "implementation", "unit", "before", "now", "better by", "beyond noise")
     for row in new.rows:
         before = old.find(row.name, row.implementation)
@@ -128,6 +134,7 @@ def compare(old: Report, new: Report, console: Console) -> None:
         assert before.minimum is not None
         assert before.maximum is not None
         apart = row.minimum > before.maximum or row.maximum < before.minimum
+        known = min(len(row.runs), len(before.runs)) > 1
         table.add_row(
             row.name,
             row.implementation,
@@ -135,7 +142,7 @@ def compare(old: Report, new: Report, console: Console) -> None:
             format_value(before.median),
             format_value(row.median),
             "" if better is None else f"{better:.2f}x",
-            "yes" if apart else "",
+            "yes" if apart and known else "",
         )
     console.print(f"compared with {old.date}{', commit ' + old.commit if old.commit else ''}:")
     console.print(table)

@@ -121,6 +121,11 @@ def _wanted(plan: Plan, size: int | None) -> list[Workload]:
     return chosen
 
 
+def _in_turn(plan: Plan, workloads: list[Workload]) -> list[Workload]:
+    """In the order in which they run; in ``--quick``, what is long has what time is left."""
+    return sorted(workloads, key=lambda workload: workload.bytes) if plan.quick else workloads
+
+
 def _suffix(size: int | None) -> str:
     return "" if size is None else f", {size}-byte packets"
 
@@ -149,9 +154,13 @@ def run(plan: Plan, on_row: Callable[[str], None]) -> list[Row]:
         on_row("starting the workers")
         with ExitStack() as stack:
             _start_all(contenders, size, plan, stack)
+            measured: dict[str, list[Row]] = {}
+            for workload in _in_turn(plan, workloads):
+                name = workload.figures[0].name
+                on_row(name + _suffix(size))
+                measured[name] = _measure(workload, contenders, size, plan, deadline)
             for workload in workloads:
-                on_row(workload.figures[0].name + _suffix(size))
-                rows += _measure(workload, contenders, size, plan, deadline)
+                rows += measured[workload.figures[0].name]
     return sorted(rows, key=lambda row: "-byte packets" in row.name)
 
 

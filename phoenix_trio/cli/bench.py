@@ -13,10 +13,14 @@ from rich.console import Console
 from ..bench import charts, peers, report, results, workloads
 from ..bench.processes import Remote
 from ..bench.server import development_tls, serve_bench
+from ..quic.tls import ClientTLS
 from .failures import failures_in_one_line
-from .options import TARGET
+from .options import Target
 
 __all__ = ["bench", "serve_bench_command"]
+
+#: What ``serve-bench`` listens on.
+_PORT = 4434
 
 #: Between these lines the tables in docs/performance.md are replaced.
 _BEGIN = "<!-- tables: begin, written by phoenix-trio bench --markdown -->\n"
@@ -41,12 +45,17 @@ _END = "<!-- tables: end -->\n"
 @click.option(
     "--connect",
     "server",
-    type=TARGET,
+    type=Target(_PORT),
     default=None,
-    metavar="HOST:PORT",
-    help='A "phoenix-trio serve-bench" elsewhere.',
+    metavar="HOST[:PORT]",
+    help=f'A "phoenix-trio serve-bench" elsewhere.  [default port: {_PORT}]',
 )
-@click.option("--pin", default=None, help="The fingerprint which that server printed.")
+@click.option(
+    "--pin",
+    default=None,
+    metavar="FINGERPRINT",
+    help="Which that server printed.  [default: its certificate is not checked]",
+)
 @click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Save all figures.")
 @click.option("--html", "html_file", type=click.Path(dir_okay=False), help="Save a page of charts.")
 @click.option(
@@ -98,6 +107,8 @@ def bench(
     if peer_pythons and not with_peers:
         raise click.UsageError("--peer-python needs --peers")
     interpreters = _parse_interpreters(peer_pythons)
+    _check_pin(pin)
+    _check_files(json_file, html_file, markdown_file)
     old = results.Report.load(old_file) if old_file else None
     console = _console()
     found: list[peers.Implementation] = []
@@ -129,6 +140,25 @@ def bench(
         charts.save_page(new, html_file)
     if markdown_file is not None:
         _write_markdown(new, Path(markdown_file))
+    failed = [row for row in rows if row.note.startswith("failed")]
+    if any(row.implementation == peers.PHOENIX.name for row in failed):
+        click.echo("phoenix-trio: some rows failed; the lines below the table say why", err=True)
+        sys.exit(1)
+
+
+def _check_pin(pin: str | None) -> None:
+    if pin is not None:
+        try:
+            ClientTLS(pinned_sha256=pin)
+        except ValueError as error:
+            raise click.UsageError(f"--pin: {error}") from error
+
+
+def _check_files(*files: str | None) -> None:
+    """Minutes of measuring should not be lost for want of a directory."""
+    for file in files:
+        if file is not None and not Path(file).absolute().parent.is_dir():
+            raise click.UsageError(f"there is no directory for {file!r}")
 
 
 def _parse_interpreters(options: tuple[str, ...]) -> dict[str, str]:
@@ -163,7 +193,7 @@ def _write_markdown(new: results.Report, path: Path) -> None:
 
 @click.command("serve-bench")
 @click.option("--host", default=None, help="Local address.  [default: all]")
-@click.option("--port", type=click.IntRange(0, 65535), default=4434, show_default=True)
+@click.option("--port", type=click.IntRange(0, 65535), default=_PORT, show_default=True)
 @click.option(
     "--max-udp-payload-size", type=click.IntRange(1200, 65507), default=None, help="In bytes."
 )

@@ -9,7 +9,7 @@ import click
 
 from ..config import TransportConfig
 
-__all__ = ["SIZE", "TARGET", "format_size", "transport_config", "transport_options"]
+__all__ = ["SIZE", "TARGET", "Target", "format_size", "transport_config", "transport_options"]
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
@@ -28,8 +28,17 @@ class _Size(click.ParamType[int]):
         return int(float(found[1]) * _UNITS[found[2] or ""])
 
 
-class _Target(click.ParamType[tuple[str, int]]):
+class Target(click.ParamType[tuple[str, int]]):
+    """``HOST`` or ``HOST:PORT``.
+
+    Args:
+      default_port: where none is given.
+    """
+
     name = "host:port"
+
+    def __init__(self, default_port: int) -> None:
+        self._default_port = default_port
 
     def convert(
         self, value: Any, param: click.Parameter | None, context: click.Context | None
@@ -37,17 +46,17 @@ class _Target(click.ParamType[tuple[str, int]]):
         if isinstance(value, tuple):
             return value
         found = re.fullmatch(r"(?:\[([^\]]+)\]|([^:\[\]]+))(?::(\d+))?", str(value).strip())
-        if found is None or not 1 <= int(found[3] or 4433) <= 65535:
+        if found is None or not 1 <= int(found[3] or self._default_port) <= 65535:
             self.fail(
                 f"{value!r} is not HOST:PORT (IPv6 addresses go in brackets: [::1]:4433)",
                 param,
                 context,
             )
-        return found[1] or found[2], int(found[3] or 4433)
+        return found[1] or found[2], int(found[3] or self._default_port)
 
 
 SIZE = _Size()
-TARGET = _Target()
+TARGET = Target(4433)
 
 
 def transport_options(command: Any) -> Any:
@@ -56,7 +65,7 @@ def transport_options(command: Any) -> Any:
         "--max-udp-payload-size",
         type=click.IntRange(1200, 65507),
         metavar="BYTES",
-        help="Send larger packets than 1200 bytes; the whole path must carry them.",
+        help="Never send larger packets.  [default: what the path is found to carry]",
     )(command)
     return click.option(
         "--idle-timeout",

@@ -109,6 +109,13 @@ def test_a_comparison_marks_only_what_is_beyond_the_spread() -> None:
     assert "yes" not in lines["noisy"]
 
 
+def test_a_single_run_has_no_spread_to_be_beyond() -> None:
+    before = make_report(row("single", 10), row("first", 10), row("second", 10, 11))
+    after = make_report(row("single", 5), row("first", 5, 5.5), row("second", 5))
+    assert "2.00x" in printed(before, after)
+    assert "yes" not in printed(before, after)
+
+
 def test_the_table_says_why_a_figure_is_missing() -> None:
     text = printed(
         make_report(row("a", 10), row("a", who="other", note="failed: it burst"), row("a", who="x"))

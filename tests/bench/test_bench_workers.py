@@ -243,6 +243,21 @@ def test_all_implementations_take_part_in_a_row() -> None:
     assert any("64 KB" in name for name in heard)
 
 
+def test_quick_begins_with_what_is_short_and_reports_in_the_usual_order() -> None:
+    heard: list[str] = []
+    rows = run(Plan(quick=True, runs=1, only="*64 *"), heard.append)
+    assert [name for name in heard if "64" in name] == [
+        "64 bytes there and back",
+        "transfer 64 KB",
+        "transfer 100 MB, 64 KB writes",
+    ]
+    assert [row.name for row in rows if not row.name.endswith("rate")] == [
+        "transfer 64 KB",
+        "transfer 100 MB, 64 KB writes",
+        "64 bytes there and back",
+    ]
+
+
 # ------------------------------------------------------------------ the command
 
 
@@ -279,6 +294,33 @@ def test_contradictions_are_refused_at_once(arguments: list[str], message: str) 
     result = CliRunner().invoke(program, ["bench", *arguments])
     assert result.exit_code == 2
     assert message in result.output
+
+
+def test_a_file_which_cannot_be_written_is_noticed_before_anything_is_measured(
+    tmp_path: Path,
+) -> None:
+    for option in ("--json", "--html", "--markdown"):
+        nowhere = str(tmp_path / "nowhere" / "file")
+        result = CliRunner().invoke(program, ["bench", "--quick", option, nowhere])
+        assert result.exit_code == 2
+        assert "nowhere" in result.output
+
+
+def test_a_server_elsewhere_with_another_certificate_is_a_failure_which_says_so() -> None:
+    command = [sys.executable, "-m", "phoenix_trio", "serve-bench", "--host", "127.0.0.1"]
+    server = subprocess.Popen([*command, "--port", "0"], stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        words = server.stdout.readline().replace("HOST", "127.0.0.1").split()
+        arguments = ["--connect", words[words.index("--connect") + 1], "--pin", "ab" * 32]
+        result = CliRunner().invoke(
+            program, ["bench", "--quick", "--only", "64 bytes*", *arguments]
+        )
+        assert result.exit_code == 1
+        assert "CertificatePinMismatch" in result.output
+    finally:
+        server.kill()
+        server.communicate()
 
 
 def test_a_server_elsewhere_is_measured_with_what_it_printed() -> None:
