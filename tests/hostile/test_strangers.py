@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from functools import partial
 from typing import Any
 
 import pytest
@@ -18,76 +17,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-import phoenix_trio
-from phoenix_trio import TransportConfig
 from phoenix_trio.quic import events
 from phoenix_trio.quic.admission import RateLimit, destination_connection_id
 from phoenix_trio.testing import SimulatedNetwork
+from tests.hostile.world import World, ended_with, first_initial, rogue_pair
 from tests.support import (
-    ALPN,
-    CLIENT,
     PORT,
     SERVER,
     EnginePair,
-    client_tls,
     connected_pair,
     examples,
-    server_tls,
     stream_pair,
 )
-
-
-async def echo(connection: phoenix_trio.QuicConnection) -> None:
-    async for stream in connection.incoming_streams():
-        async with stream:
-            async for chunk in stream:
-                await stream.send_all(chunk)
-
-
-class World:
-    """A server on a simulated network, and a stranger's raw socket."""
-
-    def __init__(self, nursery: trio.Nursery, **config: Any) -> None:
-        self.nursery = nursery
-        self.network = SimulatedNetwork(delay=0.001)
-        self.config = TransportConfig(**config)
-
-    async def start(self) -> World:
-        (self.listener,) = await self.nursery.start(
-            partial(
-                phoenix_trio.serve,
-                echo,
-                PORT,
-                tls=server_tls(),
-                alpn=ALPN,
-                config=self.config,
-                network=self.network.host(SERVER),
-            )
-        )
-        self.stranger = await self.network.host("10.9.9.9").open_socket(
-            None, 0, buffer_size=10_000_000
-        )
-        return self
-
-    async def say(self, data: bytes) -> list[bytes]:
-        """Send a datagram from the stranger's socket; what comes back within 10 ms."""
-        self.stranger.send(data, (SERVER, PORT))
-        await trio.sleep(0.01)
-        return [answer for answer, _ in self.stranger.receive(1000)]
-
-    async def check_alive(self) -> None:
-        async with phoenix_trio.open_connection(
-            SERVER, PORT, tls=client_tls(), alpn=ALPN, network=self.network.host(CLIENT)
-        ) as connection:
-            async with await connection.open_stream() as stream:
-                await stream.send_all(b"alive?")
-                await stream.send_eof()
-                assert await stream.receive_some() == b"alive?"
-
-
-def first_initial(number: int = 0) -> bytes:
-    """A real client's first datagram."""
-    return bytes(EnginePair().wire[0][3])
 
 
 def test_malformed_datagrams_never_raise_and_the_server_goes_on() -> None:
@@ -256,21 +197,6 @@ def test_a_rate_limit_allows_a_burst_and_then_a_rate() -> None:
 
 
 # ------------------------------------------------------------------ rogue peers
-
-
-def rogue_pair(**server_config: Any) -> EnginePair:
-    return EnginePair(server_config=TransportConfig(**server_config)).connect()
-
-
-def ended_with(pair: EnginePair) -> Exception:
-    assert pair.server is not None
-    (ending,) = pair.server.of(events.Terminated)
-    assert isinstance(ending.error, phoenix_trio.ProtocolError), ending
-    assert not ending.error.by_peer
-    (seen,) = pair.client.of(events.Terminated)
-    assert isinstance(seen.error, phoenix_trio.ProtocolError)
-    assert seen.error.by_peer
-    return ending.error
 
 
 def test_a_peer_which_opens_too_many_streams_is_refused() -> None:

@@ -1,0 +1,138 @@
+"""A server on a simulated network, and strangers and rogue peers which attack it."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import trio
+from aioquic.quic.crypto import CryptoPair
+from aioquic.quic.packet import QuicPacketType
+from aioquic.quic.packet_builder import QuicPacketBuilder
+
+import phoenix_trio
+from phoenix_trio import TransportConfig
+from phoenix_trio.quic import events
+from phoenix_trio.testing import SimulatedNetwork
+from tests.support import (
+    ALPN,
+    CLIENT,
+    PORT,
+    SERVER,
+    EnginePair,
+    client_tls,
+    server_tls,
+)
+
+STRANGER = "10.9.9.9"
+
+
+async def echo(connection: phoenix_trio.QuicConnection) -> None:
+    async for stream in connection.incoming_streams():
+        async with stream:
+            async for chunk in stream:
+                await stream.send_all(chunk)
+
+
+class World:
+    """A server on a simulated network, and a stranger's raw socket."""
+
+    def __init__(self, nursery: trio.Nursery, **config: Any) -> None:
+        self.nursery = nursery
+        self.network = SimulatedNetwork(delay=0.001)
+        self.config = TransportConfig(**config)
+
+    async def start(self) -> World:
+        (self.listener,) = await self.nursery.start(
+            partial(
+                phoenix_trio.serve,
+                echo,
+                PORT,
+                tls=server_tls(),
+                alpn=ALPN,
+                config=self.config,
+                network=self.network.host(SERVER),
+            )
+        )
+        self.stranger = await self.network.host(STRANGER).open_socket(
+            None, 0, buffer_size=10_000_000
+        )
+        return self
+
+    async def say(self, data: bytes) -> list[bytes]:
+        """Send a datagram from the stranger's socket; what comes back within 10 ms."""
+        self.stranger.send(data, (SERVER, PORT))
+        await trio.sleep(0.01)
+        return [answer for answer, _ in self.stranger.receive(1000)]
+
+    async def check_alive(self) -> None:
+        """A new client connects from another address and gets its echo."""
+        async with phoenix_trio.open_connection(
+            SERVER, PORT, tls=client_tls(), alpn=ALPN, network=self.network.host(CLIENT)
+        ) as connection:
+            async with await connection.open_stream() as stream:
+                await stream.send_all(b"alive?")
+                await stream.send_eof()
+                assert await stream.receive_some() == b"alive?"
+
+
+def first_initial() -> bytes:
+    """A real client's first datagram."""
+    return bytes(EnginePair().wire[0][3])
+
+
+def sealed_initial(
+    frames: bytes,
+    *,
+    destination_cid: bytes,
+    source_cid: bytes = b"attacker",
+    packet_number: int = 0,
+    version: int = 1,
+    token: bytes = b"",
+    key_cid: bytes | None = None,
+    size: int = 1200,
+) -> bytes:
+    """A client's Initial packet with any frames, which authenticates, padded to `size`.
+
+    `key_cid` is the connection ID from which the keys come: the first destination
+    connection ID of the connection (RFC 9001 section 5.2), by default `destination_cid`.
+    """
+    crypto = CryptoPair()
+    crypto.setup_initial(
+        cid=destination_cid if key_cid is None else key_cid, is_client=True, version=version
+    )
+    builder = QuicPacketBuilder(
+        host_cid=source_cid,
+        peer_cid=destination_cid,
+        peer_token=token,
+        version=version,
+        is_client=True,
+        max_datagram_size=size,
+        packet_number=packet_number,
+    )
+    builder.start_packet(QuicPacketType.INITIAL, crypto)
+    buf = builder._buffer
+    buf.push_bytes(frames)
+    builder._packet.is_ack_eliciting = True  # the builder pads such a datagram to its full size
+    builder._packet.in_flight = True
+    datagrams, _ = builder.flush()
+    (datagram,) = datagrams
+    assert len(datagram) == size
+    return datagram
+
+
+def rogue_pair(**server_config: Any) -> EnginePair:
+    """An established connection whose client a test makes misbehave."""
+    return EnginePair(server_config=TransportConfig(**server_config)).connect()
+
+
+def ended_with(pair: EnginePair) -> Exception:
+    """The protocol error with which the server has ended the connection."""
+    assert pair.server is not None
+    (ending,) = pair.server.of(events.Terminated)
+    assert isinstance(ending.error, phoenix_trio.ProtocolError), ending
+    assert not ending.error.by_peer
+    (seen,) = pair.client.of(events.Terminated)
+    assert isinstance(seen.error, phoenix_trio.ProtocolError)
+    assert seen.error.by_peer
+    return ending.error
