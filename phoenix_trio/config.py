@@ -155,6 +155,16 @@ class TransportConfig:
     ``None``: half of `max_incoming_transfers`, rounded up, so that there is room for others
     whatever one does.  More where many clients share one address, as behind a NAT."""
 
+    transfer_idle_timeout: float = attrs.field(
+        default=120.0, validator=_seconds(0.0, 86_400.0, exclusive=True, infinite=True)
+    )
+    """Seconds in which the sender of a striped transfer that has credit sends at least 16
+    KiB (more than 0, up to 86,400, or ``math.inf``); else the transfer ends with
+    ``TransferCode.STALLED``, and its place is free for others.
+
+    120 s: longer than any pause of a working path.  More for sources which pause longer
+    themselves; time in which this side does not read is not counted."""
+
     max_udp_payload_size: int | None = attrs.field(
         default=None,
         validator=attrs.validators.optional(_integer(SMALLEST_UDP_PAYLOAD, LARGEST_UDP_PAYLOAD)),

@@ -108,6 +108,7 @@ class PhoenixTransport(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
             max_stripe_size=min(_LARGEST_STRIPE, self._window // 4),
             max_transfers=config.max_incoming_transfers,
             max_transfers_per_peer=config.max_incoming_transfers_per_peer,
+            idle_timeout=config.transfer_idle_timeout,
         )
         self._connections: dict[QuicConnection, PhoenixConnection] = {}
         self._opened = 0

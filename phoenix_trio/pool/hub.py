@@ -73,8 +73,8 @@ class _Remembered:
 class TransferHub(trio.abc.AsyncResource):
     """Sends and receives striped transfers over any number of connections.
 
-    An interrupted transfer is given up in time while somebody reads it or
-    :meth:`give_up_in_time` runs; otherwise when the hub is used next.
+    A transfer whose sender is gone or has stalled is given up in time while a task reads
+    it or :meth:`give_up_in_time` runs; otherwise when the hub is used next.
 
     Args:
       window: bytes of one incoming transfer which wait in memory at most.
@@ -89,6 +89,10 @@ class TransferHub(trio.abc.AsyncResource):
       max_size: the most bytes of one incoming transfer; ``None``: any.
       resume_timeout: seconds for which a transfer whose connections were lost waits for
         its sender, and for which verdicts are remembered.
+      idle_timeout: seconds in which a sender that has credit sends at least 16 KiB;
+        otherwise the transfer is given up with ``STALLED``, and its place is free.
+        ``math.inf``: never.  Time in which this side's reader is what the sender waits
+        for does not count.
 
     Raises:
       ValueError: an argument is out of range.
@@ -103,6 +107,7 @@ class TransferHub(trio.abc.AsyncResource):
         max_stripe_size: int = _MEBIBYTE,
         max_size: int | None = None,
         resume_timeout: float = 60.0,
+        idle_timeout: float = 120.0,
     ) -> None:
         if not SMALLEST_STRIPE <= max_stripe_size <= window:
             raise ValueError(
@@ -119,6 +124,8 @@ class TransferHub(trio.abc.AsyncResource):
             )
         if not resume_timeout >= 0:
             raise ValueError(f"resume_timeout must be zero or more seconds, not {resume_timeout}")
+        if not idle_timeout > 0:
+            raise ValueError(f"idle_timeout must be more than zero seconds, not {idle_timeout}")
         if max_size is not None and not 0 <= max_size <= VARINT_MAX:
             raise ValueError(f"max_size must be between 0 and 2**62 - 1, not {max_size}")
         self._stripe_window = window
@@ -127,6 +134,7 @@ class TransferHub(trio.abc.AsyncResource):
         self._max_stripe_size = max_stripe_size
         self._max_size = max_size
         self._resume_timeout = resume_timeout
+        self._idle_timeout = idle_timeout
         self._incoming: dict[bytes, IncomingTransfer] = {}
         self._peers: dict[bytes, str] = {}  # who has begun which of these
         self._outgoing: dict[bytes, OutgoingTransfer] = {}
@@ -347,15 +355,17 @@ class TransferHub(trio.abc.AsyncResource):
                 stripe_size=stripe_size,
                 window=min(max(manifest.window, stripe_size), self._stripe_window),
                 resume_timeout=self._resume_timeout,
+                idle_timeout=self._idle_timeout,
                 max_size=self._max_size,
                 on_end=self._on_end,
-                on_interruption=self._time_lot.unpark_all,
+                on_new_deadline=self._time_lot.unpark_all,
             )
             self._remembered.pop(transfer_id, None)
             self._incoming[transfer_id] = transfer
             self._peers[transfer_id] = peer_of(connection.peer_address)
             self._queue.append(transfer)
             self._accept_lot.unpark_all()
+            self._time_lot.unpark_all()
         await transfer._serve_line(reader, connection)
 
     def _judge(
@@ -417,9 +427,9 @@ class TransferHub(trio.abc.AsyncResource):
                 self._remembered.popitem(last=False)
 
     async def give_up_in_time(self) -> None:
-        """Give up interrupted transfers which nobody reads when their time is over.
+        """Give up transfers which no task reads when the time of their senders is over.
 
-        So their memory is given back then, rather than when the hub is used next.  Runs
+        So their memory and places are free then, rather than when the hub is used next.  Runs
         until it is cancelled, and sleeps until the next transfer's time;
         :func:`phoenix_trio.open_phoenix` has it running.
         """

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import math
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -33,6 +32,7 @@ from ..streams.framing import FramingError
 from ..streams.kinds import StreamKind
 from ..streams.reader import StreamReader
 from ..streams.watching import while_open
+from .stall_clock import LEAST_PROGRESS, StallClock
 from .striping import Arrival, ReassemblyWindow, StripeRefused
 from .transfer_errors import (
     ChecksumMismatch,
@@ -123,16 +123,18 @@ class IncomingTransfer(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
         stripe_size: int,
         window: int,
         resume_timeout: float,
+        idle_timeout: float,
         max_size: int | None,
         on_end: Callable[[IncomingTransfer, Verdict | None], None],
-        on_interruption: Callable[[], object],
+        on_new_deadline: Callable[[], object],
     ) -> None:
         self._id = transfer_id
         self._manifest = manifest
         self._connection = connection
         self._resume_timeout = resume_timeout
+        self._stall = StallClock(idle_timeout, trio.current_time())
         self._on_end = on_end
-        self._on_interruption = on_interruption
+        self._on_new_deadline = on_new_deadline
         self._window = ReassemblyWindow(
             stripe_size=stripe_size, window=window, size=manifest.size, max_size=max_size
         )
@@ -204,7 +206,8 @@ class IncomingTransfer(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
         Raises:
           StopAsyncIteration: all bytes were read, and their checksum is right.
           ChecksumMismatch: all bytes were read, and their checksum is wrong.
-          TransferAbandoned: the sender has given up, or has broken the format.
+          TransferAbandoned: the sender has given up, has broken the format, or has sent
+            next to nothing for the hub's ``idle_timeout``.
           TransferInterrupted: its connections were lost, and it did not come back within
             the hub's ``resume_timeout``.
           trio.ClosedResourceError: the transfer was closed here.
@@ -320,21 +323,41 @@ class IncomingTransfer(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
             raise trio.ClosedResourceError("this transfer was closed")
 
     async def _wait(self) -> None:
-        """Until something happens, at most until the sender's time to come back is over."""
+        """Until something happens, at most until the sender's time is over."""
         with trio.move_on_at(self._expires_at):
             await self._read_lot.park()
         self._expire()
 
     @property
+    def _awaits_sender(self) -> bool:
+        """Whether the next move is the sender's: it has credit, or has not told the end."""
+        window = self._window
+        if window.size is not None and window.received >= window.size:
+            return self._end is None
+        return window.received < window.limit
+
+    @property
     def _expires_at(self) -> float:
-        """When the sender's time to come back is over."""
+        """When to look whether the sender's time is over; it may have more by then."""
         lost_at = self._line_lost_at
-        return math.inf if lost_at is None else lost_at + self._resume_timeout
+        if lost_at is not None:
+            return lost_at + self._resume_timeout
+        if self._awaits_sender:
+            return self._stall.deadline
+        # The sender gets a whole period with its next credit, so it is not over before.
+        return trio.current_time() + self._stall.timeout
 
     def _expire(self) -> bool:
-        """Give up if the sender's time to come back is over.  Returns whether it is."""
+        """Give up if the sender's time is over.  Returns whether it is."""
         if self._verdict is not None or trio.current_time() < self._expires_at:
             return False
+        if self._line_lost_at is None:
+            self._give_up(
+                TransferCode.STALLED,
+                f"the sender has sent less than {LEAST_PROGRESS} bytes in"
+                f" {self._stall.timeout:g} s, and is given up",
+            )
+            return True
         self._conclude(
             Verdict(TransferCode.UNKNOWN_TRANSFER),
             TransferInterrupted(
@@ -351,6 +374,7 @@ class IncomingTransfer(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
         limit = self._window.limit
         self._window.consume(count)
         if self._window.limit != limit:
+            self._stall.restart(trio.current_time())
             self._reply_lot.unpark_all()
 
     async def _verify(self) -> None:
@@ -375,8 +399,10 @@ class IncomingTransfer(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
 
     async def _wait_told(self) -> None:
         await trio.lowlevel.checkpoint()
-        while self._line is not None and not self._verdict_told:
-            await self._read_lot.park()
+        # A peer which gives no credit for the answer must not hold the caller for ever.
+        with trio.move_on_after(self._stall.timeout):
+            while self._line is not None and not self._verdict_told:
+                await self._read_lot.park()
 
     # ------------------------------------------------------------------ leaving
 
@@ -449,7 +475,10 @@ class IncomingTransfer(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
             self._line.cancel()  # the sender has left it; we only do not know yet
         scope = trio.CancelScope()
         self._line = scope
-        self._line_lost_at = None
+        if self._line_lost_at is not None:
+            self._line_lost_at = None
+            self._stall.excuse(trio.current_time())
+            self._on_new_deadline()
         self._told_credit = -1
         self._verdict_told = False
         self._window.repeat_news()
@@ -475,7 +504,7 @@ class IncomingTransfer(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
                 self._line = None
                 if self._verdict is None:
                     self._line_lost_at = trio.current_time()
-                    self._on_interruption()
+                    self._on_new_deadline()
                 self._read_lot.unpark_all()
 
     async def _listen(self, reader: StreamReader) -> None:
@@ -542,10 +571,12 @@ class IncomingTransfer(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
                     if not data:
                         raise FramingError("a stripe ends before its last byte")
                     arrival.append(data)
+                    if arrival.wanted:
+                        self._stall.note(len(data), trio.current_time())
                     length -= len(data)
-                if self._verdict is not None:
-                    self._refuse_stripes(reader)
-                    return
+                    if self._verdict is not None:
+                        self._refuse_stripes(reader)
+                        return
                 self._window.complete(arrival)
                 arrival = None
                 self._reply_lot.unpark_all()

@@ -60,6 +60,9 @@ class TransferCode(IntEnum):
     BEYOND_CREDIT = 0x46
     """A stripe was sent which the receiver had not given credit for."""
 
+    STALLED = 0x47
+    """The sender had credit and has sent next to nothing for the receiver's timeout."""
+
 
 def describe(code: int) -> str:
     """A code as people read it."""
@@ -107,7 +110,7 @@ class TransferRefused(TransferFailed):
 
 
 class TransferAbandoned(TransferFailed):
-    """Receiving: the sender has given the transfer up, or has broken the format.
+    """Receiving: the sender has given the transfer up, broken the format, or stalled.
 
     Attributes:
       code: why; a :class:`TransferCode`, or a number of the sender's application.

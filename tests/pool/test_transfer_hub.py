@@ -51,12 +51,19 @@ def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @asynccontextmanager
 async def two_hubs(
-    network: SimulatedNetwork | None = None, *, serve_sender: bool = True, **settings: Any
+    network: SimulatedNetwork | None = None,
+    *,
+    serve_sender: bool = True,
+    client_config: phoenix_trio.TransportConfig | None = None,
+    **settings: Any,
 ) -> AsyncIterator[tuple[phoenix_trio.QuicConnection, TransferHub, TransferHub]]:
     """A connection, the sender's hub and the receiver's, which has the settings."""
     settings.setdefault("max_stripe_size", STRIPE)
     settings.setdefault("window", 16 * STRIPE)
-    async with connected_pair(network) as (client, server), trio.open_nursery() as nursery:
+    async with (
+        connected_pair(network, client_config=client_config) as (client, server),
+        trio.open_nursery() as nursery,
+    ):
         sender, receiver = TransferHub(), TransferHub(**settings)
         if serve_sender:  # (it stops answers to transfers which are not its own)
             nursery.start_soon(serve_hub, client, sender)
@@ -435,6 +442,7 @@ async def test_what_is_too_large_is_refused(known: bool, autojump_clock: MockClo
         {"max_transfers": 0},
         {"max_transfers_per_peer": 0},
         {"resume_timeout": -1},
+        {"idle_timeout": 0},
         {"max_size": -1},
     ],
 )
