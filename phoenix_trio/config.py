@@ -193,8 +193,11 @@ class TransportConfig:
         default=None,
         validator=attrs.validators.optional(_seconds(0.0, 86_400.0, exclusive=True)),
     )
-    """Seconds of silence after which a PING is sent (RFC 9000 section 10.1.2);
-    ``None``: never.  Choose well below both sides' idle timeouts."""
+    """Seconds of silence after which a PING is sent (RFC 9000 section 10.1.2; more than 0,
+    below `max_idle_timeout`); ``None``: never.
+
+    It is half of the effective idle timeout at most, which is the smaller of both sides'
+    values: 20 s becomes 7.5 s with a peer whose idle timeout is 15 s."""
 
     congestion_control: Literal["cubic", "reno"] = attrs.field(
         default="cubic", validator=attrs.validators.in_(("cubic", "reno"))

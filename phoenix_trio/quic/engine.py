@@ -63,6 +63,7 @@ from .ecn import NOT_ECT, EcnMarking, ReceivedMarks
 from .fast_path import FastPath, kernel_run
 from .fast_send import BulkTurn, encode_varint
 from .flow_control import ReceiveWindow
+from .idle import keep_alive_interval
 from .key_update import OneRttKeys
 from .pacer import Pacer
 from .path_mtu import MtuSearch
@@ -175,7 +176,8 @@ class Engine(QuicConnection):
         connection_window = min(INITIAL_CONNECTION_WINDOW, config.receive_buffer_size)
         configuration.max_stream_data = stream_window
         configuration.max_data = connection_window
-        configuration.idle_timeout = min(config.max_idle_timeout, _NEVER)
+        # (In whole milliseconds, of which 0 would mean "none", RFC 9000 section 18.2.)
+        configuration.idle_timeout = max(min(config.max_idle_timeout, _NEVER), 0.001)
         configuration.congestion_control_algorithm = _CONTROLLERS[config.congestion_control]
         configuration.initial_rtt = config.initial_rtt
         # During the handshake; see _begin_mtu_search.
@@ -319,8 +321,8 @@ class Engine(QuicConnection):
             return
         if now >= self._close_at and self._close_event is None:
             self._cause = Cause.IDLE_TIMEOUT
-        if now >= self._keep_alive_at and self._handshake_complete:
-            if KEEP_ALIVE_PING not in self._ping_pending:
+        if now >= self._keep_alive_at:
+            if self._handshake_complete and KEEP_ALIVE_PING not in self._ping_pending:
                 self.send_ping(KEEP_ALIVE_PING)
             self._touch_keep_alive(now)
         try:
@@ -1452,8 +1454,9 @@ class Engine(QuicConnection):
         return runs
 
     def _touch_keep_alive(self, now: float) -> None:
-        if self.config.keep_alive is not None:
-            self._keep_alive_at = now + self.config.keep_alive
+        keep_alive = self.config.keep_alive
+        if keep_alive is not None:
+            self._keep_alive_at = now + keep_alive_interval(keep_alive, self._idle_timeout())
 
     # ------------------------------------------------------------------ path MTU
 

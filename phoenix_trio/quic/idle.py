@@ -1,0 +1,24 @@
+"""What is due while a connection is idle, given the idle timeout which both sides agreed on.
+
+Floor 0, sans-IO: seconds in, seconds out.  The effective idle timeout is the smaller of
+both sides' values, and at least three probe timeouts (RFC 9000 section 10.1); the
+configuration knows only one of the two, so nothing here is computed before the peer's
+transport parameters are known.
+"""
+
+from __future__ import annotations
+
+__all__ = ["keep_alive_interval"]
+
+#: A PING leaves after this share of the idle timeout, so that there is time to repeat it.
+_KEEP_ALIVE_SHARE = 0.5
+
+
+def keep_alive_interval(wanted: float, idle_timeout: float) -> float:
+    """Seconds of silence after which a PING keeps the connection alive (RFC 9000 section 10.1.2).
+
+    Args:
+      wanted: what the configuration says.
+      idle_timeout: the effective idle timeout.
+    """
+    return min(wanted, idle_timeout * _KEEP_ALIVE_SHARE)
