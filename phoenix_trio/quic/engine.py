@@ -67,6 +67,7 @@ from .idle import keep_alive_interval
 from .key_update import OneRttKeys
 from .pacer import Pacer
 from .path_mtu import MtuSearch
+from .reassembly import PieceLimit
 from .stream_state import (
     CountingRecovery,
     SentPackets,
@@ -205,6 +206,8 @@ class Engine(QuicConnection):
         self._active: dict[int, StreamRecord] = {}
         self._finished: list[int] = []
         self._limits_to_send: dict[int, StreamRecord] = {}
+        self.piece_limit = PieceLimit()
+        """Bounds the pieces which streams hold behind gaps."""
         self._initial_stream_window = stream_window
         self._window = ReceiveWindow(connection_window, config.receive_buffer_size)
         self._limits_pending = False
@@ -858,6 +861,7 @@ class Engine(QuicConnection):
         record.discarding = True
         if not record.receiver.is_finished:
             record.receiver.stop(error_code)
+        record.receiver.discard()
         self._release_up_to(record, record.receiver.highest_offset)
 
     def consume(self, stream_id: int, count: int) -> bool:
@@ -896,6 +900,7 @@ class Engine(QuicConnection):
         if receiving:
             record.receive_released = True
             record.discarding = True
+            record.receiver.discard()
             self._release_up_to(record, record.receiver.highest_offset)
         if sending:
             record.send_released = True
@@ -1352,7 +1357,17 @@ class Engine(QuicConnection):
             out.append(events.EarlyDataReady(self.tls.alpn_negotiated))
         if self._close_event is not None and not self._terminated:
             self._terminated = True
+            self._free_buffers()
             out.append(events.Terminated(self._termination_error()))
+
+    def _free_buffers(self) -> None:
+        """The connection has ended: nothing is sent or put in order any more.
+
+        What was delivered stays with the application until it is read.
+        """
+        for record in self._records.values():
+            record.receiver.drop_pending()
+            record.sender.data.discard()
 
     def _collect_data(self, event: aioquic_events.StreamDataReceived) -> None:
         self._stream_bytes_received += len(event.data)

@@ -2,7 +2,8 @@
 
 Floor 0, sans-IO.  Bounded by flow control in *bytes*; this class bounds the
 overhead: tiny pieces are joined, so a peer which sends one byte a packet costs
-a byte each, not an object each.
+a byte each, not an object each, and what was read of a large piece is freed
+before all of it was read.
 """
 
 from __future__ import annotations
@@ -58,9 +59,15 @@ class ReceiveBuffer:
         start = self._head_offset
         available = len(head) - start
         if available > max_bytes:
-            result: bytes | bytearray = bytes(memoryview(head)[start : start + max_bytes])
-            self._head_offset = start + max_bytes
+            stop = start + max_bytes
+            result: bytes | bytearray = bytes(memoryview(head)[start:stop])
             self.size -= max_bytes
+            if stop >= _SMALL and 2 * stop >= len(head):
+                # The rest must not keep a large piece alive.  (Each such copy is of no more
+                # than was read since the last one.)
+                pieces[0] = bytes(memoryview(head)[stop:])
+                stop = 0
+            self._head_offset = stop
             return result
         pieces.popleft()
         self._head_offset = 0

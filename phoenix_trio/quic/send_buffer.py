@@ -101,3 +101,11 @@ class SendBuffer:
     def clear(self) -> None:
         """Let go of everything."""
         self.release(self.stop)
+
+    def discard(self) -> None:
+        """Free the bytes, but count them as held: they were not acknowledged, and never will be.
+
+        Nothing can be read any more.
+        """
+        self._chunks.clear()
+        self._starts.clear()

@@ -28,10 +28,16 @@ from aioquic.quic.packet import (
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicSentPacket
 from aioquic.quic.rangeset import RangeSet
 from aioquic.quic.recovery import QuicPacketRecovery, QuicPacketSpace
-from aioquic.quic.stream import QuicStream, QuicStreamReceiver, QuicStreamSender
+from aioquic.quic.stream import (
+    FinalSizeError,
+    QuicStream,
+    QuicStreamReceiver,
+    QuicStreamSender,
+)
 from aioquic.tls import Epoch
 
 from .flow_control import ReceiveWindow
+from .reassembly import PieceLimit, ReassemblyBuffer
 from .send_buffer import SendBuffer
 
 __all__ = [
@@ -51,6 +57,9 @@ __all__ = [
 
 class StreamOwner(Protocol):
     """What these classes tell the engine."""
+
+    piece_limit: PieceLimit
+    """Bounds the pieces which all streams hold behind gaps."""
 
     def activate(self, stream: StreamRecord) -> None:
         """The stream has something to send, or has ended on the wire."""
@@ -79,10 +88,6 @@ _GRANULARITY = 0.001
 
 #: Ranges up to which looking at each is quicker.
 _FEW_RANGES = 16
-
-#: Gaps in what was received of one stream, above which the peer is refused.  Flow
-#: control bounds the bytes but not the bookkeeping for bytes sent with holes.
-MAX_GAPS = 1000
 
 
 class ManyRanges(RangeSet):
@@ -298,14 +303,11 @@ class TrackedSender(QuicStreamSender):
 
 
 class TrackedReceiver(QuicStreamReceiver):
-    """The receiving part of a stream, which reports its end and bounds its bookkeeping."""
-
-    _buffer: bytearray
-    _ranges: RangeSet
+    """The receiving part of a stream, which reports its end and keeps only what came."""
 
     def __init__(self, stream_id: int, readable: bool, engine: StreamOwner, stream: StreamRecord):
-        # Stream.py 32-41, but for its buffer and ranges: where data comes in order, as it
-        # nearly always does, nobody asks for them.
+        # Stream.py 32-41, but for its buffer and ranges: data nearly always comes in order,
+        # so the reassembly buffer is made when a gap first appears.
         self.highest_offset = 0
         self.is_finished = not readable
         self.stop_pending = False
@@ -315,40 +317,112 @@ class TrackedReceiver(QuicStreamReceiver):
         self._stop_error_code: int | None = None
         self._engine = engine
         self._stream = stream
-
-    def __getattr__(self, name: str) -> Any:
-        # (Only called for what is not there.)
-        if name == "_buffer":
-            self._buffer = bytearray()
-            return self._buffer
-        if name == "_ranges":
-            self._ranges = ManyRanges()
-            return self._ranges
-        raise AttributeError(name)
+        self._pending: ReassemblyBuffer | None = None
 
     @property
     def is_complete(self) -> bool:
         """Whether no further credit is of use: the final size is known."""
         return self._final_size is not None or self.is_finished
 
+    @property
+    def pending_ranges(self) -> list[range]:
+        """The offsets received behind a gap."""
+        return self._pending.ranges() if self._pending is not None else []
+
     def handle_frame(self, frame: QuicStreamFrame) -> aioquic_events.StreamDataReceived | None:
-        event = super().handle_frame(frame)
-        if "_ranges" in self.__dict__ and len(self._ranges) > MAX_GAPS:
+        """Stream.py 54: take a STREAM frame; return what can be delivered now."""
+        offset, data = frame.offset, frame.data
+        stop = offset + len(data)
+        self._check_final_size(stop, frame.fin)
+        if self.is_finished:
+            return None  # a duplicate, or late after a reset
+        start = self._buffer_start
+        if offset < start:
+            data = data[start - offset :]
+            offset = start
+        if self._stream.discarding:
+            # The application is done with it; the event gives the credit back.
+            self._discard_received()
+            return self._received(data)
+        pending = self._pending
+        if pending is None or not len(pending):
+            if offset > start and data:
+                self._keep(offset, data)
+                return None
+            taken: bytes | bytearray = data
+        else:
+            if data:
+                self._keep(offset, data)
+            taken = pending.take(start)
+        if taken:
+            self._buffer_start = start + len(taken)
+        if self._buffer_start == self._final_size:
+            self._finish()
+        elif not taken:
+            return None
+        return self._received(taken)
+
+    def _received(self, data: bytes | bytearray) -> aioquic_events.StreamDataReceived:
+        return aioquic_events.StreamDataReceived(
+            data=data,  # type: ignore[arg-type]  # (a bytearray is as good)
+            end_stream=self.is_finished,
+            stream_id=self._stream.stream_id,
+        )
+
+    def _check_final_size(self, stop: int, fin: bool) -> None:
+        """RFC 9000 section 4.5: the final size never changes, and no data lies beyond it."""
+        if self._final_size is not None:
+            if stop > self._final_size:
+                raise FinalSizeError("Data received beyond final size")
+            if fin and stop != self._final_size:
+                raise FinalSizeError("Cannot change final size")
+        if fin:
+            if stop < self.highest_offset:
+                raise FinalSizeError("Data received beyond final size")
+            self._final_size = stop
+        self.highest_offset = max(self.highest_offset, stop)
+
+    def _keep(self, offset: int, data: bytes) -> None:
+        pending = self._pending
+        limit = self._engine.piece_limit
+        if pending is None:
+            pending = self._pending = ReassemblyBuffer(limit)
+        pending.add(offset, data)
+        if limit.is_exceeded:
             raise QuicConnectionError(
                 error_code=QuicErrorCode.INTERNAL_ERROR,
                 frame_type=QuicFrameType.STREAM_BASE,
-                reason_phrase=f"More than {MAX_GAPS} gaps in stream {self._stream_id}",
+                reason_phrase="Too many gaps in streams",
             )
-        if self.is_finished:
-            self._engine.activate(self._stream)
-        return event
+
+    def _finish(self) -> None:
+        self.is_finished = True
+        self._engine.activate(self._stream)
+
+    def discard(self) -> None:
+        """Drop what lies behind gaps, now and later: the application is done with the stream."""
+        if not self.is_finished:
+            self._discard_received()
+
+    def _discard_received(self) -> None:
+        self.drop_pending()
+        self._buffer_start = self.highest_offset
+        if self._final_size is not None:
+            # All that is missing are bytes which would be dropped, and their credit is known.
+            self._finish()
+
+    def drop_pending(self) -> None:
+        """Free what lies behind gaps."""
+        if self._pending is not None:
+            self._pending.clear()
+            self._pending = None
 
     def handle_reset(
         self, *, final_size: int, error_code: int = QuicErrorCode.NO_ERROR
     ) -> aioquic_events.StreamReset | None:
         event = super().handle_reset(final_size=final_size, error_code=error_code)
         if event is not None:
-            self._buffer = bytearray()
+            self.drop_pending()
             self._engine.activate(self._stream)
         return event
 

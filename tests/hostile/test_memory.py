@@ -1,0 +1,208 @@
+"""Peers which try to make this side hold more memory than the bytes they send."""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from aioquic import tls
+
+from phoenix_trio.quic import events
+from phoenix_trio.quic.fast_send import encode_varint
+from phoenix_trio.quic.receive_buffer import ReceiveBuffer
+from tests.hostile.conftest import Figure
+from tests.hostile.world import ended_with, rogue_pair
+from tests.support import EnginePair
+
+KIBIBYTE = 1024
+MEBIBYTE = 1024 * KIBIBYTE
+
+BIDIRECTIONAL = range(0, 400, 4)
+"""The IDs of the 100 streams which a client may open."""
+
+
+def stream_frame(stream_id: int, offset: int, data: bytes, *, fin: bool = False) -> bytes:
+    """A STREAM frame with offset and length (RFC 9000 section 19.8)."""
+    fields = (stream_id, offset, len(data))
+    return bytes((0x0E | fin,)) + b"".join(map(encode_varint, fields)) + data
+
+
+def reset_frame(stream_id: int, final_size: int) -> bytes:
+    """A RESET_STREAM frame (RFC 9000 section 19.4)."""
+    return b"\x04" + b"".join(map(encode_varint, (stream_id, 7, final_size)))
+
+
+def say(pair: EnginePair, *frames: bytes) -> None:
+    """A 1-RTT packet of the client with any frames arrives at the server."""
+    engine = pair.client.engine
+    number = engine._packet_number
+    engine._packet_number += 1
+    crypto = engine._cryptos[tls.Epoch.ONE_RTT]
+    first = bytes((0x40 | crypto.key_phase << 2 | 1,))
+    header = first + engine._peer_cid.cid + (number & 0xFFFF).to_bytes(2, "big")
+    packet = crypto.encrypt_packet(header, b"".join(frames).ljust(4, b"\0"), number)
+    assert pair.server is not None
+    pair.server.engine.receive_run(packet, 0, len(packet), pair.client.address, pair.now)
+    pair.server.gather(pair.now)
+
+
+def stalled_reader(**config: int) -> EnginePair:
+    pair = rogue_pair(**config)
+    assert pair.server is not None
+    pair.server.read_automatically = False
+    return pair
+
+
+class Growth:
+    """Bytes which Python has allocated since the beginning."""
+
+    def __init__(self) -> None:
+        self._before = tracemalloc.get_traced_memory()[0]
+
+    def now(self) -> int:
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0] - self._before
+
+
+@contextmanager
+def growth() -> Iterator[Growth]:
+    gc.collect()
+    tracemalloc.start()
+    try:
+        yield Growth()
+    finally:
+        tracemalloc.stop()
+
+
+def test_one_byte_at_the_end_of_each_window_costs_no_window(figure: Figure) -> None:
+    size = 8 * MEBIBYTE
+    pair = stalled_reader(receive_buffer_size=128 * MEBIBYTE, stream_receive_buffer_size=size)
+    assert pair.server is not None
+    engine = pair.server.engine
+    say(pair, *(stream_frame(each, 0, b"") for each in BIDIRECTIONAL))  # opens them all
+    # What windows grow to while a reader keeps up.
+    engine._local_max_data.value = 128 * MEBIBYTE
+    for record in engine._records.values():
+        record.max_stream_data_local = size
+    with growth() as grown:
+        for stream_id in BIDIRECTIONAL:
+            if stream_id < 40:
+                say(pair, stream_frame(stream_id, size - 1, b"x"))
+        each = grown.now() / 10
+    figure("memory a stream for one byte at the end of 8 MiB", each / KIBIBYTE, "KiB")
+    assert not pair.server.of(events.Terminated)
+    assert each < 4 * KIBIBYTE
+
+
+def test_a_byte_at_each_of_many_offsets_costs_little_on_however_many_streams(
+    figure: Figure,
+) -> None:
+    pair = stalled_reader()
+    assert pair.server is not None
+    say(pair, *(stream_frame(each, 0, b"") for each in BIDIRECTIONAL))
+    packets = 0
+    with growth() as grown:
+        for offset in range(1, 2000, 2):
+            say(pair, *(stream_frame(each, offset, b"x") for each in BIDIRECTIONAL))
+            packets += 1
+            if pair.server.of(events.Terminated):
+                break
+        used = grown.now()
+    figure("packets until it was refused", packets, "packets")
+    figure("memory", used / KIBIBYTE, "KiB")
+    pair.run(1.0)
+    assert "gaps" in str(ended_with(pair))
+    assert used < MEBIBYTE
+    assert pair.server.engine.piece_limit.held <= 1200
+
+
+def test_bytes_which_come_one_by_one_behind_a_gap_cost_about_a_byte_each(
+    figure: Figure,
+) -> None:
+    pair = stalled_reader()
+    assert pair.server is not None
+    count = 0
+    with growth() as grown:
+        for start in range(1, 20_000, 200):
+            frames = [stream_frame(0, start + at, b"x") for at in range(200)]
+            say(pair, *frames)
+            count += len(frames)
+        used = grown.now()
+    figure("memory for each byte behind a gap", used / count, "B")
+    assert used < 4 * count + 64 * KIBIBYTE
+    say(pair, stream_frame(0, 0, b"x", fin=False))
+    assert bytes(pair.server.received[0]) == b"x" * (count + 1)
+
+
+@pytest.mark.parametrize("how", ["reset", "stop", "let go", "let go, then more", "the end"])
+def test_pieces_behind_gaps_are_freed_with_their_stream(how: str) -> None:
+    pair = stalled_reader()
+    assert pair.server is not None
+    engine = pair.server.engine
+    for each in range(0, 40, 4):
+        say(pair, stream_frame(each, 1000, bytes(1000)), stream_frame(each, 5000, bytes(1000)))
+    limit = engine.piece_limit
+    assert (limit.pieces, limit.held) == (20, 20_000)
+    for each in range(0, 40, 4):
+        if how == "reset":
+            say(pair, reset_frame(each, 6000))
+        elif how == "stop":
+            engine.stop_receiving(each, 1)
+        elif how.startswith("let go"):
+            engine.let_go(each, receiving=True)
+    if how == "let go, then more":
+        for each in range(0, 40, 4):
+            say(pair, stream_frame(each, 8000, bytes(1000)), stream_frame(each, 10_000, b"x"))
+    if how == "the end":
+        engine.close_application(0, "")
+    pair.server.gather(pair.now)
+    assert (limit.pieces, limit.held) == (0, 0)
+    if how != "the end":
+        # All of the credit which the peer has used is given back.
+        assert engine._window.released == engine._local_max_data.used
+        assert not pair.server.of(events.Terminated)
+
+
+def test_a_stream_nobody_reads_ends_as_soon_as_its_size_is_known() -> None:
+    pair = stalled_reader()
+    assert pair.server is not None
+    engine = pair.server.engine
+    stream_id = 2  # one-way
+    say(pair, stream_frame(stream_id, 0, b"x"))
+    engine.let_go(stream_id, receiving=True)
+    say(pair, stream_frame(stream_id, 5000, b"x", fin=True))  # the rest never comes
+    assert not engine._records
+    assert engine._window.released == engine._local_max_data.used == 5001
+
+
+def test_a_byte_left_of_a_large_piece_does_not_keep_all_of_it(figure: Figure) -> None:
+    with growth() as grown:
+        buffers = []
+        for _ in range(100):
+            buffer = ReceiveBuffer()
+            buffer.append(bytes(64 * KIBIBYTE))
+            while len(buffer) > 1:
+                buffer.take(min(1000, len(buffer) - 1))
+            buffers.append(buffer)
+        each = grown.now() / 100
+    figure("memory for the last byte of 64 KiB", each, "B")
+    assert each < 3 * KIBIBYTE
+
+
+def test_what_was_not_sent_is_freed_when_the_connection_ends(figure: Figure) -> None:
+    pair = rogue_pair()
+    assert pair.server is not None
+    engine = pair.server.engine
+    stream_id = engine.open_stream(unidirectional=True)
+    assert stream_id is not None
+    with growth() as grown:
+        engine.write(stream_id, bytearray(4 * MEBIBYTE))
+        assert grown.now() > 4 * MEBIBYTE
+        engine.close_application(0, "")
+        left = grown.now()
+    figure("memory of 4 MiB unsent after the end", left / KIBIBYTE, "KiB")
+    assert left < 64 * KIBIBYTE
+    assert not engine.is_acknowledged(stream_id, 1, with_fin=False)
