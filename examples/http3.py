@@ -2,16 +2,21 @@
 
 aioquic's ``H3Connection`` speaks to a QUIC connection by a handful of methods
 which only queue.  ``Http3`` offers them, sends what was queued over our streams,
-and feeds it what our streams receive.
+and feeds it what our streams receive.  One task reads each stream; what the
+framing finds goes into the inbox of the request it belongs to without a
+checkpoint in between, so every request sees its events in order.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import trio
 from aioquic.h3.connection import H3Connection
-from aioquic.h3.events import H3Event
+from aioquic.h3.events import DataReceived, H3Event
 from aioquic.quic.events import StreamDataReceived
 
 import phoenix_trio
@@ -19,6 +24,62 @@ import phoenix_trio
 ALPN = ("h3",)
 #: RFC 9114 section 8.1: the code for a clean close.
 H3_NO_ERROR = 0x100
+
+#: Bytes of a request which are read ahead: of its task, or of the QPACK instructions
+#: which its headers wait for.  Flow control holds back the rest.
+READ_AHEAD = 1024 * 1024
+
+
+class Inbox:
+    """The events of one request, in order, until its task takes them."""
+
+    def __init__(self) -> None:
+        self._events: deque[H3Event] = deque()
+        self._changed = trio.lowlevel.ParkingLot()
+        self._closed = False
+        self._queued_bytes = 0
+        self._bytes_without_event = 0
+
+    def put(self, event: H3Event) -> None:
+        """Add an event; never waits, so that what the framing finds at once stays together."""
+        self._events.append(event)
+        self._bytes_without_event = 0
+        if isinstance(event, DataReceived):
+            self._queued_bytes += len(event.data)
+        self._changed.unpark_all()
+
+    async def receive(self) -> H3Event:
+        """The next event.
+
+        Raises:
+          trio.BrokenResourceError: the connection ended first.
+        """
+        await trio.lowlevel.checkpoint()
+        while not self._events:
+            if self._closed:
+                raise trio.BrokenResourceError("the connection ended in the middle of a message")
+            await self._changed.park()
+        event = self._events.popleft()
+        if isinstance(event, DataReceived):
+            self._queued_bytes -= len(event.data)
+            self._changed.unpark_all()
+        return event
+
+    def note_read(self, size: int) -> None:
+        """So many bytes of the request's stream are about to be handed to the framing."""
+        self._bytes_without_event += size
+
+    async def wait_for_room(self) -> None:
+        """Wait until less than READ_AHEAD waits here, and in the framing."""
+        while max(self._queued_bytes, self._bytes_without_event) >= READ_AHEAD:
+            if self._closed:
+                return
+            await self._changed.park()
+
+    def close(self) -> None:
+        """Say that no more events come."""
+        self._closed = True
+        self._changed.unpark_all()
 
 
 class Http3:
@@ -28,68 +89,89 @@ class Http3:
         self.connection = connection
         self.configuration = SimpleNamespace(is_client=is_client)
         self._quic_logger = None
-        self._remote_max_datagram_frame_size = None
         self._senders: dict[int, phoenix_trio.SendStream | phoenix_trio.QuicStream] = {}
+        self._control: list[int] = []
         self._unused: list[int] = []
-        self._queue: list[tuple[int, bytes, bool]] = []
-        self._sending = trio.Lock()
-        self._inboxes: dict[int, trio.MemorySendChannel[H3Event]] = {}
+        self._queues: defaultdict[int, deque[tuple[bytes, bool]]] = defaultdict(deque)
+        self._sending_control = trio.Lock()
+        self._inboxes: dict[int, Inbox] = {}
 
     async def start(self) -> None:
         """Open the control stream and the two of QPACK (RFC 9114 section 6.2)."""
         for _ in range(3):
             stream = await self.connection.open_send_stream()
             self._senders[stream.id] = stream
+            self._control.append(stream.id)
             self._unused.append(stream.id)
         self.h3 = H3Connection(self)  # type: ignore[arg-type] # it has what is used
-        await self.flush()
+        await self._flush_control()
 
     # -- what H3Connection calls
+
+    @property
+    def _remote_max_datagram_frame_size(self) -> int | None:
+        # RFC 9297 section 2.1.1: a peer may announce SETTINGS_H3_DATAGRAM only together
+        # with this transport parameter, and H3Connection refuses it otherwise.
+        return self.connection.max_datagram_size
 
     def get_next_available_stream_id(self, is_unidirectional: bool = False) -> int:
         return self._unused.pop(0)
 
     def send_stream_data(self, stream_id: int, data: bytes, end_stream: bool = False) -> None:
-        self._queue.append((stream_id, data, end_stream))
+        if data or end_stream:
+            self._queues[stream_id].append((data, end_stream))
 
     def reset_stream(self, stream_id: int, error_code: int) -> None:
-        self._senders[stream_id].reset(error_code)
+        if stream_id in self._senders:
+            self._senders[stream_id].reset(error_code)
 
     def close(self, error_code: int, reason_phrase: str = "") -> None:
         self.connection.abort(error_code, reason_phrase)
 
     # -- what the programs call
 
-    async def flush(self) -> None:
-        """Send what was queued, in order."""
-        async with self._sending:
-            while self._queue:
-                stream_id, data, end_stream = self._queue.pop(0)
-                stream = self._senders[stream_id]
-                await stream.send_all(data)
-                if end_stream:
-                    await stream.send_eof()
+    @contextmanager
+    def request(self, stream: phoenix_trio.QuicStream) -> Iterator[Inbox]:
+        """Let `stream` carry a request; its events come while :meth:`pump` runs for it."""
+        inbox = self._inboxes[stream.id] = Inbox()
+        self._senders[stream.id] = stream
+        try:
+            yield inbox
+        finally:
+            for table in (self._inboxes, self._senders, self._queues):
+                table.pop(stream.id, None)
 
     async def send_headers(
         self, stream: phoenix_trio.QuicStream, headers: dict[str, str], *, end: bool = False
     ) -> None:
         """Send a request's or response's header section."""
-        self._senders[stream.id] = stream
         encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
         self.h3.send_headers(stream.id, encoded, end_stream=end)
-        await self.flush()
+        # First the table's entries which the section refers to.
+        await self._flush_control()
+        await self._flush(stream.id)
 
     async def send_data(
         self, stream: phoenix_trio.QuicStream, data: bytes, *, end: bool = False
     ) -> None:
         """Send a part of the body."""
         self.h3.send_data(stream.id, data, end_stream=end)
-        await self.flush()
+        await self._flush(stream.id)
 
-    def open_inbox(self, stream_id: int) -> trio.MemoryReceiveChannel[H3Event]:
-        """Where the events of a request stream arrive while :meth:`pump` runs for it."""
-        self._inboxes[stream_id], inbox = trio.open_memory_channel[H3Event](16)
-        return inbox
+    async def _flush(self, stream_id: int) -> None:
+        """Send what was queued for one stream; others wait for nothing that this one waits for."""
+        queue, stream = self._queues[stream_id], self._senders[stream_id]
+        while queue:
+            data, end_stream = queue.popleft()
+            await stream.send_all(data)
+            if end_stream:
+                await stream.send_eof()
+
+    async def _flush_control(self) -> None:
+        # Any task may cause such an instruction: the lock keeps each stream's order.
+        async with self._sending_control:
+            for stream_id in self._control:
+                await self._flush(stream_id)
 
     async def pump(self, stream: trio.abc.ReceiveStream, stream_id: int) -> None:
         """Read a stream to its end.
@@ -97,24 +179,32 @@ class Http3:
         What one stream receives can be an event of another: a header section waits
         for the QPACK stream which explains it (RFC 9204 section 2.1.2).
         """
-        data = b"-"
+        data, own = b"-", self._inboxes.get(stream_id)
         while data:
+            if own is not None:
+                await own.wait_for_room()
             data = bytes(await stream.receive_some())
+            if own is not None:
+                own.note_read(len(data))
             event = StreamDataReceived(data=data, end_stream=not data, stream_id=stream_id)
             for found in self.h3.handle_event(event):
-                owner = getattr(found, "stream_id", None)
-                if owner in self._inboxes:
-                    await self._inboxes[owner].send(found)
-            await self.flush()
+                inbox = self._inboxes.get(getattr(found, "stream_id", -1))
+                if inbox is not None:
+                    inbox.put(found)
+            await self._flush_control()
 
     async def run_control_streams(self) -> None:
         """Read the peer's control and QPACK streams for as long as the connection lasts."""
-        async with trio.open_nursery() as nursery:
-            async for stream in self.connection.incoming_receive_streams():
-                nursery.start_soon(self._run_control_stream, stream)
+        try:
+            async with trio.open_nursery() as nursery:
+                async for stream in self.connection.incoming_receive_streams():
+                    nursery.start_soon(self._run_control_stream, stream)
+        finally:
+            for inbox in self._inboxes.values():
+                inbox.close()
 
     async def _run_control_stream(self, stream: phoenix_trio.ReceiveStream) -> None:
         try:
             await self.pump(stream, stream.id)
         except trio.BrokenResourceError:
-            pass  # the connection's end is everybody's; the request streams report it
+            pass  # of a connection which ended, the request streams report it

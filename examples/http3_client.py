@@ -9,7 +9,7 @@ import hashlib
 
 import trio
 from aioquic.h3.events import DataReceived, HeadersReceived
-from http3 import ALPN, H3_NO_ERROR, Http3
+from http3 import ALPN, H3_NO_ERROR, Http3, Inbox
 
 import phoenix_trio
 
@@ -18,35 +18,46 @@ CHUNK = 64 * 1024
 
 async def request(http: Http3, options: argparse.Namespace) -> None:
     async with await http.connection.open_stream() as stream:
-        method = "GET" if options.post is None else "POST"
-        headers = {
-            ":method": method,
-            ":scheme": "https",
-            ":authority": f"{options.host}:{options.port}",
-            ":path": options.path,
-        }
-        await http.send_headers(stream, headers, end=method == "GET")
-        if options.post is not None:
-            async with await trio.open_file(options.post, "rb") as file:
-                while chunk := await file.read(CHUNK):
-                    await http.send_data(stream, chunk)
-            await http.send_data(stream, b"", end=True)
-        inbox = http.open_inbox(stream.id)
-        digest, size, ended = hashlib.sha256(), 0, False
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(http.pump, stream, stream.id)
-            while not ended:
-                event = await inbox.receive()
-                if isinstance(event, HeadersReceived):
-                    print(f"status {dict(event.headers)[b':status'].decode()}")
-                    ended = event.stream_ended
-                elif isinstance(event, DataReceived):
-                    digest.update(event.data)
-                    size += len(event.data)
-                    ended = event.stream_ended
-                    if options.show:
-                        print(event.data.decode(errors="replace"), end="")
-    print(f"{size} bytes, SHA-256 {digest.hexdigest()}", flush=True)
+        with http.request(stream) as inbox:
+            async with trio.open_nursery() as nursery:
+                # The answer is read while the question is being sent: it may come early.
+                nursery.start_soon(http.pump, stream, stream.id)
+                nursery.start_soon(ask, http, stream, options)
+                size, digest = await read_answer(inbox, show=options.show)
+    print(f"{size} bytes, SHA-256 {digest}", flush=True)
+
+
+async def ask(http: Http3, stream: phoenix_trio.QuicStream, options: argparse.Namespace) -> None:
+    method = "GET" if options.post is None else "POST"
+    headers = {
+        ":method": method,
+        ":scheme": "https",
+        ":authority": f"{options.host}:{options.port}",
+        ":path": options.path,
+    }
+    await http.send_headers(stream, headers, end=method == "GET")
+    if options.post is not None:
+        async with await trio.open_file(options.post, "rb") as file:
+            while chunk := await file.read(CHUNK):
+                await http.send_data(stream, chunk)
+        await http.send_data(stream, b"", end=True)
+
+
+async def read_answer(inbox: Inbox, *, show: bool) -> tuple[int, str]:
+    digest, size, ended = hashlib.sha256(), 0, False
+    while not ended:
+        event = await inbox.receive()
+        if isinstance(event, HeadersReceived):
+            if status := dict(event.headers).get(b":status"):
+                print(f"status {status.decode()}")
+            ended = event.stream_ended
+        elif isinstance(event, DataReceived):
+            digest.update(event.data)
+            size += len(event.data)
+            ended = event.stream_ended
+            if show:
+                print(event.data.decode(errors="replace"), end="")
+    return size, digest.hexdigest()
 
 
 async def main(options: argparse.Namespace) -> None:

@@ -11,11 +11,21 @@ from functools import partial
 
 import trio
 from aioquic.h3.events import DataReceived, HeadersReceived
-from http3 import ALPN, Http3
+from http3 import ALPN, Http3, Inbox
 
 import phoenix_trio
 
 CHUNK = 64 * 1024
+
+#: What a browser is shown: it says by itself which protocol brought the page.
+PAGE = b"""<!doctype html>
+<title>phoenix_trio</title>
+<p>This page came over <b id="protocol">?</b>; ask for /SIZE to get so many bytes.</p>
+<script>
+document.getElementById("protocol").textContent =
+    performance.getEntriesByType("navigation")[0].nextHopProtocol;
+</script>
+"""
 
 
 def body_of(size: int) -> bytes:
@@ -23,36 +33,57 @@ def body_of(size: int) -> bytes:
     return (bytes(range(251)) * (size // 251 + 1))[:size]
 
 
+async def run_request(http: Http3, stream: phoenix_trio.QuicStream) -> None:
+    try:
+        await respond(http, stream)
+    except* (phoenix_trio.StreamReset, phoenix_trio.StreamStopped):
+        pass  # the client has cancelled this request; others go on
+
+
 async def respond(http: Http3, stream: phoenix_trio.QuicStream) -> None:
+    async with stream:
+        with http.request(stream) as inbox:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(http.pump, stream, stream.id)
+                method, path, uploaded = await read_request(inbox)
+                kind, answer = answer_to(method, path, uploaded)
+                headers = {
+                    ":status": "200",
+                    "content-length": str(len(answer)),
+                    "content-type": kind,
+                }
+                await http.send_headers(stream, headers)
+                for start in range(0, len(answer), CHUNK):
+                    await http.send_data(stream, answer[start : start + CHUNK])
+                await http.send_data(stream, b"", end=True)
+                await stream.wait_acked()
+
+
+async def read_request(inbox: Inbox) -> tuple[bytes, bytes, str]:
+    """The method, the path, and the size and SHA-256 of the body."""
     method, path = b"GET", b"/"
-    digest, size = hashlib.sha256(), 0
-    async with stream, trio.open_nursery() as nursery:
-        inbox = http.open_inbox(stream.id)
-        nursery.start_soon(http.pump, stream, stream.id)
-        ended = False
-        while not ended:
-            event = await inbox.receive()
-            if isinstance(event, HeadersReceived):
-                headers = dict(event.headers)
-                method, path = headers[b":method"], headers[b":path"]
-                ended = event.stream_ended
-            elif isinstance(event, DataReceived):
-                digest.update(event.data)
-                size += len(event.data)
-                ended = event.stream_ended
-        name = path.decode(errors="replace").strip("/")
-        if method == b"POST":
-            answer = f"{size} {digest.hexdigest()}\n".encode()
-        elif name.isascii() and name.isdigit() and int(name) <= 10**9:
-            answer = body_of(int(name))
-        else:
-            answer = b"ask for /SIZE\n"
-        headers_out = {":status": "200", "content-length": str(len(answer))}
-        await http.send_headers(stream, headers_out)
-        for start in range(0, len(answer), CHUNK):
-            await http.send_data(stream, answer[start : start + CHUNK])
-        await http.send_data(stream, b"", end=True)
-        await stream.wait_acked()
+    digest, size, ended = hashlib.sha256(), 0, False
+    while not ended:
+        event = await inbox.receive()
+        if isinstance(event, HeadersReceived):
+            headers = dict(event.headers)
+            method, path = headers.get(b":method", method), headers.get(b":path", path)
+            ended = event.stream_ended
+        elif isinstance(event, DataReceived):
+            digest.update(event.data)
+            size += len(event.data)
+            ended = event.stream_ended
+    return method, path, f"{size} {digest.hexdigest()}"
+
+
+def answer_to(method: bytes, path: bytes, uploaded: str) -> tuple[str, bytes]:
+    """The answer's media type and body."""
+    name = path.decode(errors="replace").strip("/")
+    if method == b"POST":
+        return "text/plain", f"{uploaded}\n".encode()
+    if name.isascii() and name.isdigit() and len(name) <= 10 and int(name) <= 10**9:
+        return "application/octet-stream", body_of(int(name))
+    return "text/html", PAGE
 
 
 async def handler(connection: phoenix_trio.QuicConnection) -> None:
@@ -61,7 +92,7 @@ async def handler(connection: phoenix_trio.QuicConnection) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(http.run_control_streams)
         async for stream in connection.incoming_streams():
-            nursery.start_soon(respond, http, stream)
+            nursery.start_soon(run_request, http, stream)
         nursery.cancel_scope.cancel()
 
 
