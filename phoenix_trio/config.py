@@ -214,17 +214,56 @@ class TransportConfig:
         default="under-load", validator=attrs.validators.in_(("always", "under-load", "never"))
     )
     """When a server makes clients prove their address with a Retry packet
-    (RFC 9000 section 8.1.2): ``"under-load"`` means while at
-    least `retry_threshold` handshakes are under way."""
+    (RFC 9000 section 8.1.2), which costs them a round trip.
+
+    ``"under-load"``: while `retry_threshold`, `retry_admission_rate` or
+    `retry_failure_rate` is reached; and clients which have not proved their address never
+    take more than half of the places for handshakes and connections.  ``"never"`` leaves
+    a server open to floods from forged addresses."""
 
     retry_threshold: int = attrs.field(default=64, validator=_integer(0, 1_000_000))
-    """Unfinished handshakes from which on an endpoint is under load."""
+    """Unfinished handshakes from which on an endpoint is under load.
+
+    A handshake which fails counts until its closing period is over (RFC 9000 section
+    10.2), about a second."""
+
+    retry_admission_rate: int = attrs.field(default=500, validator=_integer(1, 1_000_000))
+    """Handshakes a second which an endpoint begins, on average, with clients that have not
+    proved their address (1 to 1,000,000); further ones make it be under load.
+
+    500: about what one processor core completes."""
+
+    retry_failure_rate: int = attrs.field(default=20, validator=_integer(1, 1_000_000))
+    """Handshakes a second which may fail, on average, of clients that have not proved their
+    address (1 to 1,000,000); more make an endpoint be under load.
+
+    20: a failed handshake is rare among honest clients, and costs as much as a good one."""
 
     max_handshakes: int = attrs.field(default=1024, validator=_integer(1, 1_000_000))
     """Unfinished handshakes an endpoint keeps at most; further ones are refused."""
 
+    max_handshakes_per_address: int | None = attrs.field(
+        default=None, validator=attrs.validators.optional(_integer(1, 1_000_000))
+    )
+    """Of these, how many clients at one address may have (1 to 1,000,000).  An address is an
+    IPv4 address, or an IPv6 /64 network.
+
+    ``None``: any number while less than half of `max_handshakes` are taken, and a 64th
+    of it (1 at least) beyond that.  So one address never takes more than half, and many
+    clients behind one NAT notice nothing in quiet times.  `max_handshakes`: no limit, for a
+    server behind a proxy or load balancer, to which all clients have one address.
+    Handshakes with forged addresses do not count."""
+
     max_connections: int = attrs.field(default=65_536, validator=_integer(1, 10_000_000))
     """Connections an endpoint accepts at most at once; further ones are refused."""
+
+    max_connections_per_address: int | None = attrs.field(
+        default=None, validator=attrs.validators.optional(_integer(1, 10_000_000))
+    )
+    """Of these, how many clients at one address may have (1 to 10,000,000); ``None``: any
+    number while less than half of `max_connections` are taken, and a 64th of it beyond that,
+    as for `max_handshakes_per_address`.  A connection counts for the address from which it
+    was opened, also when its client migrates."""
 
     accept_backlog: int = attrs.field(default=512, validator=_integer(1, 1_000_000))
     """Established connections which wait for ``accept()`` at most; further ones are refused."""

@@ -9,11 +9,10 @@ which has nothing else to do.
 
 from __future__ import annotations
 
-import ipaddress
 import math
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, final
+from typing import final
 
 import attrs
 import trio
@@ -21,6 +20,7 @@ import trio
 from ..errors import ApplicationErrorCode
 from ..quic.connection import QuicConnection
 from ..quic.groups import unwrap_lone
+from ..quic.places import peer_of
 from ..quic.stream import ReceiveStream
 from ..streams.framing import VARINT_MAX, FramingError
 from ..streams.kinds import StreamKind
@@ -46,21 +46,6 @@ _MEBIBYTE = 1024 * 1024
 
 #: Verdicts which are remembered at most, for senders whose connection was lost before it.
 _REMEMBERED = 1024
-
-
-def peer_of(address: tuple[Any, ...]) -> str:
-    """Who is at a socket's address, as far as shares are concerned: the host of an IPv4
-    address, the /64 network of an IPv6 address, which hosts have as a whole.
-    """
-    host = str(address[0]).partition("%")[0]
-    if not host:
-        return ""
-    ip = ipaddress.ip_address(host)
-    if isinstance(ip, ipaddress.IPv6Address):
-        if ip.ipv4_mapped is None:
-            return str(ipaddress.IPv6Network((ip, 64), strict=False))
-        ip = ip.ipv4_mapped
-    return str(ip)
 
 
 @attrs.frozen

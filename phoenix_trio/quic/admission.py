@@ -5,11 +5,12 @@ make an endpoint do is decided here, with bounded memory and bounded answers:
 
 * an unknown version gets a Version Negotiation packet (RFC 9000 section 6);
 * an Initial packet may have to prove its address by a Retry (section 8.1.2),
-  may be refused when a limit is reached (section 5.2.2), or is admitted;
+  may be refused when a limit is reached (section 5.2.2), or is admitted, if it is
+  authentic;
 * a short header for no connection of ours gets a stateless reset which is
   smaller than what triggered it (section 10.3);
-* all else is dropped.  No answer is larger than the datagram it answers, and
-  answers without state are rate-limited.
+* all else is dropped.  No answer is larger than the datagram it answers.  Each kind of
+  answer has a rate limit of its own, so that a flood of one kind does not suppress another.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ from aioquic.quic.packet import (
 from aioquic.quic.packet_builder import QuicPacketBuilder
 
 from ..config import SMALLEST_UDP_PAYLOAD, TransportConfig
+from .initial_protection import is_authentic_initial
 from .packet_io import SocketAddress
+from .places import Place, Places
+from .rate_limit import RateLimit
 from .retry import AddressTokens, InvalidToken
 
 __all__ = [
@@ -43,7 +47,6 @@ __all__ = [
     "Admit",
     "Answer",
     "Drop",
-    "RateLimit",
     "destination_connection_id",
 ]
 
@@ -64,7 +67,7 @@ _RESET_TOKEN_LENGTH = 16
 _SMALLEST_RESET = 21
 _LARGEST_RESET = 42
 
-_TRANSPORT_CLOSE_CAPACITY = 64
+_TRANSPORT_CLOSE_CAPACITY = 80
 
 
 @attrs.frozen
@@ -92,25 +95,6 @@ class Admit:
     retry_source_cid: bytes | None
 
 
-class RateLimit:
-    """A token bucket: at most `rate` events a second on average, `burst` at once."""
-
-    def __init__(self, rate: float, burst: int) -> None:
-        self._rate = rate
-        self._burst = burst
-        self._tokens = float(burst)
-        self._at = 0.0
-
-    def allows(self, now: float) -> bool:
-        """Whether one more event may happen now; counts it if so."""
-        self._tokens = min(self._burst, self._tokens + max(0.0, now - self._at) * self._rate)
-        self._at = now
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
-
-
 def destination_connection_id(data: bytes) -> bytes | None:
     """The destination connection ID of the first packet (RFC 8999); ``None``: malformed."""
     if not data:
@@ -136,8 +120,14 @@ class Admission:
         self._config = config
         self._reset_token = reset_token
         self._tokens = AddressTokens()
-        # Generous for accidents, useless as a reflector.
-        self._answers = RateLimit(rate=1000.0, burst=200)
+        self.places = Places(config)
+        self._unvalidated = RateLimit(config.retry_admission_rate, config.retry_admission_rate)
+        self._failures = RateLimit(config.retry_failure_rate, config.retry_failure_rate)
+        # Enough for honest clients, useless as a reflector.  Retries are what lets honest
+        # clients in during a flood; all others are answers to rare accidents.
+        self._retries = RateLimit(rate=5000.0, burst=1000)
+        self._negotiations = RateLimit(rate=200.0, burst=100)
+        self._refusals = RateLimit(rate=200.0, burst=100)
         self._resets = RateLimit(rate=100.0, burst=50)
 
     def judge_short(self, data: bytes, now: float) -> Drop | Answer:
@@ -159,8 +149,6 @@ class Admission:
         now: float,
         *,
         listening: bool,
-        connections: int,
-        handshakes: int,
     ) -> Drop | Answer | Admit:
         """A long header packet for no connection of ours."""
         if not listening:
@@ -168,8 +156,9 @@ class Admission:
         if len(data) < SMALLEST_UDP_PAYLOAD:
             # RFC 9000 sections 6.1 and 14.1: too small for an Initial packet of any version.
             return Drop("datagram too small")
+        buf = Buffer(data=data)
         try:
-            header = pull_quic_header(Buffer(data=data), host_cid_length=CONNECTION_ID_LENGTH)
+            header = pull_quic_header(buf, host_cid_length=CONNECTION_ID_LENGTH)
         except ValueError:
             return self._unknown_version(data, now)
         if header.version not in SUPPORTED_VERSIONS:
@@ -178,7 +167,19 @@ class Admission:
             return Drop("not an Initial packet")
         if len(header.destination_cid) < _SMALLEST_INITIAL_CONNECTION_ID:
             return Drop("connection ID too short")
-        return self._initial(header, address, now, connections=connections, handshakes=handshakes)
+        return self._initial(data, buf.tell(), header, address, now)
+
+    def enter(self, verdict: Admit, address: SocketAddress, now: float) -> Place:
+        """Take a place for the client which was admitted by `verdict`."""
+        is_validated = verdict.retry_source_cid is not None
+        if not is_validated:
+            self._unvalidated.allows(now)
+        return self.places.enter(address, is_validated=is_validated)
+
+    def note_failure(self, place: Place, now: float) -> None:
+        """The handshake in this place has failed."""
+        if not place.is_validated:  # (else a Retry would not have prevented it)
+            self._failures.allows(now)
 
     def _unknown_version(self, data: bytes, now: float) -> Drop | Answer:
         """RFC 8999 section 5: only the version-independent fields can be trusted to be there."""
@@ -189,7 +190,7 @@ class Admission:
         if destination_end + 1 > len(data):
             return Drop("malformed")
         source_end = destination_end + 1 + data[destination_end]
-        if source_end > len(data) or not self._answers.allows(now):
+        if source_end > len(data) or not self._negotiations.allows(now):
             return Drop("malformed or rate limit")
         return Answer(
             "version negotiation",
@@ -201,15 +202,8 @@ class Admission:
         )
 
     def _initial(
-        self,
-        header: QuicHeader,
-        address: SocketAddress,
-        now: float,
-        *,
-        connections: int,
-        handshakes: int,
+        self, data: bytes, number_at: int, header: QuicHeader, address: SocketAddress, now: float
     ) -> Drop | Answer | Admit:
-        config = self._config
         original: bytes | None = None
         if header.token:
             try:
@@ -217,19 +211,50 @@ class Admission:
             except InvalidToken:
                 # RFC 9000 section 8.1.3: as if the client had sent none.
                 original = None
-        if connections >= config.max_connections or handshakes >= config.max_handshakes:
-            return self._refuse(header, now)
+        is_full = self.places.is_full
+        if original is None and not is_full and self._demands_retry(address, now):
+            return self._retry(header, address, now)
+        assert header.version is not None
+        assert header.packet_length is not None
+        if not is_authentic_initial(
+            data,
+            number_at,
+            header.packet_length,
+            version=header.version,
+            destination_cid=header.destination_cid,
+        ):
+            return Drop("not authentic")
+        if is_full:
+            return self._refuse(header, now, b"The server takes no more connections")
+        if not self._has_share(address, is_validated=original is not None):
+            return self._refuse(
+                header, now, b"The server takes no more connections from this address"
+            )
         if original is not None:
             return Admit(header.destination_cid, original, header.destination_cid)
-        if config.retry == "always" or (
-            config.retry == "under-load" and handshakes >= config.retry_threshold
-        ):
-            return self._retry(header, address, now)
         return Admit(header.destination_cid, header.destination_cid, None)
+
+    def _demands_retry(self, address: SocketAddress, now: float) -> bool:
+        """Whether a client at `address` has to prove it (RFC 9000 section 8.1.2)."""
+        config, places = self._config, self.places
+        if config.retry != "under-load":
+            return config.retry == "always"
+        return (
+            places.handshakes >= config.retry_threshold
+            or self._failures.is_reached(now)
+            or self._unvalidated.is_reached(now)
+            or not places.has_unvalidated_left(address)
+        )
+
+    def _has_share(self, address: SocketAddress, *, is_validated: bool) -> bool:
+        if is_validated:
+            return self.places.has_share_left(address)
+        # Otherwise `_demands_retry` has asked.
+        return self._config.retry != "never" or self.places.has_unverifiable_left(address)
 
     def _retry(self, header: QuicHeader, address: SocketAddress, now: float) -> Drop | Answer:
         assert header.version is not None
-        if not self._answers.allows(now):
+        if not self._retries.allows(now):
             return Drop("rate limit")
         source_cid = os.urandom(CONNECTION_ID_LENGTH)
         return Answer(
@@ -243,10 +268,10 @@ class Admission:
             ),
         )
 
-    def _refuse(self, header: QuicHeader, now: float) -> Drop | Answer:
+    def _refuse(self, header: QuicHeader, now: float, reason: bytes) -> Drop | Answer:
         """CONNECTION_REFUSED in an Initial packet, without making a connection."""
         assert header.version is not None
-        if not self._answers.allows(now):
+        if not self._refusals.allows(now):
             return Drop("rate limit")
         crypto = CryptoPair()
         crypto.setup_initial(cid=header.destination_cid, is_client=False, version=header.version)
@@ -261,7 +286,6 @@ class Admission:
         buf = builder.start_frame(QuicFrameType.TRANSPORT_CLOSE, capacity=_TRANSPORT_CLOSE_CAPACITY)
         buf.push_uint_var(QuicErrorCode.CONNECTION_REFUSED)
         buf.push_uint_var(QuicFrameType.PADDING)
-        reason = b"The server takes no more connections"
         buf.push_uint_var(len(reason))
         buf.push_bytes(reason)
         datagrams, _ = builder.flush()

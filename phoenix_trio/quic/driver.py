@@ -47,6 +47,7 @@ from .engine import Engine, Run
 from .fast_path import BUILD_BYTES
 from .groups import unwrap_lone
 from .packet_io import DatagramSocket, ReceivedRun, SocketAddress
+from .places import Place
 from .receive_pool import LARGEST_DATAGRAM, receive_pool
 from .waiter import Lot
 
@@ -123,18 +124,19 @@ class Route:
         "engine",
         "handshake_deadline",
         "initial_connection_id",
-        "is_incoming",
         "is_pending",
+        "place",
         "scheduled_at",
         "sink",
         "writers",
     )
 
-    def __init__(self, engine: Engine, sink: Sink, *, is_incoming: bool) -> None:
+    def __init__(self, engine: Engine, sink: Sink, *, place: Place | None = None) -> None:
         self.engine = engine
         self.sink = sink
-        self.is_incoming = is_incoming
-        self.is_pending = is_incoming
+        self.place = place
+        """An incoming connection's place among those which the endpoint keeps."""
+        self.is_pending = place is not None
         """Whether this is an incoming handshake which has not been completed."""
         self.handshake_deadline = math.inf
         self.connection_ids: set[bytes] = set()
@@ -173,8 +175,6 @@ class SocketDriver:
         # takes says nothing of them (RFC 9000 section 10.3.1).
         self._token_key = os.urandom(32)
         self._reset_routes: dict[bytes, Route] = {}
-        self._pending_handshakes = 0
-        self._incoming = 0
 
         self._timers: list[tuple[float, int, Route]] = []
         self._sequence = itertools.count()
@@ -217,7 +217,7 @@ class SocketDriver:
 
     def add(self, engine: Engine, sink: Sink) -> Route:
         """Take over a client connection; :meth:`touch` sends its first packets."""
-        route = Route(engine, sink, is_incoming=False)
+        route = Route(engine, sink)
         self._register(route)
         sink.bind(route)
         return route
@@ -446,7 +446,7 @@ class SocketDriver:
             soft_errors=counters.soft_errors,
             datagrams_unroutable=self._datagrams_unroutable,
             connections=len(self._all),
-            handshakes=self._pending_handshakes,
+            handshakes=self._admission.places.handshakes,
             connections_accepted=self._connections_accepted,
             connections_refused=self._connections_refused + self._answers.get("refusal", 0),
             handshakes_failed=self._handshakes_failed,
@@ -623,8 +623,6 @@ class SocketDriver:
             address,
             now,
             listening=self.accept is not None,
-            connections=self._incoming,
-            handshakes=self._pending_handshakes,
         )
         if isinstance(verdict, Admit):
             return self._admit(verdict, data, address, now, mark)
@@ -666,11 +664,9 @@ class SocketDriver:
             # Not one packet could be authenticated: no state for that.
             self._datagrams_unroutable += 1
             return None
-        route = Route(engine, sink, is_incoming=True)
+        route = Route(engine, sink, place=self._admission.enter(verdict, address, now))
         route.handshake_deadline = now + self.config.handshake_timeout
         route.initial_connection_id = verdict.destination_cid
-        self._pending_handshakes += 1
-        self._incoming += 1
         self._register(route)
         self._add_connection_id(route, verdict.destination_cid)
         self._schedule(route, route.handshake_deadline)
@@ -703,13 +699,13 @@ class SocketDriver:
         elif isinstance(event, events.ConnectionIdRetired):
             self._retire(event.connection_id, now)
         elif isinstance(event, events.HandshakeCompleted):
-            self._on_handshake_done(route, succeeded=True)
+            self._on_handshake_done(route, now, succeeded=True)
         elif isinstance(event, events.HandshakeConfirmed):
             if route.initial_connection_id is not None:
                 self._retire(route.initial_connection_id, now)
                 route.initial_connection_id = None
         elif isinstance(event, events.Terminated):
-            self._on_handshake_done(route, succeeded=False)
+            self._on_handshake_done(route, now, succeeded=False)
 
     def _settle(self, route: Route, now: float) -> None:
         """Forget a connection which is over, else look at its timers."""
@@ -735,15 +731,17 @@ class SocketDriver:
         if deadline < scheduled or (deadline > scheduled and scheduled - now < PUT_OFF_SECONDS):
             self._schedule(route, deadline)
 
-    def _on_handshake_done(self, route: Route, *, succeeded: bool) -> None:
-        if not route.is_pending:
+    def _on_handshake_done(self, route: Route, now: float, *, succeeded: bool) -> None:
+        if not route.is_pending or route.place is None:
             return
         route.is_pending = False
         route.handshake_deadline = math.inf
-        self._pending_handshakes -= 1
         if succeeded:
+            route.place.on_handshake_completed()
             self._connections_accepted += 1
         else:
+            # (It keeps its place until it is forgotten.)
+            self._admission.note_failure(route.place, now)
             self._handshakes_failed += 1
 
     # ------------------------------------------------------------------ timers
@@ -820,9 +818,8 @@ class SocketDriver:
         """The connection is over, its closing period too: free all that is known of it."""
         if self._all.pop(route, 0) == 0:
             return
-        self._on_handshake_done(route, succeeded=False)
-        if route.is_incoming:
-            self._incoming -= 1
+        if route.place is not None:
+            route.place.leave()
         for connection_id in route.connection_ids:
             if self._routes.get(connection_id) is route:
                 del self._routes[connection_id]

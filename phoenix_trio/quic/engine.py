@@ -65,6 +65,7 @@ from .fast_send import BulkTurn, encode_varint
 from .flow_control import ReceiveWindow
 from .idle import keep_alive_interval
 from .key_update import OneRttKeys
+from .logs import PeerFaults
 from .pacer import Pacer
 from .path_mtu import MtuSearch
 from .reassembly import PieceLimit
@@ -185,6 +186,9 @@ class Engine(QuicConnection):
         configuration.max_datagram_size = SMALLEST_UDP_PAYLOAD
         configuration.max_datagram_frame_size = 65535 if config.enable_datagrams else None
         super().__init__(configuration=configuration, **arguments)
+        # Line 379: a log which peers cannot fill.
+        faults = PeerFaults(self._logger.logger, self._logger.extra)
+        self._logger = self._loss._logger = faults  # type: ignore[assignment]
         self._share_epochs()
         self.config = config
         """Limits, buffers and timers of this connection."""

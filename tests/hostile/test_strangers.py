@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from phoenix_trio.quic import events
-from phoenix_trio.quic.admission import RateLimit, destination_connection_id
+from phoenix_trio.quic.admission import destination_connection_id
+from phoenix_trio.quic.rate_limit import RateLimit
 from phoenix_trio.testing import SimulatedNetwork
 from tests.hostile.world import World, ended_with, first_initial, rogue_pair
 from tests.support import (

@@ -19,7 +19,6 @@ from trio.testing import MockClock
 import phoenix_trio
 from phoenix_trio import TransferCode
 from phoenix_trio.pool import IncomingTransfer, TransferHub, serve_hub
-from phoenix_trio.pool.hub import peer_of
 from phoenix_trio.pool.transfer_records import (
     Accepted,
     Credit,
@@ -387,16 +386,6 @@ async def test_one_peer_cannot_take_the_places_of_others_whatever_connections_it
         raw = RawSender(connections[0], b"again" + bytes(11))
         await raw.manifest()
         assert await raw.verdict() is None
-
-
-async def test_one_client_has_one_share_wherever_in_its_network_it_dials_from(
-    autojump_clock: MockClock,
-) -> None:
-    """Who has an IPv6 address commonly has the 2**64 of its network."""
-    near, far = "fd00:0:0:1::7", "fd00:0:0:2::7"
-    assert peer_of((near, 1)) == peer_of(("fd00::1:ffff:0:0:1", 2, 0, 0)) != peer_of((far, 1))
-    assert peer_of(("10.0.0.7", 1)) == peer_of(("::ffff:10.0.0.7", 9)) != peer_of(("10.0.0.8", 1))
-    assert peer_of(("fe80::1%eth0", 1)) == peer_of(("fe80::1", 1))
 
 
 async def test_a_connection_which_moves_takes_its_transfers_along(
