@@ -120,6 +120,8 @@ class EnginePair:
         self.drop: Callable[[Side, bytes], bool] = lambda destination, data: False
         self.jitter: Callable[[], float] = lambda: 0.0
         """Seconds by which each datagram takes longer than the others."""
+        self.batching = 0.0
+        """Datagrams arrive at multiples of so many seconds, as `Conditions.batching` has it."""
         self.in_runs = True
         """Whether datagrams which arrive together are handed over together."""
         self._run: list[Any] = []
@@ -162,6 +164,8 @@ class EnginePair:
                 self._sequence += 1
                 other = self.client if side is self.server else self.server
                 arrival = self.now + self.delay + self.jitter()
+                if self.batching:
+                    arrival = math.ceil(arrival / self.batching) * self.batching
                 self.wire.append((arrival, self._sequence, other, data, side.address))
             side.gather(self.now)
             if not side.engine.has_more_to_send(self.now):

@@ -877,6 +877,9 @@ class Engine(QuicConnection):
         if record is None or record.window is None:
             return False
         window, shared = record.window, self._window
+        # A reset or the end of reading gives back all credit at once (RFC 9000 section 4.5);
+        # bytes that are read afterwards, from the same batch of events, are not new.
+        count = min(count, record.receiver.highest_offset - window.released)
         window.released += count
         shared.released += count
         return shared.is_due or (window.is_due and not record.receiver.is_complete)

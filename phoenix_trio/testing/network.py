@@ -87,6 +87,9 @@ class Conditions:
     """Seconds on the way, in this direction."""
     jitter: float = attrs.field(default=0.0, validator=_not_negative)
     """Up to so many seconds more, evenly distributed; later datagrams may overtake."""
+    batching: float = attrs.field(default=0.0, validator=_not_negative)
+    """Datagrams arrive at multiples of so many seconds, as from a network card which
+    collects them for one interrupt: receivers see long runs.  0: each for itself."""
     reorder: float = attrs.field(default=0.0, validator=_probability)
     """The share of datagrams which are held back for one more `delay` (at least 1 ms)."""
     duplicate: float = attrs.field(default=0.0, validator=_probability)
@@ -180,7 +183,7 @@ class SimulatedNetwork:
 
     Args:
       seed: of everything random; ``None`` draws one, see :attr:`seed`.
-      loss, delay, jitter, reorder, duplicate, corrupt, bandwidth, queue_bytes, mtu:
+      loss, delay, jitter, batching, reorder, duplicate, corrupt, mark, bandwidth, queue_bytes, mtu:
         see :class:`Conditions`; of all links, in each direction.
 
     Raises:
@@ -194,6 +197,7 @@ class SimulatedNetwork:
         loss: float = 0.0,
         delay: float = 0.0,
         jitter: float = 0.0,
+        batching: float = 0.0,
         reorder: float = 0.0,
         duplicate: float = 0.0,
         corrupt: float = 0.0,
@@ -208,6 +212,7 @@ class SimulatedNetwork:
             loss=loss,
             delay=delay,
             jitter=jitter,
+            batching=batching,
             reorder=reorder,
             duplicate=duplicate,
             corrupt=corrupt,
@@ -354,6 +359,8 @@ class SimulatedNetwork:
         arrival = departure + conditions.delay + draws[3] * conditions.jitter
         if draws[4] < conditions.reorder:
             arrival += max(conditions.delay, 0.001)
+        if conditions.batching:
+            arrival = math.ceil(arrival / conditions.batching) * conditions.batching
         self._put(datagram, arrival)
         if draws[5] < conditions.duplicate:
             self._count("duplicated")

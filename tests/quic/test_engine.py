@@ -76,6 +76,25 @@ def test_aborted_streams_give_their_credit_back() -> None:
     assert pair.client.engine._buffered == 0
 
 
+def test_credit_is_given_back_once_when_a_reset_arrives_together_with_data() -> None:
+    pair = EnginePair().connect()
+    assert pair.server is not None
+    client = pair.client.engine
+    stream_id = client.open_stream(unidirectional=True)
+    assert stream_id is not None
+    client.write(stream_id, bytes(50))
+    packets = take_apart(client.transmit(pair.now))
+    client.reset_sending(stream_id, 1)
+    packets += take_apart(client.transmit(pair.now))
+    assert len(packets) == 2
+    # Both before the application sees any event.
+    for packet in packets:
+        pair.server.engine.receive(packet, pair.client.address, pair.now)
+    pair.server.gather(pair.now)
+    assert pair.server.engine._window.released == 50
+    assert pair.server.engine._local_max_data.used == 50
+
+
 @pytest.mark.parametrize("limit", [0, 1, 1000])
 def test_stream_limits_are_those_of_the_configuration(limit: int) -> None:
     config = TransportConfig(max_bidirectional_streams=limit, max_unidirectional_streams=limit)

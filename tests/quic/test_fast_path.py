@@ -22,6 +22,11 @@ from tests.support import CLIENT, EnginePair, Side, examples, take_apart
 
 ONE_RTT = tls.Epoch.ONE_RTT
 
+#: What a warm connection has carried each way before its program begins: enough for a
+#: congestion window of some hundred packets.
+WARM_UP_ROUNDS = 3
+WARM_UP_BYTES = 200_000
+
 
 # ------------------------------------------------------------------ arbitrary programs
 
@@ -43,6 +48,9 @@ class Wire:
     seed: int
     loss: float
     jitter: float
+    warm: bool = False
+    """Whether the congestion windows have grown before the program begins, so that packets
+    are built and arrive in long runs."""
 
 
 steps = st.lists(
@@ -66,6 +74,7 @@ wires = st.builds(
     seed=st.integers(0, 2**16),
     loss=st.sampled_from([0.0, 0.0, 0.02, 0.1]),
     jitter=st.sampled_from([0.0, 0.0, 0.004]),
+    warm=st.booleans(),
 )
 sizes = st.sampled_from([1200, 1452, 9000])
 
@@ -80,6 +89,10 @@ class Program:
         self.pair.run(1.0)
         assert self.pair.server is not None
         self.sides = {True: self.pair.client, False: self.pair.server}
+        if wire.warm:
+            self.pair.batching = 0.01
+            for side in self.sides.values():
+                self.warm_up(side)
         self.written: dict[tuple[bool, int], bytes] = {}
         self.ended: dict[tuple[bool, int], str] = {}
         self.stopped: set[tuple[bool, int]] = set()
@@ -87,6 +100,15 @@ class Program:
         self.pair.drop = lambda destination, data: generator.random() < wire.loss
         self.pair.jitter = lambda: generator.random() * wire.jitter
         self.port = 6000
+
+    def warm_up(self, side: Side) -> None:
+        stream_id = side.engine.open_stream(unidirectional=True)
+        assert stream_id is not None
+        for _ in range(WARM_UP_ROUNDS):
+            side.engine.write(stream_id, bytes(WARM_UP_BYTES))
+            self.pair.run(0.1)
+        side.engine.write(stream_id, b"", end_stream=True)
+        self.pair.run(0.2)
 
     def run(self, program: list[Step]) -> None:
         for step in program:
@@ -221,6 +243,22 @@ def test_both_paths_deliver_the_same(program: list[Step], wire: Wire, size: int)
     unlike = {"stop", "reset", *(["change connection ID"] if wire.jitter else [])}
     if wire.loss == 0.0 and not {step.action for step in program} & unlike:
         assert outcomes[0] == outcomes[1] == outcomes[2]
+
+
+def test_on_a_warm_connection_packets_arrive_in_long_runs() -> None:
+    """Without this, the test above would compare runs of one or two packets."""
+    program = Program(1200, Wire(1, 0.0, 0.0, warm=True), fast=True, in_runs=True)
+    server, lengths = program.sides[False].engine, []
+    receive_run = server.receive_run
+
+    def note_length(data: Any, start: int, size: int, *rest: Any) -> int:
+        end = receive_run(data, start, size, *rest)
+        lengths.append((end - start) // size)
+        return end
+
+    server.receive_run = note_length  # type: ignore[method-assign]
+    program.run([Step("write", by_client=True, amount=300_000, pause=0.1)])
+    assert sum(length for length in lengths if length >= 32) > 150
 
 
 @pytest.mark.parametrize("size", [1200, 1452, 9000, 65_507])

@@ -83,6 +83,23 @@ async def test_jitter_lets_later_ones_overtake(autojump_clock: MockClock) -> Non
     assert all(0.1 <= at <= 0.2 for at, _ in arrivals)
 
 
+async def test_batching_lets_datagrams_arrive_together_in_one_run(
+    autojump_clock: MockClock,
+) -> None:
+    network = SimulatedNetwork(delay=0.001, batching=0.005, bandwidth=1_000_000.0)
+    here, there = await two_sockets(network)
+    for _ in range(100):
+        here.send(bytes(100), (B, 2000))  # each takes 0.8 ms on this link
+    lengths = []
+    with trio.move_on_after(1):
+        while True:
+            await there.wait_readable()
+            assert trio.current_time() / 0.005 == pytest.approx(round(trio.current_time() / 0.005))
+            lengths += [stop // size for _, _, size, _, stop in there.receive_runs(16)]
+    assert sum(lengths) == 100
+    assert max(lengths) >= 6
+
+
 async def test_bandwidth_serialises_and_its_queue_is_bounded(autojump_clock: MockClock) -> None:
     network = SimulatedNetwork(bandwidth=8000, queue_bytes=5000)  # 1000 bytes a second
     arrivals = await shoot(network, 20, size=1000)
@@ -473,6 +490,7 @@ def test_hours_pass_in_a_moment() -> None:
         duplicate=st.floats(0, 1),
         reorder=st.floats(0, 1),
         jitter=st.floats(0, 1),
+        batching=st.sampled_from([0.0, 0.1]),
         mtu=st.sampled_from([None, 100]),
         bandwidth=st.sampled_from([None, 100_000.0]),
         queue_bytes=st.sampled_from([500, 100_000]),
