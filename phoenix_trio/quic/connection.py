@@ -31,7 +31,8 @@ from ..metrics import ConnectionStatistics
 from . import events
 from .conflict import ConflictDetector
 from .construction import NoPublicConstructor
-from .packet_io import SocketAddress, display_address
+from .packet_io import display_address, local_socket_address
+from .path_address import Address, SocketAddress, local_of
 from .stream import QuicStream, ReceiveStream, SendStream, check_error_code, fresh
 from .waiter import Lot
 
@@ -83,7 +84,7 @@ class QuicConnection(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
         self._closing = False
         self._ended = False
         self._error: Exception | None = None
-        self._address: SocketAddress | None = None
+        self._address: Address | None = None
 
         self._datagrams: deque[bytes] = deque()
         self._datagrams_dropped = 0
@@ -110,16 +111,23 @@ class QuicConnection(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
     @property
     def peer_address(self) -> SocketAddress:
         """The peer's address as ``(host, port)``; it changes when the peer migrates."""
-        address = self._engine.get_peer_address() or self._address
-        if address is None:
-            return ("", 0)
-        self._address = address
-        return display_address(address)
+        return display_address(self._path_address())
 
     @property
     def local_address(self) -> SocketAddress:
-        """The address of the endpoint's socket."""
-        return self._driver.socket.address
+        """The address at which the peer reaches us, as ``(host, port)`` or longer for IPv6.
+
+        Of an outgoing connection, and where the system does not tell: the address of
+        the endpoint's socket.
+        """
+        address = self._driver.socket.address
+        local = local_of(self._path_address())
+        return address if local is None else local_socket_address(local, address[1])
+
+    def _path_address(self) -> Address:
+        """The address of the present path, or of the last one."""
+        self._address = self._engine.get_peer_address() or self._address
+        return ("", 0) if self._address is None else self._address
 
     @property
     def alpn_protocol(self) -> str | None:

@@ -46,7 +46,8 @@ from .admission import (
 from .engine import Engine, Run
 from .fast_path import BUILD_BYTES
 from .groups import unwrap_lone
-from .packet_io import DatagramSocket, ReceivedRun, SocketAddress
+from .packet_io import DatagramSocket, ReceivedRun
+from .path_address import Address, PathAddress, SocketAddress, remote_of
 from .places import Place
 from .receive_pool import LARGEST_DATAGRAM, receive_pool
 from .waiter import Lot
@@ -147,6 +148,21 @@ class Route:
         self._token_keys: set[bytes] = set()
 
 
+def _path_of(route: Route, address: Address) -> Address:
+    """The path on which a connection's datagram has come.
+
+    A server has to answer from the address to which the client sends, for clients
+    discard packets of an unknown server address (RFC 9000 section 9).  A client must not
+    tie itself to its own address: the system chooses it by the route to the server, and
+    when the device goes from Wi-Fi to a mobile network, the next packet leaves from the
+    new address, and the server takes that for a migration.  From a socket which dials
+    and listens come both kinds.
+    """
+    if type(address) is PathAddress and route.place is None:
+        return address.remote
+    return address
+
+
 class SocketDriver:
     """Drives the connections of one socket.
 
@@ -210,6 +226,14 @@ class SocketDriver:
         """The stateless reset token of one of our connection IDs (RFC 9000 section 10.3.2)."""
         digest = hmac.new(self._reset_key, b"stateless reset" + connection_id, hashlib.sha256)
         return digest.digest()[:_RESET_TOKEN_LENGTH]
+
+    def report_local_addresses(self) -> None:
+        """From now on, answer each peer from the local address to which it sends.
+
+        For listening.  Clients do without: the system chooses their address by the route
+        to the server, and chooses anew when the network changes.
+        """
+        self.socket.report_local_addresses()
 
     def set_reset_key(self, key: bytes) -> None:
         """From now on, derive stateless reset tokens from this key."""
@@ -599,7 +623,9 @@ class SocketDriver:
                 end = min(start + 1 + CONNECTION_ID_LENGTH, stop)
                 route = self._routes.get(bytes(data[start + 1 : end]))
             if route is not None:
-                start = route.engine.receive_run(data, start, size, address, now, mark, stop)
+                start = route.engine.receive_run(
+                    data, start, size, _path_of(route, address), now, mark, stop
+                )
             else:
                 end = min(start + size, stop)
                 route = self._dispatch(bytes(data[start:end]), address, now, mark)
@@ -607,11 +633,11 @@ class SocketDriver:
             if route is not None:
                 touched[route] = None
 
-    def _dispatch(self, data: bytes, address: SocketAddress, now: float, mark: int) -> Route | None:
+    def _dispatch(self, data: bytes, address: Address, now: float, mark: int) -> Route | None:
         connection_id = destination_connection_id(data)
         route = self._routes.get(connection_id) if connection_id is not None else None
         if route is not None:
-            route.engine.receive(data, address, now, mark)
+            route.engine.receive(data, _path_of(route, address), now, mark)
             return route
         if connection_id is None:
             self._datagrams_unroutable += 1
@@ -620,7 +646,7 @@ class SocketDriver:
             return self._dispatch_short(data, address, now)
         verdict = self._admission.judge_long(
             data,
-            address,
+            remote_of(address),
             now,
             listening=self.accept is not None,
         )
@@ -631,7 +657,7 @@ class SocketDriver:
             self._answer(verdict, address)
         return None
 
-    def _dispatch_short(self, data: bytes, address: SocketAddress, now: float) -> Route | None:
+    def _dispatch_short(self, data: bytes, address: Address, now: float) -> Route | None:
         if len(data) > _RESET_TOKEN_LENGTH:
             route = self._reset_routes.get(self._token_hash(data[-_RESET_TOKEN_LENGTH:]))
             if route is not None:
@@ -644,27 +670,28 @@ class SocketDriver:
             self._answer(verdict, address)
         return None
 
-    def _answer(self, answer: Answer, address: SocketAddress) -> None:
+    def _answer(self, answer: Answer, address: Address) -> None:
         self._answers[answer.kind] = self._answers.get(answer.kind, 0) + 1
         # No state behind it: if the socket is full, the answer is dropped.
         self.socket.send_run(answer.data, address)
 
     def _admit(
-        self, verdict: Admit, data: bytes, address: SocketAddress, now: float, mark: int
+        self, verdict: Admit, data: bytes, address: Address, now: float, mark: int
     ) -> Route | None:
         assert self.accept is not None
+        client = remote_of(address)
         try:
-            engine, sink = self.accept(verdict, address)
+            engine, sink = self.accept(verdict, client)
         except Exception:
             # A trace file which cannot be made, for instance: one client less, not all.
-            logger.exception("a connection from %s could not be made", address)
+            logger.exception("a connection from %s could not be made", client)
             return None
         engine.receive(data, address, now, mark)
         if not engine.has_peer and not engine.is_ending:
             # Not one packet could be authenticated: no state for that.
             self._datagrams_unroutable += 1
             return None
-        route = Route(engine, sink, place=self._admission.enter(verdict, address, now))
+        route = Route(engine, sink, place=self._admission.enter(verdict, client, now))
         route.handshake_deadline = now + self.config.handshake_timeout
         route.initial_connection_id = verdict.destination_cid
         self._register(route)

@@ -213,6 +213,7 @@ class Endpoint(metaclass=NoPublicConstructor):
         if driver.accept is not None:
             raise trio.BusyResourceError("this endpoint is listening already")
         names = check_alpn(alpn)
+        driver.report_local_addresses()
         listener: QuicListener = QuicListener._create(driver)
         own_config = driver.config if config is None else config
         if driver.config.stateless_reset_key is None:

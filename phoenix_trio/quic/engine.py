@@ -39,6 +39,7 @@ from aioquic.quic.connection import (
     QuicConnection,
     QuicConnectionError,
     QuicConnectionState,
+    QuicNetworkPath,
     QuicReceiveContext,
     stream_is_client_initiated,
     stream_is_unidirectional,
@@ -67,6 +68,7 @@ from .idle import keep_alive_interval
 from .key_update import OneRttKeys
 from .logs import PeerFaults
 from .pacer import Pacer
+from .path_address import Address, ends_of, local_of
 from .path_mtu import MtuSearch
 from .reassembly import PieceLimit
 from .stream_state import (
@@ -125,8 +127,9 @@ _SMALL_PACKETS = 16
 _RUN_PACKETS = 64
 
 #: UDP payloads of one size in one piece of memory (the last may be shorter), their
-#: destination, that size, and their ECN codepoint.
-Run = tuple[bytes | memoryview, Any, int, int]
+#: destination (with the local address from which they leave, if there is a choice of it),
+#: that size, and their ECN codepoint.
+Run = tuple[bytes | memoryview, Address, int, int]
 
 #: Packets after which the keys are updated: half of what AES-GCM stands (RFC 9001 section 6.6).
 KEY_UPDATE_PACKETS = 1 << 22
@@ -246,8 +249,8 @@ class Engine(QuicConnection):
         self._peer_max_udp_payload = LARGEST_UDP_PAYLOAD
         self._mtu: MtuSearch | None = None
         self._mtu_address: Any = None
-        self._known_host: Any = None
-        """The host of which congestion control and round-trip times tell."""
+        self._known_path: Any = None
+        """The address of the path of which congestion control and round-trip times tell."""
         self.path_ceiling: Callable[[Any], int | None] = _unknown_path
         """Set by the driver: the largest payload which the interface towards an address takes."""
         self._close_datagrams: list[tuple[bytes, Any]] = []
@@ -257,6 +260,8 @@ class Engine(QuicConnection):
 
         self._ecn = EcnMarking(enabled=config.enable_ecn)
         self._ecn_path: Any = None
+        self._used_peer_cid: Any = None
+        """The peer's connection ID with which was sent last."""
         self.marks_received: dict[QuicPacketSpace, ReceivedMarks] = {}
         """ECN marks of the packets received, where there were any."""
         self.arriving_mark = NOT_ECT
@@ -422,10 +427,26 @@ class Engine(QuicConnection):
             return NOT_ECT
         path = self._network_paths[0]
         if path is not self._ecn_path:
+            self._take_connection_id_for(path)
             self._ecn_path = path
             self._ecn.begin_path()
+        self._used_peer_cid = self._peer_cid
         # (Probes of another path in the same run would count as if they were of this one.)
         return self._ecn.codepoint if len(self._network_paths) == 1 else NOT_ECT
+
+    def _take_connection_id_for(self, path: QuicNetworkPath) -> None:
+        """RFC 9000 section 9.5: one connection ID must not be used from two local addresses.
+
+        aioquic takes another one when the peer has done so; but something between can
+        send the peer's packets to another address of ours without its doing.
+        """
+        last = self._ecn_path
+        if (
+            last is not None
+            and local_of(path.addr) != local_of(last.addr)
+            and self._peer_cid is self._used_peer_cid
+        ):
+            self.change_connection_id()
 
     def _transmit(self, now: float, slab: bytearray | None, mark: int) -> list[Run]:
         if self._answer_close:
@@ -1522,17 +1543,19 @@ class Engine(QuicConnection):
         if path.addr != self._mtu_address:
             # RFC 9000 section 9.4; a new port alone is a NAT's doing, not another path.
             # (At once, for the challenge has to arrive, too.)
-            if path.addr[0] != self._mtu_address[0]:
+            if ends_of(path.addr) != ends_of(self._mtu_address):
                 self._begin_mtu_search()
             self._mtu_address = path.addr
         if not path.is_validated:
             return []
-        if path.addr[0] != self._known_host:
+        if path.addr is not self._known_path:
             # Not before: a forged address must not slow the connection down.
-            self._known_host = path.addr[0]
-            self._control.begin_path(now)
-            self._recovery.begin_path(now)
-            self._pacer.begin_path()
+            is_other = ends_of(path.addr) != ends_of(self._known_path)
+            self._known_path = path.addr
+            if is_other:
+                self._control.begin_path(now)
+                self._recovery.begin_path(now)
+                self._pacer.begin_path()
         size = self._mtu.next_probe(now) if self._mtu is not None else None
         if size is None:
             return []
@@ -1697,7 +1720,7 @@ class Engine(QuicConnection):
         """Line 1461: report it, and free 32 KiB of handshake buffers which are of no use now."""
         super()._confirm_handshake()
         self._begin_mtu_search()
-        self._known_host = self._mtu_address[0]
+        self._known_path = self._mtu_address
         for epoch in (tls.Epoch.INITIAL, tls.Epoch.HANDSHAKE):
             self._crypto_buffers.pop(epoch, None)
         self._events.append(_Plain(events.HandshakeConfirmed()))

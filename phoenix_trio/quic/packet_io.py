@@ -22,27 +22,28 @@ import errno
 import logging
 import socket
 import sys
-from typing import Protocol, TypeAlias, final
+from typing import Protocol, final
 
 import attrs
 import trio
 
 from ..config import LARGEST_UDP_PAYLOAD, MAX_RUN_BYTES, MAX_RUN_SEGMENTS
+from . import packet_info
 from .ecn import NOT_ECT
+from .path_address import Address, PathAddress, SocketAddress, local_of, remote_of
 from .receive_pool import LARGEST_DATAGRAM, ReceivePool
 
 __all__ = [
+    "Address",
     "DatagramSocket",
     "Network",
+    "PathAddress",
     "SocketAddress",
     "SocketStatistics",
     "UdpNetwork",
     "UdpSocket",
     "display_address",
 ]
-
-#: As the :mod:`socket` module gives it: IPv4 ``(host, port)``, IPv6 with flow info and scope.
-SocketAddress: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
 
 logger = logging.getLogger("phoenix_trio.quic")
 
@@ -103,12 +104,28 @@ _MARK_MESSAGES = frozenset({_IPV4_MARK, _IPV6_MARK})
 _MARK_REFUSED = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOPROTOOPT})
 _MARK_PATIENCE = 8
 
-#: Sizes of segments for which control messages are kept.
-_CONTROL_CACHE = 64
+#: What a system can say when it does not take our own address with a datagram: the address
+#: has gone from its interface, say.
+_SOURCE_REFUSED = frozenset(
+    {
+        errno.EADDRNOTAVAIL,
+        errno.EHOSTUNREACH,
+        errno.EINVAL,
+        errno.ENETUNREACH,
+        errno.ENODEV,
+        errno.EOPNOTSUPP,
+    }
+)
+
+#: Sizes of segments, marks and local addresses for which control messages are kept.
+_CONTROL_CACHE = 256
+
+#: Local addresses of which the text is kept.
+_LOCAL_CACHE = 256
 
 #: Room for the control messages which are asked for (the size of a run's segments, its ECN
-#: codepoint in the IPv4 and the IPv6 form).
-_CONTROL_BYTES = 96
+#: codepoint in the IPv4 and the IPv6 form, our own address).
+_CONTROL_BYTES = 96 + packet_info.SPACE
 
 _ECN_MASK = 0b11
 
@@ -152,9 +169,10 @@ class SocketStatistics:
     """The same for the send buffer."""
 
 
-#: Datagrams of one size (the last may be shorter) in one piece, their source, that size,
-#: their ECN codepoint (RFC 3168 section 5), and where they end: a buffer can be longer.
-ReceivedRun = tuple[bytes | bytearray, SocketAddress, int, int, int]
+#: Datagrams of one size (the last may be shorter) in one piece, their source (with our own
+#: address where there are several, see :meth:`DatagramSocket.report_local_addresses`), that
+#: size, their ECN codepoint (RFC 3168 section 5), and where they end: a buffer can be longer.
+ReceivedRun = tuple[bytes | bytearray, Address, int, int, int]
 
 
 class DatagramSocket(Protocol):
@@ -168,6 +186,13 @@ class DatagramSocket(Protocol):
     def statistics(self) -> SocketStatistics:
         """A snapshot of the counters."""
 
+    def report_local_addresses(self) -> None:
+        """From now on, say of each run received at which local address it has arrived.
+
+        Sources are :class:`PathAddress` then, if the socket is bound to several
+        addresses and the system tells; else nothing changes.  Idempotent.
+        """
+
     def receive_runs(self, limit: int, pool: ReceivePool | None = None) -> list[ReceivedRun]:
         """Up to `limit` runs of datagrams.
 
@@ -179,13 +204,15 @@ class DatagramSocket(Protocol):
     def send_run(
         self,
         data: bytes | memoryview,
-        address: SocketAddress,
+        address: Address,
         segment_size: int | None = None,
         mark: int = NOT_ECT,
     ) -> int:
         """Send a run of datagrams of `segment_size` bytes (``None``: one datagram).
 
-        They are marked with the ECN codepoint `mark` if the system can.
+        They are marked with the ECN codepoint `mark` if the system can.  They leave from
+        the local address of a :class:`PathAddress`, or from the system's choice if
+        `address` says nothing of it, or if that address is not ours any more.
 
         Never blocks.  Returns how many bytes were taken: sent, or lost to a passing
         error, which is counted.  Fewer than all, in whole datagrams: the buffer is
@@ -204,7 +231,7 @@ class DatagramSocket(Protocol):
     def reachable(self, address: SocketAddress) -> SocketAddress | None:
         """`address` in the form which :meth:`send_run` takes; ``None``: not from this socket."""
 
-    def largest_payload(self, address: SocketAddress) -> int | None:
+    def largest_payload(self, address: Address) -> int | None:
         """The largest UDP payload which the interface towards `address` takes; ``None``: unknown.
 
         The path may take less, which only trying it shows.
@@ -221,12 +248,20 @@ class Network(Protocol):
         """A socket bound to a local address; ``None``: all of them, IPv4 and IPv6."""
 
 
-def display_address(address: SocketAddress) -> SocketAddress:
-    """An address as people write it: IPv4 addresses of a dual-stack socket unmapped."""
+def display_address(address: Address) -> SocketAddress:
+    """A peer's address as people write it: IPv4 addresses of a dual-stack socket unmapped."""
+    address = remote_of(address)
     host, port = address[0], address[1]
     if host.lower().startswith(_IPV4_MAPPED) and "." in host:
         return (host[len(_IPV4_MAPPED) :], port)
     return address
+
+
+def local_socket_address(local: str, port: int) -> SocketAddress:
+    """The local end of a path as a socket address, IPv4 unmapped."""
+    host, _, scope = local.partition("%")
+    host = host.removeprefix(_IPV4_MAPPED)
+    return (host, port, 0, int(scope or 0)) if ":" in host else (host, port)
 
 
 @final
@@ -254,7 +289,8 @@ class UdpSocket:
         self._mark_refusals = 0
         self._gro = _enable_gro(raw)
         self._ecn = _enable_ecn(raw)
-        self._control: dict[tuple[int, int, bool], list[tuple[int, int, bytes]]] = {}
+        self._control: dict[tuple[int, int, bool, str | None], list[tuple[int, int, bytes]]] = {}
+        self._locals: dict[bytes, str | None] = {}
         self._receive_buffer_size = _granted_buffer(raw, socket.SO_RCVBUF)
         self._send_buffer_size = _granted_buffer(raw, socket.SO_SNDBUF)
 
@@ -284,6 +320,10 @@ class UdpSocket:
             send_buffer_size=self._send_buffer_size,
         )
 
+    def report_local_addresses(self) -> None:
+        if not self._closed:
+            packet_info.ask(self._raw)
+
     def receive_runs(self, limit: int, pool: ReceivePool | None = None) -> list[ReceivedRun]:
         received: list[ReceivedRun] = []
         if self._closed:
@@ -312,6 +352,10 @@ class UdpSocket:
                         segment = min(size, int.from_bytes(value[:4], sys.byteorder)) or size
                 elif (level, kind) in _MARK_MESSAGES:
                     mark = int.from_bytes(value[:4], sys.byteorder) & _ECN_MASK
+                elif (level, kind) in packet_info.MESSAGES:
+                    local = self._local_address(level, value)
+                    if local is not None:
+                        address = PathAddress((*address, local))
             self._receive_calls += 1
             if len(received) < known:
                 self._pooled_receives += 1
@@ -320,10 +364,21 @@ class UdpSocket:
             received.append((data, address, segment, mark, size))
         return received
 
+    def _local_address(self, level: int, value: bytes) -> str | None:
+        """The local address which a control message names, made into text once."""
+        try:
+            return self._locals[value]
+        except KeyError:
+            pass
+        if len(self._locals) >= _LOCAL_CACHE:
+            self._locals.clear()
+        local = self._locals[value] = packet_info.local_address(level, value)
+        return local
+
     def send_run(
         self,
         data: bytes | memoryview,
-        address: SocketAddress,
+        address: Address,
         segment_size: int | None = None,
         mark: int = NOT_ECT,
     ) -> int:
@@ -336,9 +391,7 @@ class UdpSocket:
             return size if self._send_one(data, address, mark) else 0
         if self._gso and size <= MAX_RUN_BYTES and size <= MAX_RUN_SEGMENTS * segment_size:
             try:
-                self._raw.sendmsg(
-                    [data], self._control_for(segment_size, mark, address), 0, address
-                )
+                self._submit(data, address, segment_size, mark)
             except (BlockingIOError, InterruptedError):
                 self._send_blocked += 1
                 return 0
@@ -359,7 +412,7 @@ class UdpSocket:
         return self._send_each(data, address, segment_size, mark)
 
     def _send_each(
-        self, data: bytes | memoryview, address: SocketAddress, segment_size: int, mark: int
+        self, data: bytes | memoryview, address: Address, segment_size: int, mark: int
     ) -> int:
         """Send the datagrams of a run one by one; how many bytes were taken."""
         size = len(data)
@@ -368,32 +421,57 @@ class UdpSocket:
                 return start
         return size
 
-    def _control_for(
-        self, segment_size: int, mark: int, address: SocketAddress
-    ) -> list[tuple[int, int, bytes]]:
-        """The control messages which say the size of segments (0: one datagram) and the mark."""
+    def _submit(
+        self, data: bytes | memoryview, address: Address, segment_size: int, mark: int
+    ) -> None:
+        """Hand one datagram (`segment_size` 0) or one run to the kernel.
+
+        Raises:
+          OSError: as ``sendmsg`` does; never for our own address alone.
+        """
+        local: str | None = None
+        if type(address) is PathAddress:
+            local = address[-1]
+            address = address[:-1]
         is_ipv4 = len(address) == 2 or address[0].startswith(_IPV4_MAPPED)
-        key = (segment_size, mark, is_ipv4)
+        key = (segment_size, mark, is_ipv4, local)
         control = self._control.get(key)
         if control is None:
-            control = []
-            if segment_size:
-                value = segment_size.to_bytes(2, sys.byteorder)
-                control.append((_SOL_UDP, _UDP_SEGMENT, value))
-            if mark:
-                level, kind = _IPV4_MARK if is_ipv4 else _IPV6_MARK
-                control.append((level, kind, mark.to_bytes(4, sys.byteorder)))
-            if len(self._control) >= _CONTROL_CACHE:
-                self._control.clear()
-            self._control[key] = control
-        return control
-
-    def _send_one(self, data: bytes | memoryview, address: SocketAddress, mark: int) -> bool:
+            control = self._make_control(*key)
         try:
-            if mark:
-                self._raw.sendmsg([data], self._control_for(0, mark, address), 0, address)
+            if control:
+                self._raw.sendmsg([data], control, 0, address)
             else:
                 self._raw.sendto(data, address)
+        except OSError as error:
+            if local is None or error.errno not in _SOURCE_REFUSED:
+                raise
+            # Perhaps our address has gone from its interface, or was never one to send
+            # from (broadcast).  If it goes without, neither runs nor marks are to blame,
+            # nor is any other peer to suffer.
+            self._submit(data, address, segment_size, mark)
+
+    def _make_control(
+        self, segment_size: int, mark: int, is_ipv4: bool, local: str | None
+    ) -> list[tuple[int, int, bytes]]:
+        """The control messages which say the size of segments, the mark, and our address."""
+        control: list[tuple[int, int, bytes]] = []
+        if segment_size:
+            value = segment_size.to_bytes(2, sys.byteorder)
+            control.append((_SOL_UDP, _UDP_SEGMENT, value))
+        if mark:
+            level, kind = _IPV4_MARK if is_ipv4 else _IPV6_MARK
+            control.append((level, kind, mark.to_bytes(4, sys.byteorder)))
+        if local is not None:
+            control.append(packet_info.source_message(self._family, local))
+        if len(self._control) >= _CONTROL_CACHE:
+            self._control.clear()
+        self._control[segment_size, mark, is_ipv4, local] = control
+        return control
+
+    def _send_one(self, data: bytes | memoryview, address: Address, mark: int) -> bool:
+        try:
+            self._submit(data, address, 0, mark)
         except (BlockingIOError, InterruptedError):
             self._send_blocked += 1
             return False
@@ -463,16 +541,20 @@ class UdpSocket:
             return plain
         return (_IPV4_MAPPED + plain[0], plain[1], 0, 0) if self._dual_stack else None
 
-    def largest_payload(self, address: SocketAddress) -> int | None:
+    def largest_payload(self, address: Address) -> int | None:
         if sys.platform != "linux":
             return None
         plain = display_address(address)
+        local = local_of(address)
         is_ipv6 = ":" in plain[0]
         # Of a socket which is thrown away: connecting the real one would tie it to one peer.
         try:
             with socket.socket(
                 socket.AF_INET6 if is_ipv6 else socket.AF_INET, socket.SOCK_DGRAM
             ) as scout:
+                if local is not None:
+                    # Routes can depend on it.
+                    scout.bind(local_socket_address(local, 0))
                 scout.connect(plain)
                 if is_ipv6:
                     mtu = scout.getsockopt(socket.IPPROTO_IPV6, _IPV6_MTU)

@@ -24,7 +24,8 @@ from typing import final
 import attrs
 import trio
 
-from ..quic.packet_io import ReceivedRun, SocketAddress, SocketStatistics
+from ..quic.packet_io import ReceivedRun, SocketStatistics
+from ..quic.path_address import Address, PathAddress, SocketAddress, local_of
 from ..quic.receive_pool import ReceivePool
 
 __all__ = [
@@ -230,8 +231,9 @@ class SimulatedNetwork:
         self._links: dict[tuple[str, str], SimulatedLink] = {}
         self._names: dict[str, list[str]] = {}
         self._sockets: dict[tuple[str, int], SimulatedSocket] = {}
-        # Source addresses which a rebinding has put in the place of a socket's own.
-        self._aliases: dict[tuple[str, int], SimulatedSocket] = {}
+        # Source addresses which a rebinding has put in the place of a socket's own; with the
+        # local address behind each.
+        self._aliases: dict[tuple[str, int], tuple[SimulatedSocket, str]] = {}
         self._sequence = itertools.count()
         self._ports = itertools.cycle(_EPHEMERAL_PORTS)
         self._counts = dict.fromkeys((f.name for f in attrs.fields(NetworkStatistics)), 0)
@@ -239,16 +241,26 @@ class SimulatedNetwork:
     def __repr__(self) -> str:
         return f"<SimulatedNetwork with seed {self.seed}>"
 
-    def host(self, address: str) -> SimulatedHost:
-        """The host with this numeric address (IPv4 or IPv6); the same object every time.
+    def host(self, address: str, *others: str) -> SimulatedHost:
+        """The host with these numeric addresses (IPv4 or IPv6); the same object every time.
+
+        Name several addresses for a host which has several, before a socket is opened on
+        it.  Later, each of them alone finds it.
 
         Raises:
-          ValueError: the address is not numeric.
+          ValueError: an address is not numeric, or belongs to another host.
         """
-        address = _numeric(address)
-        if address not in self._hosts:
-            self._hosts[address] = SimulatedHost(self, address)
-        return self._hosts[address]
+        addresses = list(dict.fromkeys(_numeric(each) for each in (address, *others)))
+        found = self._hosts.get(addresses[0])
+        if found is None:
+            for each in addresses:
+                if each in self._hosts:
+                    raise ValueError(f"{each} belongs to {self._hosts[each]!r}")
+            found = SimulatedHost(self, addresses)
+            self._hosts.update(dict.fromkeys(addresses, found))
+        elif not set(addresses) <= set(found.addresses):
+            raise ValueError(f"{', '.join(addresses)} are not all addresses of {found!r}")
+        return found
 
     def add_name(self, name: str, *addresses: str) -> None:
         """Let `name` resolve to these addresses, in this order.
@@ -367,28 +379,36 @@ class SimulatedNetwork:
             self._put(datagram, arrival + max(conditions.delay, 0.001))
 
     def _put(self, datagram: Datagram, arrival: float) -> None:
-        receiver = self._find(datagram.destination)
-        if receiver is None:
+        found = self._find(datagram.destination)
+        if found is None:
             self._count("no_listener")
             return
+        receiver, local = found
         self._count("under_way")
         receiver._enqueue(
-            arrival, next(self._sequence), datagram.data, datagram.source, datagram.ecn
+            arrival, next(self._sequence), datagram.data, datagram.source, local, datagram.ecn
         )
 
-    def _find(self, destination: tuple[str, int]) -> SimulatedSocket | None:
+    def _find(self, destination: tuple[str, int]) -> tuple[SimulatedSocket, str] | None:
+        """The socket to which a datagram goes, and at which of its host's addresses."""
         if destination in self._aliases:
             return self._aliases[destination]
         found = self._sockets.get(destination)
+        host = destination[0]
         # Behind a rebinding, the old outside address leads nowhere.
-        return None if found is None or found._outside != destination else found
+        if found is None or found._outside[host] != destination:
+            return None
+        return found, host
 
-    def _free_port(self, host: str) -> int:
+    def _free_port(self, *hosts: str) -> int:
         for _ in _EPHEMERAL_PORTS:
             port = next(self._ports)
-            if (host, port) not in self._sockets and (host, port) not in self._aliases:
+            if all(
+                (host, port) not in self._sockets and (host, port) not in self._aliases
+                for host in hosts
+            ):
                 return port
-        raise OSError(errno.EADDRINUSE, f"no free port is left on {host}")
+        raise OSError(errno.EADDRINUSE, f"no free port is left on {', '.join(hosts)}")
 
 
 @final
@@ -399,17 +419,24 @@ class SimulatedHost:
     :func:`phoenix_trio.open_connection` or :meth:`phoenix_trio.Endpoint.open`.
     """
 
-    def __init__(self, network: SimulatedNetwork, address: str) -> None:
+    def __init__(self, network: SimulatedNetwork, addresses: list[str]) -> None:
         self._network = network
-        self._address = address
+        self._own = tuple(addresses)
+        # The first ones are those from which is sent; shared with the sockets.
+        self._order = list(addresses)
 
     def __repr__(self) -> str:
-        return f"<SimulatedHost {self._address}>"
+        return f"<SimulatedHost {', '.join(self._own)}>"
 
     @property
     def address(self) -> str:
-        """The host's numeric address."""
-        return self._address
+        """The host's numeric address, the first one if it has several."""
+        return self._own[0]
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """All numeric addresses of the host."""
+        return self._own
 
     async def resolve(self, host: str, port: int) -> list[SocketAddress]:
         """Numeric addresses, and names given to :meth:`SimulatedNetwork.add_name`.
@@ -425,6 +452,11 @@ class SimulatedHost:
     ) -> SimulatedSocket:
         """A socket on this host.
 
+        `host` is one of its addresses; ``None``, ``"0.0.0.0"`` and ``"::"`` are all of
+        them.  As with real sockets, what is sent from a socket bound to all addresses
+        leaves from the first one (of the receiver's family if there is one), unless the
+        sender says otherwise.
+
         Raises:
           OSError: the address is unknown or not this host's, or the port is in use.
           ValueError: the port is not between 0 and 65535.
@@ -432,15 +464,22 @@ class SimulatedHost:
         await trio.lowlevel.checkpoint()
         if not 0 <= port <= 65535:
             raise ValueError(f"port must be between 0 and 65535, not {port}")
-        every = (None, "0.0.0.0", "::")  # noqa: S104 - not a real one
-        if host not in every and self._address not in self._addresses(host or ""):
-            raise OSError(errno.EADDRNOTAVAIL, f"{host} is not an address of {self!r}")
-        port = port or self._network._free_port(self._address)
-        local = (self._address, port)
-        if local in self._network._sockets or local in self._network._aliases:
-            raise OSError(errno.EADDRINUSE, f"port {port} of {self._address} is in use")
-        opened = SimulatedSocket(self._network, local, buffer_size)
-        self._network._sockets[local] = opened
+        network = self._network
+        own: tuple[str, ...] = self._own
+        is_wildcard = host in (None, "0.0.0.0", "::")  # noqa: S104 - not a real one
+        if not is_wildcard:
+            named = self._addresses(host or "")
+            own = tuple(each for each in named if each in self._own)[:1]
+            if not own:
+                raise OSError(errno.EADDRNOTAVAIL, f"{host} is not an address of {self!r}")
+        port = port or network._free_port(*own)
+        for each in own:
+            if (each, port) in network._sockets or (each, port) in network._aliases:
+                raise OSError(errno.EADDRINUSE, f"port {port} of {each} is in use")
+        opened = SimulatedSocket(
+            network, own, port, buffer_size, order=self._order, is_wildcard=is_wildcard
+        )
+        network._sockets.update(dict.fromkeys(((each, port) for each in own), opened))
         return opened
 
     def _addresses(self, host: str) -> list[str]:
@@ -454,6 +493,20 @@ class SimulatedHost:
                 socket.EAI_NONAME, f"{host!r} has no address in {self._network!r}"
             ) from None
 
+    def prefer(self, address: str) -> None:
+        """The host's routes change: from now on, what is free to choose leaves from `address`.
+
+        As when a device goes from Wi-Fi to a mobile network.  The other addresses stay.
+
+        Raises:
+          ValueError: it is not an address of this host.
+        """
+        chosen = _numeric(address)
+        if chosen not in self._own:
+            raise ValueError(f"{address} is not an address of {self!r}")
+        self._order.remove(chosen)
+        self._order.insert(0, chosen)
+
     def rebind(self, new_address: str | None = None) -> None:
         """A NAT forgets its mapping: all sockets which this host has now seem to move.
 
@@ -466,12 +519,14 @@ class SimulatedHost:
         """
         network = self._network
         moved_to = None if new_address is None else _numeric(new_address)
-        for opened in list(network._sockets.values()):
-            if opened._address[0] == self._address:
-                outside_host = opened._outside[0] if moved_to is None else moved_to
-                network._aliases.pop(opened._outside, None)
-                opened._outside = (outside_host, network._free_port(outside_host))
-                network._aliases[opened._outside] = opened
+        for (local, _), opened in list(network._sockets.items()):
+            if local in self._own:
+                before = opened._outside[local]
+                outside_host = before[0] if moved_to is None else moved_to
+                network._aliases.pop(before, None)
+                after = (outside_host, network._free_port(outside_host))
+                opened._outside[local] = after
+                network._aliases[after] = opened, local
 
 
 @final
@@ -482,15 +537,27 @@ class SimulatedSocket:
     """
 
     def __init__(
-        self, network: SimulatedNetwork, address: tuple[str, int], buffer_size: int
+        self,
+        network: SimulatedNetwork,
+        hosts: tuple[str, ...],
+        port: int,
+        buffer_size: int,
+        *,
+        order: list[str],
+        is_wildcard: bool,
     ) -> None:
         self._network = network
-        self._address = address
-        self._outside = address
+        self._order = order
+        self._hosts = hosts
+        self._port = port
+        # Each local address as the others see it.
+        self._outside = {host: (host, port) for host in hosts}
+        self._is_wildcard = is_wildcard
+        self._reports_local = False
         self._buffer_size = buffer_size
         # A heap of what is on its way, by arrival; and the receive buffer.
-        self._coming: list[tuple[float, int, bytes, tuple[str, int], int]] = []
-        self._arrived: deque[tuple[bytes, tuple[str, int], int]] = deque()
+        self._coming: list[tuple[float, int, bytes, tuple[str, int], str, int]] = []
+        self._arrived: deque[tuple[bytes, tuple[str, int], str, int]] = deque()
         self._arrived_bytes = 0
         self._lot = trio.lowlevel.ParkingLot()
         self._closed = False
@@ -504,8 +571,8 @@ class SimulatedSocket:
 
     @property
     def address(self) -> SocketAddress:
-        """The local address, as the host itself sees it."""
-        return self._address
+        """The local address, as the host itself sees it; the first one of several."""
+        return self._hosts[0], self._port
 
     @property
     def statistics(self) -> SocketStatistics:
@@ -527,11 +594,24 @@ class SimulatedSocket:
             send_buffer_size=self._buffer_size,
         )
 
+    def report_local_addresses(self) -> None:
+        """From now on, say of each run at which address it has arrived, if there are several.
+
+        As with real sockets: of those which are bound to all addresses of their host.
+        """
+        self._reports_local = self._is_wildcard
+
     def _enqueue(
-        self, arrival: float, sequence: int, data: bytes, source: tuple[str, int], mark: int
+        self,
+        arrival: float,
+        sequence: int,
+        data: bytes,
+        source: tuple[str, int],
+        local: str,
+        mark: int,
     ) -> None:
         earliest = self._coming[0][0] if self._coming else math.inf
-        heapq.heappush(self._coming, (arrival, sequence, data, source, mark))
+        heapq.heappush(self._coming, (arrival, sequence, data, source, local, mark))
         # Here as well as where it is read: what nobody reads must not pile up.
         self._settle(trio.current_time())
         if arrival < earliest:
@@ -541,24 +621,24 @@ class SimulatedSocket:
         """Move what has arrived into the receive buffer; what finds it full is lost."""
         coming = self._coming
         while coming and coming[0][0] <= now:
-            _, _, data, source, mark = heapq.heappop(coming)
+            _, _, data, source, local, mark = heapq.heappop(coming)
             if self._arrived_bytes + len(data) > self._buffer_size:
                 self._network._count("receive_buffer_full")
                 self._network._count("under_way", -1)
             else:
-                self._arrived.append((data, source, mark))
+                self._arrived.append((data, source, local, mark))
                 self._arrived_bytes += len(data)
 
     def receive(self, limit: int) -> list[tuple[bytes, SocketAddress]]:
         """Up to `limit` datagrams which have arrived by now, with their sources."""
-        return [(data, source) for data, source, _ in self._receive(limit)]
+        return [(data, source) for data, source, _, _ in self._receive(limit)]
 
-    def _receive(self, limit: int) -> list[tuple[bytes, SocketAddress, int]]:
+    def _receive(self, limit: int) -> list[tuple[bytes, tuple[str, int], str, int]]:
         self._settle(trio.current_time())
-        received: list[tuple[bytes, SocketAddress, int]] = []
+        received: list[tuple[bytes, tuple[str, int], str, int]] = []
         while self._arrived and len(received) < limit:
-            data, source, mark = self._arrived.popleft()
-            received.append((data, source, mark))
+            data, source, local, mark = self._arrived.popleft()
+            received.append((data, source, local, mark))
             self._arrived_bytes -= len(data)
             self._bytes_received += len(data)
         self._datagrams_received += len(received)
@@ -566,7 +646,7 @@ class SimulatedSocket:
         self._network._count("under_way", -len(received))
         return received
 
-    def send(self, data: bytes, address: SocketAddress, mark: int = 0) -> bool:
+    def send(self, data: bytes, address: Address, mark: int = 0) -> bool:
         """Send a datagram with an ECN codepoint; False only while :attr:`block_sending` is set."""
         if self._closed:
             return True
@@ -575,16 +655,28 @@ class SimulatedSocket:
             return False
         self._bytes_sent += len(data)
         self._datagrams_sent += 1
-        self._network._send(Datagram(self._outside, (address[0], address[1]), bytes(data), mark))
+        destination = (address[0], address[1])
+        source = self._outside[self._source_for(address)]
+        self._network._send(Datagram(source, destination, bytes(data), mark))
         return True
+
+    def _source_for(self, address: Address) -> str:
+        """The local address from which a datagram leaves."""
+        local = local_of(address)
+        if local in self._outside:
+            return local
+        is_ipv6 = ":" in address[0]
+        bound = [host for host in self._order if host in self._outside]
+        return next((host for host in bound if (":" in host) is is_ipv6), bound[0])
 
     def receive_runs(self, limit: int, pool: ReceivePool | None = None) -> list[ReceivedRun]:
         """What has arrived, as a kernel with GRO gives it: in runs of one size from one source."""
         runs: list[ReceivedRun] = []
         run: list[bytes] = []
-        source: SocketAddress | None = None
+        source: Address | None = None
         size = room = common = 0
-        for data, address, mark in self._receive(limit * 8):
+        for data, sender, local, mark in self._receive(limit * 8):
+            address = PathAddress.join(sender, local) if self._reports_local else sender
             differs = address != source or mark != common
             ended = not run or differs or len(data) > min(size, room) or not data
             if ended or len(run[-1]) < size or len(run) == _RUN_SEGMENTS:
@@ -600,7 +692,7 @@ class SimulatedSocket:
     def send_run(
         self,
         data: bytes | memoryview,
-        address: SocketAddress,
+        address: Address,
         segment_size: int | None = None,
         mark: int = 0,
     ) -> int:
@@ -642,9 +734,9 @@ class SimulatedSocket:
         if self._closed:
             return
         self._closed = True
-        del self._network._sockets[self._address]
-        if self._network._aliases.get(self._outside) is self:
-            del self._network._aliases[self._outside]
+        for local, outside in self._outside.items():
+            del self._network._sockets[local, self._port]
+            self._network._aliases.pop(outside, None)
         unread = len(self._coming) + len(self._arrived)
         self._network._count("no_listener", unread)
         self._network._count("under_way", -unread)
@@ -655,15 +747,15 @@ class SimulatedSocket:
 
     def reachable(self, address: SocketAddress) -> SocketAddress | None:
         """The address itself: every host can be reached."""
-        # Hosts have one address each; a link joins any two of them, as a dual stack would.
+        # A link joins any two addresses, as a dual stack would.
         return address
 
-    def largest_payload(self, address: SocketAddress) -> int | None:
+    def largest_payload(self, address: Address) -> int | None:
         """Not known: a simulated host has no interface; the link may take less than Ethernet."""
         return None
 
 
-def _as_run(datagrams: list[bytes], source: SocketAddress, size: int, mark: int) -> ReceivedRun:
+def _as_run(datagrams: list[bytes], source: Address, size: int, mark: int) -> ReceivedRun:
     data = b"".join(datagrams)
     return data, source, size, mark, len(data)
 

@@ -535,4 +535,4 @@ async def test_what_the_documentation_shows_works(test: Any, autojump_clock: Moc
 
 
 def test_all_documented_tests_are_found() -> None:
-    assert len(documented_tests()) == 6
+    assert len(documented_tests()) == 7

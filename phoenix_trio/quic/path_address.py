@@ -1,0 +1,74 @@
+"""Socket addresses, and the address of a network path: the peer's with ours behind it.
+
+Floor 0, pure.  A network path has two ends (RFC 9000 section 9).  A socket bound to
+one address has the same local end for all peers, and the peer's address alone names
+the path.  A server's wildcard socket has as many local ends as the host has
+addresses, and a peer takes answers only from the one it has sent to (section 9:
+"packets from an unknown server address" are discarded).  There, each received
+datagram comes with a :class:`PathAddress`, and what answers it is sent to that.
+
+Everything between the socket and the socket treats it as one opaque value: equal
+ones are the same path, different ones are different paths, so that a change of the
+local end is validated, and gets a connection ID of its own (section 9.5), as a
+change of the peer's address does.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias, cast, final
+
+__all__ = ["Address", "PathAddress", "SocketAddress", "ends_of", "local_of", "remote_of"]
+
+#: As the :mod:`socket` module gives it: IPv4 ``(host, port)``, IPv6 with flow info and scope.
+SocketAddress: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
+
+
+@final
+class PathAddress(tuple[Any, ...]):
+    """A peer's socket address, followed by the local address at which it reaches us.
+
+    The local address is text as the socket has made it: an IP address, with ``%`` and
+    the number of the interface if it is link-local.  A tuple, because comparing tuples
+    costs next to nothing, and so that the peer's host and port stay where they are in
+    every socket address, at ``[0]`` and ``[1]``.
+    """
+
+    __slots__ = ()
+
+    @classmethod
+    def join(cls, remote: SocketAddress, local: str) -> PathAddress:
+        """The path between the peer at `remote` and our address `local`."""
+        return cls((*remote, local))
+
+    @property
+    def remote(self) -> SocketAddress:
+        """The peer's address, as the :mod:`socket` module takes it."""
+        return cast(SocketAddress, self[:-1])
+
+    @property
+    def local(self) -> str:
+        """Our address on this path."""
+        return cast(str, self[-1])
+
+
+#: Where datagrams come from, and go to: with our own end if there is a choice of them.
+Address: TypeAlias = SocketAddress | PathAddress
+
+
+def remote_of(address: Address) -> SocketAddress:
+    """The peer's end."""
+    return address.remote if isinstance(address, PathAddress) else address
+
+
+def local_of(address: Address) -> str | None:
+    """Our end; ``None``: the socket's own address, or the kernel's choice."""
+    return address.local if isinstance(address, PathAddress) else None
+
+
+def ends_of(address: Address) -> tuple[str, str | None]:
+    """The two hosts, without ports.
+
+    A new port alone is a NAT's doing; another host at either end is another way through
+    the network, of which nothing is known (RFC 9000 section 9.4).
+    """
+    return address[0], local_of(address)
