@@ -12,10 +12,10 @@ aioquic's ``QuicConnection`` with the promises which aioquic leaves to others:
   connection answers (section 10.2.1), an idle one can be kept alive (10.1.2).
 
 Private attributes of aioquic are touched in this module, in
-:mod:`~phoenix_trio.quic.stream_state`, :mod:`~phoenix_trio.quic.key_update` and
-:mod:`~phoenix_trio.quic.tls_context` alone.  The lines named in comments are
-those of aioquic 1.7.2; ``tests/quic/test_engine.py`` fails when one of the
-names has gone.
+:mod:`~phoenix_trio.quic.stream_state`, :mod:`~phoenix_trio.quic.key_update`,
+:mod:`~phoenix_trio.quic.handshake_probe` and :mod:`~phoenix_trio.quic.tls_context`
+alone.  The lines named in comments are those of aioquic 1.7.2;
+``tests/quic/test_engine.py`` fails when one of the names has gone.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from itertools import islice
 from typing import Any
 
 from aioquic import tls
-from aioquic.buffer import Buffer, size_uint_var
+from aioquic.buffer import UINT_VAR_MAX, Buffer, size_uint_var
 from aioquic.quic import events as aioquic_events
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import (
@@ -48,6 +48,7 @@ from aioquic.quic.packet import (
     QuicErrorCode,
     QuicFrameType,
     QuicPacketType,
+    QuicStreamFrame,
     pull_ack_frame,
     pull_quic_transport_parameters,
     push_ack_frame,
@@ -60,19 +61,29 @@ from ..config import LARGEST_UDP_PAYLOAD, SMALLEST_UDP_PAYLOAD, TransportConfig
 from ..metrics import ConnectionStatistics
 from . import events
 from .congestion import CUBIC, RENO, CubicControl, RenoControl
+from .crypto_stream import INITIAL_WINDOW, CryptoReceiver, CryptoStreamError
+from .early_packets import EarlyPacket, EarlyPackets
 from .ecn import NOT_ECT, EcnMarking, ReceivedMarks
 from .fast_path import FastPath, kernel_run
 from .fast_send import BulkTurn, encode_varint
 from .flow_control import ReceiveWindow
+from .handshake_probe import (
+    HANDSHAKE_PROBES,
+    next_backoff,
+    repeat_application_data,
+    repeat_crypto,
+)
 from .idle import keep_alive_interval
-from .key_update import OneRttKeys
+from .key_update import EarlyKeys, OneRttKeys
 from .logs import PeerFaults
 from .pacer import Pacer
 from .path_address import Address, ends_of, local_of
 from .path_mtu import MtuSearch
+from .rate_limit import RateLimit
 from .reassembly import PieceLimit
 from .stream_state import (
     CountingRecovery,
+    CryptoSender,
     SentPackets,
     StreamCountLimit,
     StreamRecord,
@@ -145,6 +156,21 @@ _FORGOTTEN_ACKS = 2048
 #: The uid of PINGs which the keep-alive timer sends.
 KEEP_ALIVE_PING = -1
 
+
+#: The uid of PINGs which show a server the client's address while the client does not know
+#: whether the handshake is confirmed.
+_HANDSHAKE_PING = -2
+
+#: Session tickets which a client takes, at once and a second.  Each costs several key
+#: derivations, and a packet has room for sixty; a server sends a few (RFC 8446 section 4.6.1).
+_TICKETS_AT_ONCE = 8
+_TICKETS_PER_SECOND = 1.0
+
+#: How often a server sends its flight early because the client repeats its hello.
+_ANSWERS_TO_REPEATED_HELLOS = 8
+
+#: TLS (RFC 8446): the type of a NewSessionTicket, and the alert for a message out of place.
+_NEW_SESSION_TICKET = 4
 
 #: In which epochs each kind of frame may come (RFC 9000 section 12.4), as aioquic says.
 _FRAME_EPOCHS: dict[int, frozenset[tls.Epoch]] = {}
@@ -234,6 +260,8 @@ class Engine(QuicConnection):
         control.maximum_window = 2 * config.send_buffer_size
         self._recovery.on_acknowledged = self.note_largest_acknowledged
         self._recovery.on_lost = self.note_largest_lost
+        self._recovery.on_handshake_timeout = self.note_handshake_timeout
+        self._recovery.on_handshake_hint = self.repeat_handshake
         self._pacer = Pacer(self._max_datagram_size)
         self._loss._pacer = self._pacer  # type: ignore[assignment]
 
@@ -293,6 +321,15 @@ class Engine(QuicConnection):
         an enum, whose hash is computed in Python)."""
         self._keys_since = 0  # the first packet number with the present keys, or a later one
         self._updates_noticed = 0  # of the keys, by either side
+        # From _initialize on:
+        self._crypto_receivers: dict[tls.Epoch, CryptoReceiver] = {}
+        self._arriving: tuple[Any, float, int] = (None, 0.0, NOT_ECT)
+        self._early: EarlyPackets | None = None
+        """Packets which wait for keys; ``None`` once all keys are there."""
+        self._probes_due = 0
+        """Datagrams which a probe timeout of the handshake has still to send."""
+        self._answers_left = _ANSWERS_TO_REPEATED_HELLOS
+        self._ticket_limit = RateLimit(_TICKETS_PER_SECOND, _TICKETS_AT_ONCE)
 
     def _share_epochs(self) -> None:
         """Lines 418-456 make a set of epochs for each kind of frame: 8 KiB a connection."""
@@ -471,6 +508,8 @@ class Engine(QuicConnection):
                 return result
         if not closing and self._handshake_confirmed and self._has_path_frames():
             datagrams = self._build_path_frames(now)
+        elif self._probes_due and not closing:
+            datagrams = self._build_handshake_probes(now, limit)
         else:
             datagrams = self._build(now, limit)
         if closing:
@@ -1157,7 +1196,8 @@ class Engine(QuicConnection):
             epoch = context.epoch
             space = self._spaces[tls.Epoch.ONE_RTT if epoch is tls.Epoch.ZERO_RTT else epoch]
             self.note_marks(space, 1)
-        result: tuple[bool, bool] = super()._payload_received(context, plain, crypto_frame_required)
+        # (Never `crypto_frame_required`: a ClientHello may come later than the first packet.)
+        result: tuple[bool, bool] = super()._payload_received(context, plain)
         return result
 
     def take_other_frames(self, plain: bytes) -> bool:
@@ -1357,7 +1397,7 @@ class Engine(QuicConnection):
                 self._datagrams_received += 1
                 out.append(events.DatagramReceived(event.data))
             elif isinstance(event, aioquic_events.PingAcknowledged):
-                if event.uid != KEEP_ALIVE_PING:
+                if event.uid >= 0:  # (not one of our own)
                     out.append(events.PingAcknowledged(event.uid))
             elif isinstance(event, aioquic_events.ConnectionIdIssued):
                 out.append(events.ConnectionIdIssued(event.connection_id))
@@ -1708,11 +1748,28 @@ class Engine(QuicConnection):
                 packets=list(space.sent_packets.values()),
                 space=space,
             )
+        for old in self._spaces.values():
+            self._loss.discard_space(old)  # a Retry: what was sent counts no more as in flight
         super()._initialize(peer_cid)
         adopt(self.tls, self._policy)
+        waiting = tls.Epoch.HANDSHAKE if self._is_client else tls.Epoch.ZERO_RTT
+        levels = waiting.value, tls.Epoch.ONE_RTT.value
+        self._early = early = EarlyPackets(levels)
+        early.begin_datagram(*self._arriving)
+        EarlyKeys.adopt(self._cryptos[waiting], early, waiting.value)
         self._keys = OneRttKeys.adopt(
-            self._cryptos[tls.Epoch.ONE_RTT], self._on_key_update_violation
+            self._cryptos[tls.Epoch.ONE_RTT],
+            self._on_key_update_violation,
+            early,
+            tls.Epoch.ONE_RTT.value,
         )
+        self._crypto_receivers = {
+            tls.Epoch.INITIAL: CryptoReceiver(INITIAL_WINDOW),
+            tls.Epoch.HANDSHAKE: CryptoReceiver(),
+            tls.Epoch.ONE_RTT: CryptoReceiver(),
+        }
+        for stream in self._crypto_streams.values():
+            stream.sender = CryptoSender()
         self.application_space = self._spaces[tls.Epoch.ONE_RTT]
         self.application_space.sent_packets = SentPackets()
 
@@ -1723,7 +1780,187 @@ class Engine(QuicConnection):
         self._known_path = self._mtu_address
         for epoch in (tls.Epoch.INITIAL, tls.Epoch.HANDSHAKE):
             self._crypto_buffers.pop(epoch, None)
+            self._crypto_receivers.pop(epoch, None)
         self._events.append(_Plain(events.HandshakeConfirmed()))
+
+    # -- CRYPTO frames, packets before their keys, probes of the handshake
+
+    def _handle_crypto_frame(
+        self, context: QuicReceiveContext, frame_type: int, buf: Buffer
+    ) -> None:
+        """Line 1982: bounded, and TLS gets whole messages, each at its own level."""
+        offset = buf.pull_uint_var()
+        length = buf.pull_uint_var()
+        if offset + length > UINT_VAR_MAX:
+            raise QuicConnectionError(
+                error_code=QuicErrorCode.FRAME_ENCODING_ERROR,
+                frame_type=frame_type,
+                reason_phrase="offset + length cannot exceed 2^62 - 1",
+            )
+        data = buf.pull_bytes(length)
+        if self._quic_logger is not None:
+            frame = QuicStreamFrame(offset=offset, data=data)
+            assert context.quic_logger_frames is not None
+            context.quic_logger_frames.append(self._quic_logger.encode_crypto_frame(frame))
+        if not length:
+            return
+        epoch = context.epoch
+        if epoch is tls.Epoch.ONE_RTT and not self._is_client:
+            # No message of a client comes after its handshake (RFC 9001 sections 4.4 and 6).
+            raise QuicConnectionError(
+                error_code=QuicErrorCode.CRYPTO_ERROR + tls.AlertDescription.unexpected_message,
+                frame_type=frame_type,
+                reason_phrase="CRYPTO data from a client after the handshake",
+            )
+        receiver = self._crypto_receivers[epoch]
+        try:
+            if receiver.receive(offset, data):
+                while (message := receiver.next_message()) is not None:
+                    self._take_tls_message(context, frame_type, message)
+                return
+        except CryptoStreamError as error:
+            raise QuicConnectionError(
+                error_code=error.error_code, frame_type=frame_type, reason_phrase=str(error)
+            ) from None
+        if not self._is_client and epoch is tls.Epoch.INITIAL:
+            self._answer_repeated_hello(context.time)
+
+    def _answer_repeated_hello(self, now: float) -> None:
+        """RFC 9002 section 6.2.3: a client which repeats its hello did not get the answer.
+
+        A few times, and not while an answer may still be on its way.
+        """
+        loss = self._loss
+        if self._answers_left and (
+            self._answers_left == _ANSWERS_TO_REPEATED_HELLOS
+            or now >= loss._time_of_last_sent_ack_eliciting_packet + loss.get_probe_timeout()
+        ):
+            self._answers_left -= self.repeat_handshake()
+
+    def _take_tls_message(
+        self, context: QuicReceiveContext, frame_type: int, message: bytes
+    ) -> None:
+        """Lines 2010-2052: give TLS a message, and go on when that completes the handshake."""
+        if (
+            context.epoch is tls.Epoch.ONE_RTT
+            and message[0] == _NEW_SESSION_TICKET
+            and not self._ticket_limit.allows(self._now)
+        ):
+            return  # a client need not use tickets (RFC 8446 section 4.6.1)
+        self._crypto_frame_type = frame_type
+        self._crypto_packet_version = context.version
+        try:
+            self.tls.handle_message(message, self._crypto_buffers)
+            self._push_crypto_data()
+        except tls.Alert as alert:
+            raise QuicConnectionError(
+                error_code=QuicErrorCode.CRYPTO_ERROR + int(alert.description),
+                frame_type=frame_type,
+                reason_phrase=str(alert),
+            ) from alert
+        if self._handshake_complete or self.tls.state not in (
+            tls.State.CLIENT_POST_HANDSHAKE,
+            tls.State.SERVER_POST_HANDSHAKE,
+        ):
+            return
+        self._handshake_complete = True
+        if not self._is_client:
+            self._confirm_handshake()
+            self._handshake_done_pending = True
+        self._replenish_connection_ids()
+        self._events.append(
+            aioquic_events.HandshakeCompleted(
+                alpn_protocol=self.tls.alpn_negotiated,
+                early_data_accepted=self.tls.early_data_accepted,
+                session_resumed=self.tls.session_resumed,
+            )
+        )
+        self._unblock_streams(is_unidirectional=False)
+        self._unblock_streams(is_unidirectional=True)
+
+    def _update_traffic_key(
+        self,
+        direction: tls.Direction,
+        epoch: tls.Epoch,
+        cipher_suite: tls.CipherSuite,
+        secret: bytes,
+    ) -> None:
+        """Line 3536: with new keys the level before is over, and early packets can be read."""
+        super()._update_traffic_key(direction, epoch, cipher_suite, secret)
+        if direction is not tls.Direction.DECRYPT:
+            return
+        if epoch is tls.Epoch.HANDSHAKE:
+            self._crypto_receivers[tls.Epoch.INITIAL].close()
+        elif epoch is tls.Epoch.ONE_RTT:
+            self._crypto_receivers[tls.Epoch.HANDSHAKE].close()
+        if self._early is not None:
+            self._early.release(epoch.value)
+            if epoch is tls.Epoch.HANDSHAKE:
+                self._early.drop(tls.Epoch.ZERO_RTT.value)  # else they would be there by now
+
+    def receive_datagram(self, data: bytes, addr: Any, now: float) -> None:
+        """Line 753: afterwards, those packets which waited for keys that this one brought."""
+        if self._handshake_complete:
+            super().receive_datagram(data, addr, now)
+            return
+        self._arriving = addr, now, self.arriving_mark
+        if self._early is not None:
+            self._early.begin_datagram(*self._arriving)
+        super().receive_datagram(data, addr, now)
+        early = self._early
+        while early is not None and (packet := early.next_due()) is not None:
+            self._receive_early(packet)
+        if self._handshake_complete:
+            self._early = None
+
+    def _receive_early(self, packet: EarlyPacket) -> None:
+        """A packet whose keys have come, as of the time when it arrived."""
+        for path in self._network_paths:
+            if path.addr == packet.address and not path.is_validated:
+                # It was counted when it came (RFC 9000 section 8.1).
+                path.bytes_received -= len(packet.data)
+        close_at, mark = self._close_at, self.arriving_mark
+        self.arriving_mark = packet.mark
+        super().receive_datagram(packet.data, packet.address, packet.time)
+        self.arriving_mark = mark
+        if self._close_at is not None and close_at is not None and self._state not in END_STATES:
+            self._close_at = max(self._close_at, close_at)
+
+    def repeat_handshake(self) -> bool:
+        """Send what is not acknowledged of the handshake again; whether there is any."""
+        if not repeat_crypto(self._loss.spaces, self._control):
+            return False
+        self._probe_pending = True
+        return True
+
+    def note_handshake_timeout(self) -> None:
+        """A probe timeout before the handshake is confirmed."""
+        loss = self._loss
+        period = loss.get_probe_timeout(include_max_ack_delay=False)
+        loss._pto_count = next_backoff(loss._pto_count, period)
+        self._probes_due = HANDSHAKE_PROBES
+
+    def _build_handshake_probes(self, now: float, limit: int) -> list[tuple[bytes, Any]]:
+        """Two datagrams with what is in flight, or a PING each (RFC 9002 section 6.2.4).
+
+        A flight of several datagrams leaves once, as a whole: that is no fewer.
+        """
+        count, self._probes_due = self._probes_due, 0
+        path = self._network_paths[0]
+        datagrams: list[tuple[bytes, Any]] = []
+        while count and (path.is_validated or path.can_send(SMALLEST_UDP_PAYLOAD)):
+            count -= 1
+            if repeat_crypto(self._loss.spaces, self._control) > SMALLEST_UDP_PAYLOAD:
+                count = 0
+            self._probe_pending = True
+            if not count:
+                repeat_application_data(self.application_space)
+            if self._is_client and self._handshake_complete:
+                # The server may know this side's new address from 1-RTT packets alone,
+                # for it has no Handshake keys any more.
+                self._ping_pending.append(_HANDSHAKE_PING)
+            datagrams += self._build(now, limit)
+        return datagrams
 
     def _handle_connection_close_frame(
         self, context: QuicReceiveContext, frame_type: int, buf: Buffer

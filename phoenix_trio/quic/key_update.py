@@ -17,9 +17,45 @@ from aioquic._crypto import AEAD, CryptoError
 from aioquic.quic.crypto import CryptoContext, CryptoPair, next_key_phase
 from aioquic.quic.packet import decode_packet_number
 
-__all__ = ["OneRttKeys"]
+from .early_packets import EarlyPackets
+
+__all__ = ["EarlyKeys", "OneRttKeys"]
 
 _NONE = 1 << 62  # larger than any packet number
+
+
+class EarlyKeys(CryptoPair):
+    """The keys of one encryption level, which keep the packets that come before them.
+
+    A :class:`~aioquic.quic.crypto.CryptoPair` becomes one by :meth:`adopt`.
+    """
+
+    early: EarlyPackets
+    level: int
+
+    @classmethod
+    def adopt(cls, pair: CryptoPair, early: EarlyPackets, level: int) -> None:
+        """Extend aioquic's pair, which its TLS callbacks hold already."""
+        pair.__class__ = cls
+        assert isinstance(pair, EarlyKeys)
+        pair.early = early
+        pair.level = level
+
+    def decrypt_packet(
+        self, packet: bytes, encrypted_offset: int, expected_packet_number: int
+    ) -> tuple[bytes, bytes, int]:
+        """Crypto.py 201.
+
+        Raises:
+          KeyUnavailableError: there are no keys yet, or no more.
+          CryptoError: the packet is not authentic.
+        """
+        if self.recv.aead is None:
+            self.early.offer(self.level, packet)
+        result: tuple[bytes, bytes, int] = super().decrypt_packet(
+            packet, encrypted_offset, expected_packet_number
+        )
+        return result
 
 
 class OneRttKeys(CryptoPair):
@@ -38,10 +74,15 @@ class OneRttKeys(CryptoPair):
     """How often the keys were updated, by either side."""
     on_violation: Callable[[], None]
     """Told when the peer has gone back to old keys."""
+    early: EarlyPackets
+    """Keeps the packets which come before the keys."""
+    level: int
     _next: CryptoContext | None
 
     @classmethod
-    def adopt(cls, pair: CryptoPair, on_violation: Callable[[], None]) -> OneRttKeys:
+    def adopt(
+        cls, pair: CryptoPair, on_violation: Callable[[], None], early: EarlyPackets, level: int
+    ) -> OneRttKeys:
         """Extend aioquic's pair, which its TLS callbacks hold already."""
         pair.__class__ = cls
         assert isinstance(pair, OneRttKeys)
@@ -50,6 +91,8 @@ class OneRttKeys(CryptoPair):
         pair.forget_at = None
         pair.updates = 0
         pair.on_violation = on_violation
+        pair.early = early
+        pair.level = level
         pair._next = None
         return pair
 
@@ -63,6 +106,7 @@ class OneRttKeys(CryptoPair):
         """
         recv = self.recv
         if recv.aead is None or recv.hp is None:
+            self.early.offer(self.level, packet)
             return super().decrypt_packet(packet, encrypted_offset, expected_packet_number)
         header, truncated = recv.hp.remove(packet, encrypted_offset)
         number = decode_packet_number(truncated, 8 * ((header[0] & 3) + 1), expected_packet_number)

@@ -44,6 +44,7 @@ __all__ = [
     "BulkPacket",
     "BulkRun",
     "CountingRecovery",
+    "CryptoSender",
     "SentPackets",
     "ManyRanges",
     "StreamCountLimit",
@@ -113,6 +114,39 @@ class ManyRanges(RangeSet):
         ranges[first:last] = [range(start, stop)]
 
 
+class CryptoSender(QuicStreamSender):
+    """The CRYPTO data to send at one encryption level, which probes may send several times.
+
+    Aioquic's (``quic/stream.py`` 265) takes each range for either acknowledged or lost,
+    once.  A probe repeats what may still arrive (RFC 9002 section 6.2.4), so here any
+    copy may be acknowledged or lost, in any order.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(stream_id=None, writable=True)
+
+    def repeat(self, start: int, stop: int, fin: bool) -> None:
+        """Send again what is not acknowledged of the bytes from `start` to `stop`."""
+        self.on_data_delivery(QuicDeliveryState.LOST, start, stop, fin)
+
+    def on_data_delivery(
+        self, delivery: QuicDeliveryState, start: int, stop: int, fin: bool
+    ) -> None:
+        start = max(start, self._buffer_start)
+        if stop <= start:
+            return
+        if delivery is QuicDeliveryState.ACKED:
+            self._pending.subtract(start, stop)
+            if not len(self._pending):
+                self.buffer_is_empty = True
+            super().on_data_delivery(delivery, start, stop, fin)
+            return
+        self._pending.add(start, stop)
+        for each in self._acked:
+            self._pending.subtract(each.start, each.stop)
+        self.buffer_is_empty = not len(self._pending)
+
+
 class TrackedSender(QuicStreamSender):
     """The sending part of a stream, which reports acknowledgements and new work.
 
@@ -138,6 +172,7 @@ class TrackedSender(QuicStreamSender):
         self.data = SendBuffer()
         self._lost: RangeSet | None = None
         self._acknowledged_ahead: RangeSet | None = None
+        self._is_repeating = False
 
     @property
     def buffered(self) -> int:
@@ -258,6 +293,10 @@ class TrackedSender(QuicStreamSender):
             return
         data = self.data
         before = data.start
+        if self._is_repeating:
+            # One copy has arrived, so the other need not leave.
+            self._drop_lost(start, stop)
+            self._pending_eof = self._pending_eof and not fin
         if stop > start:
             if start > before or self._acknowledged_ahead is not None:
                 stop = self._acknowledge_range(start, stop)
@@ -283,11 +322,32 @@ class TrackedSender(QuicStreamSender):
             self._acknowledged_ahead = None
         return reached
 
+    def repeat(self, start: int, stop: int, fin: bool) -> None:
+        """Send a copy of what may still be on its way, in a probe (RFC 9002 section 6.2.4).
+
+        Only from now on can bytes be acknowledged and lost, or either of it twice.
+        """
+        if self._reset_error_code is None:
+            self._is_repeating = True
+            self._on_lost(start, stop, fin)
+
+    def _drop_lost(self, start: int, stop: int) -> None:
+        if self._lost is not None and stop > start:
+            self._lost.subtract(start, stop)
+            if not len(self._lost):
+                self._lost = None
+
     def _on_lost(self, start: int, stop: int, fin: bool) -> None:
+        if self._is_repeating:
+            start = max(start, self.data.start)
+            fin = fin and not self._acked_fin
         if stop > start:
             if self._lost is None:
                 self._lost = ManyRanges()
             self._lost.add(start, stop)
+            if self._is_repeating and self._acknowledged_ahead is not None:
+                for each in self._acknowledged_ahead:
+                    self._drop_lost(each.start, each.stop)
         if fin:
             self._pending_eof = True
         if stop > start or fin:
@@ -654,6 +714,10 @@ class CountingRecovery(QuicPacketRecovery):
 
     on_acknowledged: Callable[[int], None]
     """Told the largest size of the packets in each acknowledgement."""
+    on_handshake_timeout: Callable[[], None]
+    """Told of each probe timeout before the handshake is confirmed."""
+    on_handshake_hint: Callable[[], bool]
+    """Told that the peer seems to lack data of the handshake (RFC 9002 section 6.2.3)."""
     on_lost: Callable[[int], None]
     """Told the largest size of packets which were in flight and are lost."""
 
@@ -781,6 +845,8 @@ class CountingRecovery(QuicPacketRecovery):
 
     def _sample_rtt(self, sample: float, ack_delay: float, now: float) -> None:
         """RFC 9002 section 5.3, with aioquic's floor of a millisecond (its loss delay needs it)."""
+        if sample < 0:
+            return  # a guess: the packet had arrived before, and waited for its keys
         latest = max(sample, _GRANULARITY)
         self._rtt_min = min(self._rtt_min, latest)
         ack_delay = min(ack_delay, self.max_ack_delay)
@@ -804,7 +870,17 @@ class CountingRecovery(QuicPacketRecovery):
     def on_loss_detection_timeout(self, *, now: float) -> None:
         if self._get_loss_space() is None:
             self.probe_timeouts += 1
+            if not self.handshake_confirmed:
+                self.on_handshake_timeout()
+                return
         super().on_loss_detection_timeout(now=now)
+
+    def reschedule_data(self, *, now: float, speed_up_handshake: bool = False) -> None:
+        """Recovery.py 378, without forgetting packets while the handshake is under way."""
+        if self.handshake_confirmed:
+            super().reschedule_data(now=now, speed_up_handshake=speed_up_handshake)
+        else:
+            self.on_handshake_hint()
 
     def _on_packets_lost(self, *, packets: Iterable[QuicSentPacket], **arguments: Any) -> None:
         lost = tuple(packets)

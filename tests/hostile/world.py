@@ -91,22 +91,25 @@ def sealed_initial(
     token: bytes = b"",
     key_cid: bytes | None = None,
     size: int = 1200,
+    by_server: bool = False,
 ) -> bytes:
-    """A client's Initial packet with any frames, which authenticates, padded to `size`.
+    """An Initial packet with any frames, which authenticates, padded to `size`.
 
     `key_cid` is the connection ID from which the keys come: the first destination
     connection ID of the connection (RFC 9001 section 5.2), by default `destination_cid`.
     """
     crypto = CryptoPair()
     crypto.setup_initial(
-        cid=destination_cid if key_cid is None else key_cid, is_client=True, version=version
+        cid=destination_cid if key_cid is None else key_cid,
+        is_client=not by_server,
+        version=version,
     )
     builder = QuicPacketBuilder(
         host_cid=source_cid,
         peer_cid=destination_cid,
         peer_token=token,
         version=version,
-        is_client=True,
+        is_client=not by_server,
         max_datagram_size=size,
         packet_number=packet_number,
     )
