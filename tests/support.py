@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import cache
@@ -18,6 +19,7 @@ from phoenix_trio.quic import events
 from phoenix_trio.quic.admission import Admit
 from phoenix_trio.quic.engine import Engine
 from phoenix_trio.quic.setup import make_client_engine, make_server_engine
+from phoenix_trio.quic.skipped_numbers import SkippedNumbers
 from phoenix_trio.testing import SimulatedNetwork
 
 ALPN = ("test/1",)
@@ -102,6 +104,22 @@ def take_apart(runs: Iterable[tuple[bytes | memoryview, Any, int, int]]) -> list
     ]
 
 
+def skip_numbers(engine: Engine, choose: Callable[[int], int] | None) -> None:
+    """Let a new engine skip the packet numbers which `choose` says; ``None``: no number.
+
+    For tests which acknowledge packets by their number.
+    """
+    skipped = SkippedNumbers(choose) if choose is not None else _SkipsNothing()
+    engine.skipped = engine._recovery.skipped = skipped
+
+
+class _SkipsNothing(SkippedNumbers):
+    __slots__ = ()
+
+    def begin(self, following: int) -> None:
+        pass
+
+
 class EnginePair:
     """Two engines and a perfect wire of 10 ms each way between them, in virtual time."""
 
@@ -114,8 +132,10 @@ class EnginePair:
         server_config: phoenix_trio.TransportConfig | None = None,
         client: phoenix_trio.ClientTLS | None = None,
         server: phoenix_trio.ServerTLS | None = None,
+        skips: Callable[[int], int] | None = secrets.randbelow,
     ) -> None:
         self.now = 0.0
+        self._skips = skips
         self.wire: list[tuple[float, int, Side, bytes, tuple[str, int]]] = []
         self.drop: Callable[[Side, bytes], bool] = lambda destination, data: False
         self.jitter: Callable[[], float] = lambda: 0.0
@@ -137,6 +157,7 @@ class EnginePair:
             key_log=None,
             trace_logger=None,
         )
+        skip_numbers(engine, skips)
         self.client = Side(engine, (CLIENT, 5000))
         self._server_config = server_config or config
         self._server_tls = server or server_tls()
@@ -155,6 +176,7 @@ class EnginePair:
             key_log=None,
             trace_logger=None,
         )
+        skip_numbers(engine, self._skips)
         return Side(engine, (SERVER, PORT))
 
     def flush(self, side: Side) -> None:

@@ -81,6 +81,7 @@ from .path_address import Address, ends_of, local_of
 from .path_mtu import MtuSearch
 from .rate_limit import RateLimit
 from .reassembly import PieceLimit
+from .skipped_numbers import SkippedNumbers
 from .stream_state import (
     CountingRecovery,
     CryptoSender,
@@ -262,6 +263,8 @@ class Engine(QuicConnection):
         self._recovery.on_lost = self.note_largest_lost
         self._recovery.on_handshake_timeout = self.note_handshake_timeout
         self._recovery.on_handshake_hint = self.repeat_handshake
+        self.skipped = self._recovery.skipped = SkippedNumbers()
+        """Packet numbers which are not used, of 1-RTT packets (RFC 9000 section 21.4)."""
         self._pacer = Pacer(self._max_datagram_size)
         self._loss._pacer = self._pacer  # type: ignore[assignment]
 
@@ -444,6 +447,8 @@ class Engine(QuicConnection):
         self._now = now
         self._more = False
         mark = self._mark_to_send()
+        if self._packet_number >= self.skipped.next:
+            self._packet_number = self.skipped.skip(self._packet_number)
         first = self._packet_number
         try:
             if self._packet_number >= self._next_key_update:
@@ -595,7 +600,7 @@ class Engine(QuicConnection):
                 and self._loss.congestion_window >= self._loss.bytes_in_flight + size
                 and self._pacer.next_send_time(now) is None
             )
-            if not with_data:
+            if not with_data or self._packet_number >= self.skipped.next:
                 break
         if not datagrams:
             return None
@@ -663,6 +668,7 @@ class Engine(QuicConnection):
             turn.packets,
             self._fast.largest_build(),
             self._pacer.packets_available(now),
+            self.skipped.next - self._packet_number,
         )
         if count <= 0:
             return []
@@ -1220,13 +1226,17 @@ class Engine(QuicConnection):
         before = space.largest_acked_packet
         self._recovery.newly_acknowledged = ()
         start = buf.tell()
-        if buf.pull_uint_var() >= self._packet_number:
+        never_sent = buf.pull_uint_var() >= self._packet_number
+        buf.seek(start)
+        if not never_sent and context.epoch is tls.Epoch.ONE_RTT:
+            never_sent = self._acknowledges_skipped(buf)
+            buf.seek(start)
+        if never_sent:
             raise QuicConnectionError(
                 error_code=QuicErrorCode.PROTOCOL_VIOLATION,
                 frame_type=frame_type,
                 reason_phrase="Acknowledged a packet which was never sent",
             )
-        buf.seek(start)
         super()._handle_ack_frame(context, frame_type, buf)
         if context.epoch is not tls.Epoch.ONE_RTT:
             return
@@ -1236,6 +1246,14 @@ class Engine(QuicConnection):
             pull_ack_frame(buf)
             counts = (buf.pull_uint_var(), buf.pull_uint_var(), buf.pull_uint_var())
         self.on_ecn_feedback(counts, is_newest=space.largest_acked_packet > before)
+
+    def _acknowledges_skipped(self, buf: Buffer) -> bool:
+        """Whether an ACK frame covers a number which was left out (RFC 9000 section 21.4)."""
+        try:
+            ranges, _ = pull_ack_frame(buf)
+        except ValueError:
+            return False  # malformed: aioquic says how
+        return any(self.skipped.includes(each.start, each.stop) for each in ranges)
 
     def _write_ack_frame_with_marks(
         self, builder: QuicPacketBuilder, space: QuicPacketSpace, marks: ReceivedMarks, now: float
@@ -1285,7 +1303,7 @@ class Engine(QuicConnection):
             bytes_received=self._bytes_received,
             udp_datagrams_sent=self._udp_datagrams_sent,
             udp_datagrams_received=self._udp_datagrams_received,
-            packets_sent=self._packet_number,
+            packets_sent=self._packet_number - self.skipped.count,
             packets_acknowledged=loss.packets_acknowledged,
             packets_lost=loss.packets_lost,
             stream_bytes_sent=self._stream_bytes_sent,
@@ -1327,7 +1345,7 @@ class Engine(QuicConnection):
         aioquic walks its whole ``_streams_queue`` for each packet (line 3745), so
         it is given only streams with something to do, and few of them at once.
         """
-        self._pacer.begin_call(limit)
+        self._pacer.begin_call(min(limit, self.skipped.next - self._packet_number))
         space = self._spaces.get(tls.Epoch.ONE_RTT)
         # Line 3632 lets a due ACK pass the pacer only once its time is strictly past; until
         # then, a clock which stands still (or is coarse) would spin.  And an ACK which is
@@ -1778,6 +1796,7 @@ class Engine(QuicConnection):
         super()._confirm_handshake()
         self._begin_mtu_search()
         self._known_path = self._mtu_address
+        self.skipped.begin(self._packet_number)
         for epoch in (tls.Epoch.INITIAL, tls.Epoch.HANDSHAKE):
             self._crypto_buffers.pop(epoch, None)
             self._crypto_receivers.pop(epoch, None)

@@ -62,9 +62,14 @@ def build(engine: Engine, now: float, *, with_streams: bool, with_datagrams: boo
     ranges = len(space.ack_queue)
     if acknowledges and (ranges > _MAX_RANGES or not ranges):
         return None
-    if acknowledges and ranges > 1 and engine._packet_number % 8 == 0:
-        return None  # aioquic asks for an acknowledgement of this one (connection.py 3885)
-    eliciting = False
+    # Now and then, ask for an acknowledgement, so that old ranges are forgotten (RFC 9000
+    # section 13.2.4; connection.py 3885).
+    eliciting = acknowledges and ranges > 1 and engine._packet_number % 8 == 0
+    if eliciting:
+        if not with_datagrams:
+            return None  # (A PING needs room in the congestion window: aioquic looks.)
+        parts.append(_PING)
+        room -= len(_PING)
     if acknowledges:
         frame = _ack_frame(engine, space, now)
         parts.append(frame)
@@ -334,14 +339,29 @@ def _take_datagram(engine: Engine, plain: bytes, start: int) -> int:
 
 
 def _take_ack(engine: Engine, plain: bytes, start: int, now: float) -> int:
-    """An ACK frame with one range; 0: aioquic's, else where it ends."""
+    """An ACK frame (RFC 9000 section 19.3); 0: aioquic's, else where it ends."""
     kind = plain[start]
     largest, at = _varint(plain, start + 1)
     delay, at = _varint(plain, at)
     more, at = _varint(plain, at)
     count, at = _varint(plain, at)
-    if more or count > largest or largest >= engine._packet_number:
+    start, stop = largest - count, largest + 1
+    skipped = engine.skipped
+    if start < 0 or largest >= engine._packet_number:
         return 0
+    if start <= skipped.newest and skipped.includes(start, stop):
+        return 0
+    ranges = [range(start, stop)]
+    if more:
+        for _ in range(more):
+            gap, at = _varint(plain, at)
+            count, at = _varint(plain, at)
+            stop = start - 1 - gap
+            start = stop - 1 - count
+            if start < 0 or skipped.includes(start, stop):
+                return 0
+            ranges.append(range(start, stop))
+        ranges.reverse()
     counts: tuple[int, int, int] | None = None
     if kind & 1:
         ect_0, at = _varint(plain, at)
@@ -352,9 +372,8 @@ def _take_ack(engine: Engine, plain: bytes, start: int, now: float) -> int:
     space = engine.application_space
     before = space.largest_acked_packet
     loss.peer_completed_address_validation = True
-    loss.on_range_acknowledged(
-        largest - count,
-        largest + 1,
+    loss.on_ranges_acknowledged(
+        ranges,
         ack_delay=(delay << engine._remote_ack_delay_exponent) / 1_000_000,
         now=now,
         space=space,

@@ -27,7 +27,13 @@ from aioquic.quic.packet import (
 )
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicSentPacket
 from aioquic.quic.rangeset import RangeSet
-from aioquic.quic.recovery import QuicPacketRecovery, QuicPacketSpace
+from aioquic.quic.recovery import (
+    K_PACKET_THRESHOLD,
+    K_PERSISTENT_CONGESTION_THRESHOLD,
+    K_TIME_THRESHOLD,
+    QuicPacketRecovery,
+    QuicPacketSpace,
+)
 from aioquic.quic.stream import (
     FinalSizeError,
     QuicStream,
@@ -39,6 +45,7 @@ from aioquic.tls import Epoch
 from .flow_control import ReceiveWindow
 from .reassembly import PieceLimit, ReassemblyBuffer
 from .send_buffer import SendBuffer
+from .skipped_numbers import SkippedNumbers
 
 __all__ = [
     "BulkPacket",
@@ -688,15 +695,19 @@ def _in_range(sent: Mapping[int, Any], start: int, stop: int) -> list[int]:
     return []
 
 
-def _newly_acknowledged(sent: Mapping[int, Any], ranges: RangeSet) -> list[int]:
+def _newly_acknowledged(sent: Mapping[int, Any], ranges: Sequence[range]) -> list[int]:
     """The numbers of the packets in `sent` (ascending) which the ranges cover, ascending."""
     if len(ranges) == 1:
         return _in_range(sent, ranges[0].start, ranges[0].stop)
-    # The peer chooses how many ranges it sends: visit only what they cover.
-    numbers = list(sent)
+    # The peer chooses how many ranges and frames it sends: visit only what they cover,
+    # and nothing where all of them lie below what is unacknowledged.
     found: list[int] = []
-    for each in ranges:
-        found += numbers[bisect_left(numbers, each.start) : bisect_left(numbers, each.stop)]
+    for first in sent:
+        numbers = list(islice(sent, max(0, ranges[-1].stop - first)))
+        for each in ranges:
+            if each.stop > first:
+                found += numbers[bisect_left(numbers, each.start) : bisect_left(numbers, each.stop)]
+        break
     return found
 
 
@@ -711,6 +722,8 @@ class CountingRecovery(QuicPacketRecovery):
     newest_sent_time = 0.0
     """When the last of them was sent."""
     _path_since = -math.inf
+    skipped: SkippedNumbers
+    """Numbers which no 1-RTT packet has; handshake packets have smaller ones."""
 
     on_acknowledged: Callable[[int], None]
     """Told the largest size of the packets in each acknowledgement."""
@@ -742,16 +755,14 @@ class CountingRecovery(QuicPacketRecovery):
         Packets of one stream which follow each other are acknowledged as one range,
         and the congestion controller hears of the whole acknowledgement once.
         """
-        largest = ack_rangeset.bounds().stop - 1
-        numbers = _newly_acknowledged(space.sent_packets, ack_rangeset)
-        self._on_acknowledged(numbers, largest, ack_delay, now, space)
+        self.on_ranges_acknowledged(ack_rangeset, ack_delay=ack_delay, now=now, space=space)
 
-    def on_range_acknowledged(
-        self, start: int, stop: int, *, ack_delay: float, now: float, space: QuicPacketSpace
+    def on_ranges_acknowledged(
+        self, ranges: Sequence[range], *, ack_delay: float, now: float, space: QuicPacketSpace
     ) -> None:
-        """An ACK frame with the one range from `start` to before `stop`."""
-        numbers = _in_range(space.sent_packets, start, stop)
-        self._on_acknowledged(numbers, stop - 1, ack_delay, now, space)
+        """An ACK frame with these ranges of packet numbers, ascending."""
+        numbers = _newly_acknowledged(space.sent_packets, ranges)
+        self._on_acknowledged(numbers, ranges[-1].stop - 1, ack_delay, now, space)
 
     def _on_acknowledged(
         self,
@@ -866,6 +877,54 @@ class CountingRecovery(QuicPacketRecovery):
         self._pacer.update_rate(
             congestion_window=self._cc.congestion_window, smoothed_rtt=self._rtt_smoothed
         )
+
+    def _detect_loss(self, *, now: float, space: QuicPacketSpace) -> None:
+        """Recovery.py 474: declare packets lost (RFC 9002 section 6.1)."""
+        largest = space.largest_acked_packet
+        threshold = self.skipped.before(largest, K_PACKET_THRESHOLD)
+        delay = K_TIME_THRESHOLD * (
+            max(self._rtt_latest, self._rtt_smoothed)
+            if self._rtt_initialized
+            else self._rtt_initial
+        )
+        lost = []
+        space.loss_time = None
+        packet: Any
+        for number, packet in space.sent_packets.items():
+            if number > largest:
+                break
+            loss_time: float = packet.sent_time + delay
+            if number <= threshold or packet.sent_time <= now - delay:
+                lost.append(packet)
+            elif space.loss_time is None or space.loss_time > loss_time:
+                space.loss_time = loss_time
+        self._on_packets_lost(
+            now=now,
+            packets=lost,
+            persistent_congestion=self._in_persistent_congestion(packets=lost),
+            space=space,
+        )
+
+    def _in_persistent_congestion(self, *, packets: list[QuicSentPacket]) -> bool:
+        """Recovery.py 522 (RFC 9002 section 7.6.2): a number left out ends no period."""
+        if not self._rtt_initialized:
+            return False
+        duration = self.get_probe_timeout() * K_PERSISTENT_CONGESTION_THRESHOLD
+        previous = -1
+        began: float | None = None
+        for packet in packets:
+            number = packet.packet_number
+            if self.skipped.before(number, 1) != previous:
+                began = None  # a packet in between may have been acknowledged
+            previous = number
+            sent_time = packet.sent_time
+            assert sent_time is not None
+            if packet.is_ack_eliciting and sent_time > self._rtt_first_sample_time:
+                if began is None:
+                    began = sent_time
+                elif sent_time - began > duration:
+                    return True
+        return False
 
     def on_loss_detection_timeout(self, *, now: float) -> None:
         if self._get_loss_space() is None:

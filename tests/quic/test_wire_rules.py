@@ -27,7 +27,7 @@ both_paths = pytest.mark.parametrize("fast", [True, False], ids=["fast", "aioqui
 
 def established(*, fast: bool = True, **config: Any) -> tuple[EnginePair, Side, Side]:
     settings = TransportConfig(enable_fast_path=fast, **config)
-    pair = EnginePair(client_config=settings, server_config=settings).connect()
+    pair = EnginePair(client_config=settings, server_config=settings, skips=None).connect()
     pair.run(2.0)
     assert pair.server is not None
     return pair, pair.client, pair.server

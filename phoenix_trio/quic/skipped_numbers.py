@@ -1,0 +1,93 @@
+"""Packet numbers which are left out, as traps for a receiver that acknowledges too much.
+
+Floor 0, sans-IO.  A receiver can acknowledge packets which it has not received, and
+be sent more than its share of the path (RFC 9000 section 21.4).  So a sender skips a
+packet number now and then, at a place that cannot be predicted; an honest receiver
+never acknowledges it, and a receiver that guesses does so soon.
+"""
+
+from __future__ import annotations
+
+import secrets
+from bisect import bisect_left
+from collections.abc import Callable
+
+__all__ = ["SkippedNumbers"]
+
+#: Packets between two skipped numbers on average, at first: a connection that begins to
+#: cheat in slow start is found out before its window is large.
+FIRST_PERIOD = 64
+
+#: The same later on.  The period doubles up to this, for each gap costs the receiver an
+#: acknowledgement range for a while.
+LONGEST_PERIOD = 512
+
+#: Skipped numbers which are remembered.  They reach back further than the packets which
+#: can be unacknowledged at once, and acknowledging an older number gains nothing.
+REMEMBERED = 128
+
+_NEVER = 1 << 62  # larger than any packet number
+
+
+class SkippedNumbers:
+    """Chooses the packet numbers of one packet number space which are not used.
+
+    Args:
+      choose: ``choose(n)`` returns an unpredictable integer from 0 to before `n`.
+    """
+
+    __slots__ = ("_choose", "_numbers", "_period", "count", "newest", "next")
+
+    def __init__(self, choose: Callable[[int], int] = secrets.randbelow) -> None:
+        self._choose = choose
+        self._numbers: list[int] = []  # ascending
+        self._period = FIRST_PERIOD
+        self.next = _NEVER
+        """The next number to skip.  A run of packets has to end before it."""
+        self.newest = -1
+        """The largest number skipped so far."""
+        self.count = 0
+        """Numbers skipped so far."""
+
+    def begin(self, following: int) -> None:
+        """From now on, skip numbers; the next packet's would be `following`."""
+        self._choose_next(following)
+
+    def skip(self, number: int) -> int:
+        """Skip `number`, which follows the last one used; returns the number to use instead."""
+        numbers = self._numbers
+        numbers.append(number)
+        if len(numbers) > REMEMBERED:
+            del numbers[0]
+        self.newest = number
+        self.count += 1
+        self._period = min(2 * self._period, LONGEST_PERIOD)
+        self._choose_next(number + 1)
+        return number + 1
+
+    def _choose_next(self, following: int) -> None:
+        # At least one packet in between, so that no two traps are side by side.
+        self.next = following + 1 + self._choose(2 * self._period)
+
+    def includes(self, start: int, stop: int) -> bool:
+        """Whether a skipped number lies between `start` and before `stop`."""
+        numbers = self._numbers
+        if start > self.newest:
+            return False
+        return numbers[bisect_left(numbers, start)] < stop
+
+    def before(self, number: int, packets: int) -> int:
+        """The number of the packet that was sent so many packets before `number`.
+
+        A skipped number is no packet which could have overtaken another one, so it
+        does not count towards the packet threshold (RFC 9002 section 6.1.1).
+        """
+        result = number - packets
+        numbers = self._numbers
+        if self.newest >= result:
+            for skipped in reversed(numbers):
+                if skipped < result:
+                    break
+                if skipped <= number:
+                    result -= 1
+        return result
