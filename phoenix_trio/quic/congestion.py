@@ -164,6 +164,9 @@ class _Control(QuicCongestionControl):
         self._set_window(self.ssthresh or self.congestion_window)
         self._begin_avoidance(now)
 
+    def exclude(self, began: float, ended: float) -> None:
+        """Nobody was awake to send from `began` to `ended`: the window has not been in use."""
+
     @property
     def is_in_slow_start(self) -> bool:
         """Whether the window doubles each round trip."""
@@ -257,6 +260,11 @@ class CubicControl(_Control):
 
     def _begin_avoidance(self, now: float) -> None:
         self._epoch = None
+
+    def exclude(self, began: float, ended: float) -> None:
+        # RFC 9438 section 5.8, as for time which the application left unused.
+        if self._epoch is not None and ended > self._epoch:
+            self._epoch += ended - max(began, self._epoch)
 
     def _start_epoch(self, now: float) -> None:
         window = self.congestion_window

@@ -50,6 +50,7 @@ from .packet_io import DatagramSocket, ReceivedRun
 from .path_address import Address, PathAddress, SocketAddress, remote_of
 from .places import Place
 from .receive_pool import LARGEST_DATAGRAM, receive_pool
+from .stalls import Arrivals
 from .waiter import Lot
 
 __all__ = ["Route", "Sink", "SocketDriver"]
@@ -179,6 +180,8 @@ class SocketDriver:
         self._runs_per_turn = RUNS_PER_TURN
         if self._pool is not None:
             self._runs_per_turn = config.memory_pool_size // LARGEST_DATAGRAM
+        # (Linux reserves twice what it grants, for its own bookkeeping.)
+        self._arrivals = Arrivals(2 * socket.statistics.receive_buffer_size)
         self._reset_key = reset_key
         self._admission = Admission(config, self.reset_token)
         self.accept: Callable[[Admit, SocketAddress], tuple[Engine, Sink]] | None = None
@@ -510,7 +513,10 @@ class SocketDriver:
         touched: dict[Route, None] = {}
         for run in runs:
             self._dispatch_run(run, now, touched)
-        self._run_timers(now, touched)
+        drained = len(runs) < self._runs_per_turn
+        if drained or not self._arrivals.is_behind(now, drained=drained):
+            self._run_timers(now, touched)
+        self._arrivals.on_read(now, 0 if drained else sum(r[4] for r in runs), drained=drained)
         # Those to whom applications are writing just now have their turn of sending soon.
         answering = []
         for route in touched:
@@ -520,7 +526,7 @@ class SocketDriver:
         self._flush(now, answering)
         if self._dirty or self._unsent:
             self._wake_flusher()
-        return len(runs) == self._runs_per_turn
+        return not drained
 
     def _can_wait(self, route: Route, now: float) -> bool:
         """Whether there is nothing to send but an acknowledgement which waits for company."""
@@ -819,6 +825,7 @@ class SocketDriver:
     def _register(self, route: Route) -> None:
         self._all[route] = None
         route.engine.path_ceiling = self.socket.largest_payload
+        route.engine.set_arrivals(self._arrivals)
         for connection_id in route.engine.connection_ids:
             self._add_connection_id(route, connection_id)
 

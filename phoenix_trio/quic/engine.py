@@ -73,7 +73,7 @@ from .handshake_probe import (
     repeat_application_data,
     repeat_crypto,
 )
-from .idle import keep_alive_interval
+from .idle import keep_alive_interval, longest_backoff
 from .key_update import EarlyKeys, OneRttKeys
 from .logs import PeerFaults
 from .pacer import Pacer
@@ -82,6 +82,7 @@ from .path_mtu import MtuSearch
 from .rate_limit import RateLimit
 from .reassembly import PieceLimit
 from .skipped_numbers import SkippedNumbers
+from .stalls import Arrivals, StallFilter
 from .stream_state import (
     CountingRecovery,
     CryptoSender,
@@ -254,6 +255,8 @@ class Engine(QuicConnection):
         # Line 399: counters, and a pacer which keeps up with fast paths.
         self._loss.__class__ = CountingRecovery
         self._recovery: CountingRecovery = self._loss  # type: ignore[assignment]
+        self._recovery.stalls = StallFilter()
+        self._recovery.longest_backoff = longest_backoff(configuration.idle_timeout)
         control = self._loss._cc
         assert isinstance(control, CubicControl | RenoControl)
         self._control = control
@@ -421,6 +424,10 @@ class Engine(QuicConnection):
         self._touch_keep_alive(now)
         self._collect()
         return stop
+
+    def set_arrivals(self, arrivals: Arrivals) -> None:
+        """Learn from the driver what it knows of when packets have arrived."""
+        self._recovery.arrivals = arrivals
 
     def begin_pass(self) -> None:
         """The driver begins a new round of sending: judge anew what should wait for more.
@@ -2042,6 +2049,9 @@ class Engine(QuicConnection):
         if parameters.max_udp_payload_size is not None:
             self._peer_max_udp_payload = parameters.max_udp_payload_size
         self.reset_tokens_changed = True
+        self._recovery.longest_backoff = longest_backoff(
+            min(self._configuration.idle_timeout, self._remote_max_idle_timeout or math.inf)
+        )
 
     def _serialize_transport_parameters(self) -> bytes:
         """Line 3436: say which UDP payloads we take; aioquic leaves that out."""

@@ -8,10 +8,15 @@ transport parameters are known.
 
 from __future__ import annotations
 
-__all__ = ["keep_alive_interval"]
+__all__ = ["keep_alive_interval", "longest_backoff"]
 
 #: A PING leaves after this share of the idle timeout, so that there is time to repeat it.
 _KEEP_ALIVE_SHARE = 0.5
+
+#: The interval between probes grows up to this share of the idle timeout, so that a path
+#: which comes back before its end is found; and up to so many seconds where there is none.
+_BACKOFF_SHARE = 0.25
+_LONGEST_BACKOFF = 60.0
 
 
 def keep_alive_interval(wanted: float, idle_timeout: float) -> float:
@@ -22,3 +27,12 @@ def keep_alive_interval(wanted: float, idle_timeout: float) -> float:
       idle_timeout: the effective idle timeout.
     """
     return min(wanted, idle_timeout * _KEEP_ALIVE_SHARE)
+
+
+def longest_backoff(idle_timeout: float) -> float:
+    """Seconds up to which the interval between probes doubles (RFC 9002 section 6.2.1).
+
+    Args:
+      idle_timeout: the smaller of both sides' values.
+    """
+    return min(idle_timeout * _BACKOFF_SHARE, _LONGEST_BACKOFF)

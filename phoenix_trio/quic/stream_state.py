@@ -46,6 +46,7 @@ from .flow_control import ReceiveWindow
 from .reassembly import PieceLimit, ReassemblyBuffer
 from .send_buffer import SendBuffer
 from .skipped_numbers import SkippedNumbers
+from .stalls import ON_TIME, Arrivals, StallFilter
 
 __all__ = [
     "BulkPacket",
@@ -721,6 +722,11 @@ class CountingRecovery(QuicPacketRecovery):
     """What the last ACK frame acknowledged for the first time, ascending."""
     newest_sent_time = 0.0
     """When the last of them was sent."""
+    arrivals: Arrivals = ON_TIME
+    """What the driver knows of when packets have arrived."""
+    longest_backoff = math.inf
+    """Seconds up to which the interval between probes doubles."""
+    stalls: StallFilter
     _path_since = -math.inf
     skipped: SkippedNumbers
     """Numbers which no 1-RTT packet has; handshake packets have smaller ones."""
@@ -817,6 +823,9 @@ class CountingRecovery(QuicPacketRecovery):
         self.packets_acknowledged += len(numbers)
         self.newest_sent_time = packet.sent_time
         space.ack_eliciting_in_flight -= eliciting
+        horizon = now
+        if now - self.arrivals.earliest > self._rtt_smoothed:
+            horizon = self._horizon(packet.sent_time, now)
         if size:
             self.on_acknowledged(largest_size)
             batch = QuicSentPacket(
@@ -829,13 +838,13 @@ class CountingRecovery(QuicPacketRecovery):
                 packet.sent_time,
                 size,
             )
-            self._cc.on_packet_acked(packet=batch, now=now)
+            self._cc.on_packet_acked(packet=batch, now=horizon)
         sampled = largest == numbers[-1] and eliciting > 0 and packet.sent_time >= self._path_since
         if sampled:
-            self._sample_rtt(now - packet.sent_time, ack_delay, now)
+            sampled = self._take_sample(packet.sent_time, ack_delay, now)
         for oldest in sent:
             if oldest <= space.largest_acked_packet:
-                self._detect_loss(now=now, space=space)
+                self._detect_loss(now=now, space=space, as_of=horizon)
             else:
                 space.loss_time = None  # nothing is missing: recovery.py 433 says the same
             break
@@ -854,13 +863,38 @@ class CountingRecovery(QuicPacketRecovery):
         self._rtt_min = math.inf
         self._rtt_latest = self._rtt_smoothed = self._rtt_variance = 0.0
 
+    def _take_sample(self, sent_time: float, ack_delay: float, now: float) -> bool:
+        """The newest packet acknowledged was sent at `sent_time`; whether that is a sample."""
+        sample = now - sent_time
+        if sample > self._rtt_smoothed:
+            patience = self.get_probe_timeout()
+            if sample > patience:
+                due = self._time_of_last_sent_ack_eliciting_packet + patience * 2**self._pto_count
+                believed = self.stalls.sample(sent_time, now, self.arrivals.earliest, due, patience)
+                if believed is None:
+                    return False
+                if believed < sample:
+                    sample, ack_delay = believed, 0.0  # (a part of it, the peer's delay included)
+        self._sample_rtt(sample, ack_delay, now)
+        return True
+
+    def _horizon(self, sent_time: float, now: float) -> float:
+        """When an acknowledgement of a packet of `sent_time`, which is read now, came at least.
+
+        Losses by time are judged as of then (RFC 9002 section 6.1.2): what shows that there
+        are none may wait in the socket, and the timer, which comes after it, looks again.
+        """
+        earliest = max(self.arrivals.earliest, sent_time)
+        return earliest if now - earliest > self.get_probe_timeout() else now
+
     def _sample_rtt(self, sample: float, ack_delay: float, now: float) -> None:
         """RFC 9002 section 5.3, with aioquic's floor of a millisecond (its loss delay needs it)."""
         if sample < 0:
             return  # a guess: the packet had arrived before, and waited for its keys
         latest = max(sample, _GRANULARITY)
         self._rtt_min = min(self._rtt_min, latest)
-        ack_delay = min(ack_delay, self.max_ack_delay)
+        if self.handshake_confirmed:
+            ack_delay = min(ack_delay, self.max_ack_delay)
         if latest >= self._rtt_min + ack_delay:
             latest -= ack_delay
         self._rtt_latest = latest
@@ -878,8 +912,14 @@ class CountingRecovery(QuicPacketRecovery):
             congestion_window=self._cc.congestion_window, smoothed_rtt=self._rtt_smoothed
         )
 
-    def _detect_loss(self, *, now: float, space: QuicPacketSpace) -> None:
-        """Recovery.py 474: declare packets lost (RFC 9002 section 6.1)."""
+    def _detect_loss(
+        self, *, now: float, space: QuicPacketSpace, as_of: float | None = None
+    ) -> None:
+        """Recovery.py 474: declare packets lost (RFC 9002 section 6.1).
+
+        By time, only those which were lost at `as_of`, if that is given.
+        """
+        expired = now if as_of is None else as_of
         largest = space.largest_acked_packet
         threshold = self.skipped.before(largest, K_PACKET_THRESHOLD)
         delay = K_TIME_THRESHOLD * (
@@ -894,7 +934,7 @@ class CountingRecovery(QuicPacketRecovery):
             if number > largest:
                 break
             loss_time: float = packet.sent_time + delay
-            if number <= threshold or packet.sent_time <= now - delay:
+            if number <= threshold or packet.sent_time <= expired - delay:
                 lost.append(packet)
             elif space.loss_time is None or space.loss_time > loss_time:
                 space.loss_time = loss_time
@@ -927,12 +967,18 @@ class CountingRecovery(QuicPacketRecovery):
         return False
 
     def on_loss_detection_timeout(self, *, now: float) -> None:
+        due = self.get_loss_detection_time(amplification_limited=False)
+        patience = self.get_probe_timeout()
+        if due is not None and self.stalls.on_timer(due, now, self.arrivals.earliest, patience):
+            self._cc.exclude(*self.stalls.last)  # type: ignore[attr-defined]
         if self._get_loss_space() is None:
             self.probe_timeouts += 1
             if not self.handshake_confirmed:
                 self.on_handshake_timeout()
                 return
         super().on_loss_detection_timeout(now=now)
+        if self._pto_count and patience * 2**self._pto_count > self.longest_backoff:
+            self._pto_count -= 1
 
     def reschedule_data(self, *, now: float, speed_up_handshake: bool = False) -> None:
         """Recovery.py 378, without forgetting packets while the handshake is under way."""

@@ -631,14 +631,11 @@ class SimulatedSocket:
 
     def receive(self, limit: int) -> list[tuple[bytes, SocketAddress]]:
         """Up to `limit` datagrams which have arrived by now, with their sources."""
-        return [(data, source) for data, source, _, _ in self._receive(limit)]
-
-    def _receive(self, limit: int) -> list[tuple[bytes, tuple[str, int], str, int]]:
         self._settle(trio.current_time())
-        received: list[tuple[bytes, tuple[str, int], str, int]] = []
+        received: list[tuple[bytes, SocketAddress]] = []
         while self._arrived and len(received) < limit:
-            data, source, local, mark = self._arrived.popleft()
-            received.append((data, source, local, mark))
+            data, source, _, _ = self._arrived.popleft()
+            received.append((data, source))
             self._arrived_bytes -= len(data)
             self._bytes_received += len(data)
         self._datagrams_received += len(received)
@@ -672,21 +669,24 @@ class SimulatedSocket:
     def receive_runs(self, limit: int, pool: ReceivePool | None = None) -> list[ReceivedRun]:
         """What has arrived, as a kernel with GRO gives it: in runs of one size from one source."""
         runs: list[ReceivedRun] = []
-        run: list[bytes] = []
-        source: Address | None = None
-        size = room = common = 0
-        for data, sender, local, mark in self._receive(limit * 8):
-            address = PathAddress.join(sender, local) if self._reports_local else sender
-            differs = address != source or mark != common
-            ended = not run or differs or len(data) > min(size, room) or not data
-            if ended or len(run[-1]) < size or len(run) == _RUN_SEGMENTS:
-                if source is not None:
-                    runs.append(_as_run(run, source, size, common))
-                run, source, size, common, room = [], address, len(data), mark, _LARGEST_RUN
-            run.append(data)
-            room -= len(data)
-        if source is not None:
-            runs.append(_as_run(run, source, size, common))
+        self._settle(trio.current_time())
+        while self._arrived and len(runs) < limit:
+            first, source, local, mark = self._arrived[0]
+            size, room, count = len(first), _LARGEST_RUN, 0
+            for data, sender, here, common in self._arrived:
+                if sender != source or common != mark or len(data) > min(size, room):
+                    break
+                if self._reports_local and here != local:
+                    break
+                if count == _RUN_SEGMENTS or (count and not data):
+                    break
+                count += 1
+                room -= len(data)
+                if len(data) < size or not data:
+                    break
+            address = PathAddress.join(source, local) if self._reports_local else source
+            datagrams = [data for data, _ in self.receive(count)]
+            runs.append(_as_run(datagrams, address, size, mark))
         return runs
 
     def send_run(
