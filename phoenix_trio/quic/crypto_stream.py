@@ -76,6 +76,11 @@ class CryptoReceiver:
         self._is_closed = False
 
     @property
+    def is_closed(self) -> bool:
+        """Whether the level is over."""
+        return self._is_closed
+
+    @property
     def held(self) -> int:
         """Bytes held: at most `limit`."""
         return len(self._message) + self._pieces.held

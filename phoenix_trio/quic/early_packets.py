@@ -75,6 +75,11 @@ class EarlyPackets:
         self._bytes[level] += len(data)
         return True
 
+    def expect(self, level: int) -> None:
+        """From now on, packets of this level may come before their keys."""
+        self._waiting[level] = []
+        self._bytes[level] = 0
+
     def release(self, level: int) -> None:
         """The keys of the level are there: its packets are due, and no more are kept."""
         self._due.extend(self._waiting.pop(level, ()))

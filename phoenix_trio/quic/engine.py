@@ -69,6 +69,7 @@ from .fast_send import BulkTurn, encode_varint
 from .flow_control import ReceiveWindow
 from .handshake_probe import (
     HANDSHAKE_PROBES,
+    forget_acknowledgements,
     next_backoff,
     repeat_application_data,
     repeat_crypto,
@@ -154,6 +155,10 @@ _KEY_UPDATE_RETRY = 1000
 #: older ones are forgotten.
 _UNACKNOWLEDGED_ACKS = 32
 _FORGOTTEN_ACKS = 2048
+
+#: Packets sent in an Initial or Handshake packet number space, above which those which only
+#: acknowledge are forgotten: a stranger makes us send one for each packet.
+_HANDSHAKE_ACKS = 64
 
 #: The uid of PINGs which the keep-alive timer sends.
 KEEP_ALIVE_PING = -1
@@ -1778,8 +1783,9 @@ class Engine(QuicConnection):
         super()._initialize(peer_cid)
         adopt(self.tls, self._policy)
         waiting = tls.Epoch.HANDSHAKE if self._is_client else tls.Epoch.ZERO_RTT
-        levels = waiting.value, tls.Epoch.ONE_RTT.value
-        self._early = early = EarlyPackets(levels)
+        self._early = early = EarlyPackets((waiting.value,))
+        if self._is_client:
+            early.expect(tls.Epoch.ONE_RTT.value)
         early.begin_datagram(*self._arriving)
         EarlyKeys.adopt(self._cryptos[waiting], early, waiting.value)
         self._keys = OneRttKeys.adopt(
@@ -1848,7 +1854,7 @@ class Engine(QuicConnection):
             raise QuicConnectionError(
                 error_code=error.error_code, frame_type=frame_type, reason_phrase=str(error)
             ) from None
-        if not self._is_client and epoch is tls.Epoch.INITIAL:
+        if not self._is_client and epoch is tls.Epoch.INITIAL and receiver.is_closed:
             self._answer_repeated_hello(context.time)
 
     def _answer_repeated_hello(self, now: float) -> None:
@@ -1857,7 +1863,9 @@ class Engine(QuicConnection):
         A few times, and not while an answer may still be on its way.
         """
         loss = self._loss
-        if self._answers_left and (
+        if self._probe_pending or not self._answers_left:
+            return
+        if (
             self._answers_left == _ANSWERS_TO_REPEATED_HELLOS
             or now >= loss._time_of_last_sent_ack_eliciting_packet + loss.get_probe_timeout()
         ):
@@ -1921,8 +1929,10 @@ class Engine(QuicConnection):
             self._crypto_receivers[tls.Epoch.HANDSHAKE].close()
         if self._early is not None:
             self._early.release(epoch.value)
-            if epoch is tls.Epoch.HANDSHAKE:
-                self._early.drop(tls.Epoch.ZERO_RTT.value)  # else they would be there by now
+            if epoch is tls.Epoch.HANDSHAKE and not self._is_client:
+                # 0-RTT keys would be there by now, and the client may send 1-RTT packets soon.
+                self._early.drop(tls.Epoch.ZERO_RTT.value)
+                self._early.expect(tls.Epoch.ONE_RTT.value)
 
     def receive_datagram(self, data: bytes, addr: Any, now: float) -> None:
         """Line 753: afterwards, those packets which waited for keys that this one brought."""
@@ -2111,6 +2121,8 @@ class Engine(QuicConnection):
         else:
             self._write_ack_frame_with_marks(builder, space, marks, now)
         self.unacknowledged_bytes = 0
+        if not space.is_application_data and len(space.sent_packets) >= _HANDSHAKE_ACKS:
+            forget_acknowledgements(space, _HANDSHAKE_ACKS // 2)
         if space.is_application_data and self.wants_acknowledgement(space):
             self._write_ping_frame(builder, comment="too many unacknowledged")
 

@@ -10,6 +10,7 @@ copy counts.  (aioquic 1.7.2, ``quic/recovery.py`` 378, forgets them.)
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Any
 
 from aioquic.quic.recovery import QuicPacketSpace
@@ -19,6 +20,7 @@ from .stream_state import BulkRun, CryptoSender, TrackedSender
 __all__ = [
     "HANDSHAKE_PROBES",
     "MAX_HANDSHAKE_PROBE_PERIOD",
+    "forget_acknowledgements",
     "next_backoff",
     "repeat_application_data",
     "repeat_crypto",
@@ -80,6 +82,17 @@ def repeat_application_data(space: QuicPacketSpace) -> bool:
         if found:
             return True
     return False
+
+
+def forget_acknowledgements(space: QuicPacketSpace, count: int) -> None:
+    """Forget those of the oldest `count` packets sent which need no acknowledgement themselves.
+
+    Nobody has to acknowledge them, so they would be kept until the space is discarded.
+    """
+    sent = space.sent_packets
+    for number in list(islice(sent, count)):
+        if not sent[number].is_ack_eliciting:
+            del sent[number]
 
 
 def _repeatable(

@@ -27,7 +27,9 @@ from tests.support import (
     EnginePair,
     Side,
     authority,
+    client_tls,
     connected_pair,
+    server_tls,
     take_apart,
 )
 
@@ -122,6 +124,17 @@ async def test_first_packets_without_a_hello_hold_their_places_for_the_handshake
         assert world.listener.statistics().connections == 0
         await world.check_alive()
         nursery.cancel_scope.cancel()
+
+
+def test_a_flood_of_initials_leaves_no_record_of_each_acknowledgement() -> None:
+    hello = first_initial()
+    destination = hello[6 : 6 + hello[5]]
+    server = EnginePair()._make_server(hello)
+    for number in range(1000):
+        packet = sealed_initial(b"\x01", destination_cid=destination, packet_number=number)
+        server.engine.receive(packet, (CLIENT, 5000), 0.0)
+        assert len(take_apart(server.engine.transmit(0.0))) == 1
+    assert len(server.engine._spaces[tls.Epoch.INITIAL].sent_packets) <= 64
 
 
 # ------------------------------------------------------------------ packets before their keys
@@ -343,6 +356,11 @@ def handshake_seconds(
         if not pair.step():
             raise AssertionError(f"seed {seed}: the handshake has come to rest")
         assert pair.now < 100, f"seed {seed}"
+        paths = [] if pair.server is None else pair.server.engine._network_paths
+        if pair.server is not None and paths and not paths[0].is_validated:
+            # RFC 9000 section 8.1
+            sent, received = pair.server.engine._bytes_sent, pair.server.engine._bytes_received
+            assert sent <= 3 * received, f"seed {seed}"
         if not client and pair.client.of(events.HandshakeCompleted):
             client = pair.now
         if pair.server is not None and pair.server.of(events.HandshakeCompleted):
@@ -385,3 +403,67 @@ async def test_a_request_is_answered_over_a_network_with_heavy_loss(
             assert await theirs.receive_some() == b"question"
             await theirs.send_all(b"answer")
             assert await stream.receive_some() == b"answer"
+
+
+@pytest.mark.parametrize("early_data", [False, True], ids=["1-RTT", "0-RTT"])
+@pytest.mark.parametrize("seed", range(10))
+def test_data_is_whole_after_a_handshake_with_loss_and_reordering(
+    early_data: bool, seed: int
+) -> None:
+    """Probes carry copies of it, and packets wait for their keys."""
+    generator = random.Random(seed)
+    store = phoenix_trio.SessionStore()
+    ours = client_tls(session_store=store, early_data=True)
+    theirs = server_tls(early_data=True)
+    if early_data:
+        pair = EnginePair(client=ours, server=theirs).connect()
+        pair.run(1.0)
+    pair = EnginePair(client=ours, server=theirs)
+    pair.jitter = lambda: generator.random() * 0.03
+    pair.drop = lambda destination, data: generator.random() < 0.25
+    client = pair.client.engine
+    assert client.can_send_early_data == early_data
+    wanted: list[tuple[Side, int, bytes]] = []
+
+    def send(source: Side, target: Side) -> None:
+        stream_id = source.engine.open_stream(unidirectional=True)
+        assert stream_id is not None
+        data = generator.randbytes(generator.choice([0, 100, 1200, 5000]))
+        source.engine.write(stream_id, data, end_stream=True)
+        wanted.append((target, stream_id, data))
+
+    early_streams = 2 if early_data else 0
+    opened = [client.open_stream(unidirectional=True) for _ in range(early_streams)]
+    contents = [generator.randbytes(3000) for _ in opened]
+    for stream_id, data in zip(opened, contents, strict=True):
+        assert stream_id is not None
+        client.write(stream_id, data, end_stream=True)
+    done: set[int] = set()
+    for _ in range(20_000):
+        for number, side in enumerate(pair.sides):
+            if number not in done and side.of(events.HandshakeCompleted):
+                done.add(number)
+                assert pair.server is not None
+                for _ in range(3):
+                    send(side, pair.sides[1 - number])
+        if pair.now > 60.0 or not pair.step():
+            break
+    assert pair.server is not None
+    assert done == {0, 1}, f"seed {seed}"
+    wanted += [
+        (pair.server, i, data) for i, data in zip(opened, contents, strict=True) if i is not None
+    ]
+    for target, stream_id, data in wanted:
+        assert target.received.get(stream_id, b"") == data, f"seed {seed}"
+    for side in pair.sides:
+        assert not side.of(events.Terminated) or pair.now >= 30
+        assert not side.engine.has_unacknowledged_streams, f"seed {seed}"
+        assert side.engine._buffered == side.engine._unsent == 0
+
+
+async def test_a_retry_leaves_nothing_in_flight(autojump_clock: MockClock) -> None:
+    """What was sent before it is no part of the congestion window any more."""
+    async with connected_pair(server_config=TransportConfig(retry="always")) as (client, _):
+        await trio.sleep(2.0)
+        statistics = client.statistics()
+        assert statistics.bytes_in_flight == 0

@@ -19,6 +19,10 @@ def test_packets_come_out_as_they_came_in_once_their_keys_are_there() -> None:
     assert early.next_due() is None
     assert early.held == len(b"later level")
     assert not early.offer(2, b"its keys are gone by now"), "no packet is kept after its keys"
+    assert not early.offer(4, b"x"), "none of this level may come"
+    early.expect(4)
+    assert early.offer(4, b"x")
+    early.drop(4)
     early.drop(3)
     assert early.held == 0
     assert not early.offer(3, b"x")
