@@ -353,7 +353,7 @@ class UdpSocket:
                 elif (level, kind) in _MARK_MESSAGES:
                     mark = int.from_bytes(value[:4], sys.byteorder) & _ECN_MASK
                 elif (level, kind) in packet_info.MESSAGES:
-                    local = self._local_address(level, value)
+                    local = self._locals.get(value) or self._learn_local(level, value)
                     if local is not None:
                         address = PathAddress((*address, local))
             self._receive_calls += 1
@@ -364,12 +364,8 @@ class UdpSocket:
             received.append((data, address, segment, mark, size))
         return received
 
-    def _local_address(self, level: int, value: bytes) -> str | None:
-        """The local address which a control message names, made into text once."""
-        try:
-            return self._locals[value]
-        except KeyError:
-            pass
+    def _learn_local(self, level: int, value: bytes) -> str | None:
+        """The local address which a control message names; its text is kept."""
         if len(self._locals) >= _LOCAL_CACHE:
             self._locals.clear()
         local = self._locals[value] = packet_info.local_address(level, value)

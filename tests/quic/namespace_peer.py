@@ -1,64 +1,134 @@
 """Both ends for test_namespaces.py, each run inside a network namespace of its own.
 
-``serve DIRECTORY`` answers each stream with the checksum of what it carried and the
-server's path MTU; ``send DIRECTORY HOST`` sends 10 MB and prints both ends' view.
+``serve DIRECTORY HOST CONFIG`` answers each stream with what it carried, and then some
+JSON which says what the server knows of the connection; CONFIG is JSON for TransportConfig.
+``send DIRECTORY HOST`` sends 5 MB, receives them again, and prints both ends' view.
+``visit DIRECTORY HOST`` goes through all that a server answers, ``stay DIRECTORY HOST``
+pings its connection for each line which it reads.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
+import socket
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import trio
 
 import phoenix_trio
 
 PORT = 4433
-SIZE = 10_000_000
+SIZE = 5_000_000
 
 
 async def answer(connection: phoenix_trio.QuicConnection) -> None:
     async for stream in connection.incoming_streams():
         async with stream:
-            digest = hashlib.sha256()
+            data = bytearray()
             async for chunk in stream:
-                digest.update(chunk)
-            report = [digest.hexdigest(), connection.statistics().path_mtu]
+                data += chunk
+            await stream.send_all(bytes(data))
+            await stream.wait_acked()
+            counters = connection._driver.socket.statistics
+            report = {
+                "path_mtu": connection.statistics().path_mtu,
+                "local": connection.local_address[0],
+                "gso": counters.gso,
+                "ecn": counters.ecn,
+                "validated": connection.statistics().ecn_validated,
+                "retries": connection._driver.statistics().retries_sent,
+                "datagrams per call": counters.datagrams_sent / counters.send_calls,
+            }
             await stream.send_all(json.dumps(report).encode())
 
 
-async def serve(directory: Path) -> None:
+async def serve(directory: Path, host: str, config: str) -> None:
     tls = phoenix_trio.ServerTLS(directory / "certificate.pem", directory / "key.pem")
+    settings = phoenix_trio.TransportConfig(**json.loads(config))
     async with trio.open_nursery() as nursery:
         await nursery.start(
-            lambda task_status: phoenix_trio.serve(
-                answer, PORT, host="::", tls=tls, task_status=task_status
-            )
+            partial(phoenix_trio.serve, answer, PORT, host=host, tls=tls, config=settings)
         )
         print("ready", flush=True)
 
 
-async def send(directory: Path, host: str) -> None:
+@asynccontextmanager
+async def connect(directory: Path, host: str) -> AsyncIterator[phoenix_trio.QuicConnection]:
     tls = phoenix_trio.ClientTLS(ca=directory / "ca.pem", server_name="localhost")
-    data = random.Random(1).randbytes(SIZE)
+    async with phoenix_trio.open_connection(host, PORT, tls=tls) as connection:
+        yield connection
+
+
+async def exchange(connection: phoenix_trio.QuicConnection, size: int) -> dict[str, Any]:
+    """Send bytes and receive them again; the server's report."""
+    data = random.Random(1).randbytes(size)
+    async with await connection.open_stream() as stream:
+        await stream.send_all(data)
+        await stream.send_eof()
+        received = bytearray()
+        async for chunk in stream:
+            received += chunk
+    report: dict[str, Any] = json.loads(received[size:])
+    report["intact"] = received[:size] == data
+    return report
+
+
+async def send(directory: Path, host: str) -> None:
     with trio.fail_after(60):
-        async with phoenix_trio.open_connection(host, PORT, tls=tls) as connection:
-            async with await connection.open_stream() as stream:
-                await stream.send_all(data)
-                await stream.send_eof()
-                received = bytearray()
-                async for chunk in stream:
-                    received += chunk
-            digest, theirs = json.loads(received)
-            is_intact = digest == hashlib.sha256(data).hexdigest()
-            print(json.dumps([is_intact, connection.statistics().path_mtu, theirs]))
+        async with connect(directory, host) as connection:
+            report = await exchange(connection, SIZE)
+            report["our path_mtu"] = connection.statistics().path_mtu
+            print(json.dumps(report))
+
+
+async def ask(host: str, data: bytes) -> bytes:
+    """What comes back from exactly that address."""
+    found = await trio.socket.getaddrinfo(host, PORT, type=socket.SOCK_DGRAM)
+    with trio.socket.socket(found[0][0], socket.SOCK_DGRAM) as stranger:
+        await stranger.connect(found[0][4])
+        await stranger.send(data)
+        with trio.move_on_after(3):
+            return await stranger.recv(2000)
+        return b""
+
+
+async def visit(directory: Path, host: str) -> None:
+    with trio.fail_after(30):
+        async with connect(directory, host) as connection:
+            report = await exchange(connection, 3_000_000)
+            try:
+                async with connect(directory, host):
+                    report["refused"] = "no"
+            except phoenix_trio.HandshakeFailed as error:
+                report["refused"] = str(error)
+        unknown = b"\xc0\x1a\x2a\x3a\x4a" + b"\x08" + bytes(8) + b"\x08" + bytes(8)
+        report["versions"] = (await ask(host, unknown.ljust(1200, b"\0"))).hex()
+        report["reset"] = len(await ask(host, b"\x40" + bytes(99)))
+        print(json.dumps(report))
+
+
+async def stay(directory: Path, host: str) -> None:
+    async with connect(directory, host) as connection:
+        await exchange(connection, 10)
+        print("connected", flush=True)
+        lines = trio.lowlevel.FdStream(sys.stdin.fileno())
+        async for _ in lines:
+            try:
+                with trio.fail_after(10):
+                    await connection.ping()
+                print("alive", flush=True)
+            except (trio.BrokenResourceError, trio.TooSlowError) as error:
+                print(type(error).__name__, flush=True)
+                return
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "serve":
-        trio.run(serve, Path(sys.argv[2]))
-    else:
-        trio.run(send, Path(sys.argv[2]), sys.argv[3])
+    command, directory, *rest = sys.argv[1:]
+    program = {"serve": serve, "send": send, "visit": visit, "stay": stay}[command]
+    trio.run(program, Path(directory), *rest)

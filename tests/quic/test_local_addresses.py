@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import trio
+from aioquic.quic.connection import QuicNetworkPath
 from trio.testing import MockClock
 
 import phoenix_trio
@@ -418,6 +419,38 @@ async def test_when_packets_arrive_at_another_address_the_answers_leave_from_the
             await exchange(connection, 100_000)
             assert server.local_address[:2] == (SERVER, PORT)
             assert not after & {datagram.data[1:9] for datagram in world.sent}
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_client_which_probes_another_address_of_the_server_is_followed_there(
+    autojump_clock: MockClock,
+) -> None:
+    """As it does with a preferred address (RFC 9000 section 9.6): challenge, then migrate."""
+    async with trio.open_nursery() as nursery:
+        world = await World(nursery).start()
+        async with world.dial(SERVER) as connection:
+            await exchange(connection, 1000)
+            (server,) = world.connections
+            await trio.sleep(1)
+            world.sent.clear()
+            engine = connection._engine
+            path = QuicNetworkPath((SECOND, PORT))
+            path.peer_cid = engine._peer_cid_available.pop(0)
+            engine._add_network_path(path)
+            (route,) = connection._driver._all
+            connection._driver.touch(route)
+            await trio.sleep(0.025)
+            assert path.is_validated  # so the response has left from there
+            # (Only that: the rest stays on the path in use.)
+            assert {datagram.source for datagram in world.sent} == {(SERVER, PORT), (SECOND, PORT)}
+            assert server.local_address[:2] == (SERVER, PORT)
+            await exchange(connection, 10)
+            assert connection.peer_address == (SECOND, PORT)
+            assert server.local_address[:2] == (SECOND, PORT)
+            await trio.sleep(1)
+            world.sent.clear()
+            await exchange(connection, 100_000)
+            assert {datagram.source for datagram in world.sent} == {(SECOND, PORT)}
         nursery.cancel_scope.cancel()
 
 
