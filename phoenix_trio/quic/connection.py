@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, MutableMapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
+from weakref import WeakValueDictionary
 
 import trio
 
@@ -41,12 +42,13 @@ if TYPE_CHECKING:
 
     from .driver import Route, SocketDriver
     from .engine import Engine
+    from .remains import ConnectionRemains
 
 __all__ = ["QuicConnection"]
 
 logger = logging.getLogger("phoenix_trio.quic")
 
-S = TypeVar("S")
+S = TypeVar("S", QuicStream, ReceiveStream)
 
 
 @final
@@ -64,9 +66,9 @@ class QuicConnection(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
 
     def __init__(self, driver: SocketDriver, engine: Engine) -> None:
         self._driver = driver
-        self._engine = engine
+        self._engine: Engine | ConnectionRemains = engine
         self._route: Route | None = None
-        self._receivers: dict[int, ReceiveStream] = {}
+        self._receivers: MutableMapping[int, ReceiveStream] = {}
         self._senders: dict[int, SendStream] = {}
         self._incoming: deque[QuicStream] = deque()
         self._incoming_one_way: deque[ReceiveStream] = deque()
@@ -140,7 +142,7 @@ class QuicConnection(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
 
         ``None`` on a server whose client showed none, and where a session was resumed.
         """
-        return self._engine.tls_context.peer_certificate if self._is_ready else None
+        return self._engine.peer_certificate if self._is_ready else None
 
     @property
     def session_resumed(self) -> bool:
@@ -172,10 +174,7 @@ class QuicConnection(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
         """
         if self._is_closing:
             return 0
-        engine = self._engine
-        opened = engine.get_next_available_stream_id() // 4
-        # The same pair which Engine.open_stream compares; its test guards the name.
-        return max(0, engine._remote_max_streams_bidi - opened)
+        return self._engine.available_streams
 
     @property
     def is_congested(self) -> bool:
@@ -264,7 +263,9 @@ class QuicConnection(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
             if self._closing or self._ended:
                 raise self._ended_error()
             await self._wait(self._accept_lot)
-        return queue.popleft()
+        stream = queue.popleft()
+        stream._attach(self)
+        return stream
 
     def incoming_streams(self) -> AsyncIterator[QuicStream]:
         """Iterate over :meth:`accept_stream`; ends when the connection is closed in good order.
@@ -420,7 +421,7 @@ class QuicConnection(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
             # In TLS 1.3 a client is done before the server has judged the client's
             # certificate: only the confirmation says that it was accepted.
             if self._handshake_complete and (
-                self._confirmed or not self._engine.tls_context.client_certificate_requested
+                self._confirmed or not self._engine.client_certificate_requested
             ):
                 return
             await self._wait(self._state_lot)
@@ -593,6 +594,23 @@ class QuicConnection(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
             if handler is not None:
                 handler(self, event)
 
+    def on_released(self, remains: ConnectionRemains) -> None:
+        """Called by the driver: the connection is over, and its engine freed.
+
+        What refers to this connection is let go of, so that it is freed as soon as the
+        application lets go of it.  Streams which were not accepted yet still can be.
+        """
+        self._ended = True
+        self._engine = remains
+        self._route = None
+        self._on_ready = self._on_end = self._take_stream = None
+        self._senders.clear()
+        self._receivers = WeakValueDictionary(self._receivers)
+        for stream in self._incoming:
+            stream._detach()
+        for receiver in self._incoming_one_way:
+            receiver._detach()
+
     def _on_stream_data(self, event: events.StreamDataReceived) -> None:
         receiver = self._receivers.get(event.stream_id)
         if receiver is not None:
@@ -684,8 +702,9 @@ class QuicConnection(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
     def _become_ready(self) -> None:
         if not self._is_ready:
             self._is_ready = True
-            if self._on_ready is not None:
-                self._on_ready()
+            on_ready, self._on_ready = self._on_ready, None
+            if on_ready is not None:
+                on_ready()
 
     def _on_confirmed(self, event: events.HandshakeConfirmed) -> None:
         self._confirmed = True
@@ -750,7 +769,7 @@ class _Incoming(Generic[S]):
 
     def __init__(self, connection: QuicConnection, queue: deque[S]) -> None:
         self._connection = connection
-        self._queue = queue
+        self._queue: deque[S] = queue
 
     def __aiter__(self) -> _Incoming[S]:
         return self

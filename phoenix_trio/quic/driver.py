@@ -43,6 +43,7 @@ from .admission import (
     Answer,
     destination_connection_id,
 )
+from .closing import ClosingConnection
 from .engine import Engine, Run
 from .fast_path import BUILD_BYTES
 from .groups import unwrap_lone
@@ -50,6 +51,7 @@ from .packet_io import DatagramSocket, ReceivedRun
 from .path_address import Address, PathAddress, SocketAddress, remote_of
 from .places import Place
 from .receive_pool import LARGEST_DATAGRAM, receive_pool
+from .remains import ConnectionRemains
 from .stalls import Arrivals
 from .waiter import Lot
 
@@ -79,6 +81,10 @@ RETIRED_ID_SECONDS = 3.0
 #: A timer due within so many seconds is put off when its cause is gone; later ones are
 #: left to find nothing to do, so that superseded entries stay few.
 PUT_OFF_SECONDS = 0.005
+
+#: Timers of connections which are over, besides four a connection, which are left in the heap
+#: until their time comes.
+STALE_TIMERS = 64
 
 _RESET_TOKEN_LENGTH = 16
 
@@ -116,6 +122,22 @@ class Sink(Protocol):
     def handle_events(self, batch: list[events.Event]) -> None:
         """Take events, in order.  Must not block and must not raise."""
 
+    def on_released(self, remains: ConnectionRemains) -> None:
+        """The connection is over, and its engine freed; the last call."""
+
+
+class _NoSink:
+    """In the place of the sink of a connection which is over."""
+
+    def bind(self, route: Route) -> None: ...
+
+    def handle_events(self, batch: list[events.Event]) -> None: ...
+
+    def on_released(self, remains: ConnectionRemains) -> None: ...
+
+
+_NO_SINK = _NoSink()
+
 
 class Route:
     """One connection as the driver sees it."""
@@ -134,7 +156,7 @@ class Route:
     )
 
     def __init__(self, engine: Engine, sink: Sink, *, place: Place | None = None) -> None:
-        self.engine = engine
+        self.engine: Engine | ClosingConnection = engine
         self.sink = sink
         self.place = place
         """An incoming connection's place among those which the endpoint keeps."""
@@ -245,7 +267,7 @@ class SocketDriver:
     def add(self, engine: Engine, sink: Sink) -> Route:
         """Take over a client connection; :meth:`touch` sends its first packets."""
         route = Route(engine, sink)
-        self._register(route)
+        self._register(route, engine)
         sink.bind(route)
         return route
 
@@ -435,7 +457,7 @@ class SocketDriver:
         self._is_closed = True
         self.accept = None
         for route in list(self._all):
-            self._forget(route)
+            self._forget(route, now)
         self._close_socket()
 
     def close_if_unused(self) -> None:
@@ -455,8 +477,9 @@ class SocketDriver:
         self.socket.close()
         for lot in list(self._waiting):
             lot.unpark_all()
-        if self.on_close is not None:
-            self.on_close()
+        on_close, self.on_close = self.on_close, None
+        if on_close is not None:
+            on_close()
 
     def statistics(self) -> EndpointStatistics:
         """A snapshot of the endpoint's counters."""
@@ -694,13 +717,14 @@ class SocketDriver:
             return None
         engine.receive(data, address, now, mark)
         if not engine.has_peer and not engine.is_ending:
-            # Not one packet could be authenticated: no state for that.
+            # No packet was taken: no state for that.
             self._datagrams_unroutable += 1
+            sink.on_released(engine.release()[1])
             return None
         route = Route(engine, sink, place=self._admission.enter(verdict, client, now))
         route.handshake_deadline = now + self.config.handshake_timeout
         route.initial_connection_id = verdict.destination_cid
-        self._register(route)
+        self._register(route, engine)
         self._add_connection_id(route, verdict.destination_cid)
         self._schedule(route, route.handshake_deadline)
         sink.bind(route)
@@ -746,9 +770,12 @@ class SocketDriver:
         if engine.reset_tokens_changed:
             engine.reset_tokens_changed = False
             self._update_reset_tokens(route)
-        if engine.is_terminated:
-            self._forget(route)
-            return
+        if engine.is_over:
+            self._release(route, now)
+            engine = route.engine
+            if engine.is_terminated:
+                self._forget(route, now)
+                return
         deadline = engine.next_deadline()
         if deadline is not None and deadline <= now and self._unsent:
             # Packets are due, but the socket is full: the flush which waits for it looks
@@ -822,11 +849,11 @@ class SocketDriver:
 
     # ------------------------------------------------------------------ routing tables
 
-    def _register(self, route: Route) -> None:
+    def _register(self, route: Route, engine: Engine) -> None:
         self._all[route] = None
-        route.engine.path_ceiling = self.socket.largest_payload
-        route.engine.set_arrivals(self._arrivals)
-        for connection_id in route.engine.connection_ids:
+        engine.path_ceiling = self.socket.largest_payload
+        engine.set_arrivals(self._arrivals)
+        for connection_id in engine.connection_ids:
             self._add_connection_id(route, connection_id)
 
     def _add_connection_id(self, route: Route, connection_id: bytes) -> None:
@@ -848,20 +875,37 @@ class SocketDriver:
             self._reset_routes[key] = route
         route._token_keys = current
 
-    def _forget(self, route: Route) -> None:
+    def _release(self, route: Route, now: float) -> None:
+        """The connection is over: free its engine, and keep what answers late packets."""
+        self._hand_up(route, now)
+        engine = route.engine
+        if isinstance(engine, ClosingConnection):
+            return
+        route.engine, remains = engine.release()
+        sink, route.sink = route.sink, _NO_SINK
+        route.writers.clear()
+        self._update_reset_tokens(route)
+        sink.on_released(remains)
+
+    def _forget(self, route: Route, now: float) -> None:
         """The connection is over, its closing period too: free all that is known of it."""
         if self._all.pop(route, 0) == 0:
             return
+        self._release(route, now)
         if route.place is not None:
             route.place.leave()
         for connection_id in route.connection_ids:
             if self._routes.get(connection_id) is route:
                 del self._routes[connection_id]
         route.connection_ids.clear()
-        for key in route._token_keys:
-            if self._reset_routes.get(key) is route:
-                del self._reset_routes[key]
         self._dirty.pop(route, None)
+        if len(self._timers) > STALE_TIMERS + 4 * len(self._all):
+            self._timers = [
+                entry
+                for entry in self._timers
+                if entry[2] in self._all and entry[0] == entry[2].scheduled_at
+            ]
+            heapq.heapify(self._timers)
         if not self._all:
             self.close_if_unused()
 
@@ -876,4 +920,8 @@ class SocketDriver:
                 [events.Terminated(trio.BrokenResourceError("the endpoint's socket has failed"))]
             )
         self._is_closed = True
+        self.accept = None
+        now = trio.current_time()
+        for route in list(self._all):
+            self._forget(route, now)
         self._close_socket()

@@ -25,7 +25,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aioquic import tls
 from aioquic.buffer import UINT_VAR_MAX, Buffer, size_uint_var
@@ -60,6 +60,7 @@ from aioquic.quic.stream import QuicStream, StreamFinishedError
 from ..config import LARGEST_UDP_PAYLOAD, SMALLEST_UDP_PAYLOAD, TransportConfig
 from ..metrics import ConnectionStatistics
 from . import events
+from .closing import ClosingConnection
 from .congestion import CUBIC, RENO, CubicControl, RenoControl
 from .crypto_stream import INITIAL_WINDOW, CryptoReceiver, CryptoStreamError
 from .early_packets import EarlyPacket, EarlyPackets
@@ -82,6 +83,7 @@ from .path_address import Address, ends_of, local_of
 from .path_mtu import MtuSearch
 from .rate_limit import RateLimit
 from .reassembly import PieceLimit
+from .remains import ConnectionRemains
 from .skipped_numbers import SkippedNumbers
 from .stalls import Arrivals, StallFilter
 from .stream_state import (
@@ -94,6 +96,9 @@ from .stream_state import (
 )
 from .termination import Cause, error_for
 from .tls_context import ClientPolicy, PhoenixTLSContext, ServerPolicy, adopt
+
+if TYPE_CHECKING:
+    from cryptography.x509 import Certificate
 
 __all__ = ["Engine"]
 
@@ -292,9 +297,8 @@ class Engine(QuicConnection):
         """The address of the path of which congestion control and round-trip times tell."""
         self.path_ceiling: Callable[[Any], int | None] = _unknown_path
         """Set by the driver: the largest payload which the interface towards an address takes."""
-        self._close_datagrams: list[tuple[bytes, Any]] = []
-        self._received_while_closing = 0
-        self._answer_close = False
+        self._closing: ClosingConnection | None = None
+        """From our CONNECTION_CLOSE on."""
         self._keep_alive_at = math.inf
 
         self._ecn = EcnMarking(enabled=config.enable_ecn)
@@ -365,7 +369,8 @@ class Engine(QuicConnection):
         self._bytes_received += len(data)
         self._udp_datagrams_received += 1
         if self._state in END_STATES:
-            self._on_datagram_while_closing()
+            if self._closing is not None:
+                self._closing.receive(data, address, now, mark)
             return
         try:
             self.receive_datagram(data, address, now)
@@ -503,9 +508,8 @@ class Engine(QuicConnection):
             self.change_connection_id()
 
     def _transmit(self, now: float, slab: bytearray | None, mark: int) -> list[Run]:
-        if self._answer_close:
-            self._answer_close = False
-            return self._count_sent(list(self._close_datagrams))
+        if self._closing is not None:
+            return self._closing.transmit(now)
         if not self._network_paths or (
             self._state is not QuicConnectionState.CONNECTED and self._state in END_STATES
         ):
@@ -529,12 +533,16 @@ class Engine(QuicConnection):
             datagrams = self._build_handshake_probes(now, limit)
         else:
             datagrams = self._build(now, limit)
-        if closing:
-            # RFC 9000 section 10.2.1: the closing packet is what late packets are answered with.
-            self._close_datagrams = list(datagrams)
         self._note_datagram_room()
         self._collect()
-        return self._count_sent(datagrams, mark)
+        runs = self._count_sent(datagrams, mark)
+        if closing:
+            self._begin_closing(runs)
+        return runs
+
+    def _begin_closing(self, runs: list[Run]) -> None:
+        """RFC 9000 section 10.2.1: the closing packet is what late packets are answered with."""
+        self._closing = ClosingConnection(runs, self._close_at)
 
     def _close_after(self, error: Exception, now: float) -> list[Run]:
         """Building packets has failed: say goodbye if that is possible."""
@@ -545,9 +553,10 @@ class Engine(QuicConnection):
             except Exception as another:  # noqa: BLE001 - as above
                 error = another
             else:
-                self._close_datagrams = list(datagrams)
                 self._collect()
-                return self._count_sent(datagrams)
+                runs = self._count_sent(datagrams)
+                self._begin_closing(runs)
+                return runs
         logger.error("internal error while closing; the connection is forgotten", exc_info=error)
         self._end_silently(self._cause or Cause.LOCAL_PROTOCOL_ERROR, "Internal error")
         return []
@@ -742,7 +751,6 @@ class Engine(QuicConnection):
             or self._limits_pending
             or self._limits_to_send
             or self._close_pending
-            or self._answer_close
             or self._more
             or self._pacing_at is not None
             or space.loss_time is not None
@@ -813,6 +821,50 @@ class Engine(QuicConnection):
         return self._state is QuicConnectionState.TERMINATED
 
     @property
+    def is_over(self) -> bool:
+        """Whether nothing is sent or taken any more, except for answers to late packets."""
+        return self._state is not QuicConnectionState.CONNECTED and self._state in END_STATES
+
+    def release(self) -> tuple[ClosingConnection, ConnectionRemains]:
+        """Free all that the connection holds; the engine is of no use after it.
+
+        Engine, TLS context, streams and packets in flight refer to each other.  Their
+        memory would wait for the cyclic garbage collector, and a server under attack would
+        grow until it comes; so what refers back is cut here.
+
+        Returns what is left for the driver, and for the application.
+        """
+        remains = ConnectionRemains(
+            config=self.config,
+            statistics=self.statistics(
+                datagrams_dropped_incoming=0,
+                flow_control_stalls=0,
+                stream_credit_stalls=0,
+                receive_buffer_bytes=0,
+            ),
+            peer_certificate=self.peer_certificate,
+            max_datagram_payload=self.max_datagram_payload,
+            unacknowledged={
+                stream_id: (record.sender.written, record.sender.acknowledged)
+                for stream_id, record in self._records.items()
+                if not record.sender.is_finished
+            },
+        )
+        closing = self._closing or ClosingConnection([], self._close_at)
+        if self._state is not QuicConnectionState.TERMINATED:
+            self._close_end()  # (discards the keys, and ends the trace)
+        for record in self._records.values():
+            record.detach()
+        context = getattr(self, "tls", None)
+        if isinstance(context, PhoenixTLSContext):
+            context.release()
+        everything = vars(self)
+        everything.clear()
+        # Whoever is just taking events finds none.
+        self._out = []
+        return closing, remains
+
+    @property
     def is_ending(self) -> bool:
         """Whether the connection has ended, or a CONNECTION_CLOSE waits to be sent."""
         return self._close_event is not None
@@ -834,6 +886,17 @@ class Engine(QuicConnection):
         context = self.tls
         assert isinstance(context, PhoenixTLSContext)
         return context
+
+    @property
+    def peer_certificate(self) -> Certificate | None:
+        """The peer's certificate, if it was accepted."""
+        context = getattr(self, "tls", None)
+        return context.peer_certificate if isinstance(context, PhoenixTLSContext) else None
+
+    @property
+    def client_certificate_requested(self) -> bool:
+        """Client: whether the server has asked for a certificate."""
+        return self.tls_context.client_certificate_requested
 
     @property
     def connection_ids(self) -> list[bytes]:
@@ -859,6 +922,11 @@ class Engine(QuicConnection):
         self._get_or_create_stream_for_send(stream_id)
         self._streams_opened += 1
         return stream_id
+
+    @property
+    def available_streams(self) -> int:
+        """How many bidirectional streams the peer permits to open now."""
+        return max(0, self._remote_max_streams_bidi - self.get_next_available_stream_id() // 4)
 
     def send_room(self, stream_id: int) -> int:
         """Bytes which may be written to the stream now without exceeding the send buffers."""
@@ -1018,6 +1086,7 @@ class Engine(QuicConnection):
             return False
         if self._records.pop(record.stream_id, None) is None:
             return False
+        record.detach()
         if not record.is_local:
             limit = self._stream_limit(record.stream_id)
             assert isinstance(limit, StreamCountLimit)
@@ -1534,13 +1603,6 @@ class Engine(QuicConnection):
             frame_type=QuicFrameType.PADDING,
             reason_phrase="Internal error",
         )
-
-    def _on_datagram_while_closing(self) -> None:
-        """RFC 9000 section 10.2.1: answer fewer and fewer of the packets which still come."""
-        if self._state is QuicConnectionState.CLOSING and self._close_datagrams:
-            self._received_while_closing += 1
-            count = self._received_while_closing
-            self._answer_close = count & (count - 1) == 0
 
     def _count_sent(self, datagrams: list[tuple[bytes, Any]], mark: int = NOT_ECT) -> list[Run]:
         """Count, and put what is of one size and for one address together."""

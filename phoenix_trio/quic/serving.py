@@ -91,6 +91,7 @@ async def serve(
             while True:
                 connection = await listener.accept()
                 handlers.start_soon(run_handler, connection)
+                del connection  # the handler's, and not kept until the next one comes
         except trio.ClosedResourceError:
             if not listener._stopped:
                 raise

@@ -210,6 +210,13 @@ class ReceiveStream(trio.abc.ReceiveStream, metaclass=NoPublicConstructor):
 
     # -- called by the connection
 
+    def _attach(self, connection: QuicConnection) -> None:
+        self._connection = connection
+
+    def _detach(self) -> None:
+        """Not accepted yet: the connection, which keeps this, must not be kept alive by it."""
+        del self._connection
+
     def _on_data(self, data: bytes | bytearray, at_end: bool) -> None:
         if not self._closed:
             self._buffer.append(data)
@@ -530,6 +537,13 @@ class SendStream(trio.abc.SendStream, metaclass=NoPublicConstructor):
 
     # -- called by the connection
 
+    def _attach(self, connection: QuicConnection) -> None:
+        self._connection = connection
+
+    def _detach(self) -> None:
+        """As for a :class:`ReceiveStream`."""
+        del self._connection
+
     def _on_stopped(self, error: StreamBroken) -> None:
         if not self._was_reset:
             self._error = error
@@ -557,6 +571,14 @@ class QuicStream(trio.abc.HalfCloseableStream, metaclass=NoPublicConstructor):
     def __init__(self, send_stream: SendStream, receive_stream: ReceiveStream) -> None:
         self._send = send_stream
         self._receive = receive_stream
+
+    def _attach(self, connection: QuicConnection) -> None:
+        self._send._attach(connection)
+        self._receive._attach(connection)
+
+    def _detach(self) -> None:
+        self._send._detach()
+        self._receive._detach()
 
     @property
     def id(self) -> int:

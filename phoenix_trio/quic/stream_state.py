@@ -544,6 +544,26 @@ class StreamRecord(QuicStream):
         self.send_released = not writable
         self.receive_released = not readable
 
+    def detach(self) -> None:
+        """The stream is over: its halves refer to it no more, so it is freed at once.
+
+        (Packets in flight may still refer to a half, and report to it.)
+        """
+        self.sender._stream = self.receiver._stream = _NO_STREAM
+
+
+def _make_no_stream() -> StreamRecord:
+    record = object.__new__(StreamRecord)
+    record.stream_id = -1
+    record.max_stream_data_remote = 0
+    record.discarding = record.wire_done = True
+    record.send_released = record.receive_released = True
+    return record
+
+
+#: In the place of a stream which is over.
+_NO_STREAM = _make_no_stream()
+
 
 class StreamTable(dict[int, QuicStream]):
     """aioquic's ``_streams``, which tells the engine of streams that go.

@@ -303,6 +303,10 @@ class PhoenixTLSContext(tls.Context):
         """Client: whether the server has asked for a certificate."""
         return self._certificate_request is not None
 
+    def release(self) -> None:
+        """Free what the context holds: its callbacks refer to it and to the connection."""
+        vars(self).clear()
+
     # ------------------------------------------------------------ overrides of aioquic
 
     # aioquic sets this attribute where it is about to accept 0-RTT data (lines 1771 and
@@ -347,7 +351,11 @@ class PhoenixTLSContext(tls.Context):
                     failure=None,
                 )
                 self.failure.__cause__ = alert
-            raise
+            # Tracebacks refer to all that took part, some of it in circles (line 1197), and
+            # the failure may be kept for long.
+            _forget_tracebacks(alert)
+            _forget_tracebacks(self.failure)
+            raise type(alert)(*alert.args) from None
 
     def _server_handle_hello(
         self, input_buf: Buffer, initial_buf: Buffer, handshake_buf: Buffer
@@ -406,13 +414,15 @@ class PhoenixTLSContext(tls.Context):
             raise
         except _MALFORMED as exc:
             self._refuse_malformed(exc)
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001
             # Third-party parsers on hostile input: not even their bugs may pass as success
             # or as a crash of the endpoint.
-            alert = tls.AlertInternalError("Certificate verification failed")
-            text = f"verifying the certificate of {self._their} failed unexpectedly: {exc!r}"
-            self._record(alert, HandshakeFailed, text, exc)
-            raise alert from exc
+            self._refuse(
+                tls.AlertInternalError("Certificate verification failed"),
+                HandshakeFailed,
+                f"verifying the certificate of {self._their} failed unexpectedly: {exc!r}",
+                exc,
+            )
         self._accepted_peer = True
 
     # ------------------------------------------------------------------------ tickets
@@ -645,6 +655,13 @@ class PhoenixTLSContext(tls.Context):
                 f"dial one of these, or set server_name (certificate {_describe(certificate)})",
                 exc,
             )
+
+
+def _forget_tracebacks(error: BaseException | None) -> None:
+    """Of an exception and of those which led to it."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
 
 
 def _transport_parameters(data: bytes | None) -> QuicTransportParameters | None:

@@ -377,7 +377,7 @@ async def test_packets_leave_in_the_order_in_which_they_were_built(
             await trio.sleep(0.001)
             socket.unblock_sending()  # type: ignore[attr-defined]
 
-        monkeypatch.setattr(engine, "transmit", watched_transmit)
+        engine.transmit = watched_transmit  # type: ignore[method-assign,assignment]
         monkeypatch.setattr(socket, "send", clogging_send)
         data = rng.randbytes(200_000)
         received = bytearray()

@@ -1,0 +1,155 @@
+"""What an application may still ask of a connection which has ended.
+
+Floor 0, sans-IO.  For :class:`~phoenix_trio.QuicConnection`, which holds this in the
+place of its engine once the engine was freed: the last statistics, the peer's
+certificate, and how much of each stream was acknowledged.  What would send or wait does
+nothing, since the calls above raise the connection's error first.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from ..config import TransportConfig
+from ..metrics import ConnectionStatistics
+
+if TYPE_CHECKING:
+    from cryptography.x509 import Certificate
+
+__all__ = ["ConnectionRemains"]
+
+
+class ConnectionRemains:
+    """The facts of a connection which has ended.
+
+    Args:
+      config: its settings.
+      statistics: its counters and estimates at the end.
+      peer_certificate: the peer's certificate, if it was accepted.
+      max_datagram_payload: the largest payload of a datagram at the end.
+      unacknowledged: for each stream of which not all was acknowledged: how many bytes were
+        written, and up to which offset they were acknowledged.
+    """
+
+    __slots__ = (
+        "_consumed",
+        "_statistics",
+        "_unacknowledged",
+        "config",
+        "max_datagram_payload",
+        "peer_certificate",
+    )
+
+    available_streams = 0
+    can_send_early_data = False
+    can_update_keys = False
+    client_certificate_requested = False
+    datagram_queue_is_full = False
+    has_limits_to_send = False
+    has_queued_datagrams = False
+    has_unacknowledged_streams = False
+    is_congested = False
+
+    def __init__(
+        self,
+        *,
+        config: TransportConfig,
+        statistics: ConnectionStatistics,
+        peer_certificate: Certificate | None,
+        max_datagram_payload: int | None,
+        unacknowledged: dict[int, tuple[int, int]],
+    ) -> None:
+        self.config = config
+        self.peer_certificate = peer_certificate
+        self.max_datagram_payload = max_datagram_payload
+        self._statistics = statistics
+        self._unacknowledged = unacknowledged
+        self._consumed = 0
+
+    def statistics(
+        self,
+        *,
+        datagrams_dropped_incoming: int,
+        flow_control_stalls: int,
+        stream_credit_stalls: int,
+        receive_buffer_bytes: int,
+    ) -> ConnectionStatistics:
+        """The last snapshot, with what the Trio half still counts."""
+        return attrs.evolve(
+            self._statistics,
+            datagrams_dropped_incoming=datagrams_dropped_incoming,
+            flow_control_stalls=flow_control_stalls,
+            stream_credit_stalls=stream_credit_stalls,
+            receive_buffer_bytes=receive_buffer_bytes,
+            stream_bytes_read=self._statistics.stream_bytes_read + self._consumed,
+        )
+
+    @property
+    def streams_opened(self) -> int:
+        """Streams which this side has opened."""
+        return self._statistics.streams_opened
+
+    def get_peer_address(self) -> Any:
+        """``None``: the connection has noted it before."""
+        return None
+
+    def written(self, stream_id: int) -> int:
+        """Bytes written to the stream, where not all of them were acknowledged; else 0."""
+        return self._unacknowledged.get(stream_id, (0, 0))[0]
+
+    def is_acknowledged(self, stream_id: int, offset: int, *, with_fin: bool) -> bool:
+        """Whether the peer had acknowledged everything below `offset` (and the end)."""
+        known = self._unacknowledged.get(stream_id)
+        return known is None or (known[1] >= offset and not with_fin)
+
+    def consume(self, stream_id: int, count: int) -> bool:
+        """The application has read what had arrived before; no credit follows."""
+        self._consumed += count
+        return False
+
+    def extend_credit(self, stream_id: int, now: float) -> None:
+        """No credit is of use any more."""
+
+    def let_go(self, stream_id: int, *, sending: bool = False, receiving: bool = False) -> bool:
+        """The stream is forgotten already."""
+        return False
+
+    def open_stream(self, *, unidirectional: bool) -> int | None:
+        """``None``: no stream can be opened."""
+        return None
+
+    def send_room(self, stream_id: int) -> int:
+        """Nothing can be written."""
+        return 0
+
+    def has_send_room(self, stream_id: int) -> bool:
+        """Nobody is to wait for room any more."""
+        return True
+
+    def write(
+        self, stream_id: int, data: bytes | bytearray | memoryview, *, end_stream: bool = False
+    ) -> None:
+        """Nothing is sent any more."""
+
+    def reset_sending(self, stream_id: int, error_code: int) -> None:
+        """Nothing is sent any more."""
+
+    def stop_receiving(self, stream_id: int, error_code: int) -> None:
+        """Nothing is sent any more."""
+
+    def send_datagram(self, data: bytes) -> None:
+        """Nothing is sent any more."""
+
+    def want_datagram_room(self) -> None:
+        """Nothing is reported any more."""
+
+    def send_ping(self, uid: int) -> None:
+        """Nothing is sent any more."""
+
+    def update_keys(self) -> None:
+        """There are no keys any more."""
+
+    def close_application(self, error_code: int, reason: str) -> None:
+        """It is closed already."""
