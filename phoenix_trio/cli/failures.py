@@ -11,11 +11,17 @@ import click
 import trio
 
 from ..errors import ConnectionBroken
+from .names import printable
 from .transfer import TransferError
 
-__all__ = ["failures_in_one_line"]
+__all__ = ["failures_in_one_line", "say"]
 
 P = ParamSpec("P")
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print a line which may hold what a peer has said: nothing in it commands the terminal."""
+    click.echo(printable(text), err=err)
 
 
 def failures_in_one_line(function: Callable[P, None]) -> Callable[P, None]:
@@ -36,7 +42,7 @@ def failures_in_one_line(function: Callable[P, None]) -> Callable[P, None]:
         ) as e:
             if debug:
                 raise
-            click.echo(f"phoenix-trio: {e}", err=True)
+            say(f"phoenix-trio: {e}", err=True)
             sys.exit(1)
         except KeyboardInterrupt:
             click.echo("phoenix-trio: interrupted", err=True)

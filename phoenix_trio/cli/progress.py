@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -18,11 +20,15 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from .names import printable
 from .options import format_size
 
 __all__ = ["Display", "show_progress"]
 
 _PLAIN_INTERVAL = 2.0
+
+#: Bars of finished files which stay on the terminal.
+_FINISHED_SHOWN = 20
 
 
 class Display(Protocol):
@@ -41,25 +47,31 @@ class Display(Protocol):
 class _Bars:
     def __init__(self, bars: Progress) -> None:
         self._bars = bars
+        self._finished: deque[int] = deque()
 
     def begin(self, name: str, size: int | None) -> int:
-        return int(self._bars.add_task(name, total=size))
+        return int(self._bars.add_task(printable(name), total=size))
 
     def update(self, number: int, position: int) -> None:
         self._bars.update(number, completed=position)  # type: ignore[arg-type] # rich's NewType
 
     def finish(self, number: int) -> None:
         self._bars.stop_task(number)  # type: ignore[arg-type] # rich's NewType
+        self._finished.append(number)
+        if len(self._finished) > _FINISHED_SHOWN:
+            oldest = self._finished.popleft()
+            self._bars.remove_task(oldest)  # type: ignore[arg-type] # rich's NewType
 
 
 class _Lines:
     def __init__(self) -> None:
-        self._files: list[tuple[str, int | None]] = []
+        self._files: dict[int, tuple[str, int | None]] = {}
         self._shown_at: dict[int, float] = {}
+        self._numbers = itertools.count()
 
     def begin(self, name: str, size: int | None) -> int:
-        self._files.append((name, size))
-        number = len(self._files) - 1
+        number = next(self._numbers)
+        self._files[number] = (printable(name), size)
         self._shown_at[number] = trio.current_time()
         return number
 
@@ -73,6 +85,7 @@ class _Lines:
             sys.stderr.flush()
 
     def finish(self, number: int) -> None:
+        self._files.pop(number, None)
         self._shown_at.pop(number, None)
 
 
@@ -84,7 +97,8 @@ def show_progress() -> Iterator[Display]:
         yield _Lines()
         return
     with Progress(
-        TextColumn("{task.description}"),
+        # (Names come from strangers: no markup, no escape sequences.)
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(binary_units=True),
         TransferSpeedColumn(),

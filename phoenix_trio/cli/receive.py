@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import sys
@@ -13,18 +14,22 @@ import click
 import trio
 
 from ..config import TransportConfig
+from ..pool.hub import peer_of
 from ..quic.certificates import create_development_ca, fingerprint, issue_certificate
 from ..quic.connection import QuicConnection
+from ..quic.packet_io import Network
 from ..quic.serving import serve
 from ..quic.stream import QuicStream
 from ..quic.tls import ServerTLS
-from .failures import failures_in_one_line
+from .failures import failures_in_one_line, say
 from .options import SIZE, format_size, transport_config, transport_options
+from .parts import PartLimits
+from .places import Places
 from .progress import Display, show_progress
 from .storage import Storage
 from .transfer import ALPN, TransferError, receive_file
 
-__all__ = ["receive"]
+__all__ = ["Receiver", "receive"]
 
 _GOODBYE_SECONDS = 5.0
 
@@ -50,6 +55,72 @@ _GOODBYE_SECONDS = 5.0
 @click.option("--overwrite", is_flag=True, help="Replace files which exist.  [default: refuse]")
 @click.option("--max-file-size", type=SIZE, metavar="SIZE", help="Refuse larger files.")
 @click.option(
+    "--keep-free",
+    type=SIZE,
+    metavar="SIZE",
+    help="Leave so much of the disk free.  [default: a hundredth, at most 1 GiB]",
+)
+@click.option(
+    "--part-lifetime",
+    type=click.FloatRange(0, min_open=True),
+    default=PartLimits().lifetime,
+    show_default=True,
+    metavar="SECONDS",
+    help="Keep parts of broken transfers for so long.",
+)
+@click.option(
+    "--max-parts",
+    type=click.IntRange(0),
+    default=PartLimits().max_count,
+    show_default=True,
+    metavar="N",
+    help="Keep so many parts at most.",
+)
+@click.option(
+    "--max-parts-per-peer",
+    type=click.IntRange(0),
+    default=PartLimits().max_count_per_peer,
+    show_default=True,
+    metavar="N",
+    help="Of these, those of one address.",
+)
+@click.option(
+    "--max-part-bytes",
+    type=SIZE,
+    metavar="SIZE",
+    help="Keep parts of so many bytes in all.  [default: half of what is free without them]",
+)
+@click.option(
+    "--max-part-bytes-per-peer",
+    type=SIZE,
+    metavar="SIZE",
+    help="Of these, those of one address.  [default: as --max-part-bytes]",
+)
+@click.option(
+    "--max-transfers",
+    type=click.IntRange(1),
+    default=64,
+    show_default=True,
+    metavar="N",
+    help="Receive so many files at once.",
+)
+@click.option(
+    "--max-transfers-per-peer",
+    type=click.IntRange(1),
+    default=8,
+    show_default=True,
+    metavar="N",
+    help="Of these, those of one address.",
+)
+@click.option(
+    "--transfer-timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=120.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="End a transfer whose sender brings less than 16 KiB in so long.",
+)
+@click.option(
     "--count", type=click.IntRange(1), metavar="N", help="End after so many files were stored."
 )
 @click.option(
@@ -69,6 +140,15 @@ def receive(
     client_ca: str | None,
     overwrite: bool,
     max_file_size: int | None,
+    keep_free: int | None,
+    part_lifetime: float,
+    max_parts: int,
+    max_parts_per_peer: int,
+    max_part_bytes: int | None,
+    max_part_bytes_per_peer: int | None,
+    max_transfers: int,
+    max_transfers_per_peer: int,
+    transfer_timeout: float,
     count: int | None,
     ready_file: str | None,
     max_udp_payload_size: int | None,
@@ -77,8 +157,9 @@ def receive(
     """Store incoming files in DIRECTORY.
 
     Names from senders cannot lead outside of it, existing files are kept, and a
-    file has its name only when it is whole and its checksum agrees; parts of
-    broken transfers wait under hidden names (.NAME.*.part) to be continued.
+    file has its name only when it is whole and its checksum agrees.  Parts of
+    broken transfers wait in DIRECTORY/.phoenix-trio to be continued; they are
+    removed after a while, and give way when the disk is full.
 
     Without --certificate, one is made for this run, and the line to type on the
     sending machine is printed with its fingerprint.
@@ -99,17 +180,26 @@ def receive(
         chain, private_key = issued.certificate, issued.private_key
     tls = ServerTLS(chain, private_key, client_ca=client_ca)
     pin = fingerprint(tls.identity.certificate)
-    storage = Storage(directory, overwrite=overwrite, max_file_size=max_file_size)
+    limits = PartLimits(
+        lifetime=part_lifetime,
+        max_count=max_parts,
+        max_count_per_peer=max_parts_per_peer,
+        max_bytes=max_part_bytes,
+        max_bytes_per_peer=max_part_bytes_per_peer,
+        keep_free=keep_free,
+    )
+    storage = Storage(directory, overwrite=overwrite, max_file_size=max_file_size, limits=limits)
+    receiver = Receiver(
+        storage, Places(max_transfers, max_transfers_per_peer), transfer_timeout, count
+    )
     try:
         trio.run(
             partial(
-                _receive,
-                storage=storage,
+                receiver.serve,
                 tls=tls,
                 host=host,
                 port=port,
                 config=transport_config(max_udp_payload_size, idle_timeout),
-                count=count,
                 on_listening=partial(_announce, pin=pin, host=host, ready_file=ready_file),
             ),
         )
@@ -131,70 +221,120 @@ def _announce(port: int, *, pin: str, host: str | None, ready_file: str | None) 
         os.replace(temporary, ready_file)
 
 
-async def _receive(
-    *,
-    storage: Storage,
-    tls: ServerTLS,
-    host: str | None,
-    port: int,
-    config: TransportConfig,
-    count: int | None,
-    on_listening: Callable[[int], object],
-) -> None:
-    remaining = count
-    done = trio.Event()
+class Receiver:
+    """Serves files into a storage.
 
-    with show_progress() as display:
+    Args:
+      storage: where they go.
+      places: of the transfers under way.
+      idle_timeout: see :func:`receive_file`.
+      count: end after so many files were stored; ``None``: never.
+    """
 
-        async def take(stream: QuicStream) -> None:
-            nonlocal remaining
-            async with stream:
-                stored = await _take_file(stream, storage, display)
-            if stored and remaining is not None:
-                remaining -= 1
-                if remaining == 0:
-                    done.set()
+    def __init__(
+        self, storage: Storage, places: Places, idle_timeout: float, count: int | None = None
+    ) -> None:
+        self._storage = storage
+        self._places = places
+        self._idle_timeout = idle_timeout
+        self._remaining = count
+        self._done = trio.Event()
+        self._part_left = trio.Event()
 
-        async def handler(connection: QuicConnection) -> None:
+    async def serve(
+        self,
+        *,
+        tls: ServerTLS,
+        host: str | None,
+        port: int,
+        config: TransportConfig,
+        on_listening: Callable[[int], object],
+        network: Network | None = None,
+    ) -> None:
+        """Serve until cancelled, or until `count` files were stored."""
+        with show_progress() as display:
             async with trio.open_nursery() as nursery:
-                async for stream in connection.incoming_streams():
-                    nursery.start_soon(take, stream)
+                nursery.start_soon(self._remove_parts_in_time)
+                listeners = await nursery.start(
+                    partial(
+                        serve,
+                        partial(self._handle, display),
+                        port,
+                        tls=tls,
+                        host=host,
+                        alpn=(ALPN,),
+                        config=config,
+                        network=network,
+                    )
+                )
+                on_listening(listeners[0].port)
+                await self._done.wait()
+                # The last sender still waits for the answer to its last file: the server ends
+                # by itself when it has gone, or when it takes too long.
+                for listener in listeners:
+                    await listener.aclose()
+                nursery.cancel_scope.deadline = trio.current_time() + _GOODBYE_SECONDS
+                self._part_left.set()
 
+    async def _handle(self, display: Display, connection: QuicConnection) -> None:
         async with trio.open_nursery() as nursery:
-            listeners = await nursery.start(
-                partial(serve, handler, port, tls=tls, host=host, alpn=(ALPN,), config=config)
+            async for stream in connection.incoming_streams():
+                peer = peer_of(connection.peer_address)
+                nursery.start_soon(self._take, stream, peer, display)
+
+    async def _take(self, stream: QuicStream, peer: str, display: Display) -> None:
+        async with stream:
+            stored = await self._take_file(stream, peer, display)
+            # (Before the stream is closed, which fails if the connection is gone.)
+            if not stored:
+                self._part_left.set()
+            elif self._remaining is not None:
+                self._remaining -= 1
+                if self._remaining == 0:
+                    self._done.set()
+
+    async def _take_file(self, stream: QuicStream, peer: str, display: Display) -> bool:
+        number: int | None = None
+
+        def begin(path: str, size: int | None, offset: int) -> None:
+            nonlocal number
+            number = display.begin(path, size)
+
+        def progress(position: int) -> None:
+            if number is not None:
+                display.update(number, position)
+
+        try:
+            outcome = await receive_file(
+                stream,
+                self._storage,
+                peer=peer,
+                places=self._places,
+                idle_timeout=self._idle_timeout,
+                on_begin=begin,
+                on_progress=progress,
             )
-            on_listening(listeners[0].port)
-            await done.wait()
-            # The last sender still waits for the answer to its last file: the server ends
-            # by itself when it has gone, or when it takes too long.
-            for listener in listeners:
-                await listener.aclose()
-            nursery.cancel_scope.deadline = trio.current_time() + _GOODBYE_SECONDS
+        except TransferError as error:
+            say(f"refused: {error}", err=True)
+            return False
+        except trio.BrokenResourceError as error:
+            say(f"interrupted: {error}", err=True)
+            return False
+        finally:
+            if number is not None:
+                display.finish(number)
+        resumed = f", resumed at {format_size(outcome.resumed_at)}" if outcome.resumed_at else ""
+        say(f"stored {outcome.path} ({format_size(outcome.size)}{resumed}) {outcome.sha256}")
+        return True
 
-
-async def _take_file(stream: QuicStream, storage: Storage, display: Display) -> bool:
-    number: int | None = None
-
-    def begin(path: str, size: int | None, offset: int) -> None:
-        nonlocal number
-        number = display.begin(path, size)
-
-    def progress(position: int) -> None:
-        if number is not None:
-            display.update(number, position)
-
-    try:
-        outcome = await receive_file(stream, storage, on_begin=begin, on_progress=progress)
-    except TransferError as error:
-        click.echo(f"refused: {error}", err=True)
-        return False
-    except trio.BrokenResourceError as error:
-        click.echo(f"interrupted: {error}", err=True)
-        return False
-    finally:
-        if number is not None:
-            display.finish(number)
-    resumed = f", resumed at {format_size(outcome.resumed_at)}" if outcome.resumed_at else ""
-    click.echo(f"stored {outcome.path} ({format_size(outcome.size)}{resumed}) {outcome.sha256}")
-    return True
+    async def _remove_parts_in_time(self) -> None:
+        """Sleep until a part is too old, and remove it."""
+        while not self._done.is_set():
+            self._part_left = trio.Event()  # before looking, so that none is missed
+            try:
+                delay = await trio.to_thread.run_sync(self._storage.clean)
+            except OSError as error:
+                say(f"parts cannot be cleaned up: {error}", err=True)
+                delay = math.inf  # the next part that is left is the next occasion
+            with trio.move_on_after(delay):
+                await self._part_left.wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import sys
@@ -17,10 +18,17 @@ from ..errors import ConnectionBroken, HandshakeFailed, HandshakeTimedOut
 from ..quic.connection import QuicConnection
 from ..quic.endpoint import open_connection
 from ..quic.tls import ClientTLS
-from .failures import failures_in_one_line
+from .failures import failures_in_one_line, say
 from .options import TARGET, format_size, transport_config, transport_options
 from .progress import Display, show_progress
-from .transfer import ALPN, Outcome, TransferError, send_file
+from .transfer import (
+    ALPN,
+    Outcome,
+    PrefixDigests,
+    TransferError,
+    TransferRefused,
+    send_file,
+)
 
 __all__ = ["send"]
 
@@ -33,6 +41,7 @@ class _File:
     path: str | None
     size: int | None = None
     identity: str | None = None
+    digests: PrefixDigests = attrs.field(factory=PrefixDigests)
     _open: BinaryIO | None = None
 
     @classmethod
@@ -45,7 +54,13 @@ class _File:
         if not stat.S_ISREG(status.st_mode):
             raise click.UsageError(f"{path} is not a regular file")
         stored_as = name or os.path.basename(os.path.abspath(path))
-        identity = f"{stored_as}:{status.st_size}:{status.st_mtime_ns}"
+        # The same as long as the file is, and hard to guess: it lets its sender, and no other,
+        # continue what the receiver has.  Hashed, since it says more than others need to know.
+        facts = (
+            *(stored_as, status.st_size, status.st_mtime_ns, status.st_ctime_ns),
+            *(status.st_dev, status.st_ino),
+        )
+        identity = hashlib.sha256(repr(facts).encode(errors="surrogatepass")).hexdigest()
         return cls(stored_as, path, status.st_size, identity)
 
     def rewind(self) -> None:
@@ -55,6 +70,10 @@ class _File:
     def read(self, size: int) -> bytes:
         assert self._open is not None
         return self._open.read(size)
+
+    def seek(self, position: int) -> None:
+        assert self._open is not None
+        self._open.seek(position)
 
     def close(self) -> None:
         if self._open is not None and self.path is not None:
@@ -146,6 +165,17 @@ async def _send_all(
                         del waiting[0]
                         failures = 0
                         _report(outcome, seconds)
+            except TransferRefused as error:
+                # Places become free; and where what an earlier attempt had left was not what
+                # it should be, the receiver has thrown it away, and takes everything anew.
+                again = error.code == "busy" or (error.code == "checksum" and error.resumed_at)
+                if not again or waiting[0].identity is None:
+                    raise
+                failures += 1
+                if failures > retries:
+                    raise
+                say(f"{error}; {_next_attempt(failures, retries, retry_delay)}", err=True)
+                await trio.sleep(retry_delay)
             except (ConnectionBroken, trio.BrokenResourceError) as error:
                 if not waiting:
                     return
@@ -156,12 +186,13 @@ async def _send_all(
                 failures += 1
                 if failures > retries:
                     raise
-                click.echo(
-                    f"the connection broke ({error}); attempt {failures} of {retries}"
-                    f" in {retry_delay:g} s",
-                    err=True,
-                )
+                attempt = _next_attempt(failures, retries, retry_delay)
+                say(f"the connection broke ({error}); {attempt}", err=True)
                 await trio.sleep(retry_delay)
+
+
+def _next_attempt(number: int, retries: int, delay: float) -> str:
+    return f"attempt {number} of {retries} in {delay:g} s"
 
 
 async def _send_one(
@@ -176,8 +207,12 @@ async def _send_one(
                 stream,
                 source,
                 source.name,
+                digests=source.digests,
                 on_progress=lambda position: display.update(number, position),
             )
+    except TransferRefused as error:
+        text = f"{source.name}: {error}"
+        raise TransferRefused(error.code, text, resumed_at=error.resumed_at) from error
     except TransferError as error:
         raise TransferError(f"{source.name}: {error}") from error
     finally:

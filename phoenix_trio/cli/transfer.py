@@ -9,26 +9,34 @@ is its specification.  Frames of :mod:`phoenix_trio.streams.framing`:
     sender    trailer (JSON): size and SHA-256 of the whole file; then the stream ends
     receiver  result (JSON): stored with its own size and SHA-256, or refused
 
-A file gets its final name only when both digests agree.  Reading, writing and
-hashing happen in threads, a chunk at a time.
+A file gets its final name only when its size is the announced one and both digests
+agree.  Reading, writing and hashing happen in threads, a chunk at a time.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import attrs
 import trio
 
+from ..errors import StreamStopped
+from ..pool.stall_clock import LEAST_PROGRESS, StallClock
 from ..streams.framing import FrameDecoder, FramingError, encode_frame
-from .storage import Refused, Storage, StoredFile
+from .names import Refused
+from .places import Places, TakenOver
+from .storage import Storage, StoredFile
 
 __all__ = [
     "ALPN",
     "Outcome",
+    "PrefixDigests",
     "Source",
     "TransferError",
     "TransferRefused",
@@ -36,11 +44,16 @@ __all__ = [
     "send_file",
 ]
 
+logger = logging.getLogger("phoenix_trio.cli")
+
 ALPN = "phoenix-files/1"
 VERSION = 1
 
 CHUNK_SIZE = 256 * 1024
 _CONTROL_FRAME_MAX = 16 * 1024
+
+#: Seconds in which the reason for a refusal in the middle of a transfer is waited for.
+_LAST_WORD_SECONDS = 2.0
 
 Progress = Callable[[int], object]
 
@@ -54,11 +67,13 @@ class TransferRefused(TransferError):
 
     Attributes:
       code: why, for programs (see ``docs/file-transfer.md``).
+      resumed_at: how many bytes of an earlier attempt were built upon.
     """
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, *, resumed_at: int = 0) -> None:
         super().__init__(message)
         self.code = code
+        self.resumed_at = resumed_at
 
 
 @attrs.frozen
@@ -80,26 +95,85 @@ class Source(Protocol):
 
     @property
     def identity(self) -> str | None:
-        """Tells versions of the same name apart; ``None``: it cannot be read twice."""
+        """Tells versions of the same name apart, hard to guess; ``None``: it cannot be read
+        twice."""
 
     def read(self, size: int) -> bytes:
         """The next bytes, at most `size`; empty at the end.  Blocks; called in a thread."""
 
+    def seek(self, position: int) -> object:
+        """Go to `position`.  Blocks; called in a thread; only where there is an identity."""
+
+
+class PrefixDigests:
+    """SHA-256 of beginnings of one source, so that attempts in a row hash each byte once.
+
+    Args:
+      step: bytes from one to the next.
+    """
+
+    def __init__(self, step: int = 16 * 1024 * 1024) -> None:
+        self._step = step
+        self._known: list[hashlib._Hash] = []
+
+    def before(self, position: int) -> tuple[int, hashlib._Hash]:
+        """The longest known beginning which ends at `position` or before, and its digest."""
+        number = min(position // self._step, len(self._known))
+        if not number:
+            return 0, hashlib.sha256()
+        return number * self._step, self._known[number - 1].copy()
+
+    def until_next(self, position: int) -> int:
+        """Bytes from `position` to where :meth:`note` wants the digest."""
+        return self._step - position % self._step
+
+    def note(self, position: int, digest: hashlib._Hash) -> None:
+        """This is the digest of all bytes before `position`."""
+        if position == (len(self._known) + 1) * self._step:
+            self._known.append(digest.copy())
+
 
 class _Frames:
-    """Frames out of a stream."""
+    """Frames out of a stream.
 
-    def __init__(self, stream: trio.abc.ReceiveStream, max_frame_size: int) -> None:
+    Args:
+      stream: where they come from.
+      max_frame_size: longer ones are an error.
+      timeout: seconds of waiting in which the other side makes progress, else it is
+        refused; ``math.inf``: it has all the time.
+    """
+
+    def __init__(
+        self, stream: trio.abc.ReceiveStream, max_frame_size: int, timeout: float = math.inf
+    ) -> None:
         self._stream = stream
         self._decoder = FrameDecoder(max_frame_size)
+        self._waited_until = trio.current_time()
+        self._clock = StallClock(timeout, self._waited_until)
 
     async def next(self) -> bytes:
         while (frame := self._decoder.next_frame()) is None:
-            data = await self._stream.receive_some()
+            data = await self._receive()
             if not data:
                 raise TransferError("the other side ended in the middle of the transfer")
             self._decoder.feed(data)
         return frame
+
+    async def _receive(self) -> bytes | bytearray:
+        if self._clock.timeout == math.inf:
+            return await self._stream.receive_some()
+        # What this side has done meanwhile, such as writing to a slow disk, does not count.
+        self._clock.pause(trio.current_time() - self._waited_until)
+        with trio.move_on_at(self._clock.deadline) as scope:
+            data = await self._stream.receive_some()
+        self._waited_until = trio.current_time()
+        if scope.cancelled_caught:
+            raise Refused(
+                "idle",
+                f"less than {LEAST_PROGRESS} bytes have come in {self._clock.timeout:g} s",
+            )
+        self._clock.note(len(data), self._waited_until)
+        return data
 
     async def next_json(self) -> dict[str, Any]:
         frame = await self.next()
@@ -132,6 +206,7 @@ async def send_file(
     source: Source,
     path: str,
     *,
+    digests: PrefixDigests | None = None,
     on_progress: Progress = lambda position: None,
 ) -> Outcome:
     """Send one file, and return when the receiver has stored it and both digests agree.
@@ -140,22 +215,27 @@ async def send_file(
       stream: to the receiver; ended, not closed.
       source: what to send, at its beginning.
       path: the relative path to store it under.
+      digests: of earlier attempts with the same source, and for later ones.
       on_progress: called with the number of bytes which the receiver has or will have.
 
     Raises:
       TransferRefused: the receiver does not take it.
-      TransferError: the digests differ, or the receiver broke the protocol.
+      TransferError: the source has not the size it said, or the receiver broke the protocol.
       trio.BrokenResourceError: the stream broke; another attempt goes on where this ended.
       OSError: the source cannot be read.
     """
     try:
-        return await _send_file(stream, source, path, on_progress)
+        return await _send_file(stream, source, path, digests or PrefixDigests(), on_progress)
     except FramingError as error:
         raise TransferError(f"the receiver broke the protocol: {error}") from error
 
 
 async def _send_file(
-    stream: trio.abc.HalfCloseableStream, source: Source, path: str, on_progress: Progress
+    stream: trio.abc.HalfCloseableStream,
+    source: Source,
+    path: str,
+    digests: PrefixDigests,
+    on_progress: Progress,
 ) -> Outcome:
     await stream.send_all(
         _json_frame(version=VERSION, path=path, size=source.size, identity=source.identity)
@@ -166,44 +246,68 @@ async def _send_file(
     offset: int = _field(reply, "offset", int)
     if offset and source.identity is None:
         raise TransferError("the receiver wants to go on with what cannot be read twice")
-    digest = hashlib.sha256()
-    position = 0
+    position, digest = digests.before(offset)
+    if position:
+        await trio.to_thread.run_sync(source.seek, position)
 
     def read_and_hash(limit: int) -> bytes:
-        chunk = source.read(limit)
+        chunk = source.read(min(limit, CHUNK_SIZE, digests.until_next(position)))
         digest.update(chunk)
+        digests.note(position + len(chunk), digest)
         return chunk
 
     while position < offset:
-        skipped = await trio.to_thread.run_sync(read_and_hash, min(CHUNK_SIZE, offset - position))
+        skipped = await trio.to_thread.run_sync(read_and_hash, offset - position)
         if not skipped:
             raise TransferError("the file is shorter than what the receiver has of it")
         position += len(skipped)
     on_progress(position)
-    while chunk := await trio.to_thread.run_sync(read_and_hash, CHUNK_SIZE):
-        await stream.send_all(encode_frame(chunk))
-        position += len(chunk)
-        on_progress(position)
-    sha256 = digest.hexdigest()
-    await stream.send_all(encode_frame(b"") + _json_frame(size=position, sha256=sha256))
-    await stream.send_eof()
+    try:
+        while chunk := await trio.to_thread.run_sync(read_and_hash, CHUNK_SIZE):
+            if source.size is not None and position + len(chunk) > source.size:
+                raise TransferError("the file has grown while it was sent")
+            await stream.send_all(encode_frame(chunk))
+            position += len(chunk)
+            on_progress(position)
+        if source.size is not None and position != source.size:
+            raise TransferError("the file has become shorter while it was sent")
+        sha256 = digest.hexdigest()
+        await stream.send_all(encode_frame(b"") + _json_frame(size=position, sha256=sha256))
+        await stream.send_eof()
+    except StreamStopped:
+        await _find_refusal(frames, offset)
+        raise
     result = await frames.next_json()
-    _check_accepted(result, "stored")
+    _check_accepted(result, "stored", resumed_at=offset)
     if (_field(result, "size", int), _field(result, "sha256", str)) != (position, sha256):
         raise TransferError("the receiver has stored something else than what was sent")
     return Outcome(path, position, sha256, offset)
 
 
-def _check_accepted(message: dict[str, Any], flag: str) -> None:
+async def _find_refusal(frames: _Frames, offset: int) -> None:
+    """The receiver takes no more: raise what it has said of that, if it has said anything."""
+    with trio.move_on_after(_LAST_WORD_SECONDS):
+        try:
+            result = await frames.next_json()
+        except (trio.BrokenResourceError, TransferError, FramingError):
+            return  # it has not; the stream has broken
+        _check_accepted(result, "stored", resumed_at=offset)
+
+
+def _check_accepted(message: dict[str, Any], flag: str, *, resumed_at: int = 0) -> None:
     if not _field(message, flag, bool):
         code = str(_field(message, "code", str))[:100]
-        raise TransferRefused(code, str(_field(message, "message", str))[:1000])
+        text = str(_field(message, "message", str))[:1000]
+        raise TransferRefused(code, text, resumed_at=resumed_at)
 
 
 async def receive_file(
     stream: trio.abc.HalfCloseableStream,
     storage: Storage,
     *,
+    peer: str = "",
+    places: Places | None = None,
+    idle_timeout: float = math.inf,
     on_begin: Callable[[str, int | None, int], object] = lambda path, size, offset: None,
     on_progress: Progress = lambda position: None,
 ) -> Outcome:
@@ -212,6 +316,10 @@ async def receive_file(
     Args:
       stream: to the sender; ended, not closed.
       storage: where the file goes.
+      peer: the sender's address, for quotas.
+      places: of the transfers under way; ``None``: no limit.
+      idle_timeout: seconds in which at least 16 KiB come while this side waits for the
+        sender (more than 0, up to ``math.inf``); otherwise it is refused.
       on_begin: called with path, size (if known) and the offset it goes on from.
       on_progress: called with the number of bytes stored.
 
@@ -219,80 +327,121 @@ async def receive_file(
 
     Raises:
       TransferRefused: the storage does not take the file; the sender was told.
-      TransferError: the sender broke the protocol, or the digests differ.
+      TransferError: the sender broke the protocol, or has begun another attempt.
       trio.BrokenResourceError: the stream broke.
     """
+    receiver = _Receiver(stream, storage, peer, idle_timeout, on_begin, on_progress)
     try:
         try:
-            return await _receive_file(stream, storage, on_begin, on_progress)
+            if places is None:
+                places = Places(1, 1)
+            try:
+                with places.place(peer):
+                    return await receiver.run(places)
+            except (Refused, OSError) as error:
+                if isinstance(error, trio.BrokenResourceError):
+                    raise
+                refusal = error if isinstance(error, Refused) else _system_refusal(error)
+                await receiver.refuse(refusal)
+                raise refusal from error
         except FramingError as error:
             raise TransferError(f"the sender broke the protocol: {error}") from error
+        except TakenOver as error:
+            raise TransferError(str(error)) from error
     except Refused as error:
         raise TransferRefused(error.code, str(error)) from error
 
 
-async def _receive_file(
-    stream: trio.abc.HalfCloseableStream,
-    storage: Storage,
-    on_begin: Callable[[str, int | None, int], object],
-    on_progress: Progress,
-) -> Outcome:
-    frames = _Frames(stream, max(CHUNK_SIZE, _CONTROL_FRAME_MAX))
-    header = await frames.next_json()
-    if header.get("version") != VERSION:
-        await _answer(stream, accepted=False, code="version", message="only version 1 is spoken")
-        raise TransferError(f"the sender speaks version {header.get('version')!r}")
-    path: str = _field(header, "path", str)
-    size: int | None = _field(header, "size", int, type(None))
-    identity: str | None = _field(header, "identity", str, type(None))
-    try:
-        stored = await trio.to_thread.run_sync(storage.begin, path, size, identity)
-    except (Refused, OSError) as error:
-        refusal = error if isinstance(error, Refused) else _system_refusal(error)
-        await _answer(stream, accepted=False, code=refusal.code, message=str(refusal))
-        raise refusal from error
-    try:
-        await stream.send_all(_json_frame(accepted=True, offset=stored.offset))
-        on_begin(path, size, stored.offset)
-        try:
-            return await _store(frames, stream, stored, path, on_progress)
-        except (Refused, OSError) as error:
-            if isinstance(error, trio.BrokenResourceError):
+@attrs.define(eq=False)
+class _Receiver:
+    """Receives one file."""
+
+    _stream: trio.abc.HalfCloseableStream
+    _storage: Storage
+    _peer: str
+    _timeout: float
+    _on_begin: Callable[[str, int | None, int], object]
+    _on_progress: Progress
+    _was_accepted: bool = False
+
+    async def run(self, places: Places) -> Outcome:
+        frames = _Frames(self._stream, max(CHUNK_SIZE, _CONTROL_FRAME_MAX), self._timeout)
+        header = await frames.next_json()
+        if header.get("version") != VERSION:
+            raise Refused("version", f"only version {VERSION} is spoken")
+        path: str = _field(header, "path", str)
+        size: int | None = _field(header, "size", int, type(None))
+        identity: str | None = _field(header, "identity", str, type(None))
+        key = self._storage.key(path, identity)
+        async with places.alone(key):
+            stored = await trio.to_thread.run_sync(
+                partial(self._storage.begin, path, size, identity, peer=self._peer, key=key)
+            )
+            try:
+                await self._send(accepted=True, offset=stored.offset)
+                self._was_accepted = True
+                self._on_begin(path, size, stored.offset)
+                return await self._store(frames, stored, path, size)
+            finally:
+                # A part is removed, or noted for the next attempt, whatever happens.
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(_close, stored)
+
+    async def _store(
+        self, frames: _Frames, stored: StoredFile, path: str, size: int | None
+    ) -> Outcome:
+        self._on_progress(stored.size)
+        while chunk := await frames.next():
+            try:
+                await trio.to_thread.run_sync(stored.write, chunk)
+            except Refused as error:
+                if error.code == "size":
+                    await trio.to_thread.run_sync(stored.discard)
                 raise
-            refusal = error if isinstance(error, Refused) else _system_refusal(error)
-            await _answer(stream, stored=False, code=refusal.code, message=str(refusal))
-            raise refusal from error
-    finally:
+            self._on_progress(stored.size)
+        trailer = await frames.next_json()
+        sent = _field(trailer, "size", int), _field(trailer, "sha256", str)
+        if stored.size != sent[0] or size not in (None, stored.size):
+            # Found before anything is hashed.
+            await trio.to_thread.run_sync(stored.discard)
+            raise Refused(
+                "size",
+                f"{stored.size} bytes have come; announced were"
+                f" {'none' if size is None else size}, and {sent[0]} at the end",
+            )
+        while not await trio.to_thread.run_sync(stored.catch_up):
+            pass
+        sha256 = stored.sha256()
+        if sha256 != sent[1]:
+            await trio.to_thread.run_sync(stored.discard)
+            raise Refused("checksum", "the stored bytes are not those which were sent")
+        await trio.to_thread.run_sync(stored.commit)
+        await self._send(stored=True, size=stored.size, sha256=sha256)
+        await self._stream.send_eof()
+        return Outcome(path, stored.size, sha256, stored.offset)
+
+    async def refuse(self, refusal: Refused) -> None:
+        """Tell the sender, if it listens."""
+        flag = "stored" if self._was_accepted else "accepted"
+        await self._send(**{flag: False, "code": refusal.code, "message": str(refusal)})
+        await self._stream.send_eof()
+
+    async def _send(self, **message: object) -> None:
+        # A sender which reads no answers must not hold a place.
+        with trio.move_on_after(self._timeout) as scope:
+            await self._stream.send_all(_json_frame(**message))
+        if scope.cancelled_caught:
+            raise TransferError("the sender takes no answer")
+
+
+def _close(stored: StoredFile) -> None:
+    try:
         stored.close()
-
-
-async def _store(
-    frames: _Frames,
-    stream: trio.abc.HalfCloseableStream,
-    stored: StoredFile,
-    path: str,
-    on_progress: Progress,
-) -> Outcome:
-    on_progress(stored.size)
-    while chunk := await frames.next():
-        await trio.to_thread.run_sync(stored.write, chunk)
-        on_progress(stored.size)
-    trailer = await frames.next_json()
-    sha256 = stored.digest.hexdigest()
-    if (_field(trailer, "size", int), _field(trailer, "sha256", str)) != (stored.size, sha256):
-        await trio.to_thread.run_sync(stored.discard)
-        raise Refused("checksum", "the stored bytes are not those which were sent")
-    await trio.to_thread.run_sync(stored.commit)
-    await stream.send_all(_json_frame(stored=True, size=stored.size, sha256=sha256))
-    await stream.send_eof()
-    return Outcome(path, stored.size, sha256, stored.offset)
+    except OSError as error:
+        # The file's own fate is decided and told; only the clean-up of parts has failed.
+        logger.warning("partial files could not be cleaned up: %s", error)
 
 
 def _system_refusal(error: OSError) -> Refused:
     # The receiver's own paths are not the sender's business.
     return Refused("system", f"the receiver cannot store it: {error.strerror or 'I/O error'}")
-
-
-async def _answer(stream: trio.abc.HalfCloseableStream, **message: object) -> None:
-    await stream.send_all(_json_frame(**message))
-    await stream.send_eof()

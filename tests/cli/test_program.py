@@ -157,7 +157,8 @@ def test_a_killed_receiver_costs_what_was_under_way_only(tmp_path: Path) -> None
             text=True,
         )
         deadline = time.monotonic() + 30
-        while sum(p.stat().st_size for p in incoming.glob(".payload.*.part")) < 2_000_000:
+        parts = incoming / ".phoenix-trio"
+        while sum(p.stat().st_size for p in parts.glob("payload.*.part")) < 2_000_000:
             assert sender.poll() is None, sender.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.01)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phoenix_trio.cli.storage import Refused, Storage, check_path
+from phoenix_trio.cli.storage import PARTS_DIRECTORY, Refused, Storage, check_path
 
 HOSTILE = [
     "",
@@ -31,10 +30,34 @@ HOSTILE = [
     "com1.txt",
     "ends.",
     " starts",
-    "x" * 201,
-    "/".join("d" * 40),
+    "x" * 256,
+    "\u00e9" * 128,
+    "/".join("d" * 33),
+    "/".join(["x" * 200] * 6),
     ".name.0123456789abcdef.part",
+    ".phoenix-trio/x",
+    ".ssh/authorized_keys",
+    " leading",
+    "trailing ",
+    "a/ b",
     "\udcff",
+    "gpj.\u202etxt.exe",
+    "a\u2066b",
+    "a\u200fb",
+    "a\u061cb",
+    "zero\u200bwidth",
+    "joined\u200d",
+    "\ufeffbom",
+    "soft\u00adhyphen",
+    "private\ue000",
+    "line\u2028end",
+    "filler\u3164",
+    "none\uffff",
+    "tag\U000e0041",
+    "full\uff0fwidth",
+    "\u2025/x",
+    "com\u00b9",
+    "nul .txt",
 ]
 
 
@@ -72,10 +95,18 @@ def test_symbolic_links_are_never_followed(tmp_path: Path) -> None:
         storage.begin("link/x", 1, "id")
     with pytest.raises(Refused):
         storage.begin("file", 1, "id")
-    partial = f".name.{hashlib.sha256(b'id').hexdigest()[:16]}.part"
-    (inside / partial).symlink_to(outside / "target")
+    (inside / PARTS_DIRECTORY).symlink_to(outside)
     with pytest.raises(Refused):
         storage.begin("name", 1, "id")
+    (inside / PARTS_DIRECTORY).unlink()
+    stored = storage.begin("name", 2, "id")
+    stored.write(b"x")
+    stored.close()
+    (part,) = (inside / PARTS_DIRECTORY).iterdir()
+    part.unlink()
+    part.symlink_to(outside / "target")
+    with pytest.raises(OSError, match="symbolic"):
+        storage.begin("name", 2, "id")
     assert os.listdir(outside) == []
     storage.close()
 
@@ -119,10 +150,10 @@ def test_existing_files_are_kept_unless_told_otherwise(tmp_path: Path) -> None:
     storage.close()
     storage = Storage(str(tmp_path), overwrite=True)
     stored = storage.begin("name", 1, "id")
-    stored.write(b"new")
+    stored.write(b"n")
     stored.commit()
     stored.close()
-    assert (tmp_path / "name").read_bytes() == b"new"
+    assert (tmp_path / "name").read_bytes() == b"n"
     storage.close()
 
 

@@ -39,6 +39,9 @@ class Bytes:
         self.position += len(chunk)
         return chunk
 
+    def seek(self, position: int) -> None:
+        self.position = position
+
 
 async def move(source: Bytes, storage: Storage, path: str = "name") -> Outcome:
     here, there = trio.testing.memory_stream_pair()
@@ -129,7 +132,7 @@ async def test_a_tampered_partial_file_is_found_out_and_thrown_away(tmp_path: Pa
     data = os.urandom(600_000)
     storage = Storage(str(tmp_path))
     await cut_transfer(data, storage, 400_000)
-    (partial,) = tmp_path.glob(".name.*.part")
+    (partial,) = tmp_path.glob(".phoenix-trio/name.*.part")
     tampered = bytearray(partial.read_bytes())
     tampered[0] ^= 1
     partial.write_bytes(tampered)
