@@ -14,10 +14,10 @@ import click
 import trio
 
 from ..config import TransportConfig
-from ..pool.hub import peer_of
 from ..quic.certificates import create_development_ca, fingerprint, issue_certificate
 from ..quic.connection import QuicConnection
 from ..quic.packet_io import Network
+from ..quic.places import peer_of
 from ..quic.serving import serve
 from ..quic.stream import QuicStream
 from ..quic.tls import ServerTLS
