@@ -116,6 +116,37 @@ class TransportConfig:
     )
     """The same for one stream; never more than `receive_buffer_size` in effect."""
 
+    endpoint_receive_memory: int = attrs.field(
+        default=256 * MEBIBYTE, validator=_integer(1 * MEBIBYTE, 1024 * 1024 * MEBIBYTE)
+    )
+    """Bytes which all connections of an endpoint together may be sent before the application
+    reads them (1 MiB to 1 TiB), each connection's `minimum_connection_memory` aside.
+
+    It counts the credit announced to peers, since that cannot be taken back (RFC 9000
+    section 4.1): windows stay small, or shrink as data is read, while it is scarce, and
+    shares are fair.  256 MiB: a quarter of a machine with 1 GiB, and room for sixteen
+    connections at full speed with the largest windows of the default."""
+
+    endpoint_send_memory: int = attrs.field(
+        default=256 * MEBIBYTE, validator=_integer(1 * MEBIBYTE, 1024 * 1024 * MEBIBYTE)
+    )
+    """Bytes which all connections of an endpoint together hold at most for sending, unsent
+    and unacknowledged (1 MiB to 1 TiB), each connection's `minimum_connection_memory` aside.
+
+    ``send_all`` waits above a connection's fair share.  Without it, clients which download
+    and do not read would hold `send_buffer_size` each.  256 MiB: as for receiving."""
+
+    minimum_connection_memory: int = attrs.field(
+        default=64 * KIBIBYTE, validator=_integer(16 * KIBIBYTE, 16 * MEBIBYTE)
+    )
+    """Bytes, each way, which a connection may hold however scarce the endpoint's memory is
+    (16 KiB to 16 MiB), so that each makes progress.
+
+    All connections of an endpoint hold `endpoint_receive_memory` and `max_connections` times
+    this at most, and the same for sending.  64 KiB: 1.3 MB/s over 50 ms of round trip, and
+    about what an idle connection costs anyhow.  Set `max_connections` to what the machine
+    has memory for."""
+
     max_message_size: int = attrs.field(
         default=16 * MEBIBYTE, validator=_integer(1, 1024 * MEBIBYTE)
     )
@@ -275,7 +306,8 @@ class TransportConfig:
     """Datagrams which a connection queues at most, each way.
 
     Outgoing: ``send_datagram`` waits, ``send_datagram_nowait`` drops the oldest.
-    Incoming: the oldest is dropped.  Drops are counted."""
+    Incoming: the oldest is dropped, also where `endpoint_receive_memory` has no room for
+    as many bytes.  Drops are counted."""
 
     socket_buffer_size: int = attrs.field(
         default=4 * MEBIBYTE, validator=_integer(4 * KIBIBYTE, 1024 * MEBIBYTE)
@@ -386,6 +418,8 @@ class TransportConfig:
 
         - `send_buffer_size` and `receive_buffer_size` 64 MiB, 32 MiB a stream: a gigabit
           over half a second of round trip, or ten over 50 ms.
+        - `endpoint_receive_memory` and `endpoint_send_memory` 1 GiB: a few such connections
+          at once.
         - `socket_buffer_size` 16 MiB: a burst of a whole window finds room in the kernel,
           if it grants so much (``net.core.rmem_max``).
         - `memory_pool_size` 2 MiB: twice as many packets share the cost of a turn.
@@ -397,6 +431,8 @@ class TransportConfig:
             stream_send_buffer_size=32 * MEBIBYTE,
             receive_buffer_size=64 * MEBIBYTE,
             stream_receive_buffer_size=32 * MEBIBYTE,
+            endpoint_receive_memory=1024 * MEBIBYTE,
+            endpoint_send_memory=1024 * MEBIBYTE,
             socket_buffer_size=16 * MEBIBYTE,
             memory_pool_size=2 * MEBIBYTE,
             batch_bytes=256 * KIBIBYTE,
@@ -410,6 +446,8 @@ class TransportConfig:
 
         - all four buffers 64 to 256 KiB: a thousand connections cannot take more than
           some hundred megabytes, whatever they send.
+        - `minimum_connection_memory` 16 KiB: ten thousand of them can hold 160 MiB each way
+          besides the endpoint's memory.
         - `max_bidirectional_streams` and `max_unidirectional_streams` 16: readings share
           a stream in batches.
         - `batch_delay` 0.1 s: hundreds of readings a packet, and nobody looks sooner.
@@ -425,6 +463,7 @@ class TransportConfig:
             stream_send_buffer_size=128 * KIBIBYTE,
             receive_buffer_size=128 * KIBIBYTE,
             stream_receive_buffer_size=64 * KIBIBYTE,
+            minimum_connection_memory=16 * KIBIBYTE,
             max_message_size=64 * KIBIBYTE,
             batch_delay=0.1,
             keep_alive=25.0,

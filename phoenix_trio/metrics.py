@@ -126,6 +126,15 @@ class EndpointStatistics:
     version_negotiations_sent: int
     stateless_resets_sent: int
     stateless_resets_received: int
+    receive_memory_used: int
+    """Bytes which peers may send, or have sent, and the application has not read, above each
+    connection's minimum."""
+    receive_memory_limit: int
+    """``TransportConfig.endpoint_receive_memory``."""
+    send_memory_used: int
+    """Bytes set aside for what peers have not acknowledged, above each connection's minimum."""
+    send_memory_limit: int
+    """``TransportConfig.endpoint_send_memory``."""
 
 
 @attrs.frozen(kw_only=True)

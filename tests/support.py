@@ -18,6 +18,7 @@ import phoenix_trio
 from phoenix_trio.quic import events
 from phoenix_trio.quic.admission import Admit
 from phoenix_trio.quic.engine import Engine
+from phoenix_trio.quic.memory_budget import EndpointMemory
 from phoenix_trio.quic.setup import make_client_engine, make_server_engine
 from phoenix_trio.quic.skipped_numbers import SkippedNumbers
 from phoenix_trio.testing import SimulatedNetwork
@@ -133,7 +134,9 @@ class EnginePair:
         client: phoenix_trio.ClientTLS | None = None,
         server: phoenix_trio.ServerTLS | None = None,
         skips: Callable[[int], int] | None = secrets.randbelow,
+        server_memory: EndpointMemory | None = None,
     ) -> None:
+        self._server_memory = server_memory
         self.now = 0.0
         self._skips = skips
         self.wire: list[tuple[float, int, Side, bytes, tuple[str, int]]] = []
@@ -175,6 +178,7 @@ class EnginePair:
             reset_token=lambda cid: (cid * 2)[:16],
             key_log=None,
             trace_logger=None,
+            memory=self._server_memory,
         )
         skip_numbers(engine, self._skips)
         return Side(engine, (SERVER, PORT))

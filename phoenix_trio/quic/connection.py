@@ -32,6 +32,7 @@ from ..metrics import ConnectionStatistics
 from . import events
 from .conflict import ConflictDetector
 from .construction import NoPublicConstructor
+from .datagram_queue import DatagramQueue
 from .packet_io import display_address, local_socket_address
 from .path_address import Address, SocketAddress, local_of
 from .stream import QuicStream, ReceiveStream, SendStream, check_error_code, fresh
@@ -88,8 +89,7 @@ class QuicConnection(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
         self._error: Exception | None = None
         self._address: Address | None = None
 
-        self._datagrams: deque[bytes] = deque()
-        self._datagrams_dropped = 0
+        self._datagrams = DatagramQueue(engine.config.datagram_queue_length, engine.receive_memory)
         self._flow_control_stalls = 0
         self._stream_credit_stalls = 0
         self._pings: dict[int, trio.lowlevel.ParkingLot] = {}
@@ -196,7 +196,7 @@ class QuicConnection(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
     def statistics(self) -> ConnectionStatistics:
         """A frozen snapshot of the counters and estimates; also after the end."""
         return self._engine.statistics(
-            datagrams_dropped_incoming=self._datagrams_dropped,
+            datagrams_dropped_incoming=self._datagrams.dropped,
             flow_control_stalls=self._flow_control_stalls,
             stream_credit_stalls=self._stream_credit_stalls,
             receive_buffer_bytes=sum(r._buffer.size for r in self._receivers.values()),
@@ -674,11 +674,7 @@ class QuicConnection(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
         self._credit_lot.unpark_all()
 
     def _on_datagram(self, event: events.DatagramReceived) -> None:
-        queue = self._datagrams
-        if len(queue) >= self._engine.config.datagram_queue_length:
-            queue.popleft()
-            self._datagrams_dropped += 1
-        queue.append(event.data)
+        self._datagrams.append(event.data)
         self._datagram_lot.unpark_all()
 
     def _on_ping(self, event: events.PingAcknowledged) -> None:

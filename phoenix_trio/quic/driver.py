@@ -47,6 +47,7 @@ from .closing import ClosingConnection
 from .engine import Engine, Run
 from .fast_path import BUILD_BYTES
 from .groups import unwrap_lone
+from .memory_budget import EndpointMemory
 from .packet_io import DatagramSocket, ReceivedRun
 from .path_address import Address, PathAddress, SocketAddress, remote_of
 from .places import Place
@@ -198,6 +199,8 @@ class SocketDriver:
     def __init__(self, socket: DatagramSocket, config: TransportConfig, reset_key: bytes) -> None:
         self.socket = socket
         self.config = config
+        self.memory = EndpointMemory(config)
+        """Shared by all connections of the socket."""
         self._pool = receive_pool() if config.enable_memory_pool else None
         self._runs_per_turn = RUNS_PER_TURN
         if self._pool is not None:
@@ -504,6 +507,10 @@ class SocketDriver:
             version_negotiations_sent=self._answers.get("version negotiation", 0),
             stateless_resets_sent=self._answers.get("stateless reset", 0),
             stateless_resets_received=self._resets_received,
+            receive_memory_used=self.memory.receive.used,
+            receive_memory_limit=self.memory.receive.limit,
+            send_memory_used=self.memory.send.used,
+            send_memory_limit=self.memory.send.limit,
         )
 
     def note_refused(self) -> None:

@@ -227,6 +227,7 @@ class Endpoint(metaclass=NoPublicConstructor):
                 alpn=names,
                 admit=admit,
                 reset_token=driver.reset_token,
+                memory=driver.memory,
                 key_log=self._key_log,
                 trace_logger=self._traces,
             )
@@ -295,6 +296,7 @@ class Endpoint(metaclass=NoPublicConstructor):
                 port=port,
                 alpn=names,
                 reset_token=driver.reset_token,
+                memory=driver.memory,
                 key_log=self._key_log,
                 trace_logger=self._traces,
             )

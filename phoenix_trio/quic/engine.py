@@ -78,12 +78,13 @@ from .handshake_probe import (
 from .idle import keep_alive_interval, longest_backoff
 from .key_update import EarlyKeys, OneRttKeys
 from .logs import PeerFaults
+from .memory_budget import EndpointMemory
 from .pacer import Pacer
 from .path_address import Address, ends_of, local_of
 from .path_mtu import MtuSearch
 from .rate_limit import RateLimit
 from .reassembly import PieceLimit
-from .remains import ConnectionRemains
+from .remains import ConnectionRemains, UnreadData
 from .skipped_numbers import SkippedNumbers
 from .stalls import Arrivals, StallFilter
 from .stream_state import (
@@ -201,6 +202,7 @@ class Engine(QuicConnection):
       configuration: aioquic's configuration, made by :mod:`phoenix_trio.quic.setup`.
       policy: how the peer's certificate is judged.
       reset_token: derives the stateless reset token of a connection ID.
+      memory: shared with the endpoint's other connections; ``None``: with no other.
       arguments: passed on to aioquic (original connection IDs, ticket callbacks).
     """
 
@@ -211,12 +213,20 @@ class Engine(QuicConnection):
         configuration: QuicConfiguration,
         policy: ServerPolicy | ClientPolicy,
         reset_token: Callable[[bytes], bytes],
+        memory: EndpointMemory | None = None,
         **arguments: Any,
     ) -> None:
         stream_window = min(
             INITIAL_STREAM_WINDOW, config.stream_receive_buffer_size, config.receive_buffer_size
         )
-        connection_window = min(INITIAL_CONNECTION_WINDOW, config.receive_buffer_size)
+        memory = EndpointMemory(config) if memory is None else memory
+        self.receive_memory = memory.receive
+        """The endpoint's memory for what the application has not read."""
+        self._receive_account = account = memory.receive.open()
+        wanted = min(INITIAL_CONNECTION_WINDOW, config.receive_buffer_size)
+        connection_window = account.begin(wanted)
+        if connection_window < wanted:
+            stream_window = min(stream_window, _stream_share(connection_window))
         configuration.max_stream_data = stream_window
         configuration.max_data = connection_window
         # (In whole milliseconds, of which 0 would mean "none", RFC 9000 section 18.2.)
@@ -254,7 +264,8 @@ class Engine(QuicConnection):
         self.piece_limit = PieceLimit()
         """Bounds the pieces which streams hold behind gaps."""
         self._initial_stream_window = stream_window
-        self._window = ReceiveWindow(connection_window, config.receive_buffer_size)
+        self._window = ReceiveWindow(connection_window, config.receive_buffer_size, account)
+        self._full_window = wanted
         self._limits_pending = False
 
         self._fast = FastPath(self, enabled=config.enable_fast_path)
@@ -312,6 +323,9 @@ class Engine(QuicConnection):
         self.unacknowledged_bytes = 0
         """Bytes of packets received since the last acknowledgement was sent."""
         self._buffered = 0
+        self._send_memory = memory.send.open()
+        self._send_minimum = min(memory.send.minimum, config.send_buffer_size)
+        self._send_allowance = self._send_minimum
         self._unsent = 0
         self._progress = False
         self._datagrams_were_full = False
@@ -834,6 +848,7 @@ class Engine(QuicConnection):
 
         Returns what is left for the driver, and for the application.
         """
+        self.free_buffers()
         remains = ConnectionRemains(
             config=self.config,
             statistics=self.statistics(
@@ -849,6 +864,14 @@ class Engine(QuicConnection):
                 for stream_id, record in self._records.items()
                 if not record.sender.is_finished
             },
+            unread=UnreadData(
+                self._receive_account,
+                {
+                    stream_id: record.receiver.delivered - record.window.released
+                    for stream_id, record in self._records.items()
+                    if record.window is not None
+                },
+            ),
         )
         closing = self._closing or ClosingConnection([], self._close_at)
         if self._state is not QuicConnectionState.TERMINATED:
@@ -928,27 +951,52 @@ class Engine(QuicConnection):
         """How many bidirectional streams the peer permits to open now."""
         return max(0, self._remote_max_streams_bidi - self.get_next_available_stream_id() // 4)
 
-    def send_room(self, stream_id: int) -> int:
-        """Bytes which may be written to the stream now without exceeding the send buffers."""
+    def send_room(self, stream_id: int, wanted: int = 1) -> int:
+        """Bytes which may be written to the stream now without exceeding the send buffers.
+
+        Args:
+          stream_id: the stream.
+          wanted: bytes which there are to write; the endpoint's memory is asked for so many.
+        """
         record = self._records.get(stream_id)
         if record is None:
             return 0
         config = self.config
-        return max(
-            0,
-            min(
-                config.stream_send_buffer_size - record.sender.buffered,
-                config.send_buffer_size - self._buffered,
-            ),
+        room = min(
+            config.stream_send_buffer_size - record.sender.buffered,
+            config.send_buffer_size - self._buffered,
         )
+        if self._buffered + min(wanted, room) > self._send_allowance:
+            # Half as much again, so that many small writes do not ask each time.
+            needed = self._buffered + min(wanted, room)
+            self._send_allowance = self._send_memory.adjust(
+                self._buffered, min(needed + needed // 2, config.send_buffer_size)
+            )
+        return max(0, min(room, self._send_allowance - self._buffered))
 
     def has_send_room(self, stream_id: int) -> bool:
-        """Whether a writer that had to wait should go on: both buffers are half empty."""
+        """Whether a writer that had to wait should go on: the buffers are half empty."""
         record = self._records.get(stream_id)
         return record is None or (
             record.sender.buffered * 2 <= self.config.stream_send_buffer_size
-            and self._buffered * 2 <= self.config.send_buffer_size
+            and self._buffered * 2 <= self._send_ceiling()
         )
+
+    def _send_ceiling(self) -> int:
+        """Bytes which the connection could hold for sending now."""
+        ceiling = self.config.send_buffer_size
+        if self._send_allowance < ceiling:
+            return self._send_memory.permitted(ceiling)
+        return ceiling
+
+    def _review_send_memory(self) -> None:
+        """Something was acknowledged: give back what is not needed, or is due to others."""
+        allowance, buffered = self._send_allowance, self._buffered
+        if allowance > self._send_minimum:
+            wanted = allowance if 4 * buffered >= allowance else 2 * buffered
+            self._send_allowance = self._send_memory.adjust(
+                buffered, max(wanted, self._send_minimum)
+            )
 
     def write(
         self, stream_id: int, data: bytes | bytearray | memoryview, *, end_stream: bool = False
@@ -1077,9 +1125,14 @@ class Engine(QuicConnection):
             and window.is_due
             and not record.receiver.is_complete
             and not record.discarding
-            and window.update(self._now, rtt)
+            and window.update(self._now, rtt, ceiling=self._stream_ceiling())
         ):
             self._limits_to_send[record.stream_id] = record
+
+    def _stream_ceiling(self) -> int | None:
+        """While memory is scarce, one stream that is not read leaves credit to the others."""
+        size = self._window.size
+        return _stream_share(size) if size < self._full_window else None
 
     def _forget_if_done(self, record: StreamRecord) -> bool:
         if not (record.wire_done and record.send_released and record.receive_released):
@@ -1512,6 +1565,7 @@ class Engine(QuicConnection):
             self._discard_finished()
         if self._progress:
             self._progress = False
+            self._review_send_memory()
             out.append(events.SendProgress())
         if (
             not self._is_client
@@ -1524,17 +1578,19 @@ class Engine(QuicConnection):
             out.append(events.EarlyDataReady(self.tls.alpn_negotiated))
         if self._close_event is not None and not self._terminated:
             self._terminated = True
-            self._free_buffers()
+            self.free_buffers()
             out.append(events.Terminated(self._termination_error()))
 
-    def _free_buffers(self) -> None:
+    def free_buffers(self) -> None:
         """The connection has ended: nothing is sent or put in order any more.
 
-        What was delivered stays with the application until it is read.
+        What was delivered stays with the application, and is counted until it is read.
         """
         for record in self._records.values():
             record.receiver.drop_pending()
             record.sender.data.discard()
+        self._send_memory.close()
+        self._window.end(self._local_max_data.used)
 
     def _collect_data(self, event: aioquic_events.StreamDataReceived) -> None:
         self._stream_bytes_received += len(event.data)
@@ -2326,6 +2382,11 @@ class Engine(QuicConnection):
         if delivery is not QuicDeliveryState.ACKED and stream.stream_id in self._streams:
             assert isinstance(stream, StreamRecord)
             self._limits_to_send[stream.stream_id] = stream
+
+
+def _stream_share(window: int) -> int:
+    """How much of a small connection window one stream may use."""
+    return window * 2 // 3
 
 
 def _unknown_path(address: Any) -> int | None:

@@ -14,11 +14,38 @@ import attrs
 
 from ..config import TransportConfig
 from ..metrics import ConnectionStatistics
+from .memory_budget import MemoryAccount
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
-__all__ = ["ConnectionRemains"]
+__all__ = ["ConnectionRemains", "UnreadData"]
+
+
+class UnreadData:
+    """Counts what an ended connection has delivered and the application has not read.
+
+    Args:
+      account: the connection's, which is kept true until all was read.
+      streams: unread bytes of each stream.
+    """
+
+    __slots__ = ("_account", "_streams", "_total")
+
+    def __init__(self, account: MemoryAccount, streams: dict[int, int]) -> None:
+        self._account = account
+        self._streams = {stream_id: count for stream_id, count in streams.items() if count > 0}
+        self._total = sum(self._streams.values())
+        account.end(self._total)
+
+    def read(self, stream_id: int, count: int | None = None) -> None:
+        """So many bytes of the stream were read; ``None``: the rest was discarded."""
+        unread = self._streams.pop(stream_id, 0)
+        taken = unread if count is None else min(count, unread)
+        if taken < unread:
+            self._streams[stream_id] = unread - taken
+        self._total -= taken
+        self._account.end(self._total)
 
 
 class ConnectionRemains:
@@ -31,12 +58,14 @@ class ConnectionRemains:
       max_datagram_payload: the largest payload of a datagram at the end.
       unacknowledged: for each stream of which not all was acknowledged: how many bytes were
         written, and up to which offset they were acknowledged.
+      unread: what the application can still read.
     """
 
     __slots__ = (
         "_consumed",
         "_statistics",
         "_unacknowledged",
+        "_unread",
         "config",
         "max_datagram_payload",
         "peer_certificate",
@@ -60,12 +89,14 @@ class ConnectionRemains:
         peer_certificate: Certificate | None,
         max_datagram_payload: int | None,
         unacknowledged: dict[int, tuple[int, int]],
+        unread: UnreadData,
     ) -> None:
         self.config = config
         self.peer_certificate = peer_certificate
         self.max_datagram_payload = max_datagram_payload
         self._statistics = statistics
         self._unacknowledged = unacknowledged
+        self._unread = unread
         self._consumed = 0
 
     def statistics(
@@ -107,20 +138,23 @@ class ConnectionRemains:
     def consume(self, stream_id: int, count: int) -> bool:
         """The application has read what had arrived before; no credit follows."""
         self._consumed += count
+        self._unread.read(stream_id, count)
         return False
 
     def extend_credit(self, stream_id: int, now: float) -> None:
         """No credit is of use any more."""
 
     def let_go(self, stream_id: int, *, sending: bool = False, receiving: bool = False) -> bool:
-        """The stream is forgotten already."""
+        """The stream is forgotten already, but for what was not read of it."""
+        if receiving:
+            self._unread.read(stream_id)
         return False
 
     def open_stream(self, *, unidirectional: bool) -> int | None:
         """``None``: no stream can be opened."""
         return None
 
-    def send_room(self, stream_id: int) -> int:
+    def send_room(self, stream_id: int, wanted: int = 1) -> int:
         """Nothing can be written."""
         return 0
 

@@ -16,6 +16,7 @@ from aioquic.tls import SessionTicket
 from ..config import TransportConfig
 from .admission import CONNECTION_ID_LENGTH, SUPPORTED_VERSIONS, Admit
 from .engine import Engine
+from .memory_budget import EndpointMemory
 from .tls import ClientTLS, ServerTLS, normalize_server_name
 from .tls_context import client_policy, server_policy
 
@@ -69,6 +70,7 @@ def make_client_engine(
     reset_token: Callable[[bytes], bytes],
     key_log: TextIO | None,
     trace_logger: QuicLogger | None,
+    memory: EndpointMemory | None = None,
 ) -> Engine:
     """An engine which will dial `host`, resuming a session if the store has a ticket for it."""
     server_name = client_tls.server_name or normalize_server_name(host)
@@ -90,6 +92,7 @@ def make_client_engine(
 
     return Engine(
         config=config,
+        memory=memory,
         configuration=configuration,
         policy=client_policy(client_tls, server_name),
         reset_token=reset_token,
@@ -106,6 +109,7 @@ def make_server_engine(
     reset_token: Callable[[bytes], bytes],
     key_log: TextIO | None,
     trace_logger: QuicLogger | None,
+    memory: EndpointMemory | None = None,
 ) -> Engine:
     """An engine for an admitted client, with the server's identity as it is now."""
     identity = server_tls.identity
@@ -117,6 +121,7 @@ def make_server_engine(
     configuration.private_key = identity.private_key
     return Engine(
         config=config,
+        memory=memory,
         configuration=configuration,
         policy=server_policy(identity, server_tls),
         reset_token=reset_token,

@@ -306,7 +306,7 @@ class SendStream(trio.abc.SendStream, metaclass=NoPublicConstructor):
             await trio.lowlevel.checkpoint_if_cancelled()
             self._check_open()
             connection, size = self._connection, len(data)
-            if size <= connection._engine.send_room(self._id):
+            if size <= connection._engine.send_room(self._id, size):
                 if size:
                     connection._write(self._id, data)
                 await trio.lowlevel.cancel_shielded_checkpoint()
@@ -320,7 +320,7 @@ class SendStream(trio.abc.SendStream, metaclass=NoPublicConstructor):
         connection, stream_id = self._connection, self._id
         position, size = 0, len(view)
         while True:
-            room = connection._engine.send_room(stream_id)
+            room = connection._engine.send_room(stream_id, size - position)
             if room > 0:
                 connection._write(stream_id, view[position : position + room])
                 position += room

@@ -393,6 +393,11 @@ class TrackedReceiver(QuicStreamReceiver):
         return self._final_size is not None or self.is_finished
 
     @property
+    def delivered(self) -> int:
+        """All bytes below this offset were delivered, or discarded."""
+        return self._buffer_start
+
+    @property
     def pending_ranges(self) -> list[range]:
         """The offsets received behind a gap."""
         return self._pending.ranges() if self._pending is not None else []

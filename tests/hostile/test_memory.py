@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import gc
 import tracemalloc
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from functools import partial
+from typing import Any
 
+import attrs
 import pytest
+import trio
 from aioquic import tls
+from trio.testing import MockClock
 
+import phoenix_trio
+from phoenix_trio import TransportConfig
 from phoenix_trio.quic import events
 from phoenix_trio.quic.fast_send import encode_varint
 from phoenix_trio.quic.receive_buffer import ReceiveBuffer
+from phoenix_trio.testing import SimulatedNetwork
 from tests.hostile.conftest import Figure
 from tests.hostile.world import ended_with, rogue_pair
-from tests.support import EnginePair
+from tests.support import ALPN, PORT, SERVER, EnginePair, client_tls, server_tls
 
 KIBIBYTE = 1024
 MEBIBYTE = 1024 * KIBIBYTE
@@ -206,3 +214,196 @@ def test_what_was_not_sent_is_freed_when_the_connection_ends(figure: Figure) -> 
     figure("memory of 4 MiB unsent after the end", left / KIBIBYTE, "KiB")
     assert left < 64 * KIBIBYTE
     assert not engine.is_acknowledged(stream_id, 1, with_fin=False)
+
+
+# ------------------------------------------------------------------ many connections
+
+
+@attrs.define
+class Crowd:
+    """A server with one endpoint, many slow peers and a fast one, and what they hold."""
+
+    network: SimulatedNetwork
+    config: TransportConfig
+    slow_count: int
+    connections: list[phoenix_trio.QuicConnection] = attrs.field(factory=list)
+    largest_used: int = 0
+    largest_buffered: int = 0
+    largest_fast_window: int = 0
+
+    def connect(self, host: str) -> AbstractAsyncContextManager[phoenix_trio.QuicConnection]:
+        return phoenix_trio.open_connection(
+            SERVER, PORT, tls=client_tls(), alpn=ALPN, network=self.network.host(host)
+        )
+
+    @property
+    def fair_share(self) -> int:
+        return self.config.endpoint_receive_memory // 3 // (self.slow_count + 1)
+
+    @property
+    def bound(self) -> int:
+        minimum = self.config.minimum_connection_memory
+        return self.config.endpoint_receive_memory + (self.slow_count + 1) * minimum
+
+    async def watch(self, listener: phoenix_trio.QuicListener) -> None:
+        while True:
+            facts = listener.statistics()
+            assert facts.receive_memory_used <= facts.receive_memory_limit
+            assert facts.send_memory_used <= facts.send_memory_limit
+            self.largest_used = max(
+                self.largest_used, facts.receive_memory_used, facts.send_memory_used
+            )
+            each = [connection.statistics() for connection in self.connections]
+            buffered = sum(one.receive_buffer_bytes + one.send_buffer_bytes for one in each)
+            self.largest_buffered = max(self.largest_buffered, buffered)
+            if len(each) > self.slow_count:
+                self.largest_fast_window = max(self.largest_fast_window, each[-1].receive_window)
+            await trio.sleep(0.1)
+
+
+crowds = pytest.mark.parametrize(
+    ("slow_count", "memory", "size"),
+    [
+        pytest.param(16, 4 * MEBIBYTE, 1 * MEBIBYTE, id="16"),
+        pytest.param(200, 64 * MEBIBYTE, 1 * MEBIBYTE, id="200", marks=pytest.mark.soak),
+    ],
+)
+
+
+@asynccontextmanager
+async def crowd(
+    slow_count: int, memory: int, handler: Callable[[Crowd, phoenix_trio.QuicConnection], Any]
+) -> AsyncIterator[tuple[Crowd, phoenix_trio.QuicListener]]:
+    config = TransportConfig(endpoint_receive_memory=memory, endpoint_send_memory=memory)
+    crowd = Crowd(SimulatedNetwork(delay=0.005), config, slow_count)
+
+    async def handle(connection: phoenix_trio.QuicConnection) -> None:
+        crowd.connections.append(connection)
+        await handler(crowd, connection)
+
+    async with trio.open_nursery() as nursery:
+        (listener,) = await nursery.start(
+            partial(
+                phoenix_trio.serve,
+                handle,
+                PORT,
+                tls=server_tls(),
+                alpn=ALPN,
+                config=config,
+                network=crowd.network.host(SERVER),
+            )
+        )
+        nursery.start_soon(crowd.watch, listener)
+        yield crowd, listener
+        await trio.sleep(5)
+        facts = listener.statistics()
+        assert (facts.receive_memory_used, facts.send_memory_used) == (0, 0)
+        nursery.cancel_scope.cancel()
+
+
+@crowds
+async def test_slow_readers_of_uploads_leave_a_fast_one_its_share(
+    slow_count: int, memory: int, size: int, autojump_clock: MockClock, figure: Figure
+) -> None:
+    go = trio.Event()
+    received: list[int] = []
+
+    async def handler(crowd: Crowd, connection: phoenix_trio.QuicConnection) -> None:
+        stream = await connection.accept_receive_stream()
+        kind = await stream.receive_some(1)
+        if kind == b"s":
+            await go.wait()
+        total = 0
+        async for chunk in stream:
+            total += len(chunk)
+            if kind == b"s":
+                await trio.sleep(0.05)
+        received.append(total)
+
+    async with crowd(slow_count, memory, handler) as (here, _):
+
+        async def upload(host: str, kind: bytes, count: int) -> None:
+            async with here.connect(host) as connection:
+                stream = await connection.open_send_stream()
+                await stream.send_all(kind + bytes(count))
+                await stream.send_eof()
+                await stream.wait_acked()
+
+        async with trio.open_nursery() as slow:
+            for number in range(slow_count):
+                slow.start_soon(upload, f"10.1.0.{number + 1}", b"s", size)
+            await trio.sleep(5)
+            started = trio.current_time()
+            await upload("10.2.0.1", b"f", 4 * size)
+            seconds = trio.current_time() - started
+            assert received == [4 * size]
+            figure("window of the fast one", here.largest_fast_window / KIBIBYTE, "KiB")
+            figure("fair share", here.fair_share / KIBIBYTE, "KiB")
+            figure("seconds of the fast one, virtual, 10 ms of round trip", seconds, "s")
+            figure("bytes buffered at most", here.largest_buffered / MEBIBYTE, "MiB")
+            figure("budget used at most", here.largest_used / MEBIBYTE, "MiB")
+            go.set()
+    assert received[1:] == [size] * slow_count, "nobody waits for ever"
+    assert here.largest_fast_window >= here.fair_share
+    assert here.largest_buffered <= here.bound
+
+
+@crowds
+async def test_peers_which_download_and_do_not_read_leave_a_fast_one_its_share(
+    slow_count: int, memory: int, size: int, autojump_clock: MockClock, figure: Figure
+) -> None:
+    go = trio.Event()
+
+    async def handler(crowd: Crowd, connection: phoenix_trio.QuicConnection) -> None:
+        async with await connection.accept_stream() as stream:
+            await stream.send_all(bytearray(size))
+
+    async with crowd(slow_count, memory, handler) as (here, _):
+
+        async def download(host: str, is_slow: bool) -> None:
+            async with here.connect(host) as connection:
+                stream = await connection.open_stream()
+                await stream.send_all(b"?")
+                await stream.send_eof()
+                if is_slow:
+                    await go.wait()
+                assert sum([len(chunk) async for chunk in stream]) == size
+
+        async with trio.open_nursery() as slow:
+            for number in range(slow_count):
+                slow.start_soon(download, f"10.1.0.{number + 1}", True)
+            await trio.sleep(5)
+            started = trio.current_time()
+            await download("10.2.0.1", False)
+            seconds = trio.current_time() - started
+            figure("seconds of the fast one, virtual, 10 ms of round trip", seconds, "s")
+            figure("bytes buffered at most", here.largest_buffered / MEBIBYTE, "MiB")
+            figure("budget used at most", here.largest_used / MEBIBYTE, "MiB")
+            go.set()
+    assert seconds < 2
+    assert here.largest_buffered <= here.bound
+
+
+async def test_what_a_peer_sent_before_it_left_is_counted_until_it_was_read(
+    autojump_clock: MockClock,
+) -> None:
+    go = trio.Event()
+    got = bytearray()
+
+    async def handler(crowd: Crowd, connection: phoenix_trio.QuicConnection) -> None:
+        stream = await connection.accept_receive_stream()
+        await connection.wait_closed()
+        await go.wait()
+        async for chunk in stream:
+            got.extend(chunk)
+
+    async with crowd(0, 8 * MEBIBYTE, handler) as (here, listener):
+        async with here.connect("10.1.0.1") as connection:
+            stream = await connection.open_send_stream()
+            await stream.send_all(bytes(50_000))
+            await stream.send_eof()
+        await trio.sleep(10)
+        assert listener.statistics().connections == 0
+        assert listener.statistics().receive_memory_used == 50_000
+        go.set()
+    assert len(got) == 50_000

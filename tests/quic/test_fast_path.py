@@ -140,7 +140,7 @@ class Program:
                 engine.write(stream_id, b"")
                 key = step.by_client, stream_id
         if step.action == "write" and key is not None:
-            size = min(step.amount, engine.send_room(key[1]))
+            size = min(step.amount, engine.send_room(key[1], step.amount))
             data = random.Random(len(self.written[key])).randbytes(size)
             self.written[key] += data
             engine.write(key[1], data)
