@@ -295,7 +295,8 @@ class QuicConnection(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
         maximum = self._engine.max_datagram_payload
         if maximum is None:
             raise DatagramsUnsupported(
-                "datagrams (RFC 9221) are switched off on this side or by the peer"
+                "datagrams (RFC 9221) are switched off on this side or by the peer, or the peer's"
+                " limit (max_datagram_frame_size) does not hold even an empty one"
             )
         payload = bytes(data)
         if len(payload) > maximum:
@@ -312,7 +313,7 @@ class QuicConnection(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
 
         Raises:
           DatagramTooLarge: larger than :attr:`max_datagram_size`.
-          DatagramsUnsupported: the peer takes none.
+          DatagramsUnsupported: the peer takes none, not even an empty one.
           trio.ClosedResourceError: the connection was closed here.
           ConnectionBroken: the connection ended.
         """

@@ -63,6 +63,7 @@ from . import events
 from .closing import ClosingConnection
 from .congestion import CUBIC, RENO, CubicControl, RenoControl
 from .crypto_stream import INITIAL_WINDOW, CryptoReceiver, CryptoStreamError
+from .datagram_frame import largest_payload
 from .early_packets import EarlyPacket, EarlyPackets
 from .ecn import NOT_ECT, EcnMarking, ReceivedMarks
 from .fast_path import FastPath, kernel_run
@@ -329,6 +330,8 @@ class Engine(QuicConnection):
         self._unsent = 0
         self._progress = False
         self._datagrams_were_full = False
+        self._datagram_limit: int | None = None
+        """The largest payload of a datagram which the peer takes; ``None``: it takes none."""
         self._bytes_sent = 0
         self._bytes_received = 0
         self._udp_datagrams_sent = 0
@@ -1235,12 +1238,10 @@ class Engine(QuicConnection):
         The smaller of our packets' room and the peer's announced limit: aioquic
         would queue a larger one for ever, and all later ones behind it.
         """
-        remote = self._remote_max_datagram_frame_size
-        if not remote or not self.config.enable_datagrams:
+        limit = self._datagram_limit
+        if limit is None or not self.config.enable_datagrams:
             return None
-        # The peer's limit counts the frame's type and length as well (RFC 9221 section 3).
-        frame_limit = remote - 1 - size_uint_var(remote)
-        return max(0, min(self._max_datagram_size - DATAGRAM_OVERHEAD, frame_limit))
+        return min(self._max_datagram_size - DATAGRAM_OVERHEAD, limit)
 
     @property
     def datagram_queue_is_full(self) -> bool:
@@ -1712,8 +1713,12 @@ class Engine(QuicConnection):
         self._max_datagram_size = size
         self._pacer.max_datagram_size = size
         self._control.set_max_datagram_size(size)
-        # What does not fit any more would block all that is behind it.
-        room = self._max_datagram_size - DATAGRAM_OVERHEAD
+        self._drop_too_large_datagrams()
+
+    def _drop_too_large_datagrams(self) -> None:
+        """What does not fit any more would block all that is behind it."""
+        maximum = self.max_datagram_payload
+        room = -1 if maximum is None else maximum
         kept = [data for data in self._datagrams_pending if len(data) <= room]
         self._datagrams_dropped += len(self._datagrams_pending) - len(kept)
         self._datagrams_pending = deque(kept)
@@ -2162,14 +2167,30 @@ class Engine(QuicConnection):
         self._events.append(_Plain(events.StreamsAvailable()))
 
     def _parse_transport_parameters(self, data: bytes, from_session_ticket: bool = False) -> None:
-        """Line 3148: two corrections and two notes.
+        """Line 3148: two corrections and two notes, and what RFC 9221 demands.
 
         An idle timeout of 0 means none (RFC 9000 section 18.2), but aioquic takes
         the minimum; the peer's ``ack_delay_exponent`` is not stored (line 3302), nor
         is the largest UDP payload it takes.
         """
+        remembered = self._remote_max_datagram_frame_size or 0
         super()._parse_transport_parameters(data, from_session_ticket=from_session_ticket)
         parameters = pull_quic_transport_parameters(Buffer(data=data))
+        frame_limit = parameters.max_datagram_frame_size or 0
+        if (
+            self._is_client
+            and not from_session_ticket
+            and self.tls.early_data_accepted
+            and frame_limit < remembered
+        ):
+            # RFC 9221 section 3: it has taken datagrams in 0-RTT by a promise which it breaks.
+            raise QuicConnectionError(
+                error_code=QuicErrorCode.PROTOCOL_VIOLATION,
+                frame_type=QuicFrameType.CRYPTO,
+                reason_phrase="max_datagram_frame_size is smaller than the one remembered",
+            )
+        self._datagram_limit = largest_payload(frame_limit)
+        self._drop_too_large_datagrams()  # queued with a limit of an earlier connection
         if not parameters.max_idle_timeout:
             self._remote_max_idle_timeout = None
         if parameters.ack_delay_exponent is not None and not from_session_ticket:

@@ -86,7 +86,8 @@ def build(engine: Engine, now: float, *, with_streams: bool, with_datagrams: boo
     datagrams = engine._datagrams_pending if with_datagrams else ()
     while datagrams and len(datagrams[0]) + 3 <= min(room, _LARGEST_LENGTH):
         datagram = engine._datagrams_pending.popleft()
-        head = _DATAGRAM_HEAD + (len(datagram) | 0x4000).to_bytes(2, "big")
+        # (With the shortest length: the peer's limit counts it, RFC 9221 section 3.)
+        head = _DATAGRAM_HEAD + encode_varint(len(datagram))
         parts.append(head)
         parts.append(datagram)
         room -= len(head) + len(datagram)

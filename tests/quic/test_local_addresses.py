@@ -386,12 +386,26 @@ async def test_a_client_whose_route_changes_moves_and_the_server_follows(
         nursery.cancel_scope.cancel()
 
 
+@asynccontextmanager
+async def one_connection() -> AsyncIterator[
+    tuple[World, phoenix_trio.QuicConnection, phoenix_trio.QuicConnection]
+]:
+    """A server's world, and both ends of a connection to its first address."""
+    async with trio.open_nursery() as nursery:
+        world = await World(nursery).start()
+        async with world.dial(SERVER) as client:
+            await exchange(client, 1000)
+            (server,) = world.connections
+            await trio.sleep(1)
+            yield world, client, server
+        nursery.cancel_scope.cancel()
+
+
 async def test_when_packets_arrive_at_another_address_the_answers_leave_from_there(
     autojump_clock: MockClock,
 ) -> None:
     """RFC 9000 section 9.5: with a connection ID which was not used from the first address."""
-    async with trio.open_nursery() as nursery:
-        world = await World(nursery).start()
+    async with one_connection() as (world, client, server):
 
         def redirect(datagram: Datagram) -> Datagram:
             world.watch(datagram)
@@ -401,87 +415,73 @@ async def test_when_packets_arrive_at_another_address_the_answers_leave_from_the
                 return Datagram((SERVER, PORT), datagram.destination, datagram.data, datagram.ecn)
             return datagram
 
-        async with world.dial(SERVER) as connection:
-            await exchange(connection, 100_000)
-            before = {datagram.data[1:9] for datagram in world.sent if datagram.data[0] < 0x80}
-            world.sent.clear()
-            world.network.tap = redirect
-            await exchange(connection, 100_000)
-            (server,) = world.connections
-            assert server.local_address[:2] == (SECOND, PORT)
-            assert {datagram.source for datagram in world.sent} == {(SECOND, PORT)}
-            after = {datagram.data[1:9] for datagram in world.sent}
-            assert not before & after
-            await trio.sleep(1)
-            assert server.statistics().path_mtu > 1400
-            world.network.tap = world.watch
-            world.sent.clear()
-            await exchange(connection, 100_000)
-            assert server.local_address[:2] == (SERVER, PORT)
-            assert not after & {datagram.data[1:9] for datagram in world.sent}
-        nursery.cancel_scope.cancel()
+        before = {datagram.data[1:9] for datagram in world.sent if datagram.data[0] < 0x80}
+        world.sent.clear()
+        world.network.tap = redirect
+        await exchange(client, 100_000)
+        assert server.local_address[:2] == (SECOND, PORT)
+        assert {datagram.source for datagram in world.sent} == {(SECOND, PORT)}
+        after = {datagram.data[1:9] for datagram in world.sent}
+        assert before
+        assert not before & after
+        await trio.sleep(1)
+        assert server.statistics().path_mtu > 1400
+        world.network.tap = world.watch
+        world.sent.clear()
+        await exchange(client, 100_000)
+        assert server.local_address[:2] == (SERVER, PORT)
+        assert not after & {datagram.data[1:9] for datagram in world.sent}
 
 
 async def test_a_client_which_probes_another_address_of_the_server_is_followed_there(
     autojump_clock: MockClock,
 ) -> None:
     """As it does with a preferred address (RFC 9000 section 9.6): challenge, then migrate."""
-    async with trio.open_nursery() as nursery:
-        world = await World(nursery).start()
-        async with world.dial(SERVER) as connection:
-            await exchange(connection, 1000)
-            (server,) = world.connections
-            await trio.sleep(1)
-            world.sent.clear()
-            engine = connection._engine
-            path = QuicNetworkPath((SECOND, PORT))
-            path.peer_cid = engine._peer_cid_available.pop(0)
-            engine._add_network_path(path)
-            (route,) = connection._driver._all
-            connection._driver.touch(route)
-            await trio.sleep(0.025)
-            assert path.is_validated  # so the response has left from there
-            # (Only that: the rest stays on the path in use.)
-            assert {datagram.source for datagram in world.sent} == {(SERVER, PORT), (SECOND, PORT)}
-            assert server.local_address[:2] == (SERVER, PORT)
-            await exchange(connection, 10)
-            assert connection.peer_address == (SECOND, PORT)
-            assert server.local_address[:2] == (SECOND, PORT)
-            await trio.sleep(1)
-            world.sent.clear()
-            await exchange(connection, 100_000)
-            assert {datagram.source for datagram in world.sent} == {(SECOND, PORT)}
-        nursery.cancel_scope.cancel()
+    async with one_connection() as (world, client, server):
+        world.sent.clear()
+        engine = client._engine
+        path = QuicNetworkPath((SECOND, PORT))
+        path.peer_cid = engine._peer_cid_available.pop(0)
+        engine._add_network_path(path)
+        (route,) = client._driver._all
+        client._driver.touch(route)
+        await trio.sleep(0.025)
+        assert path.is_validated  # so the response has left from there
+        # (Only that: the rest stays on the path in use.)
+        assert {datagram.source for datagram in world.sent} == {(SERVER, PORT), (SECOND, PORT)}
+        assert server.local_address[:2] == (SERVER, PORT)
+        await exchange(client, 10)
+        assert client.peer_address == (SECOND, PORT)
+        assert server.local_address[:2] == (SECOND, PORT)
+        await trio.sleep(1)
+        world.sent.clear()
+        await exchange(client, 100_000)
+        assert {datagram.source for datagram in world.sent} == {(SECOND, PORT)}
 
 
 async def test_a_packet_copied_to_another_address_does_not_take_the_connection_away(
     autojump_clock: MockClock,
 ) -> None:
     """RFC 9000 section 9.3.2, for the other end: the path is challenged, and left again."""
-    async with trio.open_nursery() as nursery:
-        world = await World(nursery).start()
-        async with world.dial(SERVER) as connection:
-            await exchange(connection, 1000)
-            copied: list[Datagram] = []
+    async with one_connection() as (world, client, server):
+        copied: list[Datagram] = []
 
-            def copy(datagram: Datagram) -> Datagram | list[Datagram]:
-                if datagram.destination == (SERVER, PORT) and not copied:
-                    copied.append(Datagram(datagram.source, (SECOND, PORT), datagram.data))
-                    return [copied[0], datagram]  # the copy comes first
-                world.watch(datagram)
-                return datagram
+        def copy(datagram: Datagram) -> Datagram | list[Datagram]:
+            if datagram.destination == (SERVER, PORT) and not copied:
+                copied.append(Datagram(datagram.source, (SECOND, PORT), datagram.data))
+                return [copied[0], datagram]  # the copy comes first
+            world.watch(datagram)
+            return datagram
 
-            world.network.tap = copy
-            await exchange(connection, 10)
-            assert copied
-            assert SECOND in {datagram.source[0] for datagram in world.sent}
-            await exchange(connection, 100_000)
-            (server,) = world.connections
-            assert server.local_address[:2] == (SERVER, PORT)
-            world.sent.clear()
-            await exchange(connection, 100_000)
-            assert {datagram.source for datagram in world.sent} == {(SERVER, PORT)}
-        nursery.cancel_scope.cancel()
+        world.network.tap = copy
+        await exchange(client, 10)
+        assert copied
+        assert SECOND in {datagram.source[0] for datagram in world.sent}
+        await exchange(client, 100_000)
+        assert server.local_address[:2] == (SERVER, PORT)
+        world.sent.clear()
+        await exchange(client, 100_000)
+        assert {datagram.source for datagram in world.sent} == {(SERVER, PORT)}
 
 
 # ------------------------------------------------------------------ real sockets
