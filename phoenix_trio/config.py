@@ -285,6 +285,13 @@ class TransportConfig:
     server behind a proxy or load balancer, to which all clients have one address.
     Handshakes with forged addresses do not count."""
 
+    max_failure_rate_per_address: int = attrs.field(default=50, validator=_integer(1, 1_000_000))
+    """Handshakes a second which may fail, on average, of clients at one address (1 to
+    1,000,000), while they follow each other closely; more are refused.
+
+    50: it costs a server less than a tenth of a processor core.  Raise it with
+    `max_handshakes_per_address`, where many clients have one address."""
+
     max_connections: int = attrs.field(default=65_536, validator=_integer(1, 10_000_000))
     """Connections an endpoint accepts at most at once; further ones are refused."""
 

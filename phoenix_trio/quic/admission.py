@@ -173,13 +173,16 @@ class Admission:
         """Take a place for the client which was admitted by `verdict`."""
         is_validated = verdict.retry_source_cid is not None
         if not is_validated:
-            self._unvalidated.allows(now)
+            self._unvalidated.count(now)
         return self.places.enter(address, is_validated=is_validated)
 
     def note_failure(self, place: Place, now: float) -> None:
         """The handshake in this place has failed."""
-        if not place.is_validated:  # (else a Retry would not have prevented it)
-            self._failures.allows(now)
+        if place.is_validated or self._config.retry == "never":
+            place.count_failure(now)
+        else:
+            # The address may be forged.
+            self._failures.count(now)
 
     def _unknown_version(self, data: bytes, now: float) -> Drop | Answer:
         """RFC 8999 section 5: only the version-independent fields can be trusted to be there."""
@@ -226,9 +229,9 @@ class Admission:
             return Drop("not authentic")
         if is_full:
             return self._refuse(header, now, b"The server takes no more connections")
-        if not self._has_share(address, is_validated=original is not None):
+        if not self._has_share(address, now, is_validated=original is not None):
             return self._refuse(
-                header, now, b"The server takes no more connections from this address"
+                header, now, b"The server takes no more connections from this address now"
             )
         if original is not None:
             return Admit(header.destination_cid, original, header.destination_cid)
@@ -243,14 +246,14 @@ class Admission:
             places.handshakes >= config.retry_threshold
             or self._failures.is_reached(now)
             or self._unvalidated.is_reached(now)
-            or not places.has_unvalidated_left(address)
+            or not places.has_unvalidated_left(address, now)
         )
 
-    def _has_share(self, address: SocketAddress, *, is_validated: bool) -> bool:
+    def _has_share(self, address: SocketAddress, now: float, *, is_validated: bool) -> bool:
         if is_validated:
-            return self.places.has_share_left(address)
+            return self.places.has_share_left(address, now)
         # Otherwise `_demands_retry` has asked.
-        return self._config.retry != "never" or self.places.has_unverifiable_left(address)
+        return self._config.retry != "never" or self.places.has_unverifiable_left(address, now)
 
     def _retry(self, header: QuicHeader, address: SocketAddress, now: float) -> Drop | Answer:
         assert header.version is not None

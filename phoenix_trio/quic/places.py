@@ -19,6 +19,7 @@ import ipaddress
 from typing import Any
 
 from ..config import TransportConfig
+from .rate_limit import RateLimit
 
 __all__ = ["Place", "Places", "peer_of"]
 
@@ -54,7 +55,7 @@ def _share(configured: int | None, limit: int, taken: int) -> int:
 class _Peer:
     """What one client address has at present."""
 
-    __slots__ = ("connections", "handshakes", "unvalidated")
+    __slots__ = ("connections", "failures", "handshakes", "unvalidated")
 
     def __init__(self) -> None:
         self.connections = 0
@@ -63,6 +64,8 @@ class _Peer:
         """Unfinished ones of a validated address."""
         self.unvalidated = 0
         """Handshakes which claim this address and have not proved it."""
+        self.failures: RateLimit | None = None
+        """Of handshakes, from the first failure on."""
 
 
 class Place:
@@ -96,6 +99,16 @@ class Place:
             places.unvalidated -= 1
             peer.unvalidated -= 1
             peer.connections += 1
+
+    def count_failure(self, now: float) -> None:
+        """The handshake has failed, and its address answers for it."""
+        if self._is_left:
+            return
+        peer = self._places._peers[self._peer]
+        if peer.failures is None:
+            rate = self._places._config.max_failure_rate_per_address
+            peer.failures = RateLimit(rate, rate)
+        peer.failures.count(now)
 
     def leave(self) -> None:
         """Give the place back; idempotent."""
@@ -148,24 +161,28 @@ class Places:
             self.connections >= config.max_connections or self.handshakes >= config.max_handshakes
         )
 
-    def has_share_left(self, address: tuple[Any, ...]) -> bool:
+    def has_share_left(self, address: tuple[Any, ...], now: float) -> bool:
         """Whether a client which has proved `address` may have one more place."""
         peer = self._peers.get(peer_of(address))
-        return peer is None or self._is_within_share(peer.handshakes, peer.connections)
+        return peer is None or self._may_have_more(peer, peer.handshakes, peer.connections, now)
 
-    def has_unvalidated_left(self, address: tuple[Any, ...]) -> bool:
+    def has_unvalidated_left(self, address: tuple[Any, ...], now: float) -> bool:
         """Whether a client may have one more place which claims `address`, but can prove it."""
-        return self.unvalidated < self._most_unvalidated and self.has_unverifiable_left(address)
-
-    def has_unverifiable_left(self, address: tuple[Any, ...]) -> bool:
-        """Whether a client may have one more place where nobody has to prove an address."""
-        peer = self._peers.get(peer_of(address))
-        return peer is None or self._is_within_share(
-            peer.handshakes + peer.unvalidated, peer.connections + peer.unvalidated
+        return self.unvalidated < self._most_unvalidated and self.has_unverifiable_left(
+            address, now
         )
 
-    def _is_within_share(self, handshakes: int, connections: int) -> bool:
+    def has_unverifiable_left(self, address: tuple[Any, ...], now: float) -> bool:
+        """Whether a client may have one more place where nobody has to prove an address."""
+        peer = self._peers.get(peer_of(address))
+        return peer is None or self._may_have_more(
+            peer, peer.handshakes + peer.unvalidated, peer.connections + peer.unvalidated, now
+        )
+
+    def _may_have_more(self, peer: _Peer, handshakes: int, connections: int, now: float) -> bool:
         config = self._config
+        if peer.failures is not None and peer.failures.is_reached(now):
+            return False
         return handshakes < _share(
             config.max_handshakes_per_address, config.max_handshakes, self.handshakes
         ) and connections < _share(

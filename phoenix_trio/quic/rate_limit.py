@@ -24,6 +24,13 @@ class RateLimit:
         self._tokens -= 1
         return True
 
+    def count(self, now: float) -> None:
+        """Count an event which has happened anyway; too many delay those after them."""
+        if self.is_reached(now):
+            self._tokens = max(float(-self._burst), self._tokens - 1)
+        else:
+            self._tokens -= 1
+
     def is_reached(self, now: float) -> bool:
         """Whether no event may happen now."""
         self._tokens = min(self._burst, self._tokens + max(0.0, now - self._at) * self._rate)

@@ -184,6 +184,28 @@ async def test_more_than_so_many_new_clients_a_second_have_to_prove_their_addres
         nursery.cancel_scope.cancel()
 
 
+async def test_a_client_which_proves_its_address_may_not_fail_more_often_than_that(
+    autojump_clock: MockClock,
+) -> None:
+    async with trio.open_nursery() as nursery:
+        world = await World(nursery, retry="always", max_failure_rate_per_address=10).start()
+        attacker = Attacker(alpn=("unknown",))
+        built = count_engines(world)
+        for _ in range(200):
+            for second in attacker.answers_to(await world.say(attacker.initial())):
+                await world.say(second)
+        # 4 s at 50 a second.
+        assert len(built) == pytest.approx(10 + 4 * 10, abs=5)
+        await honest_clients(world, 2)
+        await trio.sleep(5)
+        (retry,) = await world.say(attacker.initial())
+        (second,) = attacker.answers_to([retry])
+        count = len(built)
+        await world.say(second)
+        assert len(built) == count + 1
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_failed_handshake_counts_as_load_until_its_closing_period_is_over(
     autojump_clock: MockClock,
 ) -> None:
@@ -388,11 +410,11 @@ def test_with_default_shares_it_takes_many_addresses_to_fill_the_places() -> Non
     for number in range(30):
         address = (f"10.0.0.{number}", 1)
         taken.append(0)
-        while not places.is_full and places.has_share_left(address):
+        while not places.is_full and places.has_share_left(address, 0.0):
             places.enter(address, is_validated=True)
             taken[-1] += 1
     assert taken == [512] + [16] * 29
-    assert places.has_share_left(("10.1.1.1", 1))
+    assert places.has_share_left(("10.1.1.1", 1), 0.0)
 
 
 @examples(100)
@@ -408,9 +430,9 @@ def test_the_counts_of_places_are_those_of_the_places_taken(
         address = (f"10.0.0.{which}", 7)
         if action < 3:
             has_left = (
-                places.has_share_left(address)
+                places.has_share_left(address, 0.0)
                 if is_validated
-                else places.has_unvalidated_left(address)
+                else places.has_unvalidated_left(address, 0.0)
             )
             if has_left and not places.is_full:
                 taken.append((places.enter(address, is_validated=is_validated), address[0]))

@@ -331,7 +331,11 @@ async def test_a_failed_handshake_leaves_a_small_record_only(
 ) -> None:
     async with trio.open_nursery() as nursery:
         world = await World(
-            nursery, retry="never", max_handshakes=2000, max_handshakes_per_address=2000
+            nursery,
+            retry="never",
+            max_handshakes=2000,
+            max_handshakes_per_address=2000,
+            max_failure_rate_per_address=2000,
         ).start()
         attacker = Attacker(alpn=("unknown",))
         await world.say(attacker.initial())
