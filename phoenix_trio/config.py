@@ -214,6 +214,19 @@ class TransportConfig:
     :class:`~phoenix_trio.ConnectionTimedOut`; ``math.inf`` never.  The smaller
     of both sides' values counts (RFC 9000 section 10.1)."""
 
+    max_blocked_time: float = attrs.field(
+        default=3600.0, validator=_seconds(0.0, 86_400.0, infinite=True)
+    )
+    """Seconds for which a peer that grants no credit may keep a connection on which data, or
+    a call to open a stream, waits for it (0 to 86,400, or ``math.inf``: for ever).
+
+    Meanwhile the peer is told that this side is blocked (RFC 9000 section 4.1), its
+    acknowledgements keep the connection alive, and a reader may pause for longer than
+    `max_idle_timeout`.  Later the idle timeout applies again.
+
+    3600 s: longer than people pause, while a peer that never reads does not hold the
+    send buffers for ever."""
+
     handshake_timeout: float = attrs.field(
         default=10.0, validator=_seconds(0.0, 3600.0, exclusive=True)
     )

@@ -235,7 +235,12 @@ class QuicConnection(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
             if not stalled:
                 stalled = True
                 self._stream_credit_stalls += 1
-            await self._wait(self._credit_lot)
+            self._engine.want_stream(1, unidirectional=unidirectional)
+            self._touch()  # (its timers have changed)
+            try:
+                await self._wait(self._credit_lot)
+            finally:
+                self._engine.want_stream(-1, unidirectional=unidirectional)
 
     async def accept_stream(self) -> QuicStream:
         """The next bidirectional stream which the peer has opened, in the order of their IDs.
@@ -442,8 +447,9 @@ class QuicConnection(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
         Waits until the peer's transport has acknowledged all stream data and
         queued datagrams have left; new calls to open, send or accept raise
         :class:`trio.ClosedResourceError` meanwhile.  How long that takes is
-        bounded by the caller's cancel scope, and by the idle timeout if the peer
-        has gone.  Idempotent; never raises because the peer has gone.
+        bounded by the caller's cancel scope, by the idle timeout if the peer has
+        gone, and by ``TransportConfig.max_blocked_time`` if it reads nothing.
+        Idempotent; never raises because the peer has gone.
 
         Args:
           code: the application error code for the peer; 0 is a clean close.

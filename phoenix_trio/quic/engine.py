@@ -60,6 +60,7 @@ from aioquic.quic.stream import QuicStream, StreamFinishedError
 from ..config import LARGEST_UDP_PAYLOAD, SMALLEST_UDP_PAYLOAD, TransportConfig
 from ..metrics import ConnectionStatistics
 from . import events
+from .blocked import BlockedSignals
 from .closing import ClosingConnection
 from .congestion import CUBIC, RENO, CubicControl, RenoControl
 from .crypto_stream import INITIAL_WINDOW, CryptoReceiver, CryptoStreamError
@@ -186,6 +187,12 @@ _ANSWERS_TO_REPEATED_HELLOS = 8
 #: TLS (RFC 8446): the type of a NewSessionTicket, and the alert for a message out of place.
 _NEW_SESSION_TICKET = 4
 
+#: No call waits for a stream of either kind.
+_NONE_WANTED = [0, 0]
+
+#: Frames which say that a stream is blocked, at a time: enough to keep a connection alive.
+_BLOCKED_STREAMS = 16
+
 #: In which epochs each kind of frame may come (RFC 9000 section 12.4), as aioquic says.
 _FRAME_EPOCHS: dict[int, frozenset[tls.Epoch]] = {}
 
@@ -268,6 +275,9 @@ class Engine(QuicConnection):
         self._window = ReceiveWindow(connection_window, config.receive_buffer_size, account)
         self._full_window = wanted
         self._limits_pending = False
+        self._blocked = BlockedSignals(config.max_blocked_time)
+        self._blocked_pending = False
+        self._streams_wanted = [0, 0]  # calls which wait for a stream: bidirectional, one-way
 
         self._fast = FastPath(self, enabled=config.enable_fast_path)
         self._more = False
@@ -407,6 +417,8 @@ class Engine(QuicConnection):
             if self._handshake_complete and KEEP_ALIVE_PING not in self._ping_pending:
                 self.send_ping(KEEP_ALIVE_PING)
             self._touch_keep_alive(now)
+        if now >= self._blocked_deadline():
+            self._blocked_pending = True
         try:
             # recovery.py 441 compares "now - delay" where the deadline was "sent + delay":
             # rounding can make the timer fire for nothing at exactly its time, for ever if
@@ -659,6 +671,7 @@ class Engine(QuicConnection):
             or self._retire_connection_ids
             or self._handshake_done_pending
             or self._streams_blocked_pending
+            or self._blocked_pending
             or not self._crypto_streams[tls.Epoch.ONE_RTT].sender.buffer_is_empty
             or (self._is_client and self._remote_preferred_address is not None)
         ):
@@ -749,6 +762,8 @@ class Engine(QuicConnection):
             deadline = min(deadline, self._keep_alive_at)
             if self._mtu is not None:
                 deadline = min(deadline, self._mtu.deadline)
+            if self._unsent or self._streams_wanted != _NONE_WANTED:
+                deadline = min(deadline, self._blocked_deadline())
         return deadline
 
     def only_acknowledgement_due(self) -> float | None:
@@ -953,6 +968,10 @@ class Engine(QuicConnection):
     def available_streams(self) -> int:
         """How many bidirectional streams the peer permits to open now."""
         return max(0, self._remote_max_streams_bidi - self.get_next_available_stream_id() // 4)
+
+    def want_stream(self, change: int, *, unidirectional: bool) -> None:
+        """A call begins (1) or ends (-1) to wait until :meth:`open_stream` has one."""
+        self._streams_wanted[unidirectional] += change
 
     def send_room(self, stream_id: int, wanted: int = 1) -> int:
         """Bytes which may be written to the stream now without exceeding the send buffers.
@@ -1690,6 +1709,84 @@ class Engine(QuicConnection):
         if keep_alive is not None:
             self._keep_alive_at = now + keep_alive_interval(keep_alive, self._idle_timeout())
 
+    # ------------------------------------------------------------------ blocked by flow control
+
+    def _blocked_deadline(self) -> float:
+        """When to say that this side is blocked, if it still is then; ``math.inf``: never."""
+        close_at = self._close_at
+        if (
+            close_at is None
+            or not (self._unsent or self._streams_wanted != _NONE_WANTED)
+            or self._blocked_pending
+            or self.application_space.ack_eliciting_in_flight
+            or not self._handshake_confirmed
+            or self._close_pending
+        ):
+            # (What is in flight is repeated until it is acknowledged, and keeps alive as well.)
+            return math.inf
+        idle_timeout = self._idle_timeout()
+        return self._blocked.deadline(
+            self._credit_progress(),
+            close_at - idle_timeout,
+            self._loss.get_probe_timeout(),
+            idle_timeout,
+        )
+
+    def _credit_progress(self) -> object:
+        return (
+            self._stream_bytes_sent - self._unsent,
+            self._remote_max_data,
+            self._remote_max_streams_bidi,
+            self._remote_max_streams_uni,
+        )
+
+    def _blocked_frames(self) -> Iterator[tuple[int, ...]]:
+        """The BLOCKED frames which are true now: type and fields of each."""
+        if self._unsent and self._remote_max_data_used >= self._remote_max_data:
+            yield QuicFrameType.DATA_BLOCKED, self._remote_max_data
+        for unidirectional, opened, permitted, frame_type in (
+            (
+                False,
+                self._local_next_stream_id_bidi // 4,
+                self._remote_max_streams_bidi,
+                QuicFrameType.STREAMS_BLOCKED_BIDI,
+            ),
+            (
+                True,
+                self._local_next_stream_id_uni // 4,
+                self._remote_max_streams_uni,
+                QuicFrameType.STREAMS_BLOCKED_UNI,
+            ),
+        ):
+            if self._streams_wanted[unidirectional] and opened >= permitted:
+                yield frame_type, permitted
+        if self._unsent:
+            blocked = (
+                record
+                for record in self._records.values()
+                if not record.wire_done and record.sender.is_blocked
+            )
+            for record in islice(blocked, _BLOCKED_STREAMS):
+                limit = record.max_stream_data_remote
+                yield QuicFrameType.STREAM_DATA_BLOCKED, record.stream_id, limit
+
+    def _write_blocked_frames(self, builder: QuicPacketBuilder) -> None:
+        """RFC 9000 sections 19.12 to 19.14, each with the limit which blocks at present."""
+        for frame_type, *fields in self._blocked_frames():
+            buf = builder.start_frame(
+                frame_type, capacity=1 + 8 * len(fields), handler=self._on_blocked_delivery
+            )
+            for value in fields:
+                buf.push_uint_var(value)
+        # (Where there was no room, an exception has come, and it is tried again.)
+        self._blocked_pending = False
+        self._blocked.on_said(self._credit_progress(), self._now)
+
+    def _on_blocked_delivery(self, delivery: QuicDeliveryState) -> None:
+        """RFC 9000 section 13.3: a lost one is sent again, while this side is still blocked."""
+        if delivery is not QuicDeliveryState.ACKED and any(self._blocked_frames()):
+            self._blocked_pending = True
+
     # ------------------------------------------------------------------ path MTU
 
     def _begin_mtu_search(self) -> None:
@@ -2291,6 +2388,8 @@ class Engine(QuicConnection):
             self._limits_pending = False
         finally:
             limit.used = used
+        if self._blocked_pending:
+            self._write_blocked_frames(builder)
 
     def limit_frames(self) -> Iterator[tuple[bytes, Callable[..., None], tuple[Any, ...]]]:
         """MAX_DATA, MAX_STREAMS and MAX_STREAM_DATA frames which are due, with their handlers.

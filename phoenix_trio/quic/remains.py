@@ -154,6 +154,9 @@ class ConnectionRemains:
         """``None``: no stream can be opened."""
         return None
 
+    def want_stream(self, change: int, *, unidirectional: bool) -> None:
+        """Nothing is waited for any more."""
+
     def send_room(self, stream_id: int, wanted: int = 1) -> int:
         """Nothing can be written."""
         return 0

@@ -218,6 +218,14 @@ class TrackedSender(QuicStreamSender):
             return self.highest_offset < self._stream.max_stream_data_remote
         return self._pending_eof
 
+    @property
+    def is_blocked(self) -> bool:
+        """Whether bytes which were never sent wait for credit of this stream."""
+        return (
+            self._reset_error_code is None
+            and self._stream.max_stream_data_remote <= self.highest_offset < self.data.stop
+        )
+
     def next_range(self) -> tuple[int, int]:
         """The next bytes to send, from where to where: first those lost, then the new ones."""
         if self._lost is not None:
