@@ -20,7 +20,6 @@ from phoenix_trio.quic import endpoint, events
 from phoenix_trio.quic.datagram_frame import largest_payload
 from phoenix_trio.quic.engine import Engine
 from phoenix_trio.quic.fast_send import encode_varint
-from phoenix_trio.quic.setup import make_client_engine
 from phoenix_trio.quic.tls_context import PhoenixTLSContext
 from tests.support import (
     ALPN,
@@ -56,22 +55,22 @@ class Peer:
     def __init__(self, limit: int, *, fast: bool) -> None:
         self.limit = limit
         self.server: QuicConnection | None = None
-        self.client: Engine = make_client_engine(
-            config=TransportConfig(enable_fast_path=fast, max_udp_payload_size=1200),
-            client_tls=client_tls(),
-            host=SERVER,
-            port=PORT,
-            alpn=ALPN,
-            reset_token=lambda cid: (cid * 2)[:16],
-            key_log=None,
-            trace_logger=None,
+        pair = EnginePair(
+            client_config=TransportConfig(enable_fast_path=fast, max_udp_payload_size=1200)
         )
+        self.client = pair.client.engine
         self.now = 0.0
         self.frames: list[int] = []
         self.received: list[bytes] = []
-        self.client.start((SERVER, PORT), self.now)
+        for _, _, _, data, _ in pair.wire:
+            self.take(data)
         self.run()
         assert self.client._handshake_confirmed
+
+    def take(self, data: bytes) -> None:
+        if self.server is None:
+            self.server = self.make_server(data)
+        self.server.receive_datagram(data, (CLIENT, 5000), self.now)
 
     def make_server(self, first: bytes) -> QuicConnection:
         certificate, key = server_pem()
@@ -107,9 +106,7 @@ class Peer:
             self.now += 0.01
             self.client.begin_pass()
             for data in take_apart(self.client.transmit(self.now)):
-                if self.server is None:
-                    self.server = self.make_server(data)
-                self.server.receive_datagram(data, (CLIENT, 5000), self.now)
+                self.take(data)
             self.client.on_timer(self.now)
             assert self.server is not None
             for data, _ in self.server.datagrams_to_send(self.now):

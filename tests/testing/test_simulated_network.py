@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
+from phoenix_trio.quic.path_address import PathAddress
 from phoenix_trio.testing import Conditions, Datagram, SimulatedNetwork
 
 A, B = "10.0.0.1", "10.0.0.2"
@@ -132,6 +133,94 @@ async def test_partitions_conditions_of_one_direction_and_taps(autojump_clock: M
     here.send(b"swallow", (B, 2000))
     here.send(b"double", (B, 2000))
     assert there.receive(9) == [(b"double", (A, 1000))] * 2
+
+
+async def test_a_host_with_several_addresses_is_reached_at_each(
+    autojump_clock: MockClock,
+) -> None:
+    network = SimulatedNetwork()
+    second, six = "10.0.0.9", "2001:db8::9"
+    host = network.host(A, second, six)
+    assert host is network.host(second) is network.host("2001:DB8::9", A)
+    assert (host.address, host.addresses) == (A, (A, second, six))
+    everywhere = await host.open_socket("::", 1000, buffer_size=10_000)
+    peer = await network.host(B).open_socket(None, 2000, buffer_size=10_000)
+    peer_six = await network.host("2001:db8::2").open_socket(None, 0, buffer_size=10_000)
+    # Without a say: from the first address, or the first of the receiver's family.
+    everywhere.send(b"x", (B, 2000))
+    everywhere.send(b"x", peer_six.address)
+    assert peer.receive(9) == [(b"x", (A, 1000))]
+    assert peer_six.receive(9) == [(b"x", (six, 1000))]
+    # Where it has arrived is told to those who ask, and runs end where it changes.
+    for address in (second, second, A):
+        peer.send(b"y", (address, 1000))
+    ((_, source, *_),) = everywhere.receive_runs(9)
+    assert source == (B, 2000)
+    everywhere.report_local_addresses()
+    for address in (second, second, A):
+        peer.send(b"y", (address, 1000))
+    runs = everywhere.receive_runs(9)
+    assert [(data, source) for data, source, *_ in runs] == [
+        (b"yy", PathAddress.join((B, 2000), second)),
+        (b"y", PathAddress.join((B, 2000), A)),
+    ]
+    for _, source, *_ in runs:
+        everywhere.send_run(b"back", source)
+    everywhere.send_run(b"gone", PathAddress.join((B, 2000), "10.0.0.77"))
+    assert peer.receive(9) == [
+        (b"back", (second, 1000)),
+        (b"back", (A, 1000)),
+        (b"gone", (A, 1000)),
+    ]
+    host.prefer(second)
+    everywhere.send(b"x", (B, 2000))
+    assert peer.receive(9) == [(b"x", (second, 1000))]
+    # A rebinding moves each address by itself.
+    host.rebind()
+    everywhere.send_run(b"a", PathAddress.join((B, 2000), A))
+    everywhere.send_run(b"b", PathAddress.join((B, 2000), second))
+    (_, outside_a), (_, outside_b) = peer.receive(9)
+    assert (outside_a[0], outside_b[0]) == (A, second)
+    peer.send(b"to a", outside_a)
+    peer.send(b"to b", outside_b)
+    assert [source[-1] for _, source, *_ in everywhere.receive_runs(9)] == [A, second]
+    everywhere.close()
+    assert not network._aliases
+    assert not any(socket is everywhere for socket in network._sockets.values())
+
+
+async def test_a_socket_on_one_of_several_addresses_knows_no_other(
+    autojump_clock: MockClock,
+) -> None:
+    network = SimulatedNetwork()
+    second = "10.0.0.9"
+    host = network.host(A, second)
+    bound = await host.open_socket(second, 1000, buffer_size=10_000)
+    bound.report_local_addresses()
+    assert bound.address == (second, 1000)
+    with pytest.raises(OSError, match="in use"):
+        await host.open_socket(None, 1000, buffer_size=10_000)
+    first = await host.open_socket(A, 1000, buffer_size=10_000)
+    first.send(b"x", (second, 1000))
+    ((_, source, *_),) = bound.receive_runs(9)
+    assert source == (A, 1000)
+    bound.send_run(b"y", PathAddress.join((A, 1000), A))
+    assert first.receive(9) == [(b"y", (second, 1000))]
+    with pytest.raises(OSError, match="not an address"):
+        await host.open_socket(B, 0, buffer_size=10_000)
+
+
+def test_addresses_of_hosts_are_their_own() -> None:
+    network = SimulatedNetwork()
+    host = network.host(A, "10.0.0.9")
+    with pytest.raises(ValueError, match="belongs to"):
+        network.host(B, "10.0.0.9")
+    with pytest.raises(ValueError, match="not all addresses of"):
+        network.host(A, B)
+    with pytest.raises(ValueError, match="not an address of"):
+        host.prefer(B)
+    with pytest.raises(ValueError, match="numeric"):
+        network.host("10.0.0.8", "name")
 
 
 async def test_rebinding_moves_the_outside_address(autojump_clock: MockClock) -> None:
