@@ -119,8 +119,8 @@ class TransportConfig:
     endpoint_receive_memory: int = attrs.field(
         default=256 * MEBIBYTE, validator=_integer(1 * MEBIBYTE, 1024 * 1024 * MEBIBYTE)
     )
-    """Bytes which all connections of an endpoint together may be sent before the application
-    reads them (1 MiB to 1 TiB), each connection's `minimum_connection_memory` aside.
+    """Bytes which all connections of an endpoint (one UDP socket) together may be sent before the
+    application reads them (1 MiB to 1 TiB), each connection's `minimum_connection_memory` aside.
 
     It counts the credit announced to peers, since that cannot be taken back (RFC 9000
     section 4.1): windows stay small, or shrink as data is read, while it is scarce, and

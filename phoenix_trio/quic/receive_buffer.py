@@ -83,6 +83,18 @@ class ReceiveBuffer:
             self.size -= len(parts[-1])
         return b"".join(parts)
 
+    def join(self) -> bytes:
+        """Return everything, as one piece, and keep it."""
+        pieces = self._pieces
+        if self._head_offset:
+            pieces[0] = bytes(memoryview(pieces[0])[self._head_offset :])
+            self._head_offset = 0
+        data = bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
+        if data:
+            pieces.append(data)
+        return data
+
     def clear(self) -> int:
         """Drop everything; return how many bytes that were."""
         size = self.size

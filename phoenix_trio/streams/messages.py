@@ -16,6 +16,7 @@ import trio
 
 from ..errors import ApplicationErrorCode
 from ..quic.connection import QuicConnection
+from ..quic.receive_buffer import ReceiveBuffer
 from ..quic.stream import ReceiveStream
 from .framing import FramingError, encode_varint
 from .kinds import StreamKind
@@ -177,8 +178,8 @@ class MessageReceiver:
         """The largest message; it may be changed between calls."""
         self._codec: int | None = None
         self._announced: int | None = None
-        self._pieces: list[bytes | bytearray] = []
-        self._size = 0
+        # Joins small pieces: a message which trickles in costs its bytes, not an object each.
+        self._received = ReceiveBuffer()
 
     @property
     def stream(self) -> trio.abc.ReceiveStream:
@@ -208,7 +209,7 @@ class MessageReceiver:
         raise self._refuse(f"codec {self._codec} is not known", ApplicationErrorCode.UNSUPPORTED)
 
     def _refuse(self, what: str, code: ApplicationErrorCode) -> MessageRefused:
-        self._pieces.clear()
+        self._received.clear()
         if isinstance(self.stream, ReceiveStream):
             self.stream.stop_receiving(code)
         return MessageRefused(f"a message was refused: {what}", code)
@@ -221,15 +222,14 @@ class MessageReceiver:
 
     async def _read_all(self, limit: int) -> bytes:
         """Everything to the end of the stream."""
-        pieces = self._pieces
+        received = self._received
         while piece := await self._reader.read_some():
-            self._size += len(piece)
-            if self._size > limit:
+            received.append(piece)
+            if received.size > limit:
                 raise self._refuse(
                     f"it has more than {limit} bytes", ApplicationErrorCode.MESSAGE_TOO_LARGE
                 )
-            pieces.append(piece)
-        return bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
+        return received.join()
 
     async def _read_zstd(self) -> bytes:
         try:

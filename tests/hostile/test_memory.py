@@ -12,6 +12,7 @@ from typing import Any
 import attrs
 import pytest
 import trio
+import trio.testing
 from aioquic import tls
 from trio.testing import MockClock
 
@@ -20,6 +21,8 @@ from phoenix_trio import TransportConfig
 from phoenix_trio.quic import events
 from phoenix_trio.quic.fast_send import encode_varint
 from phoenix_trio.quic.receive_buffer import ReceiveBuffer
+from phoenix_trio.streams.messages import MessageReceiver
+from phoenix_trio.streams.reader import StreamReader
 from phoenix_trio.testing import SimulatedNetwork
 from tests.hostile.conftest import Figure
 from tests.hostile.world import ended_with, rogue_pair
@@ -214,6 +217,41 @@ def test_what_was_not_sent_is_freed_when_the_connection_ends(figure: Figure) -> 
     figure("memory of 4 MiB unsent after the end", left / KIBIBYTE, "KiB")
     assert left < 64 * KIBIBYTE
     assert not engine.is_acknowledged(stream_id, 1, with_fin=False)
+
+
+async def test_a_message_which_trickles_in_costs_its_bytes(figure: Figure) -> None:
+    size = 40_000
+
+    class Trickle(trio.abc.ReceiveStream):
+        """Two bytes at a time, and then, while it is measured, nothing."""
+
+        def __init__(self) -> None:
+            self.left = size
+
+        async def receive_some(self, max_bytes: int | None = None) -> bytes:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            if not self.left:
+                await trio.sleep_forever()
+            self.left -= 2
+            return self.left.to_bytes(4, "big")[2:]
+
+        async def aclose(self) -> None:
+            await trio.lowlevel.checkpoint()
+
+    stream = Trickle()
+    reader = StreamReader(stream)
+    reader._buffer += b"\0"  # the codec: as it is
+    receiver = MessageReceiver(reader, max_size=MEBIBYTE)
+    with growth() as grown:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receiver.receive)
+            while stream.left:
+                await trio.lowlevel.checkpoint()
+            await trio.testing.wait_all_tasks_blocked()
+            used = grown.now()
+            nursery.cancel_scope.cancel()
+    figure("memory for each byte of a message in pieces of two", used / size, "B")
+    assert used < 2 * size
 
 
 # ------------------------------------------------------------------ many connections

@@ -9,10 +9,12 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
+import phoenix_trio
 from phoenix_trio import TransportConfig
+from phoenix_trio.quic import events
 from phoenix_trio.quic.flow_control import ReceiveWindow
 from phoenix_trio.quic.memory_budget import EndpointMemory, MemoryAccount, MemoryBudget
-from tests.support import EnginePair, examples
+from tests.support import EnginePair, client_tls, examples, server_tls
 
 KIBIBYTE = 1024
 MEBIBYTE = 1024 * KIBIBYTE
@@ -248,3 +250,34 @@ def test_a_connection_under_pressure_begins_with_less_and_goes_on() -> None:
     pair.run(3.0)
     assert len(pair.server.received[stream_id]) == 5_000_000
     assert engine._window.size > 2 * MINIMUM, "it grows again when there is room"
+
+
+def test_early_data_is_refused_where_less_can_be_granted_than_the_client_remembers() -> None:
+    """RFC 9000 section 7.4.1: limits which a client remembers must not be reduced."""
+    tls = client_tls(session_store=phoenix_trio.SessionStore(), early_data=True)
+    server = server_tls(early_data=True)
+    memory = EndpointMemory(TransportConfig())
+    outcomes = []
+    for squeezed in (False, False, True):
+        hogs = [memory.receive.open() for _ in range(60)]
+        if squeezed:
+            for hog in hogs:
+                hog.adjust(16 * MEBIBYTE, 16 * MEBIBYTE)
+        pair = EnginePair(client=tls, server=server, server_memory=memory)
+        engine = pair.client.engine
+        early = engine.can_send_early_data
+        stream_id = 0
+        if early:
+            assert engine.open_stream(unidirectional=False) == stream_id
+            engine.write(stream_id, b"early")
+        pair.run(2.0)
+        (done,) = pair.client.of(events.HandshakeCompleted)
+        outcomes.append((early, done.early_data_accepted))
+        assert pair.server is not None
+        if early:
+            assert pair.server.received[stream_id] == b"early"
+        engine.close_application(0, "")
+        pair.run(1.0)
+        for hog in hogs:
+            hog.close()
+    assert outcomes == [(False, False), (True, True), (True, False)]

@@ -48,3 +48,15 @@ def test_a_large_read_joins_small_pieces() -> None:
     for _ in range(10):
         buffer.append(b"y" * 3000)
     assert len(buffer.take(65536)) == 30_000
+
+
+def test_joining_keeps_what_was_not_taken() -> None:
+    buffer = ReceiveBuffer()
+    assert buffer.join() == b""
+    for _ in range(10):
+        buffer.append(b"abc" * 1000)
+    first = buffer.take(100)
+    assert first + buffer.join() == b"abc" * 10_000
+    assert buffer.join() == (b"abc" * 10_000)[100:]
+    assert len(buffer) == 29_900
+    assert first + buffer.take(100_000) == b"abc" * 10_000
