@@ -115,7 +115,8 @@ class EndpointStatistics:
     connections: int
     """Connections which are open at present, handshakes included."""
     handshakes: int
-    """Incoming handshakes under way at present."""
+    """Incoming handshakes under way at present; one which fails counts until its closing
+    period is over (RFC 9000 section 10.2)."""
     connections_accepted: int
     """Incoming connections whose handshake was completed."""
     connections_refused: int

@@ -49,7 +49,10 @@ class BoundedRecords(logging.Filter):
         return True
 
 
-logging.getLogger("phoenix_trio.quic").addFilter(BoundedRecords())
+# (A logger's filter sees the records of that logger only.)  The first reports errors of
+# handlers, which a peer may provoke as well.
+for name in ("phoenix_trio", "phoenix_trio.quic"):
+    logging.getLogger(name).addFilter(BoundedRecords())
 
 
 class PeerFaults(logging.LoggerAdapter[logging.Logger]):

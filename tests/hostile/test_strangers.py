@@ -197,6 +197,18 @@ def test_a_rate_limit_allows_a_burst_and_then_a_rate() -> None:
     assert sum(limit.allows(100.0 + i / 100) for i in range(200)) == pytest.approx(19, abs=1)
 
 
+def test_events_which_a_rate_limit_could_not_prevent_delay_those_after_them() -> None:
+    limit = RateLimit(rate=10.0, burst=5)
+    for _ in range(8):
+        limit.count(100.0)
+    assert limit.is_reached(100.35)
+    assert not limit.is_reached(100.45)
+    for _ in range(1000):
+        limit.count(101.0)
+    assert limit.is_reached(101.55)
+    assert not limit.is_reached(101.65), "for as long as a burst takes at most"
+
+
 # ------------------------------------------------------------------ rogue peers
 
 
