@@ -227,6 +227,15 @@ class TransportConfig:
     3600 s: longer than people pause, while a peer that never reads does not hold the
     send buffers for ever."""
 
+    close_linger: float = attrs.field(default=1.0, validator=_seconds(0.0, 60.0))
+    """Seconds for which the end of an endpoint's block, and so of ``open_connection``, waits
+    at most for peers to answer the goodbye (0 to 60; 0: not at all).
+
+    Nothing acknowledges a CONNECTION_CLOSE, and a peer which misses it waits for its idle
+    timeout.  So it is sent up to four times, about a round trip apart, until the peer
+    closes, too (RFC 9000 section 10.2).  1 s: all copies have left by then.  Peers which do
+    not answer cost three round trips."""
+
     handshake_timeout: float = attrs.field(
         default=10.0, validator=_seconds(0.0, 3600.0, exclusive=True)
     )

@@ -3,20 +3,46 @@
 Floor 0, sans-IO.  For the driver.  After CONNECTION_CLOSE was sent or received, RFC 9000
 section 10.2 wants late packets to be recognised for three probe timeouts: a closing
 connection answers some of them with its CONNECTION_CLOSE, a draining one is silent.
-Neither needs keys, streams or TLS, so the engine is freed when that period begins, and
-this takes its place.  Most methods have nothing to do: they are there because the driver
-treats both alike.
+Neither needs streams or TLS, so the engine is freed when that period begins, and
+this takes its place.
+
+Nothing acknowledges a CONNECTION_CLOSE, and a peer which misses it waits for its idle
+timeout.  So the closing packet is sent again a few times, about a round trip apart,
+until the peer closes, too: then it knows.
+
+Most methods have nothing to do: they are there because the driver treats this and the
+engine alike.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-__all__ = ["ClosingConnection"]
+__all__ = ["ClosingConnection", "repeat_times"]
+
+#: How often the closing packet is sent again where the peer does not answer.  Four copies
+#: get through 30 % of random loss in 99 of 100 cases.
+REPEATS = 3
+
+#: Seconds between copies: at least enough for a busy peer on the same machine to answer, and
+#: at most what brings the last one out within a second.
+SHORTEST_REPEAT = 0.01
+LONGEST_REPEAT = 1 / 3
 
 #: UDP payloads of one size in one piece of memory, their destination, that size, and their
 #: ECN codepoint, as the engine gives them to the driver.
 _Run = tuple[bytes | memoryview, Any, int, int]
+
+
+def repeat_times(now: float, rtt: float, rtt_variance: float) -> list[float]:
+    """When to send a closing packet again which leaves now: the next one comes last.
+
+    As a probe timeout without the peer's acknowledgement delay (RFC 9002 section 6.2.1),
+    since a peer closes at once.
+    """
+    interval = min(max(rtt + 4 * rtt_variance, SHORTEST_REPEAT), LONGEST_REPEAT)
+    return [now + interval * number for number in range(REPEATS, 0, -1)]
 
 
 class ClosingConnection:
@@ -25,9 +51,11 @@ class ClosingConnection:
     Args:
       answer: what carried our CONNECTION_CLOSE; empty: stay silent.
       until: when the period ends; ``None``: there is none.
+      repeats: when to send it again unless the peer answers before, the next one last.
+      is_close: tells whether a datagram is the peer's CONNECTION_CLOSE.
     """
 
-    __slots__ = ("_answer", "_answer_due", "_received", "_until")
+    __slots__ = ("_answer", "_answer_due", "_is_close", "_received", "_repeats", "_until")
 
     is_over = True
     is_ending = True
@@ -35,11 +63,29 @@ class ClosingConnection:
     has_full_packet = False
     reset_tokens_changed = False
 
-    def __init__(self, answer: list[_Run], until: float | None) -> None:
+    def __init__(
+        self,
+        answer: list[_Run],
+        until: float | None,
+        repeats: list[float] | None = None,
+        is_close: Callable[[bytes], bool] | None = None,
+    ) -> None:
         self._answer = answer
         self._answer_due = False
         self._received = 0
         self._until = until
+        self._repeats = repeats or []
+        self._is_close = is_close
+
+    @property
+    def awaits_answer(self) -> bool:
+        """Whether the peer may not know yet, and will be told again."""
+        return bool(self._repeats) and self._until is not None
+
+    def say_again(self) -> None:
+        """Send one more copy now, unless the peer is known to know: the socket is closing."""
+        if self.awaits_answer:
+            self._answer_due = True
 
     @property
     def is_terminated(self) -> bool:
@@ -52,7 +98,13 @@ class ClosingConnection:
         return self._until
 
     def receive(self, data: bytes, address: Any, now: float, mark: int = 0) -> None:
-        """RFC 9000 section 10.2.1: answer fewer and fewer of the packets which still come."""
+        """RFC 9000 section 10.2.1: answer fewer and fewer of the packets which still come.
+
+        None any more once the peer has closed, too: we drain then, as it does.
+        """
+        if self._is_close is not None and self._is_close(data):
+            self._answer, self._is_close, self._answer_due = [], None, False
+            self._repeats.clear()
         self._received += 1
         self._answer_due = self._received & (self._received - 1) == 0
 
@@ -67,8 +119,9 @@ class ClosingConnection:
         stop: int | None = None,
     ) -> int:
         """Take one datagram of a run; returns where it ends."""
-        self.receive(b"", address, now, mark)
-        return min(start + size, len(data) if stop is None else stop)
+        end = min(start + size, len(data) if stop is None else stop)
+        self.receive(bytes(data[start:end]), address, now, mark)
+        return end
 
     def transmit(self, now: float, slab: bytearray | None = None) -> list[_Run]:
         """The answer, when one is due."""
@@ -79,10 +132,17 @@ class ClosingConnection:
 
     def next_deadline(self) -> float | None:
         """When to call :meth:`on_timer`."""
+        if self._repeats and self._until is not None:
+            return min(self._repeats[-1], self._until)
         return self._until
 
     def on_timer(self, now: float) -> None:
-        """The period is over once its deadline has come."""
+        """A copy is due; or the period is over, once its deadline has come."""
+        while self._repeats and now >= self._repeats[-1]:
+            self._repeats.pop()
+            self._answer_due = True
+            if not self._repeats:
+                self._is_close = None  # no answer makes a difference any more
         if self._until is not None and now >= self._until:
             self._until = None
 

@@ -187,6 +187,14 @@ def _path_of(route: Route, address: Address) -> Address:
     return address
 
 
+def _may_not_know(route: Route) -> bool:
+    """Whether a connection was closed here, and its peer is still to be told (again)."""
+    engine = route.engine
+    if isinstance(engine, ClosingConnection):
+        return engine.awaits_answer
+    return engine.is_ending
+
+
 class SocketDriver:
     """Drives the connections of one socket.
 
@@ -225,6 +233,7 @@ class SocketDriver:
         self._dirty: dict[Route, None] = {}
         self._unsent: deque[Run] = deque()
         self._flush_lot = trio.lowlevel.ParkingLot()
+        self._linger_lot = trio.lowlevel.ParkingLot()
         self._is_quiet = False
         """Whether nobody has touched a connection since this was set."""
         self._send_error: OSError | None = None
@@ -457,11 +466,30 @@ class SocketDriver:
             self._dirty[route] = None
             self._deliver(route, now)
         self.flush_now()
+        # One more copy for those which may not know yet: there is no later occasion.
+        for route in list(self._all):
+            if isinstance(route.engine, ClosingConnection):
+                route.engine.say_again()
+                self._dirty[route] = None
+        self.flush_now()
         self._is_closed = True
         self.accept = None
         for route in list(self._all):
             self._forget(route, now)
         self._close_socket()
+
+    async def linger(self) -> None:
+        """Wait until the peers of closed connections know, or were told often enough.
+
+        `close_linger` seconds at most.  Without a lost packet that is a round trip.  To be
+        called while the driver runs.
+
+        Cancellation: what was sent is all that is sent.
+        """
+        await trio.lowlevel.checkpoint()
+        with trio.move_on_after(self.config.close_linger):
+            while any(map(_may_not_know, self._all)):
+                await self._linger_lot.park()
 
     def close_if_unused(self) -> None:
         """Close now if :attr:`close_when_unused` is set and nothing needs the socket.
@@ -780,6 +808,8 @@ class SocketDriver:
         if engine.is_over:
             self._release(route, now)
             engine = route.engine
+            if self._linger_lot and not _may_not_know(route):
+                self._linger_lot.unpark_all()
             if engine.is_terminated:
                 self._forget(route, now)
                 return

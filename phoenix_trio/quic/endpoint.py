@@ -70,8 +70,10 @@ class Endpoint(metaclass=NoPublicConstructor):
         """Open a socket and drive it for as long as the block lasts.
 
         When the block is left normally, every connection is closed in good order
-        (:meth:`QuicConnection.aclose`) first; when it is left by an exception,
-        they are aborted.
+        (:meth:`QuicConnection.aclose`) first.  Then the block waits until their peers know:
+        a round trip, where they answer and no packet is lost, at most
+        ``TransportConfig.close_linger``.  When it is left by an exception or cancellation,
+        connections are aborted, and nothing is waited for.
 
         Args:
           host: the local address or name; ``None``: all, IPv4 and IPv6 (dual stack)
@@ -95,6 +97,7 @@ class Endpoint(metaclass=NoPublicConstructor):
                     await nursery.start(driver.run)
                     yield endpoint
                     await endpoint._close_connections()
+                    await driver.linger()
                 except trio.BrokenResourceError:
                     if driver.failure is None:
                         raise

@@ -61,7 +61,7 @@ from ..config import LARGEST_UDP_PAYLOAD, SMALLEST_UDP_PAYLOAD, TransportConfig
 from ..metrics import ConnectionStatistics
 from . import events
 from .blocked import BlockedSignals
-from .closing import ClosingConnection
+from .closing import ClosingConnection, repeat_times
 from .congestion import CUBIC, RENO, CubicControl, RenoControl
 from .crypto_stream import INITIAL_WINDOW, CryptoReceiver, CryptoStreamError
 from .datagram_frame import largest_payload
@@ -70,6 +70,7 @@ from .ecn import NOT_ECT, EcnMarking, ReceivedMarks
 from .fast_path import FastPath, kernel_run
 from .fast_send import BulkTurn, encode_varint
 from .flow_control import ReceiveWindow
+from .goodbye import GoodbyeReader
 from .handshake_probe import (
     HANDSHAKE_PROBES,
     forget_acknowledgements,
@@ -320,6 +321,7 @@ class Engine(QuicConnection):
         self.path_ceiling: Callable[[Any], int | None] = _unknown_path
         """Set by the driver: the largest payload which the interface towards an address takes."""
         self._closing: ClosingConnection | None = None
+        self._owes_goodbye = False
         """From our CONNECTION_CLOSE on."""
         self._keep_alive_at = math.inf
 
@@ -542,7 +544,7 @@ class Engine(QuicConnection):
         if not self._network_paths or (
             self._state is not QuicConnectionState.CONNECTED and self._state in END_STATES
         ):
-            return []
+            return self._answer_goodbye(now) if self._owes_goodbye else []
         probe = self._mtu_probe(now) if self._mtu is not None else None
         if probe:
             self._more = True
@@ -571,7 +573,39 @@ class Engine(QuicConnection):
 
     def _begin_closing(self, runs: list[Run]) -> None:
         """RFC 9000 section 10.2.1: the closing packet is what late packets are answered with."""
-        self._closing = ClosingConnection(runs, self._close_at)
+        keys = self._keys
+        if self._cause is not Cause.LOCAL or not self._handshake_complete or keys is None:
+            self._closing = ClosingConnection(runs, self._close_at)
+            return
+        loss, space = self._loss, self.application_space
+        rtt = loss._rtt_smoothed or self.config.initial_rtt
+        expected = max(space.expected_packet_number, space.largest_received_packet + 1)
+        self._closing = ClosingConnection(
+            runs,
+            self._close_at,
+            repeat_times(self._now, rtt, loss._rtt_variance),
+            GoodbyeReader(keys.recv, expected, len(self.host_cid)),
+        )
+
+    def _answer_goodbye(self, now: float) -> list[Run]:
+        """RFC 9000 section 10.2.2: one packet before we drain, so that the peer knows we know.
+
+        Built as if this side closed (connection.py 540); then the state is as before.
+        """
+        self._owes_goodbye = False
+        event, close_at, state = self._close_event, self._close_at, self._state
+        self._close_event = aioquic_events.ConnectionTerminated(
+            error_code=QuicErrorCode.NO_ERROR,
+            frame_type=QuicFrameType.PADDING,
+            reason_phrase="",
+        )
+        self._close_pending = True
+        self._state = QuicConnectionState.CONNECTED
+        try:
+            return self._count_sent(self.datagrams_to_send(now))
+        finally:
+            self._close_pending = False
+            self._close_event, self._close_at, self._state = event, close_at, state
 
     def _close_after(self, error: Exception, now: float) -> list[Run]:
         """Building packets has failed: say goodbye if that is possible."""
@@ -2226,6 +2260,7 @@ class Engine(QuicConnection):
         super()._handle_connection_close_frame(context, frame_type, buf)
         if not was_closed:
             self._cause = Cause.PEER
+            self._owes_goodbye = context.epoch == tls.Epoch.ONE_RTT
 
     def _handle_max_stream_data_frame(
         self, context: QuicReceiveContext, frame_type: int, buf: Buffer

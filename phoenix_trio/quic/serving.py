@@ -122,6 +122,8 @@ async def serve(
                             async with trio.open_nursery() as handlers:
                                 for listener in listeners:
                                     handlers.start_soon(accept_forever, listener)
+                            for endpoint in endpoints:
+                                await endpoint._driver.linger()
                         finally:
                             for endpoint in endpoints:
                                 endpoint.close()
