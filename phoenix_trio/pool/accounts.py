@@ -83,6 +83,11 @@ class Pooled:
             return 0
         return missing
 
+    @property
+    def idle_limit(self) -> float:
+        """Seconds of silence after which the connection would be lost; ``math.inf``: never."""
+        return self.quic.idle_timeout if self.quic.keep_alive is None else math.inf
+
     def state(self) -> ConnectionState:
         return ConnectionState(
             self.id,
@@ -98,6 +103,7 @@ class Pooled:
             idle_since=self.idle_since,
             checked_at=self.checked_at,
             is_checking=self.is_checking,
+            idle_limit=self.idle_limit,
         )
 
 

@@ -14,7 +14,10 @@ import attrs
 
 from ..config import _integer, _seconds
 
-__all__ = ["Backoff", "PoolConfig"]
+__all__ = ["IDLE_SHARE", "Backoff", "PoolConfig"]
+
+#: The part of the transport's idle timeout after which the pool acts on a silent connection.
+IDLE_SHARE = 2 / 3
 
 
 def _fraction(instance: object, attribute: attrs.Attribute[float], value: object) -> None:
@@ -104,7 +107,8 @@ class PoolConfig:
     (more than 0, up to 86,400, or ``math.inf``: never).
 
     20 s: below ``TransportConfig.max_idle_timeout`` (30 s), at which an idle
-    connection would be dropped without a word to the peer."""
+    connection would be dropped without a word to the peer.  With a peer whose own is
+    shorter, two thirds of that, unless something keeps the connection alive."""
 
     patience: float = attrs.field(default=1.0, validator=_seconds(0.0, 3600.0))
     """Seconds for which a lease waits for the best way to serve it, before the next
@@ -158,6 +162,16 @@ class PoolConfig:
     apply when the pool's block is left: there the caller's cancel scope decides.
 
     30 s: a connection whose peer is gone has timed out by then anyway."""
+
+    def idle_for(self, idle_limit: float) -> float:
+        """Seconds without a lease after which a connection is closed.
+
+        Args:
+          idle_limit: seconds of silence after which it would be lost; ``math.inf``: never.
+        """
+        if self.health_check_interval is not None:
+            return self.idle_timeout  # its pings keep it alive
+        return min(self.idle_timeout, idle_limit * IDLE_SHARE)
 
     @property
     def per_target(self) -> int:

@@ -21,6 +21,7 @@ import trio
 from ..errors import ApplicationErrorCode, StreamStopped
 from ..quic.connection import QuicConnection
 from ..quic.groups import unwrap_lone
+from ..quic.idle import keep_alive_interval
 from ..quic.stream import SendStream
 from ..streams.framing import FramingError
 from ..streams.kinds import StreamKind
@@ -539,7 +540,7 @@ class OutgoingTransfer:
 async def _keep_alive(connection: QuicConnection) -> None:
     try:
         while True:
-            await trio.sleep(_KEEP_ALIVE)
+            await trio.sleep(keep_alive_interval(_KEEP_ALIVE, connection.idle_timeout))
             await connection.ping()
     except LINE_ERRORS:
         await trio.lowlevel.checkpoint()  # it has ended, which its member notices

@@ -33,7 +33,7 @@ from typing import Protocol, TypeVar
 
 import attrs
 
-from .config import PoolConfig
+from .config import IDLE_SHARE, PoolConfig
 
 __all__ = [
     "ConnectionState",
@@ -86,6 +86,8 @@ class ConnectionState:
     checked_at: float = -math.inf
     """When its last health check began."""
     is_checking: bool = False
+    idle_limit: float = math.inf
+    """Seconds of silence after which the transport ends it without a word."""
 
     @property
     def is_usable(self) -> bool:
@@ -367,7 +369,8 @@ class _Turn:
         for seat in sorted(idle, key=lambda seat: (seat.state.idle_since, -seat.id)):
             if not account.has_surplus():
                 break
-            if self._is_due(seat.state.idle_since + self._config.idle_timeout):
+            patience = self._config.idle_for(seat.state.idle_limit)
+            if self._is_due(seat.state.idle_since + patience):
                 self._close(seat, Reason.IDLE)
 
     def _is_due(self, time: float) -> bool:
@@ -380,7 +383,8 @@ class _Turn:
     def _check_health(self, account: _Account, interval: float) -> None:
         for seat in account.seats:
             state = seat.state
-            due = max(state.idle_since, state.checked_at) + interval
+            due = max(state.idle_since, state.checked_at)
+            due += min(interval, state.idle_limit * IDLE_SHARE)
             if seat.is_idle and not state.is_checking and self._is_due(due):
                 self._checks.append(seat.id)
 

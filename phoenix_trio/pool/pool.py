@@ -25,7 +25,7 @@ from ..quic.construction import NoPublicConstructor
 from ..quic.groups import unwrap_lone
 from ..quic.stream import fresh
 from .accounts import Demand, Entry, Pooled, Waiting
-from .config import Backoff, PoolConfig
+from .config import IDLE_SHARE, Backoff, PoolConfig
 from .policy import PoolState, Reason, Waiter, choose, decide
 from .statistics import PoolStatistics, TargetStatistics
 from .targets import Target, TargetLike, parse_target
@@ -276,7 +276,11 @@ class ConnectionPool(metaclass=NoPublicConstructor):
             pooled.entry.lot.unpark_all()  # it may be what one of them needs
         if not pooled.leases:
             now = pooled.idle_since = trio.current_time()
-            due = now + min(config.idle_timeout, config.health_check_interval or math.inf)
+            patience = config.idle_for(pooled.idle_limit)
+            if config.health_check_interval is not None:
+                share = pooled.idle_limit * IDLE_SHARE
+                patience = min(patience, config.health_check_interval, share)
+            due = now + patience
             if pooled.is_draining or pooled.yields_to is not None or due < self._wake_at:
                 self._turn()
                 return

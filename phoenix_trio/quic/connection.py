@@ -160,6 +160,24 @@ class QuicConnection(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
         return self._ended
 
     @property
+    def idle_timeout(self) -> float:
+        """Seconds without a word from the peer after which the connection ends.
+
+        The smaller of both sides' values (RFC 9000 section 10.1), so it is known once the
+        handshake is complete; on slow paths it lasts longer, at least three probe timeouts.
+        ``math.inf``: there is none, or the connection has ended.
+        """
+        return self._engine.idle_timeout
+
+    @property
+    def keep_alive(self) -> float | None:
+        """Seconds of silence after which a PING is sent; ``None``: never.
+
+        ``TransportConfig.keep_alive``, and half of the effective idle timeout at most.
+        """
+        return self._engine.keep_alive
+
+    @property
     def close_reason(self) -> Exception | None:
         """Why the connection ended; ``None`` while it is open, or if it was closed here."""
         return self._error

@@ -1003,6 +1003,19 @@ class Engine(QuicConnection):
         """How many bidirectional streams the peer permits to open now."""
         return max(0, self._remote_max_streams_bidi - self.get_next_available_stream_id() // 4)
 
+    @property
+    def idle_timeout(self) -> float:
+        """The smaller of both sides' idle timeouts, in seconds; ``math.inf``: there is none."""
+        own, remote = self._configuration.idle_timeout, self._remote_max_idle_timeout
+        seconds = own if remote is None else min(own, remote)
+        return math.inf if seconds >= _NEVER else seconds
+
+    @property
+    def keep_alive(self) -> float | None:
+        """Seconds of silence after which a PING is sent; ``None``: never."""
+        wanted = self.config.keep_alive
+        return None if wanted is None else keep_alive_interval(wanted, self._idle_timeout())
+
     def want_stream(self, change: int, *, unidirectional: bool) -> None:
         """A call begins (1) or ends (-1) to wait until :meth:`open_stream` has one."""
         self._streams_wanted[unidirectional] += change
@@ -1739,9 +1752,9 @@ class Engine(QuicConnection):
         return runs
 
     def _touch_keep_alive(self, now: float) -> None:
-        keep_alive = self.config.keep_alive
-        if keep_alive is not None:
-            self._keep_alive_at = now + keep_alive_interval(keep_alive, self._idle_timeout())
+        interval = self.keep_alive
+        if interval is not None:
+            self._keep_alive_at = now + interval
 
     # ------------------------------------------------------------------ blocked by flow control
 
@@ -2330,9 +2343,7 @@ class Engine(QuicConnection):
         if parameters.max_udp_payload_size is not None:
             self._peer_max_udp_payload = parameters.max_udp_payload_size
         self.reset_tokens_changed = True
-        self._recovery.longest_backoff = longest_backoff(
-            min(self._configuration.idle_timeout, self._remote_max_idle_timeout or math.inf)
-        )
+        self._recovery.longest_backoff = longest_backoff(self.idle_timeout)
 
     def _serialize_transport_parameters(self) -> bytes:
         """Line 3436: say which UDP payloads we take; aioquic leaves that out."""

@@ -8,6 +8,7 @@ nothing, since the calls above raise the connection's error first.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -79,7 +80,9 @@ class ConnectionRemains:
     has_limits_to_send = False
     has_queued_datagrams = False
     has_unacknowledged_streams = False
+    idle_timeout = math.inf
     is_congested = False
+    keep_alive: float | None = None
 
     def __init__(
         self,

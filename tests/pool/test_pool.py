@@ -38,6 +38,8 @@ class FakeConnection:
         self.is_congested = False
         self.is_closed = False
         self.answers_pings = True
+        self.idle_timeout = 30.0
+        self.keep_alive: float | None = None
         self._ended = trio.Event()
 
     def end(self) -> None:

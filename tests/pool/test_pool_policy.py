@@ -153,6 +153,16 @@ def test_an_idle_connection_is_closed_at_its_time_and_not_before() -> None:
     assert decision.wake_at == math.inf
 
 
+def test_an_idle_connection_is_closed_before_the_transport_would_lose_it() -> None:
+    target = TargetState("a", [connection(1, idle_since=95.0, idle_limit=9.0)])
+    decision = ask(target, idle_timeout=20.0)
+    assert decision.closures == ()
+    assert decision.wake_at == 101.0
+    assert ask(target, idle_timeout=20.0, now=101.0).closures == ((1, Reason.IDLE),)
+    decision = ask(target, idle_timeout=50.0, health_check_interval=20.0, now=101.0)
+    assert (decision.closures, decision.checks) == ((), (1,)), "a check keeps it alive"
+
+
 def test_connections_which_are_kept_warm_do_not_go_for_being_idle() -> None:
     connections = [connection(number, idle_since=number) for number in range(1, 5)]
     target = TargetState("a", connections, warm=3)

@@ -228,12 +228,18 @@ async def test_a_source_with_a_scope_of_its_own_can_be_left_early(
         await still_works(client, sender, receiver)
 
 
+@pytest.mark.parametrize("idle_timeout", [30.0, 4.0])
 async def test_a_reader_may_pause_for_longer_than_any_idle_timeout(
+    idle_timeout: float,
     autojump_clock: MockClock,
 ) -> None:
     data = os.urandom(100 * STRIPE)
     got = bytearray()
-    async with two_hubs() as (client, sender, receiver), trio.open_nursery() as nursery:
+    config = phoenix_trio.TransportConfig(max_idle_timeout=idle_timeout)
+    async with (
+        two_hubs(client_config=config) as (client, sender, receiver),
+        trio.open_nursery() as nursery,
+    ):
 
         async def read_late() -> None:
             async with await receiver.accept() as transfer:

@@ -111,6 +111,8 @@ async def connections(connection: QuicConnection) -> None:
     assert_type(connection.alpn_protocol, str | None)
     assert_type(connection.peer_certificate, Certificate | None)
     assert_type(connection.is_closed, bool)
+    assert_type(connection.idle_timeout, float)
+    assert_type(connection.keep_alive, float | None)
     assert_type(connection.close_reason, Exception | None)
     assert_type(connection.peer_address[0], str)
     assert_type(connection.peer_address[1], int)
