@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 import random
-import re
 
-import aioquic
 import pytest
-from aioquic.quic.connection import QuicConnection
-from aioquic.quic.recovery import QuicPacketRecovery, QuicPacketSpace
-from aioquic.quic.stream import QuicStream, QuicStreamReceiver, QuicStreamSender
 from hypothesis import given
 from hypothesis import strategies as st
 
 import phoenix_trio
 from phoenix_trio import TransportConfig
 from phoenix_trio.quic import engine as engine_module
-from phoenix_trio.quic import events, stream_state
+from phoenix_trio.quic import events
 from phoenix_trio.quic.engine import clamp_reason
 from tests.support import EnginePair, examples, take_apart
 
@@ -285,34 +279,3 @@ def test_over_a_lossy_wire_every_stream_arrives_whole(
         assert pair.server.received.get(stream_id, b"") == data
     assert not engine.has_unacknowledged_streams
     assert engine._buffered == 0
-
-
-def test_what_the_engine_relies_on_is_still_there() -> None:
-    """Private names of aioquic which engine.py and stream_state.py touch."""
-    assert aioquic.__version__.startswith("1.7."), "read the overrides again"
-    source = inspect.getsource(engine_module) + inspect.getsource(stream_state)
-    own = set(re.findall(r"self\.(_\w+)\s*(?::[^=\n]+)?=[^=]", source))
-    own |= set(re.findall(r"def (_\w+)\(", source))
-    pair = EnginePair().connect()
-    stock = set(dir(QuicConnection)) | set(
-        re.findall(r"self\.(_\w+)", inspect.getsource(QuicConnection))
-    )
-    for kind in (
-        QuicPacketRecovery,
-        QuicPacketSpace,
-        QuicStream,
-        QuicStreamReceiver,
-        QuicStreamSender,
-    ):
-        stock |= set(re.findall(r"self\.(_\w+)", inspect.getsource(kind))) | set(dir(kind))
-    used = set(re.findall(r"(?:self|_loss|_recovery|loss|stream|sender|receiver)\.(_\w+)", source))
-    missing = sorted(name for name in used - own - stock if not hasattr(pair.client.engine, name))
-    assert not missing, f"aioquic {aioquic.__version__} has no {', '.join(missing)} any more"
-    overridden = [
-        name
-        for name, value in vars(engine_module.Engine).items()
-        if inspect.isfunction(value) and value.__doc__ and value.__doc__.startswith("Line ")
-    ]
-    assert len(overridden) >= 12
-    for name in overridden:
-        assert hasattr(QuicConnection, name), f"aioquic {aioquic.__version__} has no {name}"
