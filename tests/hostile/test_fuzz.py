@@ -1,0 +1,315 @@
+"""Packets of an authenticated peer with any content: one connection pays, with a QUIC error.
+
+The peer has all the keys, so that nothing is stopped by the packet protection.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import trio
+from aioquic import tls
+from hypothesis import given
+from hypothesis import strategies as st
+from trio.testing import MockClock
+
+import phoenix_trio
+from phoenix_trio import ApplicationErrorCode, SessionStore, TransportConfig
+from phoenix_trio.quic import events
+from phoenix_trio.streams import (
+    FramingError,
+    MessageRefused,
+    SequenceReceiver,
+    StreamKind,
+    StreamReader,
+    encode_frame,
+    encode_varint,
+    open_batching_channel,
+    receive_message,
+)
+from tests.hostile.frames import random_payload, seal
+from tests.support import EnginePair, Side, client_tls, connected_pair, examples, server_tls
+
+Epoch = tls.Epoch
+seeds = given(seed=st.integers(0, 2**32))
+
+#: What a server may hold for a connection that has sent so few bytes.
+FEW_BYTES = 64 * 1024
+
+
+def deliver(pair: EnginePair, side: Side, *packets: bytes) -> None:
+    for packet in packets:
+        side.engine.receive(packet, pair.client.address, pair.now)
+    side.gather(pair.now)
+
+
+def check_end(side: Side) -> bool:
+    """Whether the connection has ended; if so, by a protocol error that is not our failure."""
+    ends = side.of(events.Terminated)
+    for end in ends:
+        assert isinstance(end.error, phoenix_trio.ConnectionBroken), end
+        assert "INTERNAL_ERROR" not in str(end.error), end.error
+    return bool(ends)
+
+
+def check_held(engine: Any) -> None:
+    """What the engine holds for the peer is in proportion to what came."""
+    assert len(engine._records) <= 250
+    assert len(engine._host_cids) <= 16
+    assert len(engine._peer_cid_available) <= 8
+    assert sum(len(stream.receiver._buffer) for stream in engine._crypto_streams.values()) < (
+        FEW_BYTES
+    )
+
+
+@seeds
+@examples(200)
+def test_any_frames_in_1rtt_packets(seed: int) -> None:
+    generator = random.Random(seed)
+    pair = EnginePair(server_config=TransportConfig(max_idle_timeout=10.0)).connect()
+    server = pair.server
+    assert server is not None
+    for _ in range(20):
+        packet = seal(pair.client.engine, Epoch.ONE_RTT, random_payload(generator))
+        deliver(pair, server, packet)
+        pair.flush(server)
+        check_held(server.engine)
+        if check_end(server):
+            break
+    pair.run(60.0)
+    check_end(server)
+
+
+@seeds
+@examples(60)
+def test_any_frames_from_a_server_in_1rtt_packets(seed: int) -> None:
+    generator = random.Random(seed)
+    pair = EnginePair().connect()
+    assert pair.server is not None
+    for _ in range(20):
+        packet = seal(pair.server.engine, Epoch.ONE_RTT, random_payload(generator))
+        pair.client.engine.receive(packet, pair.server.address, pair.now)
+        pair.client.gather(pair.now)
+        pair.flush(pair.client)
+        check_held(pair.client.engine)
+        if check_end(pair.client):
+            break
+    pair.run(60.0)
+    check_end(pair.client)
+
+
+def in_handshake() -> EnginePair:
+    """The client has its Handshake keys, and the server waits for its Finished."""
+    pair = EnginePair()
+    pair.drop = lambda destination, data: destination is pair.server
+    while not pair.client.engine._cryptos[Epoch.HANDSHAKE].send.is_valid():
+        pair.drop = lambda destination, data: False
+        pair.step()
+    pair.drop = lambda destination, data: False
+    return pair
+
+
+@seeds
+@examples(100)
+@pytest.mark.parametrize("epoch", [Epoch.INITIAL, Epoch.HANDSHAKE])
+def test_any_frames_in_packets_of_the_handshake(epoch: tls.Epoch, seed: int) -> None:
+    generator = random.Random(seed)
+    pair = in_handshake()
+    server = pair.server
+    assert server is not None
+    # Above any number the client itself will use meanwhile.
+    for number in range(1000, 1010):
+        payload = random_payload(generator)
+        deliver(pair, server, seal(pair.client.engine, epoch, payload, packet_number=number))
+        pair.flush(server)
+        check_held(server.engine)
+        if check_end(server):
+            break
+    pair.run(40.0)
+    check_end(server)
+
+
+@seeds
+@examples(60)
+def test_any_frames_from_a_server_in_packets_of_the_handshake(seed: int) -> None:
+    generator = random.Random(seed)
+    pair = in_handshake()
+    server, client = pair.server, pair.client
+    assert server is not None
+    for number in range(1000, 1010):
+        epoch = generator.choice((Epoch.INITIAL, Epoch.HANDSHAKE))
+        if not server.engine._cryptos[epoch].send.is_valid():
+            continue
+        packet = seal(server.engine, epoch, random_payload(generator), packet_number=number)
+        client.engine.receive(packet, server.address, pair.now)
+        client.gather(pair.now)
+        pair.flush(client)
+        check_held(client.engine)
+        if check_end(client):
+            break
+    pair.run(40.0)
+    check_end(client)
+
+
+def resumable() -> phoenix_trio.ClientTLS:
+    """A client that has a ticket for the server of `EnginePair`, for early data."""
+    return client_tls(session_store=SessionStore(), early_data=True)
+
+
+@seeds
+@examples(40)
+def test_any_frames_in_0rtt_packets(seed: int) -> None:
+    generator = random.Random(seed)
+    tls_client, tls_server = resumable(), server_tls(early_data=True)
+    first = EnginePair(client=tls_client, server=tls_server).connect()
+    first.client.engine.close_application(0, "")
+    first.run(1.0)
+    pair = EnginePair(client=tls_client, server=tls_server)
+    assert pair.client.engine._cryptos[Epoch.ZERO_RTT].send.is_valid(), "a ticket was there"
+    # The server's reply takes a while; the client's early data is forged meanwhile.
+    pair.drop = lambda destination, data: destination is pair.client
+    while pair.server is None:
+        pair.step()
+    for number in range(1000, 1010):
+        payload = random_payload(generator)
+        packet = seal(pair.client.engine, Epoch.ZERO_RTT, payload, packet_number=number)
+        deliver(pair, pair.server, packet)
+        check_held(pair.server.engine)
+        if check_end(pair.server):
+            break
+    pair.drop = lambda destination, data: False
+    pair.run(40.0)
+    check_end(pair.server)
+
+
+@seeds
+@examples(100)
+def test_any_bytes_behind_a_long_header(seed: int) -> None:
+    """Not authentic: nothing happens, and the handshake goes on."""
+    generator = random.Random(seed)
+    pair = in_handshake()
+    server = pair.server
+    assert server is not None
+    cid = pair.client.engine._peer_cid.cid
+    for _ in range(20):
+        first = generator.choice((0xC0, 0xD0, 0xE0, 0xF0, 0x80)) | generator.randrange(16)
+        version = generator.choice((1, 1, 1, 0x6B3343CF, 0, 0x1A2A3A4A, 2**32 - 1))
+        packet = bytes((first,)) + version.to_bytes(4, "big")
+        packet += bytes((len(cid),)) + cid + bytes((generator.choice((0, 8, 20, 21, 255)),))
+        packet += generator.randbytes(generator.choice((0, 1, 30, 100, 1200)))
+        deliver(pair, server, packet)
+        pair.client.engine.receive(packet, server.address, pair.now)
+    assert not server.of(events.Terminated)
+    pair.run(5.0)
+    assert server.of(events.HandshakeCompleted)
+    assert pair.client.of(events.HandshakeCompleted)
+
+
+# ------------------------------------------------------------------ our own formats
+
+
+def mutated(generator: random.Random, data: bytes) -> bytes:
+    changed = bytearray(data)
+    for _ in range(generator.choice((0, 1, 1, 2, 5))):
+        at = generator.randrange(len(changed) + 1)
+        kind = generator.randrange(4)
+        if kind == 0 and at < len(changed):
+            changed[at] = generator.randrange(256)
+        elif kind == 1:
+            del changed[at:]
+        elif kind == 2:
+            changed[at:at] = generator.randbytes(generator.choice((1, 2, 8, 40)))
+        else:
+            changed[at : at + 1] = encode_varint(generator.choice((0, 63, 64, 1 << 40)))
+        if not changed:
+            break
+    return bytes(changed)
+
+
+def compressed(size: int) -> bytes:
+    zstandard = pytest.importorskip("zstandard")
+    packed: bytes = zstandard.ZstdCompressor().compress(bytes(size))
+    return encode_varint(1) + encode_varint(size) + packed
+
+
+MESSAGE = encode_varint(StreamKind.MESSAGE)
+SEQUENCE = encode_varint(StreamKind.SEQUENCE)
+
+
+def samples(generator: random.Random) -> tuple[bytes, bytes]:
+    """A stream of bytes for `messages` or a sequence, and one for a batching channel."""
+    items = [generator.randbytes(generator.choice((0, 1, 50, 300))) for _ in range(4)]
+    one_way = generator.choice(
+        [
+            MESSAGE + b"\0" + items[0],
+            MESSAGE + compressed(generator.choice((0, 100, 30_000))),
+            SEQUENCE + b"".join(map(encode_frame, items)),
+        ]
+    )
+    batches = b"".join(encode_frame(b"".join(map(encode_frame, items))) for _ in range(3))
+    return mutated(generator, one_way), mutated(generator, batches)
+
+
+REFUSALS = {
+    ApplicationErrorCode.MESSAGE_TOO_LARGE,
+    ApplicationErrorCode.MALFORMED,
+    ApplicationErrorCode.UNSUPPORTED,
+}
+
+
+async def read_one_way(stream: phoenix_trio.ReceiveStream, limit: int) -> int:
+    """The largest item that a program which takes messages and sequences gets of a stream."""
+    largest = 0
+    try:
+        async with stream:
+            reader = StreamReader(stream)
+            kind = await reader.read_varint()
+            if kind == StreamKind.MESSAGE:
+                largest = len(await receive_message(reader, max_size=limit))
+            elif kind == StreamKind.SEQUENCE:
+                async with SequenceReceiver(reader, max_item_size=limit) as items:
+                    async for item in items:
+                        largest = max(largest, len(item))
+    except MessageRefused as error:
+        if error.code not in REFUSALS:
+            raise
+    except FramingError:
+        pass  # The kind itself was cut off.
+    return largest
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_any_bytes_on_streams_of_messages_and_batches(
+    seed: int, autojump_clock: MockClock
+) -> None:
+    """A reader gets messages within its limit, or one documented error; the rest goes on."""
+    generator = random.Random(seed)
+    limit = 10_000
+    async with connected_pair() as (client, server):
+        for _ in range(15):
+            one_way, batches = samples(generator)
+            async with await client.open_send_stream() as stream:
+                await stream.send_all(one_way)
+            with trio.move_on_after(5):
+                assert await read_one_way(await server.accept_receive_stream(), limit) <= limit
+            ours = await client.open_stream()
+            await ours.send_all(batches)
+            await ours.send_eof()
+            theirs = await server.accept_stream()
+            with trio.move_on_after(5):
+                try:
+                    async with open_batching_channel(theirs, max_message_size=1000) as (_, receive):
+                        async for message in receive:
+                            assert len(message) <= 1000
+                except MessageRefused as error:
+                    if error.code not in REFUSALS:
+                        raise
+            await ours.aclose()
+        assert not client.is_closed
+        assert not server.is_closed
+        async with await client.open_stream() as stream:
+            await stream.send_all(b"still here")
+            accepted = await server.accept_stream()
+            assert await accepted.receive_some() == b"still here"
