@@ -1,0 +1,276 @@
+"""A server sends an address that it has not validated at most three times what came from it.
+
+RFC 9000 section 8.1.  A forger puts the victim's address on its datagrams; the victim
+answers nothing.  The sum is checked at each datagram, for minutes of virtual time.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+import phoenix_trio
+from tests.hostile.conftest import Figure
+from tests.hostile.frames import random_payload
+from tests.hostile.test_admission import Attacker
+from tests.hostile.world import STRANGER, World, first_initial, sealed_initial
+from tests.support import ALPN, CLIENT, PORT, SERVER, client_tls
+
+LIMIT = 3.0
+
+
+class Scale:
+    """Weighs what leaves the victim's address and what is sent to it; tap of the network."""
+
+    def __init__(self) -> None:
+        self.sent = self.received = 0
+        self.largest = 0.0
+
+    def __call__(self, datagram: Any) -> Any:
+        if datagram.source[0] == STRANGER:
+            self.sent += len(datagram.data)
+        elif datagram.destination[0] == STRANGER:
+            self.received += len(datagram.data)
+            self.largest = max(self.largest, self.received / max(1, self.sent))
+        return datagram
+
+
+Scenario = Callable[[World], Awaitable[None]]
+scenarios: dict[str, tuple[Scenario, dict[str, Any]]] = {}
+
+
+def scenario(**config: Any) -> Callable[[Scenario], Scenario]:
+    def register(function: Scenario) -> Scenario:
+        scenarios[function.__name__] = (function, config)
+        return function
+
+    return register
+
+
+@scenario()
+async def a_first_initial_and_silence(world: World) -> None:
+    await world.say(first_initial())
+
+
+@scenario()
+async def the_same_initial_a_hundred_times(world: World) -> None:
+    initial = first_initial()
+    for _ in range(100):
+        await world.say(initial)
+
+
+@scenario(retry="never")
+async def many_different_initials(world: World) -> None:
+    attacker = Attacker()
+    for _ in range(50):
+        await world.say(attacker.initial())
+
+
+@scenario(retry="always")
+async def initials_that_are_answered_with_retry(world: World) -> None:
+    attacker = Attacker()
+    for _ in range(50):
+        await world.say(attacker.initial())
+
+
+@scenario(retry="always")
+async def initials_with_invented_tokens(world: World) -> None:
+    attacker = Attacker()
+    for size in (1, 50, 100, 200):
+        await world.say(attacker.initial(token=os.urandom(size)))
+
+
+@scenario(max_connections=1, retry="never")
+async def initials_that_are_refused(world: World) -> None:
+    attacker = Attacker()
+    for _ in range(50):
+        await world.say(attacker.initial())
+
+
+@scenario()
+async def handshakes_that_fail(world: World) -> None:
+    attacker = Attacker(alpn=("something/else",))
+    for _ in range(20):
+        await world.say(attacker.initial())
+    for number in range(20):
+        await world.say(sealed_initial(b"\x06\x00\x04abcd", destination_cid=b"broken%02d" % number))
+
+
+@scenario()
+async def initials_that_only_ping(world: World) -> None:
+    for number in range(5):
+        cid = b"pings%03d" % number
+        for packet_number in range(5):
+            await world.say(
+                sealed_initial(b"\x01", destination_cid=cid, packet_number=packet_number)
+            )
+
+
+@scenario()
+async def initials_with_any_frames(world: World) -> None:
+    generator = random.Random(7)
+    for number in range(100):
+        frames = random_payload(generator, closes=True)
+        await world.say(sealed_initial(frames[:1000], destination_cid=b"any%05d" % number))
+
+
+@scenario()
+async def datagrams_of_unknown_versions(world: World) -> None:
+    for size in (30, 1199, 1200, 1452):
+        for _ in range(20):
+            data = b"\xc0\x1a\x2a\x3a\x4a\x14" + bytes(20) + b"\x14" + bytes(20)
+            await world.say(data.ljust(size, b"\0"))
+
+
+@scenario()
+async def short_headers_for_no_connection(world: World) -> None:
+    for size in range(1, 200):
+        await world.say(b"\x41" + os.urandom(size))
+
+
+@scenario()
+async def handshake_and_0rtt_packets_for_no_connection(world: World) -> None:
+    for first in (0xD0, 0xE0, 0xF0):
+        for size in (50, 1200):
+            head = bytes((first | 1,)) + b"\0\0\0\x01\x08" + os.urandom(8) + b"\x08" + bytes(8)
+            await world.say((head + b"\x40\x40").ljust(size, b"\0"))
+
+
+@scenario()
+async def initials_with_garbage_behind_them(world: World) -> None:
+    for number in range(20):
+        short = sealed_initial(b"\x01", destination_cid=b"tail%04d" % number, size=1200)
+        await world.say(short + os.urandom(200))
+
+
+@scenario()
+async def an_initial_in_two_datagrams(world: World) -> None:
+    attacker = Attacker()
+    half = len(attacker.frame) // 2
+    content = attacker.frame[4:]
+    for number in range(10):
+        cid = b"halves%02d" % number
+        first = b"\x06\x00" + (0x4000 | half).to_bytes(2, "big") + content[:half]
+        seal = partial(sealed_initial, destination_cid=cid, source_cid=attacker.source_cid)
+        await world.say(seal(first))
+        rest = content[half:]
+        second = b"\x06" + (0x4000 | half).to_bytes(2, "big")
+        second += (0x4000 | len(rest)).to_bytes(2, "big") + rest
+        await world.say(seal(second, packet_number=1))
+
+
+@pytest.mark.parametrize("name", list(scenarios))
+async def test_a_strangers_address_gets_at_most_three_times_what_it_sent(
+    name: str, autojump_clock: MockClock, figure: Figure
+) -> None:
+    attack, config = scenarios[name]
+    async with trio.open_nursery() as nursery:
+        world = await World(nursery, **config).start()
+        scale = world.network.tap = Scale()
+        await attack(world)
+        await trio.sleep(120)
+        assert scale.sent > 0
+        assert scale.largest <= LIMIT
+        figure("bytes received for each byte sent, at most", scale.largest, "times")
+        world.network.tap = None
+        if config.get("max_connections") is None:
+            await world.check_alive()
+        nursery.cancel_scope.cancel()
+
+
+# ------------------------------------------------------------------ established connections
+
+
+@asynccontextmanager
+async def download(world: World) -> AsyncIterator[phoenix_trio.QuicConnection]:
+    """A client of the world's echo server that uploads, and so downloads, without end."""
+    async with (
+        phoenix_trio.open_connection(
+            SERVER, PORT, tls=client_tls(), alpn=ALPN, network=world.network.host(CLIENT)
+        ) as connection,
+        trio.open_nursery() as nursery,
+    ):
+        stream = await connection.open_stream()
+
+        async def upload() -> None:
+            while True:
+                await stream.send_all(bytes(100_000))
+
+        async def read() -> None:
+            while True:
+                await stream.receive_some()
+
+        nursery.start_soon(upload)
+        nursery.start_soon(read)
+        yield connection
+        nursery.cancel_scope.cancel()
+        connection.abort()
+
+
+class Redirector(Scale):
+    """From now on, some of the client's datagrams seem to come from the victim's address."""
+
+    def __init__(self, share: int) -> None:
+        super().__init__()
+        self.share = share
+        self.count = 0
+
+    def __call__(self, datagram: Any) -> Any:
+        if datagram.source[0] == CLIENT:
+            self.count += 1
+            if self.count % self.share == 0:
+                datagram = type(datagram)(
+                    (STRANGER, 4000), datagram.destination, datagram.data, datagram.ecn
+                )
+        return super().__call__(datagram)
+
+
+@pytest.mark.parametrize("share", [1, 2, 10])
+async def test_packets_with_a_victims_address_do_not_redirect_a_download(
+    share: int, autojump_clock: MockClock, figure: Figure
+) -> None:
+    async with trio.open_nursery() as nursery:
+        world = await World(nursery).start()
+        world.network.set_conditions(bandwidth=10_000_000.0)
+        async with download(world):
+            await trio.sleep(0.2)
+            scale = world.network.tap = Redirector(share)
+            await trio.sleep(2)
+            assert scale.sent > 0
+            assert scale.largest <= LIMIT
+            figure("bytes received for each byte sent, at most", scale.largest, "times")
+            world.network.tap = None
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_closed_connection_does_not_answer_a_victim_more_than_it_is_asked(
+    autojump_clock: MockClock, figure: Figure
+) -> None:
+    """Replays of an ended connection's packets, with the victim's address."""
+    async with trio.open_nursery() as nursery:
+        world = await World(nursery).start()
+        recorded: list[bytes] = []
+
+        def record(datagram: Any) -> Any:
+            if datagram.source[0] == CLIENT:
+                recorded.append(datagram.data)
+            return datagram
+
+        world.network.tap = record
+        await world.check_alive()
+        scale = world.network.tap = Scale()
+        for _ in range(20):
+            for data in recorded:
+                await world.say(data)
+        await trio.sleep(60)
+        assert scale.largest <= LIMIT
+        figure("bytes received for each byte sent, at most", scale.largest, "times")
+        nursery.cancel_scope.cancel()
