@@ -136,6 +136,7 @@ class ReceiveStream(trio.abc.ReceiveStream, metaclass=NoPublicConstructor):
         if self._closed:
             raise trio.ClosedResourceError("this stream was closed")
         if self._error is not None:
+            self._let_go()
             raise fresh(self._error)
         data = self._buffer.take(max_bytes)
         if data:
@@ -174,7 +175,7 @@ class ReceiveStream(trio.abc.ReceiveStream, metaclass=NoPublicConstructor):
         if self._done:
             return  # read to its end: nothing is buffered, nobody waits
         self._buffer.clear()
-        if not self._at_end:
+        if not self._at_end and self._error is None:
             self._connection._stop_receiving(self._id, code)
         self._let_go()
         self._waiter.unpark_all()
@@ -225,10 +226,11 @@ class ReceiveStream(trio.abc.ReceiveStream, metaclass=NoPublicConstructor):
             self._waiter.unpark_all()
 
     def _on_reset(self, error: StreamBroken) -> None:
+        # Not let go before the application has seen the error or has closed the stream: the
+        # peer would get credit for new streams while this one waits to be accepted.
         if not self._closed:
             self._buffer.clear()
             self._error = error
-            self._let_go()
             self._waiter.unpark_all()
 
 
@@ -378,7 +380,7 @@ class SendStream(trio.abc.SendStream, metaclass=NoPublicConstructor):
         if self._closed or self._finished:
             raise trio.ClosedResourceError("this stream was closed for sending")
         if self._error is not None:
-            raise fresh(self._error)
+            raise self._seen_error()
         if self._connection._is_closing:
             raise self._connection._ended_error()
 
@@ -426,7 +428,7 @@ class SendStream(trio.abc.SendStream, metaclass=NoPublicConstructor):
         offset = connection._engine.written(self._id)
         while True:
             if self._error is not None:
-                raise fresh(self._error)
+                raise self._seen_error()
             if self._was_reset:
                 raise trio.ClosedResourceError("this stream was reset")
             if connection._engine.is_acknowledged(self._id, offset, with_fin=self._finished):
@@ -535,6 +537,12 @@ class SendStream(trio.abc.SendStream, metaclass=NoPublicConstructor):
             self._done = True
             self._connection._let_go(self._id, sending=True)
 
+    def _seen_error(self) -> StreamBroken:
+        """The sticky error, for the application: with that it has let go of the stream."""
+        assert self._error is not None
+        self._let_go()
+        return fresh(self._error)
+
     # -- called by the connection
 
     def _attach(self, connection: QuicConnection) -> None:
@@ -547,7 +555,6 @@ class SendStream(trio.abc.SendStream, metaclass=NoPublicConstructor):
     def _on_stopped(self, error: StreamBroken) -> None:
         if not self._was_reset:
             self._error = error
-            self._let_go()
             self._wake()
 
 
