@@ -87,6 +87,10 @@ PUT_OFF_SECONDS = 0.005
 #: until their time comes.
 STALE_TIMERS = 64
 
+#: Seconds after which a timer is looked at again that is due but has nothing to do (RFC 9002
+#: section 6.1.2: kGranularity).
+TIMER_GRANULARITY = 0.001
+
 _RESET_TOKEN_LENGTH = 16
 
 #: What the driver itself has to know of; see :meth:`SocketDriver._note_event`.
@@ -820,6 +824,10 @@ class SocketDriver:
             deadline = engine.end_deadline
         if deadline is None:
             return
+        if deadline <= now and not engine.has_more_to_send(now):
+            # All was sent that may be sent, and still something is due.  Looking again at
+            # once would find the same, and keep the processor busy with it.
+            deadline = now + TIMER_GRANULARITY
         if route.is_pending:
             deadline = min(deadline, route.handshake_deadline)
         # Entries may be early; but the acknowledgement which left with an answer should

@@ -134,6 +134,10 @@ _TIMER_SLACK = 1e-6
 #: Three variable-length integers at the end of an ACK frame (RFC 9000 section 19.3.2).
 ECN_COUNTS_CAPACITY = 3 * 8
 
+#: The largest packet that timers of a 1-RTT path send: header, an ACK frame of few ranges with
+#: ECN counts, a PATH_CHALLENGE frame (RFC 9000 section 19.17), authentication tag.
+_LARGEST_ACK_PACKET = 1 + 20 + 2 + ACK_FRAME_CAPACITY + ECN_COUNTS_CAPACITY + 9 + 16
+
 _CONTROLLERS = {"cubic": CUBIC, "reno": RENO}
 
 #: The largest payload which is tried where nobody knows the interface: Ethernet, IPv6.
@@ -2407,6 +2411,15 @@ class Engine(QuicConnection):
             forget_acknowledgements(space, _HANDSHAKE_ACKS // 2)
         if space.is_application_data and self.wants_acknowledgement(space):
             self._write_ping_frame(builder, comment="too many unacknowledged")
+
+    def _amplification_blocked_timers(self) -> tuple[bool, bool]:
+        """Line 1383: an acknowledgement of ours may carry ECN counts.
+
+        Without room for it on a path that is not validated, its timer would stay in the past.
+        """
+        if not self._network_paths[0].can_send(_LARGEST_ACK_PACKET):
+            return True, True
+        return super()._amplification_blocked_timers()
 
     def wants_acknowledgement(self, space: QuicPacketSpace) -> bool:
         """Whether a packet with nothing but an acknowledgement should carry a PING as well.

@@ -18,11 +18,12 @@ import trio
 from trio.testing import MockClock
 
 import phoenix_trio
+from phoenix_trio.testing import SimulatedNetwork
 from tests.hostile.conftest import Figure
 from tests.hostile.frames import random_payload
 from tests.hostile.test_admission import Attacker
 from tests.hostile.world import STRANGER, World, first_initial, sealed_initial
-from tests.support import ALPN, CLIENT, PORT, SERVER, client_tls
+from tests.support import ALPN, CLIENT, PORT, SERVER, client_tls, connected_pair, stream_pair
 
 LIMIT = 3.0
 
@@ -274,3 +275,66 @@ async def test_a_closed_connection_does_not_answer_a_victim_more_than_it_is_aske
         assert scale.largest <= LIMIT
         figure("bytes received for each byte sent, at most", scale.largest, "times")
         nursery.cancel_scope.cancel()
+
+
+async def turns_in(seconds: float, connection: phoenix_trio.QuicConnection) -> int:
+    """How often the socket's tasks look at the network in so many virtual seconds."""
+    driver = connection._driver
+    turn, turns = driver._turn, 0
+
+    def count() -> bool:
+        nonlocal turns
+        turns += 1
+        if turns > 50_000:
+            raise AssertionError("the driver never sleeps")
+        return turn()
+
+    driver._turn = count  # type: ignore[method-assign]
+    await trio.sleep(seconds)
+    driver._turn = turn  # type: ignore[method-assign]
+    return turns
+
+
+@pytest.mark.parametrize("room", [0, 1, 60, 73, 90, 120, 127, 128, 160, 300])
+async def test_a_path_without_room_for_an_acknowledgement_costs_no_time(
+    room: int, autojump_clock: MockClock
+) -> None:
+    """Else a client could change its address, leave little room there, and stop."""
+    network = SimulatedNetwork(delay=0.01)
+    async with connected_pair(network) as (client, server):
+        ours, theirs = await stream_pair(client, server)
+        await trio.sleep(5)
+        for _ in range(3):  # with ECN marks, of which acknowledgements tell
+            await client.ping()
+        sent: list[Any] = []
+
+        def from_elsewhere(datagram: Any) -> Any:
+            if datagram.source[0] != CLIENT:
+                return None if datagram.destination[0] != CLIENT else datagram
+            moved = type(datagram)((STRANGER, 9), datagram.destination, datagram.data, 2)
+            sent.append(moved)
+            return moved
+
+        await theirs.send_all(bytes(500_000))
+        await trio.sleep(0.02)
+        network.tap = from_elsewhere
+        await ours.send_all(b"x" * 500)
+        await trio.sleep(0.011)
+        path = server._engine._network_paths[0]
+        assert path.addr[0] == STRANGER
+        assert not path.is_validated
+        path.bytes_sent = 3 * path.bytes_received - room
+        server._engine.application_space.ack_at = trio.current_time()
+        server._driver.touch(server._route)
+        assert await turns_in(1.0, server) < 1500
+
+
+async def test_a_timer_that_never_gets_done_does_not_keep_the_processor_busy(
+    autojump_clock: MockClock,
+) -> None:
+    async with connected_pair() as (_, server):
+        await trio.sleep(5)
+        engine = server._engine
+        engine.next_deadline = lambda: 1.0  # type: ignore[method-assign]
+        server._driver.touch(server._route)
+        assert 10 < await turns_in(1.0, server) < 1500
