@@ -2115,7 +2115,10 @@ class Engine(QuicConnection):
                 frame_type=frame_type,
                 reason_phrase="CRYPTO data from a client after the handshake",
             )
-        receiver = self._crypto_receivers[epoch]
+        receiver = self._crypto_receivers.get(epoch)
+        if receiver is None:
+            # Behind the frame which has ended the handshake, in one packet with it: a repetition.
+            return
         try:
             if receiver.receive(offset, data):
                 while (message := receiver.next_message()) is not None:

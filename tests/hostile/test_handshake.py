@@ -13,6 +13,7 @@ import trustme
 from aioquic import tls
 from aioquic.buffer import Buffer
 from aioquic.quic.packet import QuicPacketType, pull_quic_header
+from aioquic.quic.packet_builder import QuicPacketBuilder
 from trio.testing import MockClock
 
 import phoenix_trio
@@ -170,6 +171,35 @@ def test_handshake_packets_before_their_keys_are_read_once_the_keys_come() -> No
     acknowledged = pair.client.engine._spaces[tls.Epoch.HANDSHAKE].ack_queue
     assert sum(map(len, acknowledged)) >= 2, "what waited was read"
     assert pair.now == before
+
+
+def test_crypto_data_behind_the_frame_which_ends_the_handshake_is_passed_over() -> None:
+    """qh3 repeats its Finished message in one packet, in several frames (RFC 9000 section 13.3)."""
+    pair = EnginePair()
+    pair.drop = lambda destination, data: destination is not pair.client and len(data) < 1200
+    stream = pair.client.engine._crypto_streams[tls.Epoch.HANDSHAKE]
+    while not stream.sender._buffer:
+        pair.step()
+        pair.flush(pair.client)
+    finished = bytes(stream.sender._buffer)
+    frame = b"\x06\x00" + len(finished).to_bytes(1, "big") + finished
+    builder = QuicPacketBuilder(
+        host_cid=pair.client.engine.host_cid,
+        peer_cid=pair.client.engine._peer_cid.cid,
+        version=1,
+        is_client=True,
+        max_datagram_size=1200,
+        packet_number=50,
+    )
+    builder.start_packet(QuicPacketType.HANDSHAKE, pair.client.engine._cryptos[tls.Epoch.HANDSHAKE])
+    builder._buffer.push_bytes(3 * frame)
+    builder._packet.is_ack_eliciting = True
+    (datagram,), _ = builder.flush()
+    assert pair.server is not None
+    pair.server.engine.receive(datagram, pair.client.address, pair.now)
+    pair.server.gather(pair.now)
+    assert pair.server.of(events.HandshakeCompleted)
+    assert not pair.server.of(events.Terminated)
 
 
 def test_one_rtt_packets_before_the_end_of_the_handshake_are_read_after_it() -> None:
