@@ -1,0 +1,15 @@
+"""Cells which are known to fail, each with whose fault it is and why.
+
+An entry explains a red cell; it turns no cell green.  One which has become good is reported.
+"""
+
+from __future__ import annotations
+
+from .peers import Role
+
+KNOWN: dict[tuple[str, Role, str], str] = {
+    ("picoquic", "client", "v2"): (
+        "theirs: it acknowledges the ServerHello by which it changes to version 2, but drops the "
+        "message, and our server does not send again what was acknowledged"
+    ),
+}
