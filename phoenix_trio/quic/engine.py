@@ -343,6 +343,7 @@ class Engine(QuicConnection):
         self._send_memory = memory.send.open()
         self._send_minimum = min(memory.send.minimum, config.send_buffer_size)
         self._send_allowance = self._send_minimum
+        self._send_reviewed = 0  # bytes acknowledged when the allowance was last looked at
         self._unsent = 0
         self._progress = False
         self._datagrams_were_full = False
@@ -1065,11 +1066,16 @@ class Engine(QuicConnection):
     def _review_send_memory(self) -> None:
         """Something was acknowledged: give back what is not needed, or is due to others."""
         allowance, buffered = self._send_allowance, self._buffered
-        if allowance > self._send_minimum:
-            wanted = allowance if 4 * buffered >= allowance else 2 * buffered
-            self._send_allowance = self._send_memory.adjust(
-                buffered, max(wanted, self._send_minimum)
-            )
+        if allowance <= self._send_minimum:
+            return
+        if 4 * buffered < allowance:
+            wanted = max(2 * buffered, self._send_minimum)
+        elif 4 * (self._stream_bytes_acknowledged - self._send_reviewed) >= allowance:
+            wanted = allowance
+        else:
+            return  # A quarter has to move first: asking costs as much as a packet.
+        self._send_reviewed = self._stream_bytes_acknowledged
+        self._send_allowance = self._send_memory.adjust(buffered, wanted)
 
     def write(
         self, stream_id: int, data: bytes | bytearray | memoryview, *, end_stream: bool = False
