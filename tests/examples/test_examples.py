@@ -134,6 +134,27 @@ def test_http3(certificates: Path) -> None:
         assert f"1000000 {hashlib.sha256(upload.read_bytes()).hexdigest()}" in posted
 
 
+def test_hq_interop(certificates: Path) -> None:
+    served = certificates / "served"
+    served.mkdir()
+    for name, size in (("one.bin", 1_000_000), ("two.bin", 10), ("empty", 0)):
+        (served / name).write_bytes(os.urandom(size))
+    with server(certificates, "hq_server.py", "--directory", "served") as (port, _):
+        paths = ("/one.bin", "/two.bin", "/empty")
+        got = run(certificates, "hq_client.py", "localhost", port, *paths)
+        assert sorted(got.splitlines()) == [
+            "/empty: 0 bytes",
+            "/one.bin: 1000000 bytes",
+            "/two.bin: 10 bytes",
+        ]
+        # Neither a missing file nor one outside of the directory is sent.
+        for path in ("/missing", "/../certificates/server-key.pem"):
+            with pytest.raises(AssertionError, match="0x404"):
+                run(certificates, "hq_client.py", "localhost", port, path)
+    for file in served.iterdir():
+        assert (certificates / "downloads" / file.name).read_bytes() == file.read_bytes()
+
+
 def test_voice(certificates: Path) -> None:
     with server(certificates, "voice.py", "answer") as (port, output):
         called = run(certificates, "voice.py", "call", "--port", port, "--seconds", "1")
