@@ -345,6 +345,16 @@ class TransportConfig:
 
     The kernel may grant less (on Linux ``net.core.rmem_max`` and ``wmem_max``)."""
 
+    backlog_size: int = attrs.field(
+        default=4 * MEBIBYTE, validator=_integer(64 * KIBIBYTE, 1024 * MEBIBYTE)
+    )
+    """Bytes of received datagrams which an endpoint holds back at most (64 KiB to 1 GiB), a
+    quarter of them for one connection.
+
+    Datagrams whose frames cost unusually much time wait here while other connections have
+    something to do; beyond it they are dropped, as by a socket whose buffer is full.
+    Ordinary traffic never waits.  4 MiB: as much as `socket_buffer_size`."""
+
     enable_memory_pool: bool = attrs.field(
         default=True, validator=attrs.validators.instance_of(bool)
     )

@@ -112,6 +112,9 @@ class EndpointStatistics:
     """Datagrams the kernel refused for a passing reason (unreachable, too large, no buffers)."""
     datagrams_unroutable: int
     """Datagrams for no connection of ours, malformed ones included."""
+    receives_dropped: int
+    """Datagrams, or runs of them, which were dropped because their connection cost others too
+    much time (``TransportConfig.backlog_size``)."""
     connections: int
     """Connections which are open at present, handshakes included."""
     handshakes: int

@@ -54,6 +54,7 @@ from .places import Place
 from .receive_pool import LARGEST_DATAGRAM, receive_pool
 from .remains import ConnectionRemains
 from .stalls import Arrivals
+from .turn_budget import Account, TurnBudget
 from .waiter import Lot
 
 __all__ = ["Route", "Sink", "SocketDriver"]
@@ -64,6 +65,9 @@ logger = logging.getLogger("phoenix_trio.quic")
 #: many: enough to share the cost of a turn, few enough that acknowledgements are not kept
 #: waiting.
 RUNS_PER_TURN = 16
+
+#: Times that the socket is read in one turn at most, while what comes is held back.
+BATCHES_PER_TURN = 8
 
 #: Builds which a connection sends in one turn before the others have theirs.
 BUILDS_PER_CONNECTION = 4
@@ -149,6 +153,7 @@ class Route:
 
     __slots__ = (
         "_token_keys",
+        "account",
         "connection_ids",
         "engine",
         "handshake_deadline",
@@ -167,6 +172,8 @@ class Route:
         """An incoming connection's place among those which the endpoint keeps."""
         self.is_pending = place is not None
         """Whether this is an incoming handshake which has not been completed."""
+        self.account: Account | None = None
+        """What it has cost of late; ``None`` during the handshake."""
         self.handshake_deadline = math.inf
         self.connection_ids: set[bytes] = set()
         self.initial_connection_id: bytes | None = None
@@ -224,6 +231,9 @@ class SocketDriver:
         self.accept: Callable[[Admit, SocketAddress], tuple[Engine, Sink]] | None = None
         """Set while the endpoint listens: makes the connection for an admitted client."""
 
+        self._budget: TurnBudget[ReceivedRun] = TurnBudget(config.backlog_size)
+        self._held_at = math.inf  # when to take what it has held back
+        self._rested = True  # whether there was nothing to do before this turn
         self._routes: dict[bytes, Route] = {}
         self._all: dict[Route, None] = {}
         self._retired: deque[tuple[float, bytes]] = deque()
@@ -530,6 +540,7 @@ class SocketDriver:
             pooled_receives=counters.pooled_receives,
             soft_errors=counters.soft_errors,
             datagrams_unroutable=self._datagrams_unroutable,
+            receives_dropped=self._budget.dropped,
             connections=len(self._all),
             handshakes=self._admission.places.handshakes,
             connections_accepted=self._connections_accepted,
@@ -556,6 +567,7 @@ class SocketDriver:
             if self._turn():
                 await trio.lowlevel.checkpoint()
             else:
+                self._rested = True
                 await self.socket.wait_readable()
 
     async def _watch_timers(self) -> None:
@@ -566,29 +578,56 @@ class SocketDriver:
                 await trio.sleep_forever()
             self._sleep = None
             # What has arrived meanwhile comes before what it is late for.
+            self._rested = True
             self._turn()
 
     def _turn(self) -> bool:
         """Read what has arrived, run the timers which are due, answer; whether more may wait."""
         now = trio.current_time()
-        runs = self.socket.receive_runs(self._runs_per_turn, self._pool)
         touched: dict[Route, None] = {}
-        for run in runs:
-            self._dispatch_run(run, now, touched)
-        drained = len(runs) < self._runs_per_turn
+        budget = self._budget
+        budget.begin_turn(now, rested=self._rested)
+        self._rested = False
+        size = 0
+        drained = False
+        for _ in range(BATCHES_PER_TURN):
+            runs = self.socket.receive_runs(self._runs_per_turn, self._pool)
+            was_dear = False
+            for run in runs:
+                was_dear = self._dispatch_run(run, now, touched) or was_dear
+            drained = len(runs) < self._runs_per_turn
+            if not drained:
+                size += sum(run[4] for run in runs)
+            if drained or not was_dear:
+                break  # (Behind a flood, others wait in the socket's buffer.)
+        while (held := budget.take_held()) is not None:
+            self._dispatch_run(held, now, touched, was_held=True)
         if drained or not self._arrivals.is_behind(now, drained=drained):
             self._run_timers(now, touched)
-        self._arrivals.on_read(now, 0 if drained else sum(r[4] for r in runs), drained=drained)
+        self._arrivals.on_read(now, 0 if drained else size, drained=drained)
         # Those to whom applications are writing just now have their turn of sending soon.
         answering = []
         for route in touched:
-            if route not in self._dirty and not self._can_wait(route, now):
+            account = route.account
+            answers = route not in self._dirty and not self._can_wait(route, now)
+            if account is not None and account.is_dear:
+                budget.begin()
+                self._hand_up(route, now)
+                self._flush(now, [route] if answers else [])
+                budget.charge_answers(account)
+                continue
+            if answers:
                 answering.append(route)
             self._hand_up(route, now)
         self._flush(now, answering)
         if self._dirty or self._unsent:
             self._wake_flusher()
-        return not drained
+        held_at = budget.next_work_at()
+        if held_at != self._held_at:
+            self._held_at = held_at
+            if self._sleep is not None:
+                self._sleep.deadline = self._next_deadline()
+        return not drained or held_at <= now
 
     def _can_wait(self, route: Route, now: float) -> bool:
         """Whether there is nothing to send but an acknowledgement which waits for company."""
@@ -677,13 +716,20 @@ class SocketDriver:
 
     # ------------------------------------------------------------------ receiving
 
-    def _dispatch_run(self, run: ReceivedRun, now: float, touched: dict[Route, None]) -> None:
-        """Hand the datagrams of a run to their connections."""
+    def _dispatch_run(
+        self, run: ReceivedRun, now: float, touched: dict[Route, None], *, was_held: bool = False
+    ) -> bool:
+        """Hand the datagrams of a run to their connections.
+
+        Returns whether some of them have to wait, or were dropped, because their connection
+        is dear (:mod:`~phoenix_trio.quic.turn_budget`).
+        """
         data, address, size, mark, stop = run
         if not address[1]:
             # Nothing can be sent to port 0, so such a datagram is worth no work.
             self._datagrams_unroutable += -(-stop // size) if size else 1
-            return
+            return False
+        budget = self._budget
         start = 0
         while start < stop:
             route = None
@@ -691,15 +737,36 @@ class SocketDriver:
                 end = min(start + 1 + CONNECTION_ID_LENGTH, stop)
                 route = self._routes.get(bytes(data[start + 1 : end]))
             if route is not None:
+                account = route.account
+                begin, end = start, stop
+                if account is not None and account.watched:
+                    if not was_held and budget.must_wait(account):
+                        self._hold(account, run, start)
+                        return True
+                    end = min(stop, start + budget.portion(account) * size)
+                    budget.begin()
                 start = route.engine.receive_run(
-                    data, start, size, _path_of(route, address), now, mark, stop
+                    data, start, size, _path_of(route, address), now, mark, end
                 )
+                if account is not None:
+                    spent = budget.charge if account.watched else budget.note
+                    spent(account, -(-(start - begin) // size), start - begin)
             else:
                 end = min(start + size, stop)
                 route = self._dispatch(bytes(data[start:end]), address, now, mark)
                 start = end
             if route is not None:
                 touched[route] = None
+        return False
+
+    def _hold(self, account: Account, run: ReceivedRun, start: int) -> None:
+        """Put the datagrams of a run from `start` on in line, in small portions."""
+        data, address, size, mark, stop = run
+        step = self._budget.portion(account) * size
+        for at in range(start, stop, step):
+            piece = bytes(data[at : min(at + step, stop)])
+            if not self._budget.hold(account, (piece, address, size, mark, len(piece)), len(piece)):
+                break  # (Nor is there room for those behind it.)
 
     def _dispatch(self, data: bytes, address: Address, now: float, mark: int) -> Route | None:
         connection_id = destination_connection_id(data)
@@ -795,6 +862,7 @@ class SocketDriver:
         elif isinstance(event, events.ConnectionIdRetired):
             self._retire(event.connection_id, now)
         elif isinstance(event, events.HandshakeCompleted):
+            route.account = Account()
             self._on_handshake_done(route, now, succeeded=True)
         elif isinstance(event, events.HandshakeConfirmed):
             if route.initial_connection_id is not None:
@@ -863,7 +931,7 @@ class SocketDriver:
         timers = self._timers
         while timers and (timers[0][0] != timers[0][2].scheduled_at):
             heapq.heappop(timers)
-        return timers[0][0] if timers else math.inf
+        return min(timers[0][0] if timers else math.inf, self._held_at)
 
     def _run_timers(self, now: float, touched: dict[Route, None]) -> None:
         while self._timers and self._timers[0][0] <= now:
@@ -951,6 +1019,8 @@ class SocketDriver:
                 if entry[2] in self._all and entry[0] == entry[2].scheduled_at
             ]
             heapq.heapify(self._timers)
+        if route.account is not None:
+            self._budget.forget(route.account)
         if not self._all:
             self.close_if_unused()
 

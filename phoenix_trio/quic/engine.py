@@ -38,6 +38,7 @@ from aioquic.quic.connection import (
     Limit,
     QuicConnection,
     QuicConnectionError,
+    QuicConnectionId,
     QuicConnectionState,
     QuicNetworkPath,
     QuicReceiveContext,
@@ -172,6 +173,15 @@ _FORGOTTEN_ACKS = 2048
 #: Packets sent in an Initial or Handshake packet number space, above which those which only
 #: acknowledge are forgotten: a stranger makes us send one for each packet.
 _HANDSHAKE_ACKS = 64
+
+#: How often a second, and how often at once, retired connection IDs are replaced by new
+#: ones: each that was issued is recognised for some seconds more.  (A peer is not closed for
+#: retiring many: another on its path can make it seem to move all the time.)
+_REPLACEMENTS_A_SECOND = 2.0
+_REPLACEMENTS_AT_ONCE = 64
+
+#: Challenges of a path which wait for their answer; a peer needs the answer to one.
+_PATH_CHALLENGES = 4
 
 #: The uid of PINGs which the keep-alive timer sends.
 KEEP_ALIVE_PING = -1
@@ -311,6 +321,10 @@ class Engine(QuicConnection):
         if not self._is_client:
             # Line 321: random tokens would be forgotten by a restart.
             self._host_cids[0].stateless_reset_token = reset_token(self.host_cid)
+        self._largest_issued = 0  # number of the connection IDs which the peer was told
+        self._replacements = RateLimit(_REPLACEMENTS_A_SECOND, _REPLACEMENTS_AT_ONCE)
+        self._replace_at = math.inf  # when to replace those for which it was too early
+        self._streams_available = False  # to be reported
         self.reset_tokens_changed = False
         """Whether :meth:`peer_reset_tokens` has changed since this was last set to false."""
 
@@ -426,6 +440,8 @@ class Engine(QuicConnection):
             self._touch_keep_alive(now)
         if now >= self._blocked_deadline():
             self._blocked_pending = True
+        if now >= self._replace_at:
+            self._replace_connection_ids()
         try:
             # recovery.py 441 compares "now - delay" where the deadline was "sent + delay":
             # rounding can make the timer fire for nothing at exactly its time, for ever if
@@ -790,6 +806,13 @@ class Engine(QuicConnection):
         else:
             self._out.append(events.StreamDataReceived(record.stream_id, data, end_stream))
 
+    def deliver_datagram(self, data: bytes) -> None:
+        """A datagram (RFC 9221), from the fast path; aioquic's queued events come first."""
+        if self._events:
+            self._collect()
+        self._datagrams_received += 1
+        self._out.append(events.DatagramReceived(data))
+
     def next_deadline(self) -> float | None:
         """When to call :meth:`on_timer` and :meth:`transmit` next; ``None``: never again."""
         if self._state is QuicConnectionState.TERMINATED or self._close_at is None:
@@ -798,7 +821,7 @@ class Engine(QuicConnection):
         if deadline is None:
             return None
         if self._state is QuicConnectionState.CONNECTED or self._state not in END_STATES:
-            deadline = min(deadline, self._keep_alive_at)
+            deadline = min(deadline, self._keep_alive_at, self._replace_at)
             if self._mtu is not None:
                 deadline = min(deadline, self._mtu.deadline)
             if self._unsent or self._streams_wanted != _NONE_WANTED:
@@ -1640,6 +1663,9 @@ class Engine(QuicConnection):
             # by HandshakeCompleted and by the check below.
         if self._finished:
             self._discard_finished()
+        if self._streams_available:
+            self._streams_available = False
+            out.append(events.StreamsAvailable())
         if self._progress:
             self._progress = False
             self._review_send_memory()
@@ -2322,7 +2348,7 @@ class Engine(QuicConnection):
     def _unblock_streams(self, is_unidirectional: bool) -> None:
         """Line 3518: called whenever the peer permits more streams."""
         super()._unblock_streams(is_unidirectional)
-        self._events.append(_Plain(events.StreamsAvailable()))
+        self._streams_available = True
 
     def _parse_transport_parameters(self, data: bytes, from_session_ticket: bool = False) -> None:
         """Line 3148: two corrections and two notes, and what RFC 9221 demands.
@@ -2375,6 +2401,83 @@ class Engine(QuicConnection):
         """Line 3126: a retired connection ID takes its stateless reset token with it."""
         super()._retire_peer_cid(connection_id)
         self.reset_tokens_changed = True
+
+    def _handle_retire_connection_id_frame(
+        self, context: QuicReceiveContext, frame_type: int, buf: Buffer
+    ) -> None:
+        """Line 2556; see :meth:`retire_connection_id`."""
+        number = buf.pull_uint_var()
+        if self._quic_logger is not None:
+            assert context.quic_logger_frames is not None
+            context.quic_logger_frames.append(
+                self._quic_logger.encode_retire_connection_id_frame(number)
+            )
+        self.retire_connection_id(number, context.host_cid)
+
+    def retire_connection_id(self, number: int, used: bytes) -> None:
+        """RETIRE_CONNECTION_ID (RFC 9000 section 19.16), in a packet for the ID `used`.
+
+        Raises:
+          QuicConnectionError: the peer may not retire that.
+        """
+        reason = ""
+        if number > self._largest_issued:
+            reason = "Retired a connection ID which was never issued"
+        else:
+            for index, connection_id in enumerate(self._host_cids):
+                if connection_id.sequence_number != number:
+                    continue
+                if connection_id.cid == used:
+                    reason = "Retired the connection ID to which the packet was sent"
+                else:
+                    del self._host_cids[index]
+                    self._events.append(
+                        aioquic_events.ConnectionIdRetired(connection_id=connection_id.cid)
+                    )
+                    self._replace_connection_ids()
+                break
+        if reason:
+            raise QuicConnectionError(
+                error_code=QuicErrorCode.PROTOCOL_VIOLATION,
+                frame_type=QuicFrameType.RETIRE_CONNECTION_ID,
+                reason_phrase=reason,
+            )
+
+    def _replace_connection_ids(self) -> None:
+        """Issue new connection IDs for those retired, now or when it is not too often."""
+        if self._replacements.allows(self._now):
+            self._replace_at = math.inf
+            self._replenish_connection_ids()
+        elif self._replace_at == math.inf or self._now >= self._replace_at:
+            self._replace_at = self._now + 1 / _REPLACEMENTS_A_SECOND
+
+    def _write_new_connection_id_frame(
+        self, builder: QuicPacketBuilder, connection_id: QuicConnectionId
+    ) -> None:
+        """Line 4026: remember what the peer may retire, even if the frame seems to be lost."""
+        super()._write_new_connection_id_frame(builder, connection_id)
+        self._largest_issued = max(self._largest_issued, connection_id.sequence_number)
+
+    def _handle_stop_sending_frame(
+        self, context: QuicReceiveContext, frame_type: int, buf: Buffer
+    ) -> None:
+        """Line 2601: only the first of a stream is news."""
+        start = buf.tell()
+        record = self._records.get(buf.pull_uint_var())
+        if record is not None and not record.wire_done and record.sender.was_reset:
+            buf.pull_uint_var()
+            return
+        buf.seek(start)
+        super()._handle_stop_sending_frame(context, frame_type, buf)
+
+    def _handle_path_challenge_frame(
+        self, context: QuicReceiveContext, frame_type: int, buf: Buffer
+    ) -> None:
+        """Line 2415: the newest few are answered."""
+        super()._handle_path_challenge_frame(context, frame_type, buf)
+        challenges = context.network_path.remote_challenges
+        if len(challenges) > _PATH_CHALLENGES:
+            challenges.popleft()
 
     def _replenish_connection_ids(self) -> None:
         """Line 3112: tokens which a restarted server can derive again (RFC 9000 section 10.3.2)."""

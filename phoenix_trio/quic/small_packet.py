@@ -12,7 +12,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from aioquic import tls
-from aioquic.quic.events import DatagramFrameReceived
 from aioquic.quic.packet import QuicPacketType
 from aioquic.quic.packet_builder import QuicSentPacket
 
@@ -37,7 +36,11 @@ _PING_TYPE = 0x01
 _PING = b"\x01"
 _ACK = 0x02
 _MAX_DATA = 0x10
+_MAX_STREAM_DATA = 0x11
 _MAX_STREAMS = 0x12
+_STREAM_DATA_BLOCKED = 0x15
+_STREAM_LIMITS = (_MAX_STREAM_DATA, _STREAM_DATA_BLOCKED)
+_RETIRE_CONNECTION_ID = 0x19
 _MOST_STREAMS = 1 << 60  # RFC 9000 section 4.6
 _STREAM = 0x08
 _DATAGRAM = 0x30
@@ -233,6 +236,8 @@ def take_frames(engine: Engine, plain: bytes, now: float) -> bool:
                 eliciting = True
             elif kind == _PING_TYPE:
                 at += 1
+                if at < length and plain[at] == _PING_TYPE:
+                    at = length - len(plain[at:].lstrip(_PING))
                 eliciting = True
             elif kind == _PADDING:
                 at = length - len(plain[at:].lstrip(b"\0"))
@@ -242,6 +247,16 @@ def take_frames(engine: Engine, plain: bytes, now: float) -> bool:
                     break
                 engine.raise_stream_limit(limit, is_unidirectional=kind & 1 != 0)
                 at = reached
+                eliciting = True
+            elif kind in _STREAM_LIMITS:
+                reached = _take_stream_limit(engine, plain, at)
+                if not reached:
+                    break
+                at = reached
+                eliciting = True
+            elif kind == _RETIRE_CONNECTION_ID:
+                number, at = _varint(plain, at + 1)
+                engine.retire_connection_id(number, engine.host_cid)
                 eliciting = True
             elif kind & 0xFE == _DATAGRAM:
                 reached = _take_datagram(engine, plain, at)
@@ -292,28 +307,32 @@ def _take_stream(engine: Engine, plain: bytes, start: int) -> int:
         count = end - at
     record = engine._records.get(stream_id)
     if record is None:
-        if (
-            (stream_id & 1 == 0) == engine._is_client
-            or engine._stream_is_discarded(stream_id)
-            or offset + count >> 62  # more than there can be: no stream is opened by that
-        ):
+        if offset + count >> 62:
+            return 0  # more than there can be: no stream is opened by that
+        if (stream_id & 1 == 0) == engine._is_client:
             return 0
+        if engine._stream_is_discarded(stream_id):
+            return end  # a repetition of what is long over
         record = engine._get_or_create_stream(kind, stream_id)
     elif record.wire_done:
-        return 0
+        return 0 if offset + count >> 62 else end
     receiver = record.receiver
     reached = offset + count
     credit = engine._local_max_data
+    fin = kind & _HAS_FIN != 0
+    final = receiver._final_size
+    if receiver.is_finished and final is not None:
+        # A repetition of what is over, unless it contradicts the final size.
+        return end if reached <= final and (not fin or reached == final) else 0
     if (
         offset != receiver._buffer_start
         or offset != receiver.highest_offset
         or receiver.is_finished
-        or receiver._final_size is not None
+        or final is not None
         or reached > record.max_stream_data_local
         or credit.used + count > credit.value
     ):
         return 0
-    fin = kind & _HAS_FIN != 0
     credit.used += count
     receiver._buffer_start = receiver.highest_offset = reached
     if fin:
@@ -335,8 +354,22 @@ def _take_datagram(engine: Engine, plain: bytes, start: int) -> int:
         end = at + count
     if limit is None or end > len(plain) or end - start > limit:
         return 0
-    engine._events.append(DatagramFrameReceived(data=plain[at:end]))
+    engine.deliver_datagram(plain[at:end])
     return end
+
+
+def _take_stream_limit(engine: Engine, plain: bytes, start: int) -> int:
+    """A MAX_STREAM_DATA or STREAM_DATA_BLOCKED frame of an open stream (RFC 9000 sections
+    19.10, 19.13) which is not one-way; 0: aioquic's, else where it ends."""
+    stream_id, at = _varint(plain, start + 1)
+    limit, at = _varint(plain, at)
+    record = engine._records.get(stream_id)
+    if record is None or record.wire_done or stream_id & 2:
+        return 0
+    if plain[start] == _MAX_STREAM_DATA and limit > record.max_stream_data_remote:
+        record.max_stream_data_remote = limit
+        engine.activate(record)
+    return at
 
 
 def _take_ack(engine: Engine, plain: bytes, start: int, now: float) -> int:
@@ -372,6 +405,8 @@ def _take_ack(engine: Engine, plain: bytes, start: int, now: float) -> int:
     loss = engine._recovery
     space = engine.application_space
     before = space.largest_acked_packet
+    if counts is None and largest < next(iter(space.sent_packets), before + 1):
+        return at  # all of that was acknowledged before
     loss.peer_completed_address_validation = True
     loss.on_ranges_acknowledged(
         ranges,

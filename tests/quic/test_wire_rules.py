@@ -605,7 +605,7 @@ def test_whatever_a_peer_says_both_paths_understand_the_same(
 
 
 #: These tell that something has changed; pieces of data may be put together.
-UNORDERED = (events.SendProgress, events.StreamDataReceived)
+UNORDERED = (events.SendProgress, events.StreamDataReceived, events.StreamsAvailable)
 
 
 @both_paths

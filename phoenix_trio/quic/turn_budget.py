@@ -1,0 +1,296 @@
+"""How much time may the datagrams of one connection take from those of the others?
+
+Floor 0, sans-IO.  Some frames are cheap to send and dear to take.  A peer which sends
+nothing else could keep an endpoint busy for itself, for all connections share one task.
+So time is measured, not frames: a connection whose datagrams cost more than ordinary
+ones on average is *dear*, until they cost less.
+
+Ordinary datagrams are never kept waiting, nor are those of a connection which is alone.
+While others are active, a dear connection has a part of the processor: two fifths, less
+what the others use, and a fifth at least.  What it sends beyond that waits, in a bounded
+line, and is dropped where that is full, as by a socket whose buffer is full.
+
+Two clocks.  One is read for every run of datagrams; it is cheap, but goes on while another
+process has the processor.  So all that it can do is arouse suspicion: the next datagrams
+of such a connection are measured by the processor time of this thread, which is exact and
+costs five times as much to read.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+__all__ = ["Account", "TurnBudget"]
+
+Work = TypeVar("Work")
+
+#: Seconds which an ordinary datagram may cost, and each byte of it.  Measured: 15 us for a
+#: small one and for 1400 bytes of stream data, 30 us for 65,507; more than twice as much
+#: leaves room for a slower machine.
+DATAGRAM_SECONDS = 40e-6
+BYTE_SECONDS = 5e-9
+
+#: Seconds beyond the ordinary which make a connection dear, and how many are remembered:
+#: the first datagrams after a pause find nothing in the processor's caches.
+DEAR_EXCESS = 1e-3
+MOST_EXCESS = 2e-3
+
+#: The part of the processor which a dear connection has while others are active.
+LEAST_PART = 0.2
+MOST_PART = 0.4
+
+#: Seconds of dear work in one piece, unless one datagram takes longer; and the most which a
+#: connection can save up, or owe.
+PIECE = 250e-6
+MOST_SAVED = 1e-3
+MOST_OWED = 4e-3
+
+#: Seconds for which a connection counts as active after its last datagram: longer than the
+#: round trips for which it waits for the endpoint.
+ACTIVE_SECONDS = 0.1
+
+#: Seconds of a turn after which dear work waits for the next one, even of a connection which
+#: is alone: another may have sent something meanwhile.
+TURN_SECONDS = 4e-3
+
+#: Seconds over which the use of the processor is averaged.
+WINDOW = 0.05
+
+#: Seconds by which dear work begins later than it could: rounding must not begin a turn in
+#: which nothing can be done yet.
+WAIT_SLACK = 1e-4
+
+#: Runs of datagrams after a suspicious one which are measured exactly.
+WATCHED = 16
+
+#: Bytes of memory which held work takes besides its own.
+OVERHEAD = 256
+
+#: The part of all held bytes which one connection may have.
+HELD_PART = 4
+
+
+class _Use:
+    """The part of the processor used of late: an average which forgets exponentially."""
+
+    __slots__ = ("_at", "_seconds")
+
+    def __init__(self) -> None:
+        self._at = -math.inf
+        self._seconds = 0.0
+
+    def add(self, seconds: float, now: float) -> None:
+        self._seconds = self.part(now) * WINDOW + seconds
+        self._at = now
+
+    def part(self, now: float) -> float:
+        return self._seconds * math.exp((self._at - now) / WINDOW) / WINDOW
+
+
+class Account:
+    """What one connection has cost of late."""
+
+    __slots__ = (
+        "_at",
+        "_excess",
+        "_held_bytes",
+        "_price",
+        "_saved",
+        "_use",
+        "is_dear",
+        "watched",
+    )
+
+    def __init__(self) -> None:
+        self.watched = 0
+        """Runs which are still to be measured exactly."""
+        self.is_dear = False
+        """Whether its datagrams have to wait in line."""
+        self._excess = 0.0  # seconds beyond the ordinary, while it was watched
+        self._price = 0.0  # seconds of a datagram, measured last
+        self._use = _Use()
+        self._saved = 0.0  # seconds which it may use at once
+        self._at = 0.0  # when that was so
+        self._held_bytes = 0
+
+
+class TurnBudget(Generic[Work]):
+    """Decides which work is done in this turn, which later, and which never.
+
+    Args:
+      capacity: bytes of work which may be held back, of all connections together.
+      clock: seconds of a clock which is cheap to read and only goes forward.
+      processor_time: seconds of processor time of this thread.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+        processor_time: Callable[[], float] = time.thread_time,
+    ) -> None:
+        self._capacity = capacity
+        self._clock = clock
+        self._processor_time = processor_time
+        self._held: dict[Account, deque[tuple[Work, int]]] = {}
+        self._held_bytes = 0
+        self._now = self._began = self._at = self._exact_at = 0.0
+        self._time = self._busy_at = 0.0  # seconds which could be shared so far
+        self._ordinary = 0.0  # seconds of ordinary work in this turn
+        self._use = _Use()  # of all connections
+        self._latest: Account | None = None
+        self._latest_at = self._other_at = -math.inf
+        self.dropped = 0
+        """Pieces of work which were dropped."""
+
+    def begin_turn(self, now: float, *, rested: bool) -> None:
+        """A turn begins at `now`; `rested`: the task had nothing to do before."""
+        passed = now - self._now
+        if self._held:
+            busy = self._processor_time()
+            if not rested:
+                # Time which other processes had is no time that could be shared.
+                passed = min(passed, busy - self._busy_at)
+            self._busy_at = busy
+            self._use.add(self._ordinary, self._time)
+        self._time += passed
+        self._ordinary = 0.0
+        self._now = now
+        self._began = self._at = self._clock()
+
+    def note(self, account: Account, datagrams: int, size: int) -> None:
+        """Work of a connection which is not watched has been done since the last call.
+
+        Args:
+          account: the connection's.
+          datagrams: how many were taken.
+          size: their bytes together.
+        """
+        if account is not self._latest:
+            self._other_at = self._latest_at
+            self._latest = account
+        self._latest_at = self._now
+        at = self._clock()
+        seconds = at - self._at
+        self._at = at
+        self._ordinary += seconds
+        if seconds > datagrams * DATAGRAM_SECONDS + size * BYTE_SECONDS:
+            account.watched = WATCHED
+            account._price = seconds / datagrams
+
+    # ------------------------------------------------------------------ watched connections
+
+    def must_wait(self, account: Account) -> bool:
+        """Whether new work of a watched connection has to be held back."""
+        return account.is_dear or account in self._held
+
+    def portion(self, account: Account) -> int:
+        """How many datagrams to take at once, so that they do not take long."""
+        price = account._price
+        return 1 << 16 if price <= DATAGRAM_SECONDS else max(1, int(PIECE / price))
+
+    def begin(self) -> None:
+        """Work of a watched connection begins."""
+        self._exact_at = self._processor_time()
+
+    def charge(self, account: Account, datagrams: int, size: int) -> None:
+        """The work which has begun is done; the arguments are those of :meth:`note`."""
+        if account is not self._latest:
+            self._other_at = self._latest_at
+            self._latest = account
+        self._latest_at = self._now
+        seconds = self._measure(account)
+        account._price = seconds / datagrams
+        more = seconds - datagrams * DATAGRAM_SECONDS - size * BYTE_SECONDS
+        excess = account._excess = min(MOST_EXCESS, max(0.0, account._excess + more))
+        if more > 0:
+            account.watched = WATCHED
+            account.is_dear = account.is_dear or excess >= DEAR_EXCESS
+        elif not account.is_dear:
+            account.watched -= 1
+            if not account.watched:
+                account._excess = 0.0
+        elif not excess:
+            account.is_dear = False
+
+    def charge_answers(self, account: Account) -> None:
+        """The work which has begun is done: it was not taking datagrams, but came of it."""
+        self._measure(account)
+
+    def _measure(self, account: Account) -> float:
+        seconds = self._processor_time() - self._exact_at
+        self._at = self._clock()
+        account._use.add(seconds, self._time)
+        self._use.add(seconds, self._time)
+        account._saved = max(-MOST_OWED, account._saved - seconds)
+        return seconds
+
+    # ------------------------------------------------------------------ work which waits
+
+    def hold(self, account: Account, work: Work, size: int) -> bool:
+        """Keep work of `size` bytes for later; False: there is no room, and it is dropped."""
+        size += OVERHEAD
+        if (
+            account._held_bytes + size > self._capacity // HELD_PART
+            or self._held_bytes + size > self._capacity
+        ):
+            self.dropped += 1
+            return False
+        if not self._held:
+            self._busy_at = self._processor_time()
+        self._held.setdefault(account, deque()).append((work, size))
+        account._held_bytes += size
+        self._held_bytes += size
+        return True
+
+    def take_held(self) -> Work | None:
+        """The next work which was held back and may be done in this turn; ``None``: no more.
+
+        Connections take turns.
+        """
+        if not self._held or self._clock() - self._began >= TURN_SECONDS:
+            return None
+        for account in self._held:
+            if self._wait(account) <= 0:
+                break
+        else:
+            return None
+        queue = self._held.pop(account)
+        work, size = queue.popleft()
+        account._held_bytes -= size
+        self._held_bytes -= size
+        if queue:
+            self._held[account] = queue
+        return work
+
+    def next_work_at(self) -> float:
+        """When to begin the next turn for the sake of what is held; infinity: it is nothing."""
+        if not self._held:
+            return math.inf
+        wait = min(self._wait(account) for account in self._held)
+        return self._now + wait + WAIT_SLACK if wait > 0 else self._now
+
+    def _wait(self, account: Account) -> float:
+        """Seconds until the connection may do its next piece of work."""
+        other_at = self._other_at if account is self._latest else self._latest_at
+        if not account.is_dear or self._now - other_at > ACTIVE_SECONDS:
+            return 0.0
+        at = self._time
+        others = self._use.part(at) - account._use.part(at)
+        part = max(LEAST_PART, MOST_PART - others)
+        account._saved = min(MOST_SAVED, account._saved + (at - account._at) * part)
+        account._at = at
+        return -account._saved / part if account._saved < 0 else 0.0
+
+    def forget(self, account: Account) -> None:
+        """The connection is over: drop what is held of it."""
+        if self._held.pop(account, None) is not None:
+            self._held_bytes -= account._held_bytes
+            account._held_bytes = 0
+        if account is self._latest:
+            self._latest = None

@@ -1,0 +1,184 @@
+"""Packets which are cheap to send and dear to take, each as the frames of one packet.
+
+A flood is a function of the attacker: it returns the payload of the next packet.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+
+from phoenix_trio.quic.fast_send import encode_varint
+
+#: Bytes of frames in a packet.
+ROOM = 1150
+
+#: Streams which an attacker uses; peers permit 100 unless they are told otherwise.
+STREAMS = 95
+
+
+@attrs.define
+class Attacker:
+    """What a flood may look at, and remember."""
+
+    engine: Any
+    """The attacker's own engine; its connection is established."""
+    packets: int = 0
+    """Packets sent so far."""
+    next_connection_id: int = 8
+    generator: random.Random = attrs.field(factory=lambda: random.Random(1))
+
+
+Flood = Callable[[Attacker], bytes]
+
+
+def frame(*fields: int) -> bytes:
+    """A frame of integers only."""
+    return b"".join(map(encode_varint, fields))
+
+
+def filled(*frames: bytes) -> bytes:
+    """As many of the frames, over and over, as a packet holds."""
+    once = b"".join(frames)
+    return once * max(1, ROOM // len(once))
+
+
+def stream_byte(stream_id: int, offset: int) -> bytes:
+    return b"\x0e" + frame(stream_id, offset) + b"\x01x"
+
+
+def open_streams(attacker: Attacker) -> None:
+    """The attacker's own engine has to know the streams of which the server will speak."""
+    if not attacker.packets:
+        for _ in range(STREAMS):
+            attacker.engine.open_stream(unidirectional=False)
+
+
+def harmless(attacker: Attacker) -> bytes:
+    return b"\x01".ljust(ROOM, b"\0")
+
+
+def pings(attacker: Attacker) -> bytes:
+    return bytes([1]) * ROOM
+
+
+def retired_again(attacker: Attacker) -> bytes:
+    """RETIRE_CONNECTION_ID of a number which is retired already."""
+    used: int = attacker.engine._peer_cid.sequence_number
+    if not attacker.packets:
+        attacker.engine.change_connection_id()
+        return frame(0x19, used)
+    return filled(frame(0x19, 0))
+
+
+def retired_all(attacker: Attacker) -> bytes:
+    """RETIRE_CONNECTION_ID of every number at once, and of all which are issued instead."""
+    available = attacker.engine._peer_cid_available
+    numbers = [each.sequence_number for each in available]
+    available.clear()
+    return b"".join(frame(0x19, number) for number in numbers) or harmless(attacker)
+
+
+def empty_datagrams(attacker: Attacker) -> bytes:
+    return filled(b"\x31\x00")
+
+
+def bytes_on_many_streams(attacker: Attacker) -> bytes:
+    return b"".join(stream_byte(4 * number, attacker.packets) for number in range(STREAMS))
+
+
+def gaps(attacker: Attacker) -> bytes:
+    """Bytes behind 990 gaps; then the same bytes again."""
+    if attacker.packets < 9:
+        first = attacker.packets * 110
+        return b"".join(stream_byte(0, 2 * number + 1) for number in range(first, first + 110))
+    return b"".join(stream_byte(0, 2 * number + 1) for number in range(800, 990))
+
+
+def finished_stream(attacker: Attacker) -> bytes:
+    """The end of a stream which has ended."""
+    return filled(b"\x0b\x00\x00")
+
+
+def empty_stream_frames(attacker: Attacker) -> bytes:
+    return filled(b"\x0a\x00\x00")
+
+
+def challenges(attacker: Attacker) -> bytes:
+    return filled(b"\x1a" + attacker.generator.randbytes(8))
+
+
+def responses(attacker: Attacker) -> bytes:
+    return filled(b"\x1b" + bytes(8))
+
+
+def new_connection_ids(attacker: Attacker) -> bytes:
+    """NEW_CONNECTION_ID frames which retire all that came before."""
+    frames = b""
+    for _ in range(20):
+        number = attacker.next_connection_id
+        attacker.next_connection_id += 1
+        frames += frame(0x18, number, number) + b"\x08" + attacker.generator.randbytes(24)
+    return frames
+
+
+def stream_limits(attacker: Attacker) -> bytes:
+    """MAX_STREAM_DATA of many streams, larger each time."""
+    limit = 10_000_000 + attacker.packets * 1000
+    return b"".join(frame(0x11, 4 * (k % STREAMS), limit + k) for k in range(ROOM // 8))
+
+
+def stream_counts(attacker: Attacker) -> bytes:
+    first = 1000 + attacker.packets * 200
+    return b"".join(frame(0x12, first + k) for k in range(200))
+
+
+def resets(attacker: Attacker) -> bytes:
+    """RESET_STREAM and STOP_SENDING of many streams, again and again."""
+    open_streams(attacker)
+    if attacker.packets:
+        return filled(frame(0x04, 0, 0, 0), frame(0x05, 0, 0))
+    return b"".join(frame(0x04, 4 * k, 0, 0) + frame(0x05, 4 * k, 0) for k in range(STREAMS))
+
+
+def stops(attacker: Attacker) -> bytes:
+    open_streams(attacker)
+    return filled(frame(0x05, 0, 0))
+
+
+def old_acknowledgements(attacker: Attacker) -> bytes:
+    return filled(frame(0x02, 1, 0, 0, 0))
+
+
+def acknowledged_ranges(attacker: Attacker) -> bytes:
+    """ACK frames with many ranges of what was acknowledged before."""
+    return filled(frame(0x02, 3, 0, 1, 0, 0, 0))
+
+
+def blocked_streams(attacker: Attacker) -> bytes:
+    return b"".join(frame(0x15, 4 * (k % STREAMS), 5) for k in range(ROOM // 4))
+
+
+FLOODS: tuple[Flood, ...] = (
+    pings,
+    retired_again,
+    retired_all,
+    empty_datagrams,
+    bytes_on_many_streams,
+    gaps,
+    finished_stream,
+    empty_stream_frames,
+    challenges,
+    responses,
+    new_connection_ids,
+    stream_limits,
+    stream_counts,
+    resets,
+    stops,
+    old_acknowledgements,
+    acknowledged_ranges,
+    blocked_streams,
+)
