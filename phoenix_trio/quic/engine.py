@@ -432,7 +432,7 @@ class Engine(QuicConnection):
         self._now = now
         if self._state is QuicConnectionState.TERMINATED or self._close_at is None:
             return
-        if now >= self._close_at and self._close_event is None:
+        if now + _TIMER_SLACK >= self._close_at and self._close_event is None:
             self._cause = Cause.IDLE_TIMEOUT
         if now >= self._keep_alive_at:
             if self._handshake_complete and KEEP_ALIVE_PING not in self._ping_pending:

@@ -279,3 +279,16 @@ def test_over_a_lossy_wire_every_stream_arrives_whole(
         assert pair.server.received.get(stream_id, b"") == data
     assert not engine.has_unacknowledged_streams
     assert engine._buffered == 0
+
+
+@pytest.mark.parametrize("early", [0.0, 5e-7])
+def test_the_idle_timeout_is_itself_even_if_its_timer_comes_a_moment_early(early: float) -> None:
+    """Timers are taken to be a microsecond later than they are."""
+    pair = EnginePair().connect()
+    engine = pair.client.engine
+    deadline = engine.end_deadline
+    assert deadline is not None
+    engine.on_timer(deadline - early)
+    pair.client.gather(deadline)
+    (ending,) = pair.client.of(events.Terminated)
+    assert isinstance(ending.error, phoenix_trio.ConnectionTimedOut)
