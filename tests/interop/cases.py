@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 
 from .peers import Role
-from .relay import Faults
+from .relay import LARGEST, Faults
 from .wire import VERSION_2, Wire
 
 MEGABIT = 1_000_000.0
@@ -29,6 +29,7 @@ class Evidence:
     """One for each connection of our program, in the order in which they ended."""
     role: Role
     """The peer's."""
+    files: int
     bytes_received: int
     rebindings: int
 
@@ -57,14 +58,6 @@ class Case:
     """Whether CI runs it."""
     ours_cannot: dict[Role, str] = attrs.field(factory=dict)
     """Our role: why our side cannot."""
-
-
-def _handshakes(count: int) -> Proof:
-    def proof(evidence: Evidence) -> str | None:
-        found = evidence.wire.connections
-        return None if found >= count else f"only {found} of {count} handshakes on the wire"
-
-    return proof
 
 
 def _one_connection(evidence: Evidence) -> str | None:
@@ -125,15 +118,34 @@ def _amplification(evidence: Evidence) -> str | None:
     return None if flight > 4 else f"the server's flight was {flight:.1f} client datagrams only"
 
 
-def _faults_happened(count: int = 1) -> Proof:
-    def proof(evidence: Evidence) -> str | None:
-        missing = _handshakes(count)(evidence)
-        if missing:
-            return missing
-        lost = sum(not record.passed for record in evidence.wire.records)
-        return None if lost else "nothing was lost"
+def _handshakes(evidence: Evidence) -> str | None:
+    """One for each file."""
+    found = evidence.wire.connections
+    return None if found >= evidence.files else f"{found} of {evidence.files} handshakes were seen"
 
-    return proof
+
+def _lost(evidence: Evidence) -> str | None:
+    lost = sum(not r.passed and r.size <= LARGEST for r in evidence.wire.records)
+    return None if lost else "nothing was lost"
+
+
+def _corrupted(evidence: Evidence) -> str | None:
+    corrupted = any(r.corrupted for r in evidence.wire.records)
+    return None if corrupted else "nothing was corrupted"
+
+
+def _both(first: Proof, second: Proof) -> Proof:
+    return lambda evidence: first(evidence) or second(evidence)
+
+
+def _long_round_trip(evidence: Evidence) -> str | None:
+    first = next(r.time for r in evidence.wire.records if not r.to_server)
+    return None if first >= 0.75 else f"the server answered after {first:.2f} s"
+
+
+def _http3(evidence: Evidence) -> str | None:
+    protocols = {facts["alpn"] for facts in evidence.ours}
+    return None if protocols == {"h3"} else f"application protocols: {sorted(protocols)}"
 
 
 def _blackout(evidence: Evidence) -> str | None:
@@ -180,10 +192,6 @@ def _ecn(evidence: Evidence) -> str | None:
             return f"the {name} marked {share:.0%} of its datagrams"
     validated = any(facts["ecn_validated"] for facts in evidence.ours)
     return None if validated else "the peer did not report our marks"
-
-
-def _nothing_more(evidence: Evidence) -> str | None:
-    return _handshakes(1)(evidence)
 
 
 _NO_MIGRATION = {"client": "our client has no call to change its address"}
@@ -262,7 +270,7 @@ CASES = {
             flags=frozenset({"each"}),
             faults=Faults(loss=0.3, delay=0.015),
             timeout=90,
-            proof=_faults_happened(2),
+            proof=_both(_handshakes, _lost),
             quick=True,
         ),
         Case(
@@ -271,7 +279,7 @@ CASES = {
             flags=frozenset({"each"}),
             faults=Faults(corrupt=0.3, delay=0.015),
             timeout=90,
-            proof=_handshakes(2),
+            proof=_both(_handshakes, _corrupted),
         ),
         Case(
             name="transfer loss",
@@ -279,7 +287,7 @@ CASES = {
             quick_sizes=[500_000],
             faults=Faults(loss=0.02, delay=0.015, bandwidth=10 * MEGABIT),
             timeout=60,
-            proof=_faults_happened(),
+            proof=_both(_one_connection, _lost),
             quick=True,
         ),
         Case(
@@ -287,7 +295,7 @@ CASES = {
             sizes=[2_000_000],
             faults=Faults(corrupt=0.02, delay=0.015, bandwidth=10 * MEGABIT),
             timeout=60,
-            proof=_nothing_more,
+            proof=_both(_one_connection, _corrupted),
         ),
         Case(
             name="blackhole",
@@ -301,7 +309,7 @@ CASES = {
             sizes=[1024],
             faults=Faults(delay=0.75),
             timeout=40,
-            proof=_nothing_more,
+            proof=_long_round_trip,
         ),
         Case(
             name="goodput",
@@ -343,7 +351,7 @@ CASES = {
             sizes=[1_000_000, 5_000],
             flags=frozenset({"h3"}),
             server_flags=frozenset({"h3"}),
-            proof=_nothing_more,
+            proof=_http3,
             quick=True,
         ),
     )

@@ -63,6 +63,8 @@ class Record:
     size: int
     ecn: int
     passed: bool
+    corrupted: bool
+    """Whether a bit was flipped afterwards; `head` is what came."""
     head: bytes
     """All of it if it begins with a long header."""
 
@@ -213,6 +215,7 @@ class Relay:
                     len(data),
                     ecn,
                     arrival is not None,
+                    bool(hit and self._faults.corrupt and arrival is not None),
                     head,
                 )
             )

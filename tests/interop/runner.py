@@ -211,6 +211,7 @@ async def _run(
         wire=wire,
         ours=_facts(home / ("client" if role == "server" else "server") / "stdout"),
         role=role,
+        files=len(sizes),
         bytes_received=sum(sizes),
         rebindings=relay.rebindings,
     )

@@ -65,6 +65,7 @@ class Link {
     this.socketFor = socketFor;
     this.buffer = new Uint8Array(LARGEST);
     this.timer = null;
+    this.hasReceived = false;
     this.onEvent = () => {};
   }
 
@@ -89,11 +90,13 @@ class Link {
   receive(data, from, to) {
     try {
       this.connection.recv(new Uint8Array(data), { from, to });
+      this.hasReceived = true;
     } catch (error) {
       console.error(`recv: ${error.message}`);
     }
     this.onEvent();
     this.flush();
+    return this.hasReceived;
   }
 }
 
@@ -189,7 +192,11 @@ async function serve() {
       links.set(id, link);
       links.set(Buffer.from(scid).toString('hex'), link);
     }
-    link.receive(data, remote(info), local(socket));
+    if (!link.receive(data, remote(info), local(socket))) {
+      // quiche gives up a connection whose first packet is not authentic; the next may be.
+      clearTimeout(link.timer);
+      for (const [name, other] of links) if (other === link) links.delete(name);
+    }
   });
 }
 
@@ -208,11 +215,14 @@ async function exchange(names, session, number) {
   let streamId = 0;
   let moved = !options.migrate;
   let early = 0;
-  const finished = new Promise((resolve, reject) => {
+  const finished = new Promise((resolve) => {
     link.onEvent = () => {
       if (connection.isClosed()) {
         const error = connection.peerError() ?? connection.localError();
-        reject(new Error(`closed: ${error && `${error.errorCode} ${Buffer.from(error.reason)}`}, timed out: ${connection.isTimedOut()}`));
+        const why = error ? `${error.errorCode} ${Buffer.from(error.reason)}` : 'no error';
+        const open = [...bodies.keys()].map((id) => `${id} readable ${connection.streamReadable(id)} finished ${connection.streamFinished(id)}`);
+        console.error(`closed: ${why}; timed out: ${connection.isTimedOut()}; streams: ${open}`);
+        process.exit(1);
         return;
       }
       const ready = connection.isEstablished() || connection.isInEarlyData();
