@@ -234,16 +234,19 @@ async function exchange(names, session, number) {
         bodies.set(streamId, { name: waiting.shift().replaceAll('/', ''), parts: [] });
         streamId += 4;
       }
+      const finish = (id) => {
+        const body = bodies.get(id);
+        fs.writeFileSync(path.join(options.directory, body.name), Buffer.concat(body.parts));
+        bodies.delete(id);
+      };
       for (const id of connection.readable()) {
         drain(connection, id, (bytes, fin) => {
-          const body = bodies.get(id);
-          body.parts.push(bytes);
-          if (fin) {
-            fs.writeFileSync(path.join(options.directory, body.name), Buffer.concat(body.parts));
-            bodies.delete(id);
-          }
+          bodies.get(id).parts.push(bytes);
+          if (fin) finish(id);
         });
       }
+      // quiche makes a stream readable no more if its end comes with data that was read before.
+      for (const id of [...bodies.keys()]) if (connection.streamFinished(id)) finish(id);
       if (connection.isEstablished()) {
         while (connection.sourceCidsLeft() > 0) {
           connection.newSourceCid(new Uint8Array(crypto.randomBytes(16)),
