@@ -123,8 +123,8 @@ class Wire:
 
     @property
     def connections(self) -> int:
-        """How many handshakes a server answered."""
-        return len(self.server_hellos)
+        """To how many of the clients' sockets a server sent Handshake packets."""
+        return len({p.record.client for p in self.of("handshake", to_server=False)})
 
     def key_phases(self) -> tuple[set[int], set[int]]:
         """The key phases seen to the server, and to the client (RFC 9001 section 6)."""

@@ -270,6 +270,7 @@ async function exchange(names, session, number) {
   link.onEvent();
   link.flush();
   await finished;
+  link.onEvent = () => {};
   let ticket = connection.session();
   for (let i = 0; i < 50 && !ticket && number === 0; i++) {
     await new Promise((resolve) => setTimeout(resolve, 20));
