@@ -34,7 +34,7 @@ from aioquic.quic.packet import (
 from aioquic.quic.packet_builder import QuicPacketBuilder
 
 from ..config import SMALLEST_UDP_PAYLOAD, TransportConfig
-from .initial_protection import is_authentic_initial
+from .initial_protection import InitialKeys, authenticate_initial
 from .packet_io import SocketAddress
 from .places import Place, Places
 from .rate_limit import RateLimit
@@ -93,6 +93,8 @@ class Admit:
     """The connection ID by which the client addresses us until it knows ours."""
     original_destination_cid: bytes
     retry_source_cid: bytes | None
+    initial_keys: InitialKeys | None = attrs.field(default=None, repr=False)
+    """The client's, which were derived to see that its packet is authentic."""
 
 
 def destination_connection_id(data: bytes) -> bytes | None:
@@ -219,13 +221,14 @@ class Admission:
             return self._retry(header, address, now)
         assert header.version is not None
         assert header.packet_length is not None
-        if not is_authentic_initial(
+        keys = authenticate_initial(
             data,
             number_at,
             header.packet_length,
             version=header.version,
             destination_cid=header.destination_cid,
-        ):
+        )
+        if keys is None:
             return Drop("not authentic")
         if is_full:
             return self._refuse(header, now, b"The server takes no more connections")
@@ -234,8 +237,8 @@ class Admission:
                 header, now, b"The server takes no more connections from this address now"
             )
         if original is not None:
-            return Admit(header.destination_cid, original, header.destination_cid)
-        return Admit(header.destination_cid, header.destination_cid, None)
+            return Admit(header.destination_cid, original, header.destination_cid, keys)
+        return Admit(header.destination_cid, header.destination_cid, None, keys)
 
     def _demands_retry(self, address: SocketAddress, now: float) -> bool:
         """Whether a client at `address` has to prove it (RFC 9000 section 8.1.2)."""

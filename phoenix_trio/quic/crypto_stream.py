@@ -71,8 +71,8 @@ class CryptoReceiver:
         self._base = 0  # the offset at which the current message begins
         self._message = bytearray()  # what is there of it, and of those behind it, in order
         self._edge = 0  # everything below this offset has been received
-        self._pieces = PieceLimit()
-        self._ahead = ReassemblyBuffer(self._pieces)
+        self._ahead: ReassemblyBuffer | None = None  # what came out of order, if any did
+        self._pieces: PieceLimit | None = None
         self._is_closed = False
 
     @property
@@ -83,12 +83,12 @@ class CryptoReceiver:
     @property
     def held(self) -> int:
         """Bytes held: at most `limit`."""
-        return len(self._message) + self._pieces.held
+        return len(self._message) + (self._pieces.held if self._pieces is not None else 0)
 
     @property
     def gaps(self) -> int:
         """Separate pieces beyond the data in order: at most `max_gaps`."""
-        return len(self._ahead)
+        return len(self._ahead) if self._ahead is not None else 0
 
     def receive(self, offset: int, data: bytes) -> bool:
         """Take the data of one CRYPTO frame.
@@ -119,10 +119,13 @@ class CryptoReceiver:
             data = data[edge - offset :]
             offset = edge
         ahead, pieces = self._ahead, self._pieces
-        if not len(ahead) and offset == edge:
+        if offset == edge and not ahead:
             self._message += data
             self._edge = stop
             return True
+        if ahead is None or pieces is None:
+            pieces = self._pieces = PieceLimit()
+            ahead = self._ahead = ReassemblyBuffer(pieces)
         before = pieces.held
         ahead.add(offset, data)
         if pieces.held == before:
@@ -146,7 +149,7 @@ class CryptoReceiver:
         """
         message = self._message
         if self._is_closed:
-            if message or self._pieces.held:
+            if message or self._ahead:
                 raise CryptoStreamError(
                     PROTOCOL_VIOLATION, "CRYPTO data is left over at the end of its level"
                 )

@@ -45,6 +45,7 @@ from aioquic.quic.connection import (
     stream_is_client_initiated,
     stream_is_unidirectional,
 )
+from aioquic.quic.crypto import CryptoPair
 from aioquic.quic.packet import (
     QuicErrorCode,
     QuicFrameType,
@@ -80,6 +81,8 @@ from .handshake_probe import (
     repeat_crypto,
 )
 from .idle import keep_alive_interval, longest_backoff
+from .initial_keys import InitialPairs
+from .initial_protection import InitialKeys
 from .key_update import EarlyKeys, OneRttKeys
 from .logs import PeerFaults
 from .memory_budget import EndpointMemory
@@ -202,6 +205,13 @@ _ANSWERS_TO_REPEATED_HELLOS = 8
 #: TLS (RFC 8446): the type of a NewSessionTicket, and the alert for a message out of place.
 _NEW_SESSION_TICKET = 4
 
+_AFTER_HANDSHAKE = (tls.State.CLIENT_POST_HANDSHAKE, tls.State.SERVER_POST_HANDSHAKE)
+
+#: Encryption levels as plain numbers (an enum's value is computed in Python).
+_ZERO_RTT: int = tls.Epoch.ZERO_RTT.value
+_HANDSHAKE: int = tls.Epoch.HANDSHAKE.value
+_ONE_RTT: int = tls.Epoch.ONE_RTT.value
+
 #: No call waits for a stream of either kind.
 _NONE_WANTED = [0, 0]
 
@@ -226,6 +236,7 @@ class Engine(QuicConnection):
       policy: how the peer's certificate is judged.
       reset_token: derives the stateless reset token of a connection ID.
       memory: shared with the endpoint's other connections; ``None``: with no other.
+      initial_keys: those of the client's Initial packets, where they are known already.
       arguments: passed on to aioquic (original connection IDs, ticket callbacks).
     """
 
@@ -237,6 +248,7 @@ class Engine(QuicConnection):
         policy: ServerPolicy | ClientPolicy,
         reset_token: Callable[[bytes], bytes],
         memory: EndpointMemory | None = None,
+        initial_keys: InitialKeys | None = None,
         **arguments: Any,
     ) -> None:
         stream_window = min(
@@ -259,6 +271,9 @@ class Engine(QuicConnection):
         # During the handshake; see _begin_mtu_search.
         configuration.max_datagram_size = SMALLEST_UDP_PAYLOAD
         configuration.max_datagram_frame_size = 65535 if config.enable_datagrams else None
+        self._versions = list(configuration.supported_versions)
+        self._initial_cid: bytes | None = None
+        self._known_initial_keys = initial_keys
         super().__init__(configuration=configuration, **arguments)
         # Line 379: a log which peers cannot fill.
         faults = PeerFaults(self._logger.logger, self._logger.extra)
@@ -2083,19 +2098,26 @@ class Engine(QuicConnection):
             )
         for old in self._spaces.values():
             self._loss.discard_space(old)  # a Retry: what was sent counts no more as in flight
-        super()._initialize(peer_cid)
+        self._initial_cid = peer_cid
+        configuration = self._configuration
+        # Aioquic would derive the Initial keys of each version; see InitialPairs.
+        configuration.supported_versions = []
+        try:
+            super()._initialize(peer_cid)
+        finally:
+            configuration.supported_versions = self._versions
         adopt(self.tls, self._policy)
         waiting = tls.Epoch.HANDSHAKE if self._is_client else tls.Epoch.ZERO_RTT
-        self._early = early = EarlyPackets((waiting.value,))
-        if self._is_client:
-            early.expect(tls.Epoch.ONE_RTT.value)
+        self._early = early = EarlyPackets(
+            (_HANDSHAKE, _ONE_RTT) if self._is_client else (_ZERO_RTT,)
+        )
         early.begin_datagram(*self._arriving)
-        EarlyKeys.adopt(self._cryptos[waiting], early, waiting.value)
+        EarlyKeys.adopt(self._cryptos[waiting], early, _HANDSHAKE if self._is_client else _ZERO_RTT)
         self._keys = OneRttKeys.adopt(
             self._cryptos[tls.Epoch.ONE_RTT],
             self._on_key_update_violation,
             early,
-            tls.Epoch.ONE_RTT.value,
+            _ONE_RTT,
         )
         self._crypto_receivers = {
             tls.Epoch.INITIAL: CryptoReceiver(INITIAL_WINDOW),
@@ -2103,9 +2125,25 @@ class Engine(QuicConnection):
             tls.Epoch.ONE_RTT: CryptoReceiver(),
         }
         for stream in self._crypto_streams.values():
-            stream.sender = CryptoSender()
+            CryptoSender.adopt(stream.sender)
         self.application_space = self._spaces[tls.Epoch.ONE_RTT]
         self.application_space.sent_packets = SentPackets()
+
+    @property
+    def _cryptos_initial(self) -> dict[int, CryptoPair]:
+        """Lines 297 and 1867: the keys of Initial packets, by version."""
+        return self._initial_pairs
+
+    @_cryptos_initial.setter
+    def _cryptos_initial(self, pairs: dict[int, CryptoPair]) -> None:
+        if self._initial_cid is not None:
+            pairs = InitialPairs(
+                self._versions,
+                self._initial_cid,
+                is_client=self._is_client,
+                known=self._known_initial_keys,
+            )
+        self._initial_pairs = pairs
 
     def _confirm_handshake(self) -> None:
         """Line 1461: report it, and free 32 KiB of handshake buffers which are of no use now."""
@@ -2153,8 +2191,12 @@ class Engine(QuicConnection):
             return
         try:
             if receiver.receive(offset, data):
-                while (message := receiver.next_message()) is not None:
+                message = receiver.next_message()
+                while message is not None:
                     self._take_tls_message(context, frame_type, message)
+                    message = receiver.next_message()
+                self._push_crypto_data()
+                self._note_handshake_complete()
                 return
         except CryptoStreamError as error:
             raise QuicConnectionError(
@@ -2180,7 +2222,7 @@ class Engine(QuicConnection):
     def _take_tls_message(
         self, context: QuicReceiveContext, frame_type: int, message: bytes
     ) -> None:
-        """Lines 2010-2052: give TLS a message, and go on when that completes the handshake."""
+        """Lines 2010-2022: give TLS a message."""
         if (
             context.epoch is tls.Epoch.ONE_RTT
             and message[0] == _NEW_SESSION_TICKET
@@ -2191,17 +2233,23 @@ class Engine(QuicConnection):
         self._crypto_packet_version = context.version
         try:
             self.tls.handle_message(message, self._crypto_buffers)
-            self._push_crypto_data()
         except tls.Alert as alert:
             raise QuicConnectionError(
                 error_code=QuicErrorCode.CRYPTO_ERROR + int(alert.description),
                 frame_type=frame_type,
                 reason_phrase=str(alert),
             ) from alert
-        if self._handshake_complete or self.tls.state not in (
-            tls.State.CLIENT_POST_HANDSHAKE,
-            tls.State.SERVER_POST_HANDSHAKE,
-        ):
+
+    def _push_crypto_data(self) -> None:
+        """Line 3140: what TLS has to say, of those levels only where there is something."""
+        for epoch, buf in self._crypto_buffers.items():
+            if buf.tell():
+                self._crypto_streams[epoch].sender.write(buf.data)
+                buf.seek(0)
+
+    def _note_handshake_complete(self) -> None:
+        """Lines 2024-2052: go on if TLS has just completed the handshake."""
+        if self._handshake_complete or self.tls.state not in _AFTER_HANDSHAKE:
             return
         self._handshake_complete = True
         if not self._is_client:
@@ -2229,16 +2277,21 @@ class Engine(QuicConnection):
         super()._update_traffic_key(direction, epoch, cipher_suite, secret)
         if direction is not tls.Direction.DECRYPT:
             return
+        early = self._early
         if epoch is tls.Epoch.HANDSHAKE:
             self._crypto_receivers[tls.Epoch.INITIAL].close()
+            if early is not None:
+                early.release(_HANDSHAKE)
+                if not self._is_client:
+                    # 0-RTT keys would be there by now, and the client may send 1-RTT packets soon.
+                    early.drop(_ZERO_RTT)
+                    early.expect(_ONE_RTT)
         elif epoch is tls.Epoch.ONE_RTT:
             self._crypto_receivers[tls.Epoch.HANDSHAKE].close()
-        if self._early is not None:
-            self._early.release(epoch.value)
-            if epoch is tls.Epoch.HANDSHAKE and not self._is_client:
-                # 0-RTT keys would be there by now, and the client may send 1-RTT packets soon.
-                self._early.drop(tls.Epoch.ZERO_RTT.value)
-                self._early.expect(tls.Epoch.ONE_RTT.value)
+            if early is not None:
+                early.release(_ONE_RTT)
+        elif early is not None:
+            early.release(_ZERO_RTT)
 
     def receive_datagram(self, data: bytes, addr: Any, now: float) -> None:
         """Line 753: afterwards, those packets which waited for keys that this one brought."""
@@ -2388,7 +2441,13 @@ class Engine(QuicConnection):
         """Line 3436: say which UDP payloads we take; aioquic leaves that out."""
         value = encode_varint(_OWN_UDP_PAYLOAD_LIMIT)
         parameter = encode_varint(_MAX_UDP_PAYLOAD_SIZE_PARAMETER) + encode_varint(len(value))
-        return super()._serialize_transport_parameters() + parameter + value
+        configuration = self._configuration
+        versions = configuration.supported_versions
+        configuration.supported_versions = self._versions  # (see _initialize)
+        try:
+            return super()._serialize_transport_parameters() + parameter + value
+        finally:
+            configuration.supported_versions = versions
 
     def _handle_new_connection_id_frame(
         self, context: QuicReceiveContext, frame_type: int, buf: Buffer

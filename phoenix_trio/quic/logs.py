@@ -69,4 +69,11 @@ class PeerFaults(logging.LoggerAdapter[logging.Logger]):
 
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
         """Log at debug level, whatever `level` says."""
-        super().log(min(level, logging.DEBUG), msg, *args, **kwargs)
+        # (Asked first and at the logger itself: a handshake has twenty records.)
+        if self.logger.isEnabledFor(logging.DEBUG):
+            super().log(min(level, logging.DEBUG), msg, *args, **kwargs)
+
+    def debug(self, msg: object, *args: object, **kwargs: Any) -> None:
+        """Log at debug level."""
+        if self.logger.isEnabledFor(logging.DEBUG):
+            super().debug(msg, *args, **kwargs)

@@ -15,13 +15,16 @@ it as well.
 
 from __future__ import annotations
 
-import ipaddress
+from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from typing import Any
 
 from ..config import TransportConfig
 from .rate_limit import RateLimit
 
 __all__ = ["Place", "Places", "peer_of"]
+
+#: RFC 4291 section 2.5.5.2.
+_IPV4_MAPPED = bytes(10) + b"\xff\xff"
 
 
 def peer_of(address: tuple[Any, ...]) -> str:
@@ -31,12 +34,12 @@ def peer_of(address: tuple[Any, ...]) -> str:
     host = str(address[0]).partition("%")[0]
     if not host:
         return ""
-    ip = ipaddress.ip_address(host)
-    if isinstance(ip, ipaddress.IPv6Address):
-        if ip.ipv4_mapped is None:
-            return f"{ip.packed[:8].hex(':', 2)}::/64"
-        ip = ip.ipv4_mapped
-    return str(ip)
+    if ":" not in host:
+        return host  # (IPv4 as sockets give it, in the one form which they use)
+    packed = inet_pton(AF_INET6, host)
+    if packed.startswith(_IPV4_MAPPED):
+        return inet_ntop(AF_INET, packed[len(_IPV4_MAPPED) :])
+    return f"{packed[:8].hex(':', 2)}::/64"
 
 
 #: What part of all places one address may have when more than half of them are taken.

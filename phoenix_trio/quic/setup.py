@@ -127,6 +127,7 @@ def make_server_engine(
         reset_token=reset_token,
         original_destination_connection_id=admit.original_destination_cid,
         retry_source_connection_id=admit.retry_source_cid,
+        initial_keys=admit.initial_keys,
         session_ticket_fetcher=server_tls.tickets.take,
         session_ticket_handler=server_tls.tickets.add,
     )

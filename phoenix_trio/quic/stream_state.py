@@ -133,6 +133,11 @@ class CryptoSender(QuicStreamSender):
     def __init__(self) -> None:
         super().__init__(stream_id=None, writable=True)
 
+    @classmethod
+    def adopt(cls, sender: QuicStreamSender) -> None:
+        """Extend the sender of aioquic's CRYPTO stream, which is new."""
+        sender.__class__ = cls
+
     def repeat(self, start: int, stop: int, fin: bool) -> None:
         """Send again what is not acknowledged of the bytes from `start` to `stop`."""
         self.on_data_delivery(QuicDeliveryState.LOST, start, stop, fin)

@@ -19,7 +19,7 @@ from trio.testing import MockClock
 
 import phoenix_trio
 from phoenix_trio import TransportConfig
-from phoenix_trio.quic.initial_protection import VERSION_1, VERSION_2, is_authentic_initial
+from phoenix_trio.quic.initial_protection import VERSION_1, VERSION_2, authenticate_initial
 from phoenix_trio.quic.logs import RECORDS_AT_ONCE, BoundedRecords
 from phoenix_trio.quic.places import Place, Places, peer_of
 from phoenix_trio.quic.setup import make_client_engine
@@ -105,7 +105,7 @@ def test_any_authentic_initial_is_known_and_every_changed_byte_is_noticed(versio
         buf = Buffer(data=packet)
         header = pull_quic_header(buf, host_cid_length=8)
         check = partial(
-            is_authentic_initial,
+            authenticate_initial,
             number_at=buf.tell(),
             end=header.packet_length,
             version=version,
