@@ -73,6 +73,7 @@ nitpick_ignore = [
     ("py:class", "Certificate"),  # cryptography.x509's, imported for types only
     ("py:class", "phoenix_trio.transport_connection.R"),  # a type variable
     # Between the driver and its sockets; users of simulated ones do not meet it.
+    ("py:class", "phoenix_trio.quic.path_address.PathAddress"),
     ("py:class", "phoenix_trio.quic.receive_pool.ReceivePool"),
 ]
 # Names of other projects resolve with intersphinx only.  Names of ours have to resolve.
