@@ -586,12 +586,14 @@ class SocketDriver:
         now = trio.current_time()
         touched: dict[Route, None] = {}
         budget = self._budget
-        budget.begin_turn(now, rested=self._rested)
-        self._rested = False
         size = 0
         drained = False
-        for _ in range(BATCHES_PER_TURN):
+        for batch in range(BATCHES_PER_TURN):
             runs = self.socket.receive_runs(self._runs_per_turn, self._pool)
+            if not batch:
+                # (Not before: the time for reading belongs to no connection.)
+                budget.begin_turn(now, rested=self._rested)
+                self._rested = False
             was_dear = False
             for run in runs:
                 was_dear = self._dispatch_run(run, now, touched) or was_dear
@@ -600,34 +602,32 @@ class SocketDriver:
                 size += sum(run[4] for run in runs)
             if drained or not was_dear:
                 break  # (Behind a flood, others wait in the socket's buffer.)
-        while (held := budget.take_held()) is not None:
-            self._dispatch_run(held, now, touched, was_held=True)
+        if budget.has_held:
+            while (held := budget.take_held()) is not None:
+                self._dispatch_run(held, now, touched, was_held=True)
         if drained or not self._arrivals.is_behind(now, drained=drained):
             self._run_timers(now, touched)
         self._arrivals.on_read(now, 0 if drained else size, drained=drained)
         # Those to whom applications are writing just now have their turn of sending soon.
         answering = []
         for route in touched:
+            if route not in self._dirty and not self._can_wait(route, now):
+                answering.append(route)
             account = route.account
-            answers = route not in self._dirty and not self._can_wait(route, now)
             if account is not None and account.is_dear:
                 budget.begin()
                 self._hand_up(route, now)
-                self._flush(now, [route] if answers else [])
-                budget.charge_answers(account)
-                continue
-            if answers:
-                answering.append(route)
-            self._hand_up(route, now)
+                budget.charge_events(account)
+            else:
+                self._hand_up(route, now)
         self._flush(now, answering)
         if self._dirty or self._unsent:
             self._wake_flusher()
-        held_at = budget.next_work_at()
-        if held_at != self._held_at:
-            self._held_at = held_at
+        if budget.has_held or self._held_at < math.inf:
+            self._held_at = budget.next_work_at()
             if self._sleep is not None:
                 self._sleep.deadline = self._next_deadline()
-        return not drained or held_at <= now
+        return not drained or self._held_at <= now
 
     def _can_wait(self, route: Route, now: float) -> bool:
         """Whether there is nothing to send but an acknowledgement which waits for company."""

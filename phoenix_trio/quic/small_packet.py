@@ -320,19 +320,19 @@ def _take_stream(engine: Engine, plain: bytes, start: int) -> int:
     reached = offset + count
     credit = engine._local_max_data
     fin = kind & _HAS_FIN != 0
-    final = receiver._final_size
-    if receiver.is_finished and final is not None:
-        # A repetition of what is over, unless it contradicts the final size.
-        return end if reached <= final and (not fin or reached == final) else 0
     if (
         offset != receiver._buffer_start
         or offset != receiver.highest_offset
         or receiver.is_finished
-        or final is not None
+        or receiver._final_size is not None
         or reached > record.max_stream_data_local
         or credit.used + count > credit.value
     ):
-        return 0
+        final = receiver._final_size
+        if not receiver.is_finished or final is None or reached > final:
+            return 0
+        # A repetition of what is over, unless it contradicts the final size.
+        return 0 if fin and reached != final else end
     credit.used += count
     receiver._buffer_start = receiver.highest_offset = reached
     if fin:
@@ -405,7 +405,11 @@ def _take_ack(engine: Engine, plain: bytes, start: int, now: float) -> int:
     loss = engine._recovery
     space = engine.application_space
     before = space.largest_acked_packet
-    if counts is None and largest < next(iter(space.sent_packets), before + 1):
+    if (
+        largest <= before
+        and counts is None
+        and largest < next(iter(space.sent_packets), before + 1)
+    ):
         return at  # all of that was acknowledged before
     loss.peer_completed_address_validation = True
     loss.on_ranges_acknowledged(

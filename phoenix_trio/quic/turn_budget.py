@@ -29,13 +29,22 @@ __all__ = ["Account", "TurnBudget"]
 Work = TypeVar("Work")
 
 #: Seconds which an ordinary datagram may cost, and each byte of it.  Measured: 15 us for a
-#: small one and for 1400 bytes of stream data, 30 us for 65,507; more than twice as much
-#: leaves room for a slower machine.
-DATAGRAM_SECONDS = 40e-6
+#: small one and for 1400 bytes of stream data, 25 us for 65,507, 45 us for the acknowledgement
+#: of a megabyte; nearly twice as much leaves room for a slower machine.
+DATAGRAM_SECONDS = 80e-6
+
+#: On a slower machine, as often as this the cost of the cheapest datagram seen so far, which
+#: is 5 us here; up to a machine of a fifth of the speed.  (A peer can make the cheapest
+#: cheaper, which changes nothing here, but not dearer.)
+TIMES_THE_CHEAPEST = 8
+SLOWEST_DATAGRAM_SECONDS = 400e-6
 BYTE_SECONDS = 5e-9
 
-#: Seconds beyond the ordinary which make a connection dear, and how many are remembered:
-#: the first datagrams after a pause find nothing in the processor's caches.
+#: Seconds beyond the ordinary, by the cheap clock, after which a connection is watched.
+SUSPICIOUS_EXCESS = 250e-6
+
+#: The same, measured exactly, which make it dear, and how many are remembered: the first
+#: datagrams after a pause find nothing in the processor's caches.
 DEAR_EXCESS = 1e-3
 MOST_EXCESS = 2e-3
 
@@ -110,7 +119,7 @@ class Account:
         """Runs which are still to be measured exactly."""
         self.is_dear = False
         """Whether its datagrams have to wait in line."""
-        self._excess = 0.0  # seconds beyond the ordinary, while it was watched
+        self._excess = 0.0  # seconds beyond the ordinary, less what was saved since
         self._price = 0.0  # seconds of a datagram, measured last
         self._use = _Use()
         self._saved = 0.0  # seconds which it may use at once
@@ -140,8 +149,11 @@ class TurnBudget(Generic[Work]):
         self._held: dict[Account, deque[tuple[Work, int]]] = {}
         self._held_bytes = 0
         self._now = self._began = self._at = self._exact_at = 0.0
-        self._time = self._busy_at = 0.0  # seconds which could be shared so far
-        self._ordinary = 0.0  # seconds of ordinary work in this turn
+        self._time = 0.0  # seconds which could be shared so far ...
+        self._shared_at = self._busy_at = 0.0  # ... at that time, on both clocks
+        self._ordinary = 0.0  # seconds of ordinary work since then
+        self._cheapest = math.inf  # seconds of the cheapest run of datagrams so far
+        self._datagram_seconds = DATAGRAM_SECONDS
         self._use = _Use()  # of all connections
         self._latest: Account | None = None
         self._latest_at = self._other_at = -math.inf
@@ -150,16 +162,17 @@ class TurnBudget(Generic[Work]):
 
     def begin_turn(self, now: float, *, rested: bool) -> None:
         """A turn begins at `now`; `rested`: the task had nothing to do before."""
-        passed = now - self._now
         if self._held:
+            passed = now - self._shared_at
             busy = self._processor_time()
             if not rested:
                 # Time which other processes had is no time that could be shared.
                 passed = min(passed, busy - self._busy_at)
             self._busy_at = busy
+            self._shared_at = now
             self._use.add(self._ordinary, self._time)
-        self._time += passed
-        self._ordinary = 0.0
+            self._time += passed
+            self._ordinary = 0.0
         self._now = now
         self._began = self._at = self._clock()
 
@@ -179,9 +192,23 @@ class TurnBudget(Generic[Work]):
         seconds = at - self._at
         self._at = at
         self._ordinary += seconds
-        if seconds > datagrams * DATAGRAM_SECONDS + size * BYTE_SECONDS:
+        if seconds < self._cheapest:
+            self._cheapest = seconds
+            self._datagram_seconds = min(
+                max(DATAGRAM_SECONDS, TIMES_THE_CHEAPEST * seconds), SLOWEST_DATAGRAM_SECONDS
+            )
+        if seconds <= DATAGRAM_SECONDS and not account._excess:
+            return
+        excess = account._excess + seconds - self._ordinary_cost(datagrams, size)
+        if excess < SUSPICIOUS_EXCESS:
+            account._excess = excess if excess > 0 else 0.0
+        else:
+            account._excess = 0.0
             account.watched = WATCHED
             account._price = seconds / datagrams
+
+    def _ordinary_cost(self, datagrams: int, size: int) -> float:
+        return datagrams * self._datagram_seconds + size * BYTE_SECONDS
 
     # ------------------------------------------------------------------ watched connections
 
@@ -192,7 +219,7 @@ class TurnBudget(Generic[Work]):
     def portion(self, account: Account) -> int:
         """How many datagrams to take at once, so that they do not take long."""
         price = account._price
-        return 1 << 16 if price <= DATAGRAM_SECONDS else max(1, int(PIECE / price))
+        return 1 << 16 if price <= self._datagram_seconds else max(1, int(PIECE / price))
 
     def begin(self) -> None:
         """Work of a watched connection begins."""
@@ -206,7 +233,7 @@ class TurnBudget(Generic[Work]):
         self._latest_at = self._now
         seconds = self._measure(account)
         account._price = seconds / datagrams
-        more = seconds - datagrams * DATAGRAM_SECONDS - size * BYTE_SECONDS
+        more = seconds - self._ordinary_cost(datagrams, size)
         excess = account._excess = min(MOST_EXCESS, max(0.0, account._excess + more))
         if more > 0:
             account.watched = WATCHED
@@ -218,8 +245,8 @@ class TurnBudget(Generic[Work]):
         elif not excess:
             account.is_dear = False
 
-    def charge_answers(self, account: Account) -> None:
-        """The work which has begun is done: it was not taking datagrams, but came of it."""
+    def charge_events(self, account: Account) -> None:
+        """The work which has begun is done: the application was told what has come."""
         self._measure(account)
 
     def _measure(self, account: Account) -> float:
@@ -232,6 +259,11 @@ class TurnBudget(Generic[Work]):
 
     # ------------------------------------------------------------------ work which waits
 
+    @property
+    def has_held(self) -> bool:
+        """Whether any work is held back."""
+        return bool(self._held)
+
     def hold(self, account: Account, work: Work, size: int) -> bool:
         """Keep work of `size` bytes for later; False: there is no room, and it is dropped."""
         size += OVERHEAD
@@ -243,6 +275,9 @@ class TurnBudget(Generic[Work]):
             return False
         if not self._held:
             self._busy_at = self._processor_time()
+            self._time += self._now - self._shared_at
+            self._shared_at = self._now
+            self._ordinary = 0.0
         self._held.setdefault(account, deque()).append((work, size))
         account._held_bytes += size
         self._held_bytes += size
