@@ -287,7 +287,8 @@ class QuicConnection(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
                 raise self._ended_error()
             await self._wait(self._accept_lot)
         stream = queue.popleft()
-        stream._attach(self)
+        if self._ended:
+            stream._attach(self)  # (see on_released)
         return stream
 
     def incoming_streams(self) -> AsyncIterator[QuicStream]:

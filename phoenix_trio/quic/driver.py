@@ -745,9 +745,8 @@ class SocketDriver:
                         return True
                     end = min(stop, start + budget.portion(account) * size)
                     budget.begin()
-                start = route.engine.receive_run(
-                    data, start, size, _path_of(route, address), now, mark, end
-                )
+                path = _path_of(route, address) if type(address) is PathAddress else address
+                start = route.engine.receive_run(data, start, size, path, now, mark, end)
                 if account is not None:
                     spent = budget.charge if account.watched else budget.note
                     spent(account, -(-(start - begin) // size), start - begin)
@@ -878,8 +877,9 @@ class SocketDriver:
             engine.reset_tokens_changed = False
             self._update_reset_tokens(route)
         if engine.is_over:
-            self._release(route, now)
-            engine = route.engine
+            if not isinstance(engine, ClosingConnection):
+                self._release(route, now)
+                engine = route.engine
             if self._linger_lot and not _may_not_know(route):
                 self._linger_lot.unpark_all()
             if engine.is_terminated:

@@ -357,6 +357,8 @@ class Engine(QuicConnection):
         self._owes_goodbye = False
         """From our CONNECTION_CLOSE on."""
         self._keep_alive_at = math.inf
+        self._longest_silence = keep_alive_interval(math.inf, configuration.idle_timeout)
+        """The longest interval of keep-alives which is no matter of the path's round trip."""
 
         self._ecn = EcnMarking(enabled=config.enable_ecn)
         self._ecn_path: Any = None
@@ -1073,18 +1075,20 @@ class Engine(QuicConnection):
         record = self._records.get(stream_id)
         if record is None:
             return 0
-        config = self.config
-        room = min(
-            config.stream_send_buffer_size - record.sender.buffered,
-            config.send_buffer_size - self._buffered,
-        )
-        if self._buffered + min(wanted, room) > self._send_allowance:
+        config, buffered = self.config, self._buffered
+        # (Comparisons, for each write asks.)
+        room = config.stream_send_buffer_size - record.sender.buffered
+        if config.send_buffer_size - buffered < room:
+            room = config.send_buffer_size - buffered
+        needed = buffered + (wanted if wanted < room else room)
+        if needed > self._send_allowance:
             # Half as much again, so that many small writes do not ask each time.
-            needed = self._buffered + min(wanted, room)
             self._send_allowance = self._send_memory.adjust(
-                self._buffered, min(needed + needed // 2, config.send_buffer_size)
+                buffered, min(needed + needed // 2, config.send_buffer_size)
             )
-        return max(0, min(room, self._send_allowance - self._buffered))
+        if self._send_allowance - buffered < room:
+            room = self._send_allowance - buffered
+        return room if room > 0 else 0
 
     def has_send_room(self, stream_id: int) -> bool:
         """Whether a writer that had to wait should go on: the buffers are half empty."""
@@ -1104,8 +1108,6 @@ class Engine(QuicConnection):
     def _review_send_memory(self) -> None:
         """Something was acknowledged: give back what is not needed, or is due to others."""
         allowance, buffered = self._send_allowance, self._buffered
-        if allowance <= self._send_minimum:
-            return
         if 4 * buffered < allowance:
             wanted = max(2 * buffered, self._send_minimum)
         elif 4 * (self._stream_bytes_acknowledged - self._send_reviewed) >= allowance:
@@ -1190,7 +1192,9 @@ class Engine(QuicConnection):
         window, shared = record.window, self._window
         # A reset or the end of reading gives back all credit at once (RFC 9000 section 4.5);
         # bytes that are read afterwards, from the same batch of events, are not new.
-        count = min(count, record.receiver.highest_offset - window.released)
+        unread = record.receiver.highest_offset - window.released
+        if count > unread:
+            count = unread
         window.released += count
         shared.released += count
         return shared.is_due or (window.is_due and not record.receiver.is_complete)
@@ -1218,7 +1222,8 @@ class Engine(QuicConnection):
         if receiving:
             record.receive_released = True
             record.discarding = True
-            record.receiver.discard()
+            if not record.receiver.is_finished:
+                record.receiver.discard()
             self._release_up_to(record, record.receiver.highest_offset)
         if sending:
             record.send_released = True
@@ -1683,7 +1688,8 @@ class Engine(QuicConnection):
             out.append(events.StreamsAvailable())
         if self._progress:
             self._progress = False
-            self._review_send_memory()
+            if self._send_allowance > self._send_minimum:
+                self._review_send_memory()
             out.append(events.SendProgress())
         if (
             not self._is_client
@@ -1803,8 +1809,11 @@ class Engine(QuicConnection):
         return runs
 
     def _touch_keep_alive(self, now: float) -> None:
-        interval = self.keep_alive
+        interval = self.config.keep_alive
         if interval is not None:
+            if interval > self._longest_silence:
+                # (Or longer: the idle timeout lasts three probe timeouts at least.)
+                interval = keep_alive_interval(interval, self._idle_timeout())
             self._keep_alive_at = now + interval
 
     # ------------------------------------------------------------------ blocked by flow control
@@ -1912,6 +1921,8 @@ class Engine(QuicConnection):
 
     def _drop_too_large_datagrams(self) -> None:
         """What does not fit any more would block all that is behind it."""
+        if not self._datagrams_pending:
+            return
         maximum = self.max_datagram_payload
         room = -1 if maximum is None else maximum
         kept = [data for data in self._datagrams_pending if len(data) <= room]
@@ -2435,7 +2446,9 @@ class Engine(QuicConnection):
         if parameters.max_udp_payload_size is not None:
             self._peer_max_udp_payload = parameters.max_udp_payload_size
         self.reset_tokens_changed = True
-        self._recovery.longest_backoff = longest_backoff(self.idle_timeout)
+        idle_timeout = self.idle_timeout
+        self._recovery.longest_backoff = longest_backoff(idle_timeout)
+        self._longest_silence = keep_alive_interval(math.inf, idle_timeout)
 
     def _serialize_transport_parameters(self) -> bytes:
         """Line 3436: say which UDP payloads we take; aioquic leaves that out."""

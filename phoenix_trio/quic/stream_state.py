@@ -736,8 +736,6 @@ def _in_range(sent: Mapping[int, Any], start: int, stop: int) -> list[int]:
 
 def _newly_acknowledged(sent: Mapping[int, Any], ranges: Sequence[range]) -> list[int]:
     """The numbers of the packets in `sent` (ascending) which the ranges cover, ascending."""
-    if len(ranges) == 1:
-        return _in_range(sent, ranges[0].start, ranges[0].stop)
     # The peer chooses how many ranges and frames it sends: visit only what they cover,
     # and nothing where all of them lie below what is unacknowledged.
     found: list[int] = []
@@ -805,7 +803,10 @@ class CountingRecovery(QuicPacketRecovery):
         self, ranges: Sequence[range], *, ack_delay: float, now: float, space: QuicPacketSpace
     ) -> None:
         """An ACK frame with these ranges of packet numbers, ascending."""
-        numbers = _newly_acknowledged(space.sent_packets, ranges)
+        if len(ranges) == 1:
+            numbers = _in_range(space.sent_packets, ranges[0].start, ranges[0].stop)
+        else:
+            numbers = _newly_acknowledged(space.sent_packets, ranges)
         self._on_acknowledged(numbers, ranges[-1].stop - 1, ack_delay, now, space)
 
     def _on_acknowledged(
@@ -862,7 +863,9 @@ class CountingRecovery(QuicPacketRecovery):
         self.newest_sent_time = packet.sent_time
         space.ack_eliciting_in_flight -= eliciting
         horizon = now
-        if now - self.arrivals.earliest > self._rtt_smoothed:
+        # No probe timeout is shorter than this (RFC 9002 section 6.2.1).
+        ordinary = self._rtt_smoothed + self.max_ack_delay if self._rtt_initialized else 0.0
+        if now - self.arrivals.earliest > ordinary:
             horizon = self._horizon(packet.sent_time, now)
         if size:
             self.on_acknowledged(largest_size)
@@ -879,7 +882,11 @@ class CountingRecovery(QuicPacketRecovery):
             self._cc.on_packet_acked(packet=batch, now=horizon)
         sampled = largest == numbers[-1] and eliciting > 0 and packet.sent_time >= self._path_since
         if sampled:
-            sampled = self._take_sample(packet.sent_time, ack_delay, now)
+            sample = now - packet.sent_time
+            if sample > ordinary:
+                sampled = self._take_late_sample(packet.sent_time, ack_delay, now)
+            else:
+                self._sample_rtt(sample, ack_delay, now)
         for oldest in sent:
             if oldest <= space.largest_acked_packet:
                 self._detect_loss(now=now, space=space, as_of=horizon)
@@ -901,18 +908,20 @@ class CountingRecovery(QuicPacketRecovery):
         self._rtt_min = math.inf
         self._rtt_latest = self._rtt_smoothed = self._rtt_variance = 0.0
 
-    def _take_sample(self, sent_time: float, ack_delay: float, now: float) -> bool:
-        """The newest packet acknowledged was sent at `sent_time`; whether that is a sample."""
+    def _take_late_sample(self, sent_time: float, ack_delay: float, now: float) -> bool:
+        """The newest packet acknowledged was sent at `sent_time`, perhaps a probe timeout ago.
+
+        Returns whether that is a sample.
+        """
         sample = now - sent_time
-        if sample > self._rtt_smoothed:
-            patience = self.get_probe_timeout()
-            if sample > patience:
-                due = self._time_of_last_sent_ack_eliciting_packet + patience * 2**self._pto_count
-                believed = self.stalls.sample(sent_time, now, self.arrivals.earliest, due, patience)
-                if believed is None:
-                    return False
-                if believed < sample:
-                    sample, ack_delay = believed, 0.0  # (a part of it, the peer's delay included)
+        patience = self.get_probe_timeout()
+        if sample > patience:
+            due = self._time_of_last_sent_ack_eliciting_packet + patience * 2**self._pto_count
+            believed = self.stalls.sample(sent_time, now, self.arrivals.earliest, due, patience)
+            if believed is None:
+                return False
+            if believed < sample:
+                sample, ack_delay = believed, 0.0  # (a part of it, the peer's delay included)
         self._sample_rtt(sample, ack_delay, now)
         return True
 
