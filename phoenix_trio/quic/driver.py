@@ -910,7 +910,10 @@ class SocketDriver:
         route.is_pending = False
         route.handshake_deadline = math.inf
         if succeeded:
-            route.place.on_handshake_completed()
+            engine = route.engine
+            route.place.on_handshake_completed(
+                proves_address=isinstance(engine, Engine) and engine.came_from_one_address
+            )
             self._connections_accepted += 1
         else:
             # (It keeps its place until it is forgotten.)

@@ -406,6 +406,8 @@ class Engine(QuicConnection):
         self._arriving: tuple[Any, float, int] = (None, 0.0, NOT_ECT)
         self._early: EarlyPackets | None = None
         """Packets which wait for keys; ``None`` once all keys are there."""
+        self.came_from_one_address = True
+        """Server: whether the whole handshake came from the address of its first packet."""
         self._probes_due = 0
         """Datagrams which a probe timeout of the handshake has still to send."""
         self._answers_left = _ANSWERS_TO_REPEATED_HELLOS
@@ -2312,12 +2314,27 @@ class Engine(QuicConnection):
         self._arriving = addr, now, self.arriving_mark
         if self._early is not None:
             self._early.begin_datagram(*self._arriving)
+        proved = [path for path in self._network_paths if path.is_validated]
         super().receive_datagram(data, addr, now)
+        if not self._is_client and len(self._network_paths) > 1:
+            self._doubt_addresses(proved)
         early = self._early
         while early is not None and (packet := early.next_due()) is not None:
             self._receive_early(packet)
         if self._handshake_complete:
             self._early = None
+
+    def _doubt_addresses(self, proved: list[QuicNetworkPath]) -> None:
+        """Line 1147 takes a Handshake packet as proof of the address from which it came.
+
+        It proves only that its sender received what was sent before (RFC 9000 section 8.1),
+        perhaps at another address: then a PATH_CHALLENGE has to be answered, as after
+        any other change of address.
+        """
+        self.came_from_one_address = False
+        for path in self._network_paths:
+            if path not in proved:
+                path.is_validated = False
 
     def _receive_early(self, packet: EarlyPacket) -> None:
         """A packet whose keys have come, as of the time when it arrived."""

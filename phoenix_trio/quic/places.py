@@ -88,8 +88,12 @@ class Place:
         """Whether the client has proved that it receives at its address."""
         return self._is_validated
 
-    def on_handshake_completed(self) -> None:
-        """The handshake is complete, which proves the address, too (RFC 9000 section 8.1)."""
+    def on_handshake_completed(self, *, proves_address: bool = True) -> None:
+        """The handshake is complete, which proves the address, too (RFC 9000 section 8.1).
+
+        Unless some of it came from another address: then the first one stays unproved, and
+        the connection counts as such until it ends.
+        """
         if self._is_left or not self._is_handshake:
             return
         places, peer = self._places, self._places._peers[self._peer]
@@ -97,7 +101,7 @@ class Place:
         places.handshakes -= 1
         if self._is_validated:
             peer.handshakes -= 1
-        else:
+        elif proves_address:
             self._is_validated = True
             places.unvalidated -= 1
             peer.unvalidated -= 1

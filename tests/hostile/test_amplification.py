@@ -252,6 +252,89 @@ async def test_packets_with_a_victims_address_do_not_redirect_a_download(
         nursery.cancel_scope.cancel()
 
 
+@asynccontextmanager
+async def flooding_world() -> AsyncIterator[World]:
+    """A server which sends without end as soon as it can."""
+
+    async def flood(connection: phoenix_trio.QuicConnection) -> None:
+        stream = await connection.open_stream()
+        while True:
+            await stream.send_all(bytes(100_000))
+
+    async with trio.open_nursery() as nursery:
+        yield await World(nursery, handler=flood).start()
+        nursery.cancel_scope.cancel()
+
+
+class Mover(Scale):
+    """The client's datagrams, by number, seem to come from the victim or are lost."""
+
+    def __init__(self, victims: range, last: int, *, copies: range = range(0)) -> None:
+        super().__init__()
+        self.victims, self.last, self.copies = victims, last, copies
+        self.count = 0
+
+    def __call__(self, datagram: Any) -> Any:
+        if datagram.source[0] != CLIENT:
+            return super().__call__(datagram)
+        number, self.count = self.count, self.count + 1
+        if number > self.last:
+            return None
+        moved = type(datagram)((STRANGER, 4000), *self._rest(datagram))
+        if number in self.victims:
+            return super().__call__(moved)
+        if number in self.copies:
+            return [super().__call__(moved), datagram]
+        return datagram
+
+    @staticmethod
+    def _rest(datagram: Any) -> tuple[Any, bytes, int]:
+        return datagram.destination, datagram.data, datagram.ecn
+
+
+@pytest.mark.parametrize("copied", [False, True])
+async def test_the_end_of_a_handshake_from_a_victims_address_proves_nothing(
+    copied: bool, autojump_clock: MockClock, figure: Figure
+) -> None:
+    """The attacker reads the server's flight at its own address, and ends the handshake from
+    the victim's.  Copied: the first packet has come from there as well.
+    """
+    async with flooding_world() as world:
+        last = 3 if copied else 1
+        scale = Mover(range(last, last + 1), last, copies=range(1 if copied else 0))
+        world.network.tap = scale
+        with pytest.raises(phoenix_trio.ConnectionTimedOut):
+            async with phoenix_trio.open_connection(
+                SERVER, PORT, tls=client_tls(), alpn=ALPN, network=world.network.host(CLIENT)
+            ) as connection:
+                await connection.ping()
+        assert scale.sent > 0
+        figure("bytes received for each byte sent, at most", scale.largest, "times")
+        assert scale.largest <= LIMIT
+        assert not world.listener._driver._all
+        assert not len(world.listener._driver._admission.places)
+
+
+async def test_a_handshake_with_two_addresses_counts_as_unproved(
+    autojump_clock: MockClock,
+) -> None:
+    """Else an attacker would have a connection charged to each address which it can forge."""
+    async with trio.open_nursery() as nursery:
+        world = await World(nursery).start()
+        places = world.listener._driver._admission.places
+        world.network.tap = Mover(range(0), 1 << 30, copies=range(1))
+        async with phoenix_trio.open_connection(
+            SERVER, PORT, tls=client_tls(), alpn=ALPN, network=world.network.host(CLIENT)
+        ) as connection:
+            await connection.ping()
+            assert (places.connections, places.handshakes, places.unvalidated) == (1, 0, 1)
+        world.network.tap = None
+        await world.check_alive()
+        await trio.sleep(10)
+        assert (places.connections, places.handshakes, places.unvalidated) == (0, 0, 0)
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_closed_connection_does_not_answer_a_victim_more_than_it_is_asked(
     autojump_clock: MockClock, figure: Figure
 ) -> None:

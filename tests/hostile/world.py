@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
@@ -37,8 +38,15 @@ async def echo(connection: phoenix_trio.QuicConnection) -> None:
 class World:
     """A server on a simulated network, and a stranger's raw socket."""
 
-    def __init__(self, nursery: trio.Nursery, **config: Any) -> None:
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        *,
+        handler: Callable[[phoenix_trio.QuicConnection], Awaitable[None]] = echo,
+        **config: Any,
+    ) -> None:
         self.nursery = nursery
+        self.handler = handler
         self.network = SimulatedNetwork(delay=0.001)
         self.config = TransportConfig(**config)
 
@@ -46,7 +54,7 @@ class World:
         (self.listener,) = await self.nursery.start(
             partial(
                 phoenix_trio.serve,
-                echo,
+                self.handler,
                 PORT,
                 tls=server_tls(),
                 alpn=ALPN,
