@@ -2568,6 +2568,18 @@ class Engine(QuicConnection):
         if len(challenges) > _PATH_CHALLENGES:
             challenges.popleft()
 
+    def take_path_challenge(self, data: bytes) -> None:
+        """The same, from the fast path, which reads from the active path only."""
+        challenges = self._network_paths[0].remote_challenges
+        challenges.append(data)
+        if len(challenges) > _PATH_CHALLENGES:
+            challenges.popleft()
+
+    @property
+    def awaits_path_response(self) -> bool:
+        """Whether a challenge of ours may still be answered."""
+        return any(path.local_challenges for path in self._network_paths)
+
     def _replenish_connection_ids(self) -> None:
         """Line 3112: tokens which a restarted server can derive again (RFC 9000 section 10.3.2)."""
         super()._replenish_connection_ids()

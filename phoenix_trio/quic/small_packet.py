@@ -41,6 +41,8 @@ _MAX_STREAMS = 0x12
 _STREAM_DATA_BLOCKED = 0x15
 _STREAM_LIMITS = (_MAX_STREAM_DATA, _STREAM_DATA_BLOCKED)
 _RETIRE_CONNECTION_ID = 0x19
+_PATH_CHALLENGE = 0x1A
+_PATH_RESPONSE = 0x1B
 _MOST_STREAMS = 1 << 60  # RFC 9000 section 4.6
 _STREAM = 0x08
 _DATAGRAM = 0x30
@@ -253,6 +255,13 @@ def take_frames(engine: Engine, plain: bytes, now: float) -> bool:
                 if not reached:
                     break
                 at = reached
+                eliciting = True
+            elif kind == _PATH_CHALLENGE and at + 9 <= length:
+                engine.take_path_challenge(plain[at + 1 : at + 9])
+                at += 9
+                eliciting = True
+            elif kind == _PATH_RESPONSE and at + 9 <= length and not engine.awaits_path_response:
+                at += 9  # RFC 9000 section 19.18: to no challenge of ours
                 eliciting = True
             elif kind == _RETIRE_CONNECTION_ID:
                 number, at = _varint(plain, at + 1)

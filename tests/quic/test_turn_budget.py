@@ -35,7 +35,7 @@ class Loop:
         )
         # It has seen a cheap datagram before, long ago.
         self.budget.begin_turn(self.now, rested=True)
-        self.now += slow * 5e-6
+        self.now += slow * 12e-6
         self.budget.note(Account(), 1, 40)
         self.now += 10.0
         self.stolen += 10.0
