@@ -20,6 +20,15 @@ __all__ = ["GoodbyeReader", "has_close"]
 #: attempt to open it.
 _PACKETS_MAX = 1000
 
+#: Frames which are skipped on the way to a CONNECTION_CLOSE, and ranges of each; our own
+#: acknowledgements have a few dozen ranges at most.
+_ACKNOWLEDGEMENTS_MAX = 4
+_RANGES_MAX = 256
+
+_PADDING_AND_PING = bytes((QuicFrameType.PADDING, QuicFrameType.PING))
+_ACK = frozenset({int(QuicFrameType.ACK), int(QuicFrameType.ACK_ECN)})
+_CLOSE = frozenset({int(QuicFrameType.TRANSPORT_CLOSE), int(QuicFrameType.APPLICATION_CLOSE)})
+
 
 class GoodbyeReader:
     """Opens 1-RTT packets of the peer, to see whether it closes the connection, too.
@@ -63,29 +72,39 @@ def has_close(payload: bytes) -> bool:
     """Whether a packet closes the connection, as far as its first frames say.
 
     A CONNECTION_CLOSE comes after padding, PING and ACK at most; behind other frames it is
-    not looked for.
+    not looked for.  Nor is it behind an acknowledgement of very many ranges, or behind
+    several: what a packet costs is bounded.
     """
-    buf = Buffer(data=payload)
-    try:
-        while not buf.eof():
-            kind = buf.pull_uint_var()
-            if kind in (QuicFrameType.TRANSPORT_CLOSE, QuicFrameType.APPLICATION_CLOSE):
-                return True
-            if kind in (QuicFrameType.ACK, QuicFrameType.ACK_ECN):
-                _skip_acknowledgement(buf, with_counts=kind == QuicFrameType.ACK_ECN)
-            elif kind not in (QuicFrameType.PADDING, QuicFrameType.PING):
-                return False
-    except BufferReadError:
-        pass
+    for _ in range(_ACKNOWLEDGEMENTS_MAX + 1):
+        # (The late packets are probes of the path MTU as a rule: 64 KiB of padding.)
+        payload = payload.lstrip(_PADDING_AND_PING)
+        if not payload:
+            return False
+        kind = payload[0]
+        if kind in _CLOSE:
+            return True
+        if kind not in _ACK:
+            return False
+        buf = Buffer(data=payload)
+        try:
+            _skip_acknowledgement(buf)
+        except BufferReadError:
+            return False
+        payload = payload[buf.tell() :]
     return False
 
 
-def _skip_acknowledgement(buf: Buffer, *, with_counts: bool) -> None:
-    """RFC 9000 section 19.3: largest, delay, number of ranges, first range, ranges, counts."""
+def _skip_acknowledgement(buf: Buffer) -> None:
+    """RFC 9000 section 19.3: type, largest, delay, number of ranges, first range, ranges, counts.
+
+    Raises:
+      BufferReadError: it is not complete, or has too many ranges.
+    """
+    with_counts = buf.pull_uint_var() == QuicFrameType.ACK_ECN
     buf.pull_uint_var()
     buf.pull_uint_var()
     ranges = buf.pull_uint_var()
-    if ranges > len(buf.data):
+    if ranges > _RANGES_MAX:
         raise BufferReadError
     for _ in range(1 + 2 * ranges + 3 * with_counts):
         buf.pull_uint_var()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -274,6 +275,34 @@ def test_a_close_is_found_behind_an_acknowledgement() -> None:
     assert has_close(buf.data)
     assert not has_close(b"\x06\x00\x01\x1d\x1d"), "inside another frame it is data"
     assert not has_close(b"\x02\x00\x00\xff\xff\xff\xff\xff\xff\xff\xff\x00")
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"\x01" + bytes(65_000),
+        b"\x01" * 65_000,
+        b"\x02\x00\x00\x7f\xff\x00" + bytes(65_000),
+        b"\x02\x00\x00\x00\x00" * 13_000,
+    ],
+    ids=["probe of the path MTU", "PING frames", "ranges", "ACK frames"],
+)
+def test_looking_into_a_long_packet_takes_few_steps(payload: bytes) -> None:
+    steps = 0
+
+    def count(frame: Any, event: str, argument: Any) -> None:
+        nonlocal steps
+        steps += 1
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        found = has_close(payload)
+    finally:
+        sys.setprofile(before)
+    assert not found
+    assert steps < 200
+    assert has_close(b"\x01" + bytes(65_000) + b"\x1c")
 
 
 def test_repeats_end_with_the_answer_or_the_period() -> None:
