@@ -1082,7 +1082,9 @@ class Engine(QuicConnection):
         room = config.stream_send_buffer_size - record.sender.buffered
         if config.send_buffer_size - buffered < room:
             room = config.send_buffer_size - buffered
-        needed = buffered + (wanted if wanted < room else room)
+        needed = buffered + room
+        if wanted < room:
+            needed = buffered + wanted
         if needed > self._send_allowance:
             # Half as much again, so that many small writes do not ask each time.
             self._send_allowance = self._send_memory.adjust(
@@ -1090,7 +1092,9 @@ class Engine(QuicConnection):
             )
         if self._send_allowance - buffered < room:
             room = self._send_allowance - buffered
-        return room if room > 0 else 0
+        if room < 0:
+            return 0
+        return room
 
     def has_send_room(self, stream_id: int) -> bool:
         """Whether a writer that had to wait should go on: the buffers are half empty."""
