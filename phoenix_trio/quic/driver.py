@@ -87,8 +87,8 @@ RETIRED_ID_SECONDS = 3.0
 #: left to find nothing to do, so that superseded entries stay few.
 PUT_OFF_SECONDS = 0.005
 
-#: Timers of connections which are over, besides four a connection, which are left in the heap
-#: until their time comes.
+#: Timers which are superseded or of connections which are over, besides four a connection,
+#: which are left in the heap until their time comes.
 STALE_TIMERS = 64
 
 #: Seconds after which a timer is looked at again that is due but has nothing to do (RFC 9002
@@ -926,9 +926,23 @@ class SocketDriver:
         """Look at the route again at `deadline`.  Entries may be early, never late."""
         route.scheduled_at = deadline
         heapq.heappush(self._timers, (deadline, next(self._sequence), route))
+        self._drop_stale_timers()
         if self._sleep is not None:
             # (Also later: the entry which was next may be superseded by this one.)
             self._sleep.deadline = self._next_deadline()
+
+    def _drop_stale_timers(self) -> None:
+        """Forget superseded entries once most are.
+
+        Each acknowledgement which waits for its time leaves an entry for the idle timeout.
+        """
+        if len(self._timers) > STALE_TIMERS + 4 * len(self._all):
+            self._timers = [
+                entry
+                for entry in self._timers
+                if entry[2] in self._all and entry[0] == entry[2].scheduled_at
+            ]
+            heapq.heapify(self._timers)
 
     def _next_deadline(self) -> float:
         timers = self._timers
@@ -1015,13 +1029,7 @@ class SocketDriver:
                 del self._routes[connection_id]
         route.connection_ids.clear()
         self._dirty.pop(route, None)
-        if len(self._timers) > STALE_TIMERS + 4 * len(self._all):
-            self._timers = [
-                entry
-                for entry in self._timers
-                if entry[2] in self._all and entry[0] == entry[2].scheduled_at
-            ]
-            heapq.heapify(self._timers)
+        self._drop_stale_timers()
         if route.account is not None:
             self._budget.forget(route.account)
         if not self._all:

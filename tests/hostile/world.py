@@ -43,10 +43,12 @@ class World:
         nursery: trio.Nursery,
         *,
         handler: Callable[[phoenix_trio.QuicConnection], Awaitable[None]] = echo,
+        on_error: Callable[[Exception], object] | None = None,
         **config: Any,
     ) -> None:
         self.nursery = nursery
         self.handler = handler
+        self.on_error = on_error
         self.network = SimulatedNetwork(delay=0.001)
         self.config = TransportConfig(**config)
 
@@ -59,6 +61,7 @@ class World:
                 tls=server_tls(),
                 alpn=ALPN,
                 config=self.config,
+                on_error=self.on_error,
                 network=self.network.host(SERVER),
             )
         )
