@@ -16,6 +16,7 @@ engine alike.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -53,9 +54,13 @@ class ClosingConnection:
       until: when the period ends; ``None``: there is none.
       repeats: when to send it again unless the peer answers before, the next one last.
       is_close: tells whether a datagram is the peer's CONNECTION_CLOSE.
+      room: bytes which may still be sent to the peer's address, before `answer` has left.
+        Infinite if the address is validated; else each byte which comes from there gives
+        room for three (RFC 9000 section 8.1).
     """
 
-    __slots__ = ("_answer", "_answer_due", "_is_close", "_received", "_repeats", "_until")
+    __slots__ = ("_answer", "_answer_due", "_is_close", "_received", "_repeats", "_room",
+                 "_until")  # fmt: skip
 
     is_over = True
     is_ending = True
@@ -69,8 +74,10 @@ class ClosingConnection:
         until: float | None,
         repeats: list[float] | None = None,
         is_close: Callable[[bytes], bool] | None = None,
+        room: float = math.inf,
     ) -> None:
         self._answer = answer
+        self._room = room
         self._answer_due = False
         self._received = 0
         self._until = until
@@ -105,6 +112,8 @@ class ClosingConnection:
         if self._is_close is not None and self._is_close(data):
             self._answer, self._is_close, self._answer_due = [], None, False
             self._repeats.clear()
+        if self._answer and address == self._answer[0][1]:
+            self._room += 3 * len(data)
         self._received += 1
         self._answer_due = self._received & (self._received - 1) == 0
 
@@ -123,12 +132,20 @@ class ClosingConnection:
         self.receive(bytes(data[start:end]), address, now, mark)
         return end
 
+    def first_answer(self) -> list[_Run]:
+        """The closing packet itself; nothing if there is no room for it."""
+        size = sum(len(run[0]) for run in self._answer)
+        if size > self._room:
+            return []
+        self._room -= size
+        return list(self._answer)
+
     def transmit(self, now: float, slab: bytearray | None = None) -> list[_Run]:
         """The answer, when one is due."""
         if not self._answer_due:
             return []
         self._answer_due = False
-        return list(self._answer)
+        return self.first_answer()
 
     def next_deadline(self) -> float | None:
         """When to call :meth:`on_timer`."""

@@ -608,15 +608,20 @@ class Engine(QuicConnection):
         self._collect()
         runs = self._count_sent(datagrams, mark)
         if closing:
-            self._begin_closing(runs)
+            return self._begin_closing(runs)
         return runs
 
-    def _begin_closing(self, runs: list[Run]) -> None:
-        """RFC 9000 section 10.2.1: the closing packet is what late packets are answered with."""
+    def _begin_closing(self, runs: list[Run]) -> list[Run]:
+        """RFC 9000 section 10.2.1: the closing packet is what late packets are answered with.
+
+        Returns what may leave now: nothing if the peer's address has been sent all that it
+        may be sent (section 8.1; line 540 does not ask).
+        """
         keys = self._keys
+        room = self._room_before(runs)
         if self._cause is not Cause.LOCAL or not self._handshake_complete or keys is None:
-            self._closing = ClosingConnection(runs, self._close_at)
-            return
+            self._closing = ClosingConnection(runs, self._close_at, room=room)
+            return self._closing.first_answer()
         loss, space = self._loss, self.application_space
         rtt = loss._rtt_smoothed or self.config.initial_rtt
         expected = max(space.expected_packet_number, space.largest_received_packet + 1)
@@ -625,7 +630,16 @@ class Engine(QuicConnection):
             self._close_at,
             repeat_times(self._now, rtt, loss._rtt_variance),
             GoodbyeReader(keys.recv, expected, len(self.host_cid)),
+            room,
         )
+        return self._closing.first_answer()
+
+    def _room_before(self, runs: list[Run]) -> float:
+        """Bytes which the anti-amplification limit left before `runs` were built."""
+        path = self._network_paths[0]
+        if path.is_validated:
+            return math.inf
+        return 3 * path.bytes_received - path.bytes_sent + sum(len(run[0]) for run in runs)
 
     def _answer_goodbye(self, now: float) -> list[Run]:
         """RFC 9000 section 10.2.2: one packet before we drain, so that the peer knows we know.
@@ -642,7 +656,8 @@ class Engine(QuicConnection):
         self._close_pending = True
         self._state = QuicConnectionState.CONNECTED
         try:
-            return self._count_sent(self.datagrams_to_send(now))
+            runs = self._count_sent(self.datagrams_to_send(now))
+            return runs if sum(len(run[0]) for run in runs) <= self._room_before(runs) else []
         finally:
             self._close_pending = False
             self._close_event, self._close_at, self._state = event, close_at, state
@@ -657,9 +672,7 @@ class Engine(QuicConnection):
                 error = another
             else:
                 self._collect()
-                runs = self._count_sent(datagrams)
-                self._begin_closing(runs)
-                return runs
+                return self._begin_closing(self._count_sent(datagrams))
         logger.error("internal error while closing; the connection is forgotten", exc_info=error)
         self._end_silently(self._cause or Cause.LOCAL_PROTOCOL_ERROR, "Internal error")
         return []

@@ -168,6 +168,22 @@ async def an_initial_in_two_datagrams(world: World) -> None:
         await world.say(seal(second, packet_number=1))
 
 
+@scenario()
+async def a_fault_from_another_address(world: World) -> None:
+    """It closes the connection when the victim has been sent all that it may be sent."""
+    elsewhere = await world.network.host("10.8.8.8").open_socket(None, 0, buffer_size=100_000)
+    initial = first_initial()
+    cid = initial[6 : 6 + initial[5]]
+    await world.say(initial)
+    await trio.sleep(1)
+    unknown_frame = sealed_initial(b"\x3f" * 20, destination_cid=cid, packet_number=100)
+    elsewhere.send(unknown_frame, (SERVER, PORT))
+    for _ in range(40):  # (some of which a closing connection answers)
+        await trio.sleep(0.01)
+        elsewhere.send(initial, (SERVER, PORT))
+    elsewhere.close()
+
+
 @pytest.mark.parametrize("name", list(scenarios))
 async def test_a_strangers_address_gets_at_most_three_times_what_it_sent(
     name: str, autojump_clock: MockClock, figure: Figure
