@@ -854,8 +854,13 @@ class Engine(QuicConnection):
             return None
         if self._state is QuicConnectionState.CONNECTED or self._state not in END_STATES:
             deadline = min(deadline, self._keep_alive_at, self._replace_at)
-            if self._mtu is not None:
-                deadline = min(deadline, self._mtu.deadline)
+            search = self._mtu
+            if (
+                search is not None
+                and search.deadline < deadline
+                and self._network_paths[0].is_validated  # (else it waits)
+            ):
+                deadline = search.deadline
             if self._unsent or self._streams_wanted != _NONE_WANTED:
                 deadline = min(deadline, self._blocked_deadline())
         return deadline

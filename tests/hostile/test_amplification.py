@@ -6,6 +6,7 @@ answers nothing.  The sum is checked at each datagram, for minutes of virtual ti
 
 from __future__ import annotations
 
+import math
 import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,15 +16,25 @@ from typing import Any
 
 import pytest
 import trio
+from aioquic import tls
 from trio.testing import MockClock
 
 import phoenix_trio
 from phoenix_trio.testing import SimulatedNetwork
 from tests.hostile.conftest import Figure
-from tests.hostile.frames import random_payload
+from tests.hostile.frames import random_payload, seal
 from tests.hostile.test_admission import Attacker
 from tests.hostile.world import STRANGER, World, first_initial, sealed_initial
-from tests.support import ALPN, CLIENT, PORT, SERVER, client_tls, connected_pair, stream_pair
+from tests.support import (
+    ALPN,
+    CLIENT,
+    PORT,
+    SERVER,
+    EnginePair,
+    client_tls,
+    connected_pair,
+    stream_pair,
+)
 
 LIMIT = 3.0
 
@@ -426,6 +437,33 @@ async def test_a_path_without_room_for_an_acknowledgement_costs_no_time(
         server._engine.application_space.ack_at = trio.current_time()
         server._driver.touch(server._route)
         assert await turns_in(1.0, server) < 1500
+
+
+def test_a_client_that_hops_does_not_keep_the_search_for_larger_packets_waiting() -> None:
+    """The search has to wait for a validated path, and its timer must wait as well: with a
+    new port each second, a client would have a turn every millisecond.
+    """
+    pair = EnginePair()
+    pair.drop = lambda destination, data: len(data) > 1250
+    pair.connect()
+    assert pair.server is not None
+    engine = pair.server.engine
+    pair.run(20)
+    assert engine._mtu is not None
+    assert engine._mtu.deadline < math.inf
+    pair.now = engine._mtu.deadline - 0.5
+    for port in range(9000, 9003):
+        ping = seal(pair.client.engine, tls.Epoch.ONE_RTT, b"\x01".ljust(300, b"\0"))
+        engine.receive_run(ping, 0, len(ping), (CLIENT, port), pair.now)
+        pair.flush(pair.server)
+        pair.now += 0.4
+        assert not engine._network_paths[0].is_validated
+        turns = 0
+        while (deadline := engine.next_deadline()) is not None and deadline <= pair.now:
+            engine.on_timer(pair.now)
+            pair.flush(pair.server)
+            turns += 1
+            assert turns < 10
 
 
 async def test_a_timer_that_never_gets_done_does_not_keep_the_processor_busy(
