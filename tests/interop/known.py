@@ -7,11 +7,6 @@ from __future__ import annotations
 
 from .peers import Role
 
-_QH3_REBINDING = (
-    "theirs: after a change of address its server now and then raises 'packet builder capacity "
-    "exhausted' for each packet which it receives"
-)
-
 KNOWN: dict[tuple[str, Role, str], str] = {
     ("picoquic", "client", "v2"): (
         "theirs: it acknowledges the ServerHello by which it changes to version 2, but drops the "
@@ -21,6 +16,13 @@ KNOWN: dict[tuple[str, Role, str], str] = {
         "theirs: it gives up a connection of which nothing came for 4 s (its own log says so), "
         "which happens now and then when three in ten datagrams are lost"
     ),
-    ("qh3", "server", "rebind port"): _QH3_REBINDING,
-    ("qh3", "server", "rebind address"): _QH3_REBINDING,
+}
+
+#: What a peer's own program writes to its standard error when a fault of its own ends it, and
+#: the reason to give.  It may come in any case, so such a cell is tried again.
+FAULTS: dict[tuple[str, Role], tuple[str, str]] = {
+    ("qh3", "server"): (
+        "packet builder capacity exhausted",
+        "theirs: now and then its server raises this for each packet which it receives",
+    ),
 }
