@@ -417,4 +417,8 @@ async def open_connection(
         Endpoint.open(config=config, network=network) as endpoint,
         endpoint.connect(host, port, tls=tls, alpn=alpn) as connection,
     ):
-        yield connection
+        try:
+            yield connection
+        finally:
+            # The endpoint's cancellation, which follows, can keep this frame alive.
+            del connection
