@@ -200,7 +200,8 @@ def test_idle_streams_are_not_looked_at_for_each_packet() -> None:
     visits: dict[int, int] = {}
     for idle in (0, 1000):
         config = phoenix_trio.TransportConfig(max_bidirectional_streams=2000)
-        pair = EnginePair(client_config=config, server_config=config).connect()
+        # Skipped packet numbers cut runs at random places, and so change the count.
+        pair = EnginePair(client_config=config, server_config=config, skips=None).connect()
         engine = pair.client.engine
         for _ in range(idle):
             stream_id = engine.open_stream(unidirectional=False)
