@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 
 from aioquic import tls
 
@@ -132,6 +131,3 @@ def seal(
         header += (0x4000 | 2 + len(payload) + 16).to_bytes(2, "big") + number
     sealed: bytes = crypto.encrypt_packet(header, payload, packet_number)
     return sealed
-
-
-Payload = Callable[[random.Random], bytes]

@@ -6,6 +6,7 @@ The peer has all the keys, so that nothing is stopped by the packet protection.
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -35,18 +36,12 @@ from tests.support import EnginePair, Side, client_tls, connected_pair, examples
 Epoch = tls.Epoch
 seeds = given(seed=st.integers(0, 2**32))
 
-#: What a server may hold for a connection that has sent so few bytes.
-FEW_BYTES = 64 * 1024
-
-
-def deliver(pair: EnginePair, side: Side, *packets: bytes) -> None:
-    for packet in packets:
-        side.engine.receive(packet, pair.client.address, pair.now)
-    side.gather(pair.now)
+#: More than all packets of a test have brought.
+FEW_BYTES = 32 * 1024
 
 
 def check_end(side: Side) -> bool:
-    """Whether the connection has ended; if so, by a protocol error that is not our failure."""
+    """Whether the connection has ended; if so, by a QUIC error that is not our failure."""
     ends = side.of(events.Terminated)
     for end in ends:
         assert isinstance(end.error, phoenix_trio.ConnectionBroken), end
@@ -59,9 +54,34 @@ def check_held(engine: Any) -> None:
     assert len(engine._records) <= 250
     assert len(engine._host_cids) <= 16
     assert len(engine._peer_cid_available) <= 8
-    assert sum(len(stream.receiver._buffer) for stream in engine._crypto_streams.values()) < (
-        FEW_BYTES
-    )
+    assert sum(receiver.held for receiver in engine._crypto_receivers.values()) < FEW_BYTES
+    assert engine.piece_limit.held < FEW_BYTES
+
+
+def deliver(pair: EnginePair, side: Side, *packets: bytes) -> None:
+    """Hand packets from the other side over, at once."""
+    other = pair.server if side is pair.client else pair.client
+    assert other is not None
+    for packet in packets:
+        side.engine.receive(packet, other.address, pair.now)
+    side.gather(pair.now)
+
+
+def inject(pair: EnginePair, side: Side, packets: Iterable[bytes], seconds: float) -> None:
+    """Hand forged packets over until one ends the connection, then let time pass."""
+    for packet in packets:
+        deliver(pair, side, packet)
+        pair.flush(side)
+        check_held(side.engine)
+        if check_end(side):
+            break
+    pair.drop = lambda destination, data: False
+    pair.run(seconds)
+    check_end(side)
+
+
+#: Packet numbers above any that the honest side will use meanwhile.
+NUMBERS = range(1000, 1010)
 
 
 @seeds
@@ -69,17 +89,10 @@ def check_held(engine: Any) -> None:
 def test_any_frames_in_1rtt_packets(seed: int) -> None:
     generator = random.Random(seed)
     pair = EnginePair(server_config=TransportConfig(max_idle_timeout=10.0)).connect()
-    server = pair.server
-    assert server is not None
-    for _ in range(20):
-        packet = seal(pair.client.engine, Epoch.ONE_RTT, random_payload(generator))
-        deliver(pair, server, packet)
-        pair.flush(server)
-        check_held(server.engine)
-        if check_end(server):
-            break
-    pair.run(60.0)
-    check_end(server)
+    assert pair.server is not None
+    peer = pair.client.engine
+    packets = (seal(peer, Epoch.ONE_RTT, random_payload(generator)) for _ in range(20))
+    inject(pair, pair.server, packets, 60.0)
 
 
 @seeds
@@ -88,26 +101,16 @@ def test_any_frames_from_a_server_in_1rtt_packets(seed: int) -> None:
     generator = random.Random(seed)
     pair = EnginePair().connect()
     assert pair.server is not None
-    for _ in range(20):
-        packet = seal(pair.server.engine, Epoch.ONE_RTT, random_payload(generator))
-        pair.client.engine.receive(packet, pair.server.address, pair.now)
-        pair.client.gather(pair.now)
-        pair.flush(pair.client)
-        check_held(pair.client.engine)
-        if check_end(pair.client):
-            break
-    pair.run(60.0)
-    check_end(pair.client)
+    peer = pair.server.engine
+    packets = (seal(peer, Epoch.ONE_RTT, random_payload(generator)) for _ in range(20))
+    inject(pair, pair.client, packets, 60.0)
 
 
 def in_handshake() -> EnginePair:
     """The client has its Handshake keys, and the server waits for its Finished."""
     pair = EnginePair()
-    pair.drop = lambda destination, data: destination is pair.server
     while not pair.client.engine._cryptos[Epoch.HANDSHAKE].send.is_valid():
-        pair.drop = lambda destination, data: False
         pair.step()
-    pair.drop = lambda destination, data: False
     return pair
 
 
@@ -117,18 +120,12 @@ def in_handshake() -> EnginePair:
 def test_any_frames_in_packets_of_the_handshake(epoch: tls.Epoch, seed: int) -> None:
     generator = random.Random(seed)
     pair = in_handshake()
-    server = pair.server
-    assert server is not None
-    # Above any number the client itself will use meanwhile.
-    for number in range(1000, 1010):
-        payload = random_payload(generator)
-        deliver(pair, server, seal(pair.client.engine, epoch, payload, packet_number=number))
-        pair.flush(server)
-        check_held(server.engine)
-        if check_end(server):
-            break
-    pair.run(40.0)
-    check_end(server)
+    assert pair.server is not None
+    peer = pair.client.engine
+    packets = (
+        seal(peer, epoch, random_payload(generator), packet_number=number) for number in NUMBERS
+    )
+    inject(pair, pair.server, packets, 40.0)
 
 
 @seeds
@@ -136,52 +133,39 @@ def test_any_frames_in_packets_of_the_handshake(epoch: tls.Epoch, seed: int) -> 
 def test_any_frames_from_a_server_in_packets_of_the_handshake(seed: int) -> None:
     generator = random.Random(seed)
     pair = in_handshake()
-    server, client = pair.server, pair.client
-    assert server is not None
-    for number in range(1000, 1010):
-        epoch = generator.choice((Epoch.INITIAL, Epoch.HANDSHAKE))
-        if not server.engine._cryptos[epoch].send.is_valid():
-            continue
-        packet = seal(server.engine, epoch, random_payload(generator), packet_number=number)
-        client.engine.receive(packet, server.address, pair.now)
-        client.gather(pair.now)
-        pair.flush(client)
-        check_held(client.engine)
-        if check_end(client):
-            break
-    pair.run(40.0)
-    check_end(client)
+    assert pair.server is not None
+    peer = pair.server.engine
 
+    def packets() -> Iterator[bytes]:
+        for number in NUMBERS:
+            epoch = generator.choice((Epoch.INITIAL, Epoch.HANDSHAKE))
+            if peer._cryptos[epoch].send.is_valid():
+                yield seal(peer, epoch, random_payload(generator), packet_number=number)
 
-def resumable() -> phoenix_trio.ClientTLS:
-    """A client that has a ticket for the server of `EnginePair`, for early data."""
-    return client_tls(session_store=SessionStore(), early_data=True)
+    inject(pair, pair.client, packets(), 40.0)
 
 
 @seeds
 @examples(40)
 def test_any_frames_in_0rtt_packets(seed: int) -> None:
     generator = random.Random(seed)
-    tls_client, tls_server = resumable(), server_tls(early_data=True)
+    tls_client = client_tls(session_store=SessionStore(), early_data=True)
+    tls_server = server_tls(early_data=True)
     first = EnginePair(client=tls_client, server=tls_server).connect()
     first.client.engine.close_application(0, "")
     first.run(1.0)
     pair = EnginePair(client=tls_client, server=tls_server)
-    assert pair.client.engine._cryptos[Epoch.ZERO_RTT].send.is_valid(), "a ticket was there"
+    peer = pair.client.engine
+    assert peer._cryptos[Epoch.ZERO_RTT].send.is_valid(), "a ticket was there"
     # The server's reply takes a while; the client's early data is forged meanwhile.
     pair.drop = lambda destination, data: destination is pair.client
     while pair.server is None:
         pair.step()
-    for number in range(1000, 1010):
-        payload = random_payload(generator)
-        packet = seal(pair.client.engine, Epoch.ZERO_RTT, payload, packet_number=number)
-        deliver(pair, pair.server, packet)
-        check_held(pair.server.engine)
-        if check_end(pair.server):
-            break
-    pair.drop = lambda destination, data: False
-    pair.run(40.0)
-    check_end(pair.server)
+    packets = (
+        seal(peer, Epoch.ZERO_RTT, random_payload(generator), packet_number=number)
+        for number in NUMBERS
+    )
+    inject(pair, pair.server, packets, 40.0)
 
 
 @seeds
@@ -200,7 +184,7 @@ def test_any_bytes_behind_a_long_header(seed: int) -> None:
         packet += bytes((len(cid),)) + cid + bytes((generator.choice((0, 8, 20, 21, 255)),))
         packet += generator.randbytes(generator.choice((0, 1, 30, 100, 1200)))
         deliver(pair, server, packet)
-        pair.client.engine.receive(packet, server.address, pair.now)
+        deliver(pair, pair.client, packet)
     assert not server.of(events.Terminated)
     pair.run(5.0)
     assert server.of(events.HandshakeCompleted)
