@@ -15,7 +15,7 @@ Private attributes of aioquic are touched in this module, in
 :mod:`~phoenix_trio.quic.stream_state`, :mod:`~phoenix_trio.quic.key_update`,
 :mod:`~phoenix_trio.quic.handshake_probe` and :mod:`~phoenix_trio.quic.tls_context`
 alone.  The lines named in comments are those of aioquic 1.7.2;
-``tests/quic/test_engine.py`` fails when one of the names has gone.
+``tests/quic/test_aioquic_names.py`` fails when one of the names has gone.
 """
 
 from __future__ import annotations
@@ -1000,7 +1000,7 @@ class Engine(QuicConnection):
             context.release()
         everything = vars(self)
         everything.clear()
-        # Whoever is just taking events finds none.
+        # A caller in the middle of taking events finds no more.
         self._out = []
         return closing, remains
 
@@ -2584,18 +2584,15 @@ class Engine(QuicConnection):
     def _handle_path_challenge_frame(
         self, context: QuicReceiveContext, frame_type: int, buf: Buffer
     ) -> None:
-        """Line 2415: the newest few are answered."""
+        """Line 2415; see :func:`_keep_newest`."""
         super()._handle_path_challenge_frame(context, frame_type, buf)
-        challenges = context.network_path.remote_challenges
-        if len(challenges) > _PATH_CHALLENGES:
-            challenges.popleft()
+        _keep_newest(context.network_path.remote_challenges)
 
     def take_path_challenge(self, data: bytes) -> None:
         """The same, from the fast path, which reads from the active path only."""
         challenges = self._network_paths[0].remote_challenges
         challenges.append(data)
-        if len(challenges) > _PATH_CHALLENGES:
-            challenges.popleft()
+        _keep_newest(challenges)
 
     @property
     def awaits_path_response(self) -> bool:
@@ -2796,6 +2793,12 @@ class Engine(QuicConnection):
         if delivery is not QuicDeliveryState.ACKED and stream.stream_id in self._streams:
             assert isinstance(stream, StreamRecord)
             self._limits_to_send[stream.stream_id] = stream
+
+
+def _keep_newest(challenges: deque[bytes]) -> None:
+    """The newest few challenges of a path are answered; one more has just been added."""
+    if len(challenges) > _PATH_CHALLENGES:
+        challenges.popleft()
 
 
 def _stream_share(window: int) -> int:
