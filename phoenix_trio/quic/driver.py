@@ -236,7 +236,7 @@ class SocketDriver:
         self._rested = True  # whether there was nothing to do before this turn
         self._routes: dict[bytes, Route] = {}
         self._all: dict[Route, None] = {}
-        self._retired: deque[tuple[float, bytes]] = deque()
+        self._retired: deque[tuple[float, bytes, Route]] = deque()
         # Tokens are secrets: looked up under a keyed hash, so that the time a look-up
         # takes says nothing of them (RFC 9000 section 10.3.1).
         self._token_key = os.urandom(32)
@@ -859,13 +859,13 @@ class SocketDriver:
         if isinstance(event, events.ConnectionIdIssued):
             self._add_connection_id(route, event.connection_id)
         elif isinstance(event, events.ConnectionIdRetired):
-            self._retire(event.connection_id, now)
+            self._retire(route, event.connection_id, now)
         elif isinstance(event, events.HandshakeCompleted):
             route.account = Account()
             self._on_handshake_done(route, now, succeeded=True)
         elif isinstance(event, events.HandshakeConfirmed):
             if route.initial_connection_id is not None:
-                self._retire(route.initial_connection_id, now)
+                self._retire(route, route.initial_connection_id, now)
                 route.initial_connection_id = None
         elif isinstance(event, events.Terminated):
             self._on_handshake_done(route, now, succeeded=False)
@@ -948,7 +948,10 @@ class SocketDriver:
         timers = self._timers
         while timers and (timers[0][0] != timers[0][2].scheduled_at):
             heapq.heappop(timers)
-        return min(timers[0][0] if timers else math.inf, self._held_at)
+        deadline = min(timers[0][0] if timers else math.inf, self._held_at)
+        # (An ID leaves on time although nothing else happens: a table is empty once its
+        # connections are gone, not when the next datagram comes.)
+        return min(deadline, self._retired[0][0]) if self._retired else deadline
 
     def _run_timers(self, now: float, touched: dict[Route, None]) -> None:
         while self._timers and self._timers[0][0] <= now:
@@ -972,10 +975,10 @@ class SocketDriver:
                 # (A deadline which has passed means "flush", and that follows at once.)
                 self._schedule(route, deadline)
         while self._retired and self._retired[0][0] <= now:
-            _, connection_id = self._retired.popleft()
-            gone = self._routes.pop(connection_id, None)
-            if gone is not None:
-                gone.connection_ids.discard(connection_id)
+            _, connection_id, route = self._retired.popleft()
+            if self._routes.get(connection_id) is route:  # (not another connection's by now)
+                del self._routes[connection_id]
+                route.connection_ids.discard(connection_id)
 
     # ------------------------------------------------------------------ routing tables
 
@@ -990,8 +993,8 @@ class SocketDriver:
         self._routes[connection_id] = route
         route.connection_ids.add(connection_id)
 
-    def _retire(self, connection_id: bytes, now: float) -> None:
-        self._retired.append((now + RETIRED_ID_SECONDS, connection_id))
+    def _retire(self, route: Route, connection_id: bytes, now: float) -> None:
+        self._retired.append((now + RETIRED_ID_SECONDS, connection_id, route))
 
     def _token_hash(self, token: bytes) -> bytes:
         return hashlib.blake2b(token, key=self._token_key, digest_size=16).digest()

@@ -15,7 +15,7 @@ from typing import Any
 
 import trio
 from aioquic import tls
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
@@ -314,6 +314,23 @@ def test_nothing_is_left_of_random_lives(figure: Figure) -> None:
         st.integers(0, 1 << 30),
     )
     @examples(25)
+    # A connection ID which was retired in the last turn of an endpoint.
+    @example(
+        [
+            ("client", b"e", "read", False),
+            ("weather", 0.3, 0.0, 0.0),
+            ("hello",),
+            ("pause", 0.05),
+            ("hello",),
+            ("hello",),
+            ("early_junk",),
+            ("client", b"e", "read", False),
+            ("client", b"e", "read", False),
+            ("replay",),
+        ],
+        "always",
+        2221,
+    )
     def check(program: list[tuple[Any, ...]], retry: str, number: int) -> None:
         left = trio.run(
             partial(live_through, program, retry, number), clock=MockClock(autojump_threshold=0)
