@@ -27,9 +27,9 @@ import trio
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import phoenix_trio
-from phoenix_trio.bench.server import development_tls
 from phoenix_trio.quic.packet_io import UdpSocket
 from phoenix_trio.quic.receive_pool import ReceivePool
+from phoenix_trio_bench.server import development_tls
 
 RUNS = 16
 

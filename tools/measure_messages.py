@@ -20,10 +20,10 @@ import trio
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import phoenix_trio
-from phoenix_trio.bench.server import development_tls
 from phoenix_trio.streams.batching import BatchReceiver, open_batching_channel
 from phoenix_trio.streams.messages import receive_message, send_message
 from phoenix_trio.streams.reader import StreamReader
+from phoenix_trio_bench.server import development_tls
 
 CONFIG = phoenix_trio.TransportConfig(max_unidirectional_streams=1000)
 WORKERS = 100

@@ -19,10 +19,10 @@ import trio
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import phoenix_trio
-from phoenix_trio.bench.server import development_tls
 from phoenix_trio.pool.config import PoolConfig
 from phoenix_trio.pool.pool import open_pool
 from phoenix_trio.pool.targets import Target
+from phoenix_trio_bench.server import development_tls
 
 
 async def measure(rounds: int) -> None:

@@ -25,8 +25,8 @@ import trio.testing
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import phoenix_trio
-from phoenix_trio.bench.server import development_tls
 from phoenix_trio.testing import SimulatedNetwork
+from phoenix_trio_bench.server import development_tls
 
 SERVER, CLIENT = "10.0.0.1", "10.0.0.2"
 

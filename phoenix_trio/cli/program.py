@@ -5,12 +5,11 @@ from __future__ import annotations
 import click
 
 from .. import __version__
-from .bench import bench, serve_bench_command
+from .bench import benchmark_commands
 from .certificate import certificate
 from .demo import demo
 from .receive import receive
 from .send import send
-from .simulate import simulate_command
 
 __all__ = ["program"]
 
@@ -33,5 +32,5 @@ def program() -> None:
     """
 
 
-for command in (receive, send, certificate, demo, bench, serve_bench_command, simulate_command):
+for command in (receive, send, certificate, demo, *benchmark_commands()):
     program.add_command(command)

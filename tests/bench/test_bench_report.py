@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from phoenix_trio.bench import charts, peers, report
-from phoenix_trio.bench.results import Report, Row, describe_machine, new_report
-from phoenix_trio.cli import bench as command
+from phoenix_trio_bench import charts, peers, report
+from phoenix_trio_bench.cli import bench as command
+from phoenix_trio_bench.results import Report, Row, describe_machine, new_report
 
 OURS = "phoenix_trio"
 

@@ -13,10 +13,10 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phoenix_trio.bench.processes import Process, python_module
-from phoenix_trio.bench.relay import Direction
-from phoenix_trio.bench.simulate import Link, simulate, simulate_relayed
 from phoenix_trio.cli.program import program
+from phoenix_trio_bench.processes import Process, python_module
+from phoenix_trio_bench.relay import Direction
+from phoenix_trio_bench.simulate import Link, simulate, simulate_relayed
 from tests.support import examples
 
 MEGABIT = 1e6
@@ -111,7 +111,7 @@ def test_a_relay_delays_and_loses_for_real() -> None:
 
 
 async def test_a_relay_ends_with_its_standard_input() -> None:
-    relay = Process([*python_module("phoenix_trio.bench.relay"), "--server-port", "9"])
+    relay = Process([*python_module("phoenix_trio_bench.relay"), "--server-port", "9"])
     port = await trio.to_thread.run_sync(relay.read, 20.0)
     assert 1024 <= port["port"] <= 65535
     await trio.to_thread.run_sync(relay.end, 10.0)

@@ -15,12 +15,12 @@ import pytest
 import trio
 from click.testing import CliRunner
 
-from phoenix_trio.bench import protocol
-from phoenix_trio.bench.peers import PHOENIX, find_peers
-from phoenix_trio.bench.processes import Pair, Process, Remote, Unsupported, WorkerFailed
-from phoenix_trio.bench.rows import list_workloads
-from phoenix_trio.bench.workloads import Plan, run
 from phoenix_trio.cli.program import program
+from phoenix_trio_bench import protocol
+from phoenix_trio_bench.peers import PHOENIX, find_peers
+from phoenix_trio_bench.processes import Pair, Process, Remote, Unsupported, WorkerFailed
+from phoenix_trio_bench.rows import list_workloads
+from phoenix_trio_bench.workloads import Plan, run
 
 # ------------------------------------------------------------------ the protocol
 

@@ -18,7 +18,7 @@ from collections.abc import Callable
 import attrs
 import trio
 
-from phoenix_trio.bench.relay import Direction
+from phoenix_trio_bench.relay import Direction
 
 #: What an Ethernet path carries over IPv4; larger datagrams vanish, as they would there.
 LARGEST = 1472

@@ -20,9 +20,9 @@ import trio
 import trio.testing
 
 import phoenix_trio
+from phoenix_trio.quic.packet_io import Network
+from phoenix_trio.testing import SimulatedNetwork
 
-from ..quic.packet_io import Network
-from ..testing import SimulatedNetwork
 from . import protocol
 from .processes import Process, python_module
 from .server import development_tls
@@ -248,7 +248,7 @@ def simulate_relayed(
     async def way_to(port: int) -> tuple[str, int]:
         relay = Process(
             [
-                *python_module("phoenix_trio.bench.relay"),
+                *python_module("phoenix_trio_bench.relay"),
                 *("--server-port", str(port)),
                 *("--delay", str(link.rtt / 2)),
                 *("--loss", str(link.loss)),

@@ -1,4 +1,4 @@
-"""``phoenix-trio simulate``: how would a transfer do over such a link?"""
+"""``phoenix-trio simulate``: measure transfers over a simulated link."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from .. import TransportConfig
-from ..bench.simulate import Link, Outcome, simulate, simulate_relayed
-from .failures import failures_in_one_line
+from phoenix_trio import TransportConfig
+from phoenix_trio.cli.failures import failures_in_one_line
+
+from ..simulate import Link, Outcome, simulate, simulate_relayed
 
 __all__ = ["simulate_command"]
 

@@ -1,4 +1,4 @@
-"""The worker of phoenix_trio itself: ``python -m phoenix_trio.bench.worker server|client``."""
+"""The worker of phoenix_trio itself: ``python -m phoenix_trio_bench.worker server|client``."""
 
 from __future__ import annotations
 

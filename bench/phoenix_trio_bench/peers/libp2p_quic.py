@@ -23,7 +23,7 @@ from libp2p.peer.peerinfo import info_from_p2p_addr
 from libp2p.utils.address_validation import find_free_port
 from multiaddr import Multiaddr
 
-from phoenix_trio.bench import protocol
+from phoenix_trio_bench import protocol
 
 _NAME = TProtocol("/phoenix-bench/1.0.0")
 _RECEIVE = 64 * 1024

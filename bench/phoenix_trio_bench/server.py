@@ -10,8 +10,8 @@ from functools import partial
 import trio
 
 import phoenix_trio
+from phoenix_trio.quic.certificates import create_development_ca, fingerprint, issue_certificate
 
-from ..quic.certificates import create_development_ca, fingerprint, issue_certificate
 from . import protocol
 
 __all__ = ["development_tls", "run_as_process", "serve_bench"]

@@ -16,7 +16,8 @@ import tempfile
 import time
 from typing import Any
 
-from ...quic.certificates import create_development_ca, issue_certificate
+from phoenix_trio.quic.certificates import create_development_ca, issue_certificate
+
 from .. import protocol
 
 __all__ = ["main"]

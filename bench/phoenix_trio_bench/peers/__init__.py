@@ -17,6 +17,8 @@ from pathlib import Path
 
 import attrs
 
+import phoenix_trio
+
 from ..processes import python_module
 
 __all__ = ["NAMES", "PHOENIX", "Implementation", "find_peers"]
@@ -37,7 +39,7 @@ class Implementation:
 PHOENIX = Implementation(
     "phoenix_trio",
     importlib.metadata.version("phoenix-trio"),
-    python_module("phoenix_trio.bench.worker"),
+    python_module("phoenix_trio_bench.worker"),
 )
 
 
@@ -77,7 +79,8 @@ def find_peers(
             reason = f"the package {candidate.package} is not installed"
         else:
             launcher = str(Path(__file__).with_name("elsewhere.py"))
-            command = [elsewhere, launcher, f"{__name__}.{candidate.module}"]
+            library = str(Path(phoenix_trio.__file__).parent)
+            command = [elsewhere, launcher, library, f"{__name__}.{candidate.module}"]
             version = _version_elsewhere(elsewhere, candidate.package)
             reason = f"{elsewhere} has no package {candidate.package}"
         if version is None:

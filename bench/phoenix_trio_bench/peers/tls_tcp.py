@@ -18,7 +18,8 @@ from typing import Any
 
 import trio
 
-from ...quic.certificates import create_development_ca, issue_certificate
+from phoenix_trio.quic.certificates import create_development_ca, issue_certificate
+
 from .. import protocol
 
 _RECEIVE = 256 * 1024

@@ -13,18 +13,11 @@ __all__ = ["save_page"]
 
 
 def save_page(report: Report, path: str) -> None:
-    """Write the page.
+    """Write the page."""
+    # (Loading plotly takes longer than some commands.)
+    from plotly.graph_objects import Bar, Figure
+    from plotly.offline import get_plotlyjs
 
-    Raises:
-      ModuleNotFoundError: plotly is not installed; the text says how to get it.
-    """
-    try:
-        from plotly.graph_objects import Bar, Figure
-        from plotly.offline import get_plotlyjs
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "charts need plotly: pip install 'phoenix-trio[bench]'", name=error.name
-        ) from error
     parts = [_head(report, get_plotlyjs())]
     for name in report.names:
         rows = [row for row in report.rows if row.name == name and row.median is not None]

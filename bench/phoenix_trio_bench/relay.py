@@ -1,6 +1,6 @@
 """A link for real sockets: a process which passes UDP datagrams on, late, seldom or not at all.
 
-``python -m phoenix_trio.bench.relay --server-port N ...`` prints its own port as JSON, and
+``python -m phoenix_trio_bench.relay --server-port N ...`` prints its own port as JSON, and
 ends with its standard input.  Both ways have the same delay, loss and bandwidth, each its
 own queue.  It passes on to one port of this machine and to nowhere else; clients, queue
 and lifetime are bounded.
