@@ -12,8 +12,8 @@ all dirty ones together in its next turn.  Sending never blocks: a cancelled
 ``await send`` would lose packets already counted in flight.
 
 Two ways to run: :meth:`SocketDriver.run` in a nursery; or, where there is no
-nursery (a listener opened by a plain function), whichever task waits for
-something drives while it waits (:meth:`SocketDriver.wait`).  No system tasks.
+nursery (a listener opened by a plain function), the tasks that wait take turns at
+driving (:meth:`SocketDriver.wait`, :mod:`~phoenix_trio.quic.hand_over`).
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ from .closing import ClosingConnection
 from .engine import Engine, Run
 from .fast_path import BUILD_BYTES
 from .groups import unwrap_lone
+from .hand_over import HandOver
 from .memory_budget import EndpointMemory
 from .packet_io import DatagramSocket, ReceivedRun
 from .path_address import Address, PathAddress, SocketAddress, remote_of
@@ -252,9 +253,10 @@ class SocketDriver:
         """Whether nobody has touched a connection since this was set."""
         self._send_error: OSError | None = None
         self._sleep: trio.CancelScope | None = None
-        self._is_running = False
         self._is_closed = False
-        self._waiting: dict[Lot, int] = {}
+        self._hand_over = HandOver(
+            self._drive, on_stop=self._flush_left_over, on_unattended=self.close_if_unused
+        )
         self.failure: BaseException | None = None
         """What has stopped the driver for good."""
         self.has_own_tasks = False
@@ -303,7 +305,7 @@ class SocketDriver:
         if self._is_closed:
             return
         self._is_quiet = False
-        if not self._is_running:
+        if not self._hand_over.is_running:
             self._dirty[route] = None
             self._flush_alone()
             self.close_if_unused()
@@ -338,7 +340,7 @@ class SocketDriver:
         """
         writers = route.writers
         writers.discard(trio.lowlevel.current_task())
-        if writers or route not in self._dirty or self._unsent or not self._is_running:
+        if writers or route not in self._dirty or self._unsent or not self._hand_over.is_running:
             return
         now = trio.current_time()
         try:
@@ -370,66 +372,33 @@ class SocketDriver:
                 logger.exception("the last packets could not be sent")
 
     async def wait(self, lot: Lot) -> None:
-        """Park in `lot` until unparked, perhaps spuriously; drive meanwhile if nobody else does.
+        """Park in `lot` until unparked, perhaps early; drive meanwhile if no other task does.
 
         Raises:
-          BaseException: what has stopped the driver, if it has failed.
+          trio.BrokenResourceError: the socket has failed before.
+          OSError: it failed while this task drove it.
         """
         if self.failure is not None:
             raise trio.BrokenResourceError("the endpoint's socket has failed") from self.failure
-        self._waiting[lot] = self._waiting.get(lot, 0) + 1
-        try:
-            if self._is_running or self._is_closed:
-                await lot.park()
-            else:
-                await self._lead(lot)
-        finally:
-            count = self._waiting[lot] - 1
-            if count:
-                self._waiting[lot] = count
-            else:
-                del self._waiting[lot]
-
-    async def _lead(self, lot: Lot) -> None:
-        # At once, before anybody else can wait and lead as well.
-        self._is_running = True
-        try:
-            with unwrap_lone():
-                async with trio.open_nursery() as nursery:
-                    # It begins to run when this task has parked, so no wake-up is lost.
-                    nursery.start_soon(self._run)
-                    try:
-                        await lot.park()
-                    finally:
-                        nursery.cancel_scope.cancel()
-        finally:
-            # Someone else who waits has to take over: wake all, their conditions are
-            # unchanged, and the first of them to wait again leads.
-            for other in list(self._waiting):
-                other.unpark_all()
-            if not self._waiting_besides(lot):
-                self.close_if_unused()
-
-    def _waiting_besides(self, lot: Lot) -> bool:
-        return any(other is not lot or count > 1 for other, count in self._waiting.items())
+        await self._hand_over.wait(lot)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Drive until cancelled.
 
         Raises:
+          trio.BusyResourceError: another task drives.
           OSError: the socket failed for good; every connection has been told before.
         """
-        if self._is_running:
+        if self._hand_over.is_running:
             raise trio.BusyResourceError("the endpoint is being driven by another task")
-        self._is_running = True
         self.has_own_tasks = True
         task_status.started()
         try:
-            await self._run()
+            await self._hand_over.run()
         finally:
             self.has_own_tasks = False
 
-    async def _run(self) -> None:
+    async def _drive(self) -> None:
         try:
             with unwrap_lone():
                 async with trio.open_nursery() as nursery:
@@ -441,12 +410,11 @@ class SocketDriver:
         except Exception as error:
             self._fail(error)
             raise
-        finally:
-            self._is_running = False
-            if self._dirty and not self._is_closed:
-                # The task which would have sent this in a few turns was cancelled with the
-                # others, and there may be nobody who drives for long.
-                self._flush_alone()
+
+    def _flush_left_over(self) -> None:
+        """Send what the cancelled tasks would have sent: for long, no task may drive."""
+        if self._dirty and not self._is_closed:
+            self._flush_alone()
 
     async def _until_closed(
         self, task: Callable[[], Awaitable[None]], scope: trio.CancelScope
@@ -514,14 +482,13 @@ class SocketDriver:
         if not self.close_when_unused or self.accept is not None:
             return
         if not self._all or (
-            not self._is_running and all(route.engine.is_ending for route in self._all)
+            not self._hand_over.is_running and all(route.engine.is_ending for route in self._all)
         ):
             self.close()
 
     def _close_socket(self) -> None:
         self.socket.close()
-        for lot in list(self._waiting):
-            lot.unpark_all()
+        self._hand_over.close()
         on_close, self.on_close = self.on_close, None
         if on_close is not None:
             on_close()

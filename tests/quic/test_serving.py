@@ -607,7 +607,7 @@ async def test_without_a_nursery_a_writer_sends_at_once_whatever_a_driver_has_le
         connection = await listener.accept()
         stream = await connection.accept_stream()
         driver = listener._driver
-        assert not driver._is_running
+        assert not driver._hand_over.is_running
         # As a leader leaves it which is cancelled between two turns.
         assert connection._route is not None
         driver._dirty[connection._route] = None

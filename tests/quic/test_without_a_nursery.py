@@ -52,12 +52,12 @@ async def test_what_is_written_while_the_one_who_drives_goes_away_leaves_at_once
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stream.receive_some)
             await trio.testing.wait_all_tasks_blocked()
-            assert stream.connection._driver._is_running
+            assert stream.connection._driver._hand_over.is_running
             await answer.send_all(b"one")
             for _ in range(turns):
                 await trio.lowlevel.checkpoint()
             nursery.cancel_scope.cancel()
-        assert not stream.connection._driver._is_running
+        assert not stream.connection._driver._hand_over.is_running
         with trio.fail_after(1):
             incoming = await client.accept_receive_stream()
             assert await incoming.receive_some() == b"one"
@@ -73,7 +73,7 @@ async def test_what_one_turn_did_not_finish_delays_nothing_that_is_written_later
     async with connected() as (client, stream):
         driver, route = stream.connection._driver, stream.connection._route
         assert route is not None
-        assert not driver._is_running
+        assert not driver._hand_over.is_running
         driver._dirty[route] = None
         answer = await stream.connection.open_send_stream()
         await answer.send_all(b"answer")
