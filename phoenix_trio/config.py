@@ -372,9 +372,9 @@ class TransportConfig:
     """Bytes of these buffers which an endpoint uses at most, in units of 64 KiB (64 KiB to
     16 MiB).  They are made when first needed, and shared by all endpoints of a thread.
 
-    It is also how much is read from the socket before connections answer: 1 MiB shares the
-    cost of a turn among 16 runs of packets, and keeps nobody waiting for more than some
-    milliseconds.  More seldom helps."""
+    An endpoint reads up to 16 runs of packets at once, whatever this size is, and provides
+    64 KiB for each.  So 1 MiB serves all of them, and more is never used; with less, the
+    runs beyond it are received into new memory."""
 
     enable_zero_copy: bool = attrs.field(default=True, validator=attrs.validators.instance_of(bool))
     """Whether what ``send_all`` is given is kept as it is until the peer has acknowledged it.
@@ -433,7 +433,6 @@ class TransportConfig:
         - `keep_alive` 5 s, `max_idle_timeout` 15 s: a lost peer is noticed soon, and
           firewalls do not forget the flow.
         - `initial_rtt` 0.05 s: a lost first flight is repeated after a tenth of a second.
-        - `memory_pool_size` 256 KiB: fewer packets a turn, so that answers leave earlier.
         - `multiplexed_connections` 1: one path, one queue.
         """
         return cls(
@@ -447,7 +446,6 @@ class TransportConfig:
             keep_alive=5.0,
             max_idle_timeout=15.0,
             initial_rtt=0.05,
-            memory_pool_size=256 * KIBIBYTE,
             multiplexed_connections=1,
         )
 
@@ -461,7 +459,6 @@ class TransportConfig:
           at once.
         - `socket_buffer_size` 16 MiB: a burst of a whole window finds room in the kernel,
           if it grants so much (``net.core.rmem_max``).
-        - `memory_pool_size` 2 MiB: twice as many packets share the cost of a turn.
         - `batch_bytes` 256 KiB, `batch_delay` 10 ms: full batches rather than early ones.
         - `multiplexed_connections` 8: on lossy paths each has its own congestion window.
         """
@@ -473,7 +470,6 @@ class TransportConfig:
             endpoint_receive_memory=1024 * MEBIBYTE,
             endpoint_send_memory=1024 * MEBIBYTE,
             socket_buffer_size=16 * MEBIBYTE,
-            memory_pool_size=2 * MEBIBYTE,
             batch_bytes=256 * KIBIBYTE,
             batch_delay=0.01,
             multiplexed_connections=8,

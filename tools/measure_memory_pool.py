@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import phoenix_trio
 from phoenix_trio.quic.packet_io import UdpSocket
-from phoenix_trio.quic.receive_pool import ReceivePool
+from phoenix_trio.quic.receive_pool import LARGEST_DATAGRAM, ReceivePool
 from phoenix_trio_bench.server import development_tls
 
 RUNS = 16
@@ -43,7 +43,7 @@ def measure_socket(size: int, rounds: int) -> tuple[float, float]:
         each.bind(("127.0.0.1", 0))
     raw.setblocking(False)
     receiver = UdpSocket(raw, dual_stack=False)
-    pool = ReceivePool()
+    pool = ReceivePool(RUNS * LARGEST_DATAGRAM)
     spent: dict[bool, list[float]] = {True: [], False: []}
     for turn in range(rounds):
         for pooled in (True, False) if turn % 2 else (False, True):

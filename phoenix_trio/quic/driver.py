@@ -52,7 +52,7 @@ from .memory_budget import EndpointMemory
 from .packet_io import DatagramSocket, ReceivedRun
 from .path_address import Address, PathAddress, SocketAddress, remote_of
 from .places import Place
-from .receive_pool import LARGEST_DATAGRAM, receive_pool
+from .receive_pool import receive_pool
 from .remains import ConnectionRemains
 from .stalls import Arrivals
 from .turn_budget import Account, TurnBudget
@@ -62,9 +62,8 @@ __all__ = ["Route", "Sink", "SocketDriver"]
 
 logger = logging.getLogger("phoenix_trio.quic")
 
-#: Runs of datagrams read in one turn before anything is sent, where no memory pool says how
-#: many: enough to share the cost of a turn, few enough that acknowledgements are not kept
-#: waiting.
+#: Runs of datagrams read in one turn before anything is sent: enough to share the cost of a
+#: turn, few enough that acknowledgements are not kept waiting.
 RUNS_PER_TURN = 16
 
 #: Times that the socket is read in one turn at most, while what comes is held back.
@@ -221,10 +220,7 @@ class SocketDriver:
         self.config = config
         self.memory = EndpointMemory(config)
         """Shared by all connections of the socket."""
-        self._pool = receive_pool() if config.enable_memory_pool else None
-        self._runs_per_turn = RUNS_PER_TURN
-        if self._pool is not None:
-            self._runs_per_turn = config.memory_pool_size // LARGEST_DATAGRAM
+        self._pool = receive_pool(config.memory_pool_size) if config.enable_memory_pool else None
         # (Linux reserves twice what it grants, for its own bookkeeping.)
         self._arrivals = Arrivals(2 * socket.statistics.receive_buffer_size)
         self._reset_key = reset_key
@@ -556,7 +552,7 @@ class SocketDriver:
         size = 0
         drained = False
         for batch in range(BATCHES_PER_TURN):
-            runs = self.socket.receive_runs(self._runs_per_turn, self._pool)
+            runs = self.socket.receive_runs(RUNS_PER_TURN, self._pool)
             if not batch:
                 # (Not before: the time for reading belongs to no connection.)
                 budget.begin_turn(now, rested=self._rested)
@@ -564,7 +560,7 @@ class SocketDriver:
             was_dear = False
             for run in runs:
                 was_dear = self._dispatch_run(run, now, touched) or was_dear
-            drained = len(runs) < self._runs_per_turn
+            drained = len(runs) < RUNS_PER_TURN
             if not drained:
                 size += sum(run[4] for run in runs)
             if drained or not was_dear:

@@ -196,7 +196,8 @@ class DatagramSocket(Protocol):
     def receive_runs(self, limit: int, pool: ReceivePool | None = None) -> list[ReceivedRun]:
         """Up to `limit` runs of datagrams.
 
-        With a `pool` they may lie in its buffers, where the next call puts others.
+        With a `pool` they may lie in its buffers, where the next call puts others; those
+        beyond its size get new memory.
 
         Never blocks; empty when none waits.
         """
@@ -329,12 +330,15 @@ class UdpSocket:
         if self._closed:
             return received
         data: bytes | bytearray
+        buffer: bytearray | None = None
         known = 0 if pool is None else len(pool)
         # Soft errors count against the limit as well: a flood of them must not hold the loop.
         for _ in range(limit):
             try:
                 if pool is not None:
-                    data = pool.buffer(len(received))
+                    buffer = pool.buffer(len(received))
+                if buffer is not None:
+                    data = buffer
                     size, control, _, address = self._raw.recvmsg_into([data], _CONTROL_BYTES)
                 else:
                     data, control, _, address = self._raw.recvmsg(LARGEST_DATAGRAM, _CONTROL_BYTES)

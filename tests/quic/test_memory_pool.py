@@ -12,15 +12,16 @@ import trio.testing
 
 import phoenix_trio
 from phoenix_trio import TransportConfig
-from phoenix_trio.quic.packet_io import UdpNetwork
-from phoenix_trio.quic.receive_pool import LARGEST_DATAGRAM, ReceivePool
+from phoenix_trio.quic.driver import RUNS_PER_TURN
+from phoenix_trio.quic.packet_io import ReceivedRun, UdpNetwork, UdpSocket
+from phoenix_trio.quic.receive_pool import LARGEST_DATAGRAM, ReceivePool, receive_pool
 from tests.support import ALPN, client_tls, connected_pair, server_tls, stream_pair
 
 MEBIBYTE = 1024 * 1024
 
 
 async def test_a_pool_makes_a_buffer_once_however_often_it_is_used() -> None:
-    pool = ReceivePool()
+    pool = ReceivePool(16 * LARGEST_DATAGRAM)
     one = await UdpNetwork().open_socket("127.0.0.1", 0, buffer_size=MEBIBYTE)
     two = await UdpNetwork().open_socket("127.0.0.1", 0, buffer_size=MEBIBYTE)
     seen: set[int] = set()
@@ -43,7 +44,7 @@ async def test_a_pool_makes_a_buffer_once_however_often_it_is_used() -> None:
 
 
 async def test_runs_of_one_call_lie_in_buffers_of_their_own() -> None:
-    pool = ReceivePool()
+    pool = ReceivePool(16 * LARGEST_DATAGRAM)
     one = await UdpNetwork().open_socket("127.0.0.1", 0, buffer_size=MEBIBYTE)
     two = await UdpNetwork().open_socket("127.0.0.1", 0, buffer_size=MEBIBYTE)
     try:
@@ -66,19 +67,63 @@ async def test_runs_of_one_call_lie_in_buffers_of_their_own() -> None:
         two.close()
 
 
-@pytest.mark.parametrize("enabled", [True, False])
-async def test_an_endpoint_receives_into_the_same_memory_again_if_it_should(
-    enabled: bool,
+async def test_what_finds_no_buffer_in_the_pool_gets_memory_of_its_own() -> None:
+    pool = ReceivePool(2 * LARGEST_DATAGRAM)
+    one = await UdpNetwork().open_socket("127.0.0.1", 0, buffer_size=MEBIBYTE)
+    two = await UdpNetwork().open_socket("127.0.0.1", 0, buffer_size=MEBIBYTE)
+    # Each larger than the one before, so that no kernel joins them.
+    payloads = [os.urandom(100 + index) for index in range(5)]
+    try:
+        for already_pooled in (0, 2):
+            for payload in payloads:
+                one.send_run(payload, two.address)
+            runs = two.receive_runs(16, pool)
+            assert [bytes(data[:stop]) for data, _, _, _, stop in runs] == payloads
+            assert [type(data) for data, *_ in runs] == [bytearray] * 2 + [bytes] * 3
+            assert two.statistics.pooled_receives == already_pooled
+        assert len(pool) == 2
+    finally:
+        one.close()
+        two.close()
+
+
+async def test_pools_of_one_thread_share_buffers_and_have_their_own_sizes() -> None:
+    large, small = receive_pool(3 * LARGEST_DATAGRAM), receive_pool(LARGEST_DATAGRAM)
+    buffers = [large.buffer(index) for index in range(4)]
+    assert [buffer is None for buffer in buffers] == [False, False, False, True]
+    assert small.buffer(0) is buffers[0]
+    assert small.buffer(1) is None
+    assert (len(large), len(small)) == (3, 1)
+
+
+@pytest.mark.parametrize("buffers", [0, 1, 4, 64])
+async def test_an_endpoint_uses_as_much_memory_again_as_it_may_and_reads_as_much_in_any_case(
+    buffers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = TransportConfig(enable_memory_pool=enabled, memory_pool_size=4 * LARGEST_DATAGRAM)
+    config = TransportConfig(
+        enable_memory_pool=buffers > 0, memory_pool_size=max(1, buffers) * LARGEST_DATAGRAM
+    )
     payload = os.urandom(4 * MEBIBYTE)
     got = bytearray()
+    limits: set[int] = set()
+    pooled: list[int] = []
+    receive_runs = UdpSocket.receive_runs
+
+    def receive_and_note(
+        socket: UdpSocket, limit: int, pool: ReceivePool | None = None
+    ) -> list[ReceivedRun]:
+        runs = receive_runs(socket, limit, pool)
+        limits.add(limit)
+        pooled.append(sum(type(data) is bytearray for data, *_ in runs))
+        assert pooled[-1] == min(len(runs), buffers)
+        return runs
+
+    monkeypatch.setattr(UdpSocket, "receive_runs", receive_and_note)
 
     async def handler(connection: phoenix_trio.QuicConnection) -> None:
         async with await connection.accept_stream() as stream:
             async for chunk in stream:
                 got.extend(chunk)
-            assert connection._driver._runs_per_turn == (4 if enabled else 16)
             statistics.append(connection._driver.statistics())
 
     statistics: list[phoenix_trio.EndpointStatistics] = []
@@ -107,11 +152,10 @@ async def test_an_endpoint_receives_into_the_same_memory_again_if_it_should(
     assert got == payload
     (counters,) = statistics
     assert counters.receive_calls > 20
-    if enabled:
-        # (At most four buffers were new, and they serve all endpoints of this thread.)
-        assert counters.receive_calls - 4 <= counters.pooled_receives <= counters.receive_calls
-    else:
-        assert counters.pooled_receives == 0
+    assert limits == {RUNS_PER_TURN}
+    # (The buffers were new at most once, and serve all endpoints of this thread.)
+    assert counters.pooled_receives <= sum(pooled)
+    assert (counters.pooled_receives > 0) is (buffers > 0)
 
 
 @pytest.mark.parametrize(
