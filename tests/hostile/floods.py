@@ -7,11 +7,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import Any
 
 import attrs
 
-from phoenix_trio.quic.fast_send import encode_varint
+from phoenix_trio.quic.engine import Engine
+from tests.engine_access import (
+    change_connection_id,
+    connection_id_in_use,
+    forget_spare_connection_ids,
+    spare_connection_ids,
+)
+from tests.packets import frame, stream_frame
 
 #: Bytes of frames in a packet.
 ROOM = 1150
@@ -24,7 +30,7 @@ STREAMS = 95
 class Attacker:
     """What a flood may look at, and remember."""
 
-    engine: Any
+    engine: Engine
     """The attacker's own engine; its connection is established."""
     packets: int = 0
     """Packets sent so far."""
@@ -35,11 +41,6 @@ class Attacker:
 Flood = Callable[[Attacker], bytes]
 
 
-def frame(*fields: int) -> bytes:
-    """A frame of integers only."""
-    return b"".join(map(encode_varint, fields))
-
-
 def filled(*frames: bytes) -> bytes:
     """As many of the frames, over and over, as a packet holds."""
     once = b"".join(frames)
@@ -47,7 +48,7 @@ def filled(*frames: bytes) -> bytes:
 
 
 def stream_byte(stream_id: int, offset: int) -> bytes:
-    return b"\x0e" + frame(stream_id, offset) + b"\x01x"
+    return stream_frame(stream_id, offset, b"x")
 
 
 def open_streams(attacker: Attacker) -> None:
@@ -67,18 +68,17 @@ def pings(attacker: Attacker) -> bytes:
 
 def retired_again(attacker: Attacker) -> bytes:
     """RETIRE_CONNECTION_ID of a number which is retired already."""
-    used: int = attacker.engine._peer_cid.sequence_number
+    used, _ = connection_id_in_use(attacker.engine)
     if not attacker.packets:
-        attacker.engine.change_connection_id()
+        change_connection_id(attacker.engine)
         return frame(0x19, used)
     return filled(frame(0x19, 0))
 
 
 def retired_all(attacker: Attacker) -> bytes:
     """RETIRE_CONNECTION_ID of every number at once, and of all which are issued instead."""
-    available = attacker.engine._peer_cid_available
-    numbers = [each.sequence_number for each in available]
-    available.clear()
+    numbers = spare_connection_ids(attacker.engine)
+    forget_spare_connection_ids(attacker.engine)
     return b"".join(frame(0x19, number) for number in numbers) or harmless(attacker)
 
 

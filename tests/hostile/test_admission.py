@@ -23,8 +23,10 @@ from phoenix_trio.quic.initial_protection import VERSION_1, VERSION_2, authentic
 from phoenix_trio.quic.logs import RECORDS_AT_ONCE, BoundedRecords
 from phoenix_trio.quic.places import Place, Places, peer_of
 from phoenix_trio.quic.setup import make_client_engine
+from tests.engine_access import crypto_to_send, own_connection_id
 from tests.hostile.conftest import Figure
-from tests.hostile.world import STRANGER, World, sealed_initial
+from tests.hostile.world import STRANGER, World
+from tests.packets import Level, crypto_frame, sealed_initial
 from tests.support import ALPN, PORT, SERVER, client_tls, examples
 
 VERSIONS = pytest.mark.parametrize("version", [VERSION_1, VERSION_2])
@@ -43,9 +45,9 @@ def client_hello(alpn: tuple[str, ...] = ALPN) -> tuple[bytes, bytes]:
         trace_logger=None,
     )
     engine.start((SERVER, PORT), 0.0)
-    hello = bytes(engine._crypto_streams[next(iter(engine._crypto_streams))].sender._buffer)
+    hello = crypto_to_send(engine, Level.INITIAL)
     assert len(hello) < 1000
-    return b"\x06\x00" + (0x4000 | len(hello)).to_bytes(2, "big") + hello, engine.host_cid
+    return crypto_frame(0, hello), own_connection_id(engine)
 
 
 class Attacker:

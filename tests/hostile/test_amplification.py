@@ -16,15 +16,24 @@ from typing import Any
 
 import pytest
 import trio
-from aioquic import tls
 from trio.testing import MockClock
 
 import phoenix_trio
 from phoenix_trio.testing import SimulatedNetwork
+from tests.engine_access import (
+    engine_of,
+    is_path_validated,
+    leave_room_before_validation,
+    make_acknowledgement_due,
+    mtu_search_deadline,
+    path_in_use,
+)
+from tests.engine_packets import seal_short
 from tests.hostile.conftest import Figure
-from tests.hostile.frames import random_payload, seal
+from tests.hostile.frames import random_payload
 from tests.hostile.test_admission import Attacker
-from tests.hostile.world import STRANGER, World, first_initial, sealed_initial
+from tests.hostile.world import STRANGER, World, first_initial
+from tests.packets import sealed_initial
 from tests.support import (
     ALPN,
     CLIENT,
@@ -430,11 +439,11 @@ async def test_a_path_without_room_for_an_acknowledgement_costs_no_time(
         network.tap = from_elsewhere
         await ours.send_all(b"x" * 500)
         await trio.sleep(0.011)
-        path = server._engine._network_paths[0]
-        assert path.addr[0] == STRANGER
-        assert not path.is_validated
-        path.bytes_sent = 3 * path.bytes_received - room
-        server._engine.application_space.ack_at = trio.current_time()
+        engine = engine_of(server)
+        assert path_in_use(engine)[0] == STRANGER
+        assert not is_path_validated(engine)
+        leave_room_before_validation(engine, room)
+        make_acknowledgement_due(engine, trio.current_time())
         server._driver.touch(server._route)
         assert await turns_in(1.0, server) < 1500
 
@@ -449,15 +458,14 @@ def test_a_client_that_hops_does_not_keep_the_search_for_larger_packets_waiting(
     assert pair.server is not None
     engine = pair.server.engine
     pair.run(20)
-    assert engine._mtu is not None
-    assert engine._mtu.deadline < math.inf
-    pair.now = engine._mtu.deadline - 0.5
+    assert mtu_search_deadline(engine) < math.inf
+    pair.now = mtu_search_deadline(engine) - 0.5
     for port in range(9000, 9003):
-        ping = seal(pair.client.engine, tls.Epoch.ONE_RTT, b"\x01".ljust(300, b"\0"))
+        ping = seal_short(pair.client.engine, b"\x01".ljust(300, b"\0"))
         engine.receive_run(ping, 0, len(ping), (CLIENT, port), pair.now)
         pair.flush(pair.server)
         pair.now += 0.4
-        assert not engine._network_paths[0].is_validated
+        assert not is_path_validated(engine)
         turns = 0
         while (deadline := engine.next_deadline()) is not None and deadline <= pair.now:
             engine.on_timer(pair.now)
@@ -471,7 +479,7 @@ async def test_a_timer_that_never_gets_done_does_not_keep_the_processor_busy(
 ) -> None:
     async with connected_pair() as (_, server):
         await trio.sleep(5)
-        engine = server._engine
+        engine = engine_of(server)
         engine.next_deadline = lambda: 1.0  # type: ignore[method-assign]
         server._driver.touch(server._route)
         assert 10 < await turns_in(1.0, server) < 1500

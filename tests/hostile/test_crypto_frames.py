@@ -14,22 +14,25 @@ from aioquic import tls
 import phoenix_trio
 from phoenix_trio.quic import events
 from phoenix_trio.quic.crypto_stream import HANDSHAKE_WINDOW, INITIAL_WINDOW, MAX_GAPS
-from phoenix_trio.quic.fast_send import encode_varint
-from tests.quic.test_wire_rules import established, forge
+from tests.engine_access import (
+    crypto_held,
+    crypto_received,
+    crypto_to_send,
+    path_in_use,
+    set_next_packet_number,
+)
+from tests.engine_packets import seal_short
+from tests.packets import Level, crypto_frame, sealed_initial
+from tests.quic.test_wire_rules import established
 from tests.support import EnginePair, Side, client_tls, take_apart
 
 from .conftest import Figure
-from .world import first_initial, sealed_initial
+from .world import first_initial
 
 ROOM = 1130
 """Bytes of frames in a packet of 1200 bytes."""
 
 STRANGER = ("10.9.9.9", 999)
-
-
-def crypto(offset: int, data: bytes) -> bytes:
-    """A CRYPTO frame (RFC 9000 section 19.6)."""
-    return b"\x06" + encode_varint(offset) + encode_varint(len(data)) + data
 
 
 def packets_of(frames: Iterator[bytes], count: int) -> Iterator[bytes]:
@@ -47,7 +50,7 @@ def holes() -> Iterator[bytes]:
     """A byte at every other offset."""
     offset = 1
     while True:
-        yield crypto(offset, b"x")
+        yield crypto_frame(offset, b"x")
         offset += 2
 
 
@@ -55,7 +58,7 @@ def gaps_within_the_limit() -> Iterator[bytes]:
     """As many gaps as are taken, and then their pieces again, for ever."""
     generator = random.Random(1)
     while True:
-        yield crypto(100 + 3 * generator.randrange(MAX_GAPS - 1), b"x")
+        yield crypto_frame(100 + 3 * generator.randrange(MAX_GAPS - 1), b"x")
 
 
 def byte_by_byte() -> Iterator[bytes]:
@@ -64,20 +67,20 @@ def byte_by_byte() -> Iterator[bytes]:
     message = b"\x01" + size.to_bytes(3, "big") + bytes(size)
     while True:
         for offset in range(len(message) - 1):
-            yield crypto(offset, message[offset : offset + 1])
+            yield crypto_frame(offset, message[offset : offset + 1])
 
 
 def backwards() -> Iterator[bytes]:
     """One piece which grows at its front, a byte a frame."""
     while True:
         for offset in range(INITIAL_WINDOW - 1, 5, -1):
-            yield crypto(offset, b"x")
+            yield crypto_frame(offset, b"x")
 
 
 def empty() -> Iterator[bytes]:
     """Frames without data."""
     while True:
-        yield crypto(7, b"")
+        yield crypto_frame(7, b"")
 
 
 FLOODS = [holes, gaps_within_the_limit, byte_by_byte, backwards, empty]
@@ -121,8 +124,7 @@ def test_no_flood_of_crypto_frames_in_initials_grows_dear(
         for number, payload in enumerate(packets_of(flood(), 150))
     ]
     check(measure(server, packets, STRANGER, 0.0), figure)
-    held = server.engine._crypto_receivers[tls.Epoch.INITIAL].held
-    assert held <= INITIAL_WINDOW
+    assert crypto_held(server.engine, Level.INITIAL) <= INITIAL_WINDOW
     if flood is holes:
         assert "CRYPTO_BUFFER_EXCEEDED" in str(error_of(server))
     else:
@@ -150,7 +152,7 @@ def test_no_flood_of_crypto_frames_from_a_server_grows_dear(
         )
         for number, payload in enumerate(packets_of(flood(), 150))
     ]
-    address = pair.client.engine._network_paths[0].addr
+    address = path_in_use(pair.client.engine)
     check(measure(pair.client, packets, address, 0.0), figure)
     assert bool(pair.client.of(events.Terminated)) == (flood is holes)
 
@@ -162,14 +164,14 @@ def test_no_flood_of_crypto_frames_after_the_handshake_grows_dear(
 ) -> None:
     pair, client, server = established()
     source, victim = (client, server) if target == "server" else (server, client)
-    packets = [forge(source, payload) for payload in packets_of(flood(), 150)]
+    packets = [seal_short(source.engine, payload) for payload in packets_of(flood(), 150)]
     check(measure(victim, packets, source.address, pair.now), figure)
     if target == "server":
         assert flood is empty or "unexpected_message" in str(error_of(victim))
     elif flood is holes:
         assert "CRYPTO_BUFFER_EXCEEDED" in str(error_of(victim))
     else:
-        assert victim.engine._crypto_receivers[tls.Epoch.ONE_RTT].held <= HANDSHAKE_WINDOW
+        assert crypto_held(victim.engine, Level.ONE_RTT) <= HANDSHAKE_WINDOW
 
 
 def test_session_tickets_are_taken_a_few_at_once(figure: Figure) -> None:
@@ -178,24 +180,25 @@ def test_session_tickets_are_taken_a_few_at_once(figure: Figure) -> None:
     pair = EnginePair(client=client_tls(session_store=store)).connect()
     assert pair.server is not None
     taken = 0
-    handle = pair.client.engine.tls.new_session_ticket_cb
+    context = pair.client.engine.tls_context
+    handle = context.new_session_ticket_cb
 
     def count(ticket: tls.SessionTicket) -> None:
         nonlocal taken
         taken += 1
         handle(ticket)
 
-    pair.client.engine.tls.new_session_ticket_cb = count
-    offset = pair.client.engine._crypto_receivers[tls.Epoch.ONE_RTT]._base
+    context.new_session_ticket_cb = count
+    offset = crypto_received(pair.client.engine, Level.ONE_RTT)
     ticket = b"\x04\x00\x00\x0f" + bytes(4) + bytes(4) + b"\x01n" + b"\x00\x01t" + b"\x00\x00"
 
     def tickets() -> Iterator[bytes]:
         at = offset
         while True:
-            yield crypto(at, ticket * 50)
+            yield crypto_frame(at, ticket * 50)
             at += 50 * len(ticket)
 
-    packets = [forge(pair.server, payload) for payload in packets_of(tickets(), 150)]
+    packets = [seal_short(pair.server.engine, payload) for payload in packets_of(tickets(), 150)]
     check(measure(pair.client, packets, pair.server.address, pair.now), figure)
     assert not pair.client.of(events.Terminated)
     assert 4 <= taken <= 8
@@ -205,7 +208,7 @@ def test_session_tickets_are_taken_a_few_at_once(figure: Figure) -> None:
 @pytest.mark.parametrize("size", [INITIAL_WINDOW, 2**24 - 1])
 def test_a_hello_which_announces_megabytes_is_refused_at_once(size: int) -> None:
     server, destination = new_server()
-    payload = crypto(0, b"\x01" + size.to_bytes(3, "big"))
+    payload = crypto_frame(0, b"\x01" + size.to_bytes(3, "big"))
     packet = sealed_initial(payload, destination_cid=destination)
     server.engine.receive(packet, STRANGER, 0.0)
     server.gather(0.0)
@@ -218,7 +221,7 @@ def test_initial_data_after_the_hello_ends_the_handshake() -> None:
     destination = hello[6 : 6 + hello[5]]
     server = EnginePair()._make_server(hello)
     server.engine.receive(hello, STRANGER, 0.0)
-    late = crypto(10_000, b"\x14\x00\x00\x04late")
+    late = crypto_frame(10_000, b"\x14\x00\x00\x04late")
     server.engine.receive(
         sealed_initial(late, destination_cid=destination, packet_number=9), STRANGER, 0.0
     )
@@ -229,10 +232,13 @@ def test_initial_data_after_the_hello_ends_the_handshake() -> None:
 def hello_of(pair: EnginePair) -> tuple[bytes, bytes, bytes]:
     """A client's hello, and both connection IDs of its first packet."""
     engine = pair.client.engine
-    sender = engine._crypto_streams[tls.Epoch.INITIAL].sender
     data = pair.wire[0][3]
     size = data[5]
-    return bytes(sender._buffer), data[6 : 6 + size], data[7 + size : 7 + size + data[6 + size]]
+    return (
+        crypto_to_send(engine, Level.INITIAL),
+        data[6 : 6 + size],
+        data[7 + size : 7 + size + data[6 + size]],
+    )
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -246,7 +252,7 @@ def test_a_hello_in_many_shuffled_frames_and_several_datagrams_is_read(
     hello, destination, source = hello_of(pair)
     pair.wire.clear()
     cuts = sorted({0, len(hello), *generator.sample(range(1, len(hello)), 40)})
-    frames = [crypto(a, hello[a:b]) for a, b in pairwise(cuts)]
+    frames = [crypto_frame(a, hello[a:b]) for a, b in pairwise(cuts)]
     frames += [b"\x01"] * 10 + [b"\0"] * 10
     generator.shuffle(frames)
     server = pair.server = pair._make_server(
@@ -264,10 +270,10 @@ def test_a_hello_in_many_shuffled_frames_and_several_datagrams_is_read(
         )
         server.engine.receive(packet, pair.client.address, pair.now)
     server.gather(pair.now)
-    pair.client.engine._packet_number = packet_count  # so many were sent in its name
+    set_next_packet_number(pair.client.engine, packet_count)  # so many were sent in its name
     answers = take_apart(server.engine.transmit(pair.now))
     assert len(answers) >= 1
-    assert server.engine.tls.state is tls.State.SERVER_EXPECT_FINISHED
+    assert server.engine.tls_context.state is tls.State.SERVER_EXPECT_FINISHED
     for answer in answers:
         pair.client.engine.receive(answer, server.address, pair.now)
     pair.connect()

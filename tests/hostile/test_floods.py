@@ -16,19 +16,23 @@ from trio.testing import MockClock
 import phoenix_trio
 from phoenix_trio.quic import events
 from phoenix_trio.quic.turn_budget import TurnBudget
-from tests.hostile.conftest import Figure
-from tests.hostile.floods import (
-    FLOODS,
-    Attacker,
-    Flood,
-    empty_datagrams,
-    frame,
-    harmless,
-    retired_all,
+from tests.engine_access import (
+    challenges_to_answer,
+    change_connection_id,
+    engine_of,
+    lose_announcement,
+    max_streams,
+    next_connection_id_number,
+    own_connection_id_numbers,
+    spare_connection_ids,
 )
+from tests.engine_packets import seal_short
+from tests.hostile.conftest import Figure
+from tests.hostile.floods import FLOODS, Attacker, Flood, empty_datagrams, harmless, retired_all
 from tests.hostile.world import World
-from tests.quic.test_wire_rules import both_paths, ending, established, forge, hand_over
-from tests.support import ALPN, CLIENT, PORT, SERVER, Side, client_tls
+from tests.packets import frame
+from tests.quic.test_wire_rules import both_paths, ending, established, hand_over
+from tests.support import ALPN, CLIENT, PORT, SERVER, client_tls
 
 #: Calls of Python functions for one packet of 1150 bytes, at most; it holds up to 575 frames.
 MOST_CALLS = 4000
@@ -58,7 +62,7 @@ def attack(flood: Flood, packets: int) -> tuple[list[int], list[float], str | No
     attacker = Attacker(client.engine)
     calls, seconds = [], []
     while len(calls) < packets and not client.engine.is_ending:
-        data = forge(client, flood(attacker))
+        data = seal_short(client.engine, flood(attacker))
         attacker.packets += 1
         at = time.thread_time()
         with Calls() as counted:
@@ -100,8 +104,8 @@ def test_only_connection_ids_which_were_issued_can_be_retired(
     """RFC 9000 section 19.16."""
     pair, client, server = established(fast=fast)
     if number is None:
-        number = server.engine._host_cid_seq
-    hand_over(pair, client, server, forge(client, frame(0x19, number)))
+        number = next_connection_id_number(server.engine)
+    hand_over(pair, client, server, seal_short(client.engine, frame(0x19, number)))
     assert "PROTOCOL_VIOLATION" in str(ending(server))
     assert reason in str(ending(server))
 
@@ -109,20 +113,22 @@ def test_only_connection_ids_which_were_issued_can_be_retired(
 @both_paths
 def test_a_connection_id_which_was_made_but_not_told_cannot_be_retired(fast: bool) -> None:
     pair, client, server = established(fast=fast)
-    following = server.engine._host_cid_seq
-    hand_over(pair, client, server, forge(client, frame(0x19, 1) + frame(0x19, following)))
+    following = next_connection_id_number(server.engine)
+    hand_over(
+        pair, client, server, seal_short(client.engine, frame(0x19, 1) + frame(0x19, following))
+    )
     assert "never issued" in str(ending(server)), "the new one has not left yet"
 
 
 @both_paths
 def test_a_connection_id_whose_announcement_seemed_lost_can_be_retired(fast: bool) -> None:
     pair, client, server = established(fast=fast)
-    newest = server.engine._host_cids[-1]
-    newest.was_sent = False  # as when the frame is declared lost (connection.py 2801)
-    hand_over(pair, client, server, forge(client, frame(0x19, newest.sequence_number)))
-    hand_over(pair, client, server, forge(client, frame(0x19, newest.sequence_number)))
+    newest = own_connection_id_numbers(server.engine)[-1]
+    lose_announcement(server.engine, newest)
+    hand_over(pair, client, server, seal_short(client.engine, frame(0x19, newest)))
+    hand_over(pair, client, server, seal_short(client.engine, frame(0x19, newest)))
     assert ending(server) is None
-    assert newest not in server.engine._host_cids
+    assert newest not in own_connection_id_numbers(server.engine)
 
 
 @both_paths
@@ -131,14 +137,14 @@ def test_connection_ids_are_replaced_at_a_bounded_rate(fast: bool) -> None:
     attacker = Attacker(client.engine)
     began = pair.now
     for _ in range(400):
-        hand_over(pair, client, server, forge(client, retired_all(attacker)))
+        hand_over(pair, client, server, seal_short(client.engine, retired_all(attacker)))
         pair.run(0.03)
     retired = len(server.of(events.ConnectionIdRetired))
     # 64 at once, and then twice a second as many as there are.
     assert 64 < retired <= 64 + 7 * (1 + 2 * (pair.now - began))
     assert ending(server) is None, "another on the path can make a peer seem to move"
     pair.run(10.0)
-    assert len(client.engine._peer_cid_available) == 7, "they come in time"
+    assert len(spare_connection_ids(client.engine)) == 7, "they come in time"
 
 
 async def test_the_tables_of_connection_ids_stay_small(autojump_clock: MockClock) -> None:
@@ -151,7 +157,7 @@ async def test_the_tables_of_connection_ids_stay_small(autojump_clock: MockClock
             await trio.sleep(1)
             most = 0
             for _ in range(500):
-                connection._engine.change_connection_id()
+                change_connection_id(engine_of(connection))
                 connection._driver.touch(connection._route)
                 await trio.sleep(0.01)
                 most = max(most, len(server._routes), len(server._retired))
@@ -170,25 +176,25 @@ async def test_the_tables_of_connection_ids_stay_small(autojump_clock: MockClock
 def test_many_limits_in_one_packet_are_one_event() -> None:
     pair, client, server = established()
     frames = b"".join(frame(0x12, 1000 + each) for each in range(200))
-    hand_over(pair, client, server, forge(client, frames))
+    hand_over(pair, client, server, seal_short(client.engine, frames))
     assert len(server.of(events.StreamsAvailable)) <= 2
-    assert server.engine._remote_max_streams_bidi == 1199
+    assert max_streams(server.engine) == 1199
 
 
 def test_only_the_first_stop_of_a_stream_is_told() -> None:
     pair, client, server = established()
     stream_id = client.engine.open_stream(unidirectional=False)
     assert stream_id == 0
-    hand_over(pair, client, server, forge(client, frame(0x05, 0, 7) * 300))
+    hand_over(pair, client, server, seal_short(client.engine, frame(0x05, 0, 7) * 300))
     assert len(server.of(events.StreamStopReceived)) == 1
 
 
 def test_of_many_challenges_a_few_are_answered() -> None:
     pair, client, server = established()
-    hand_over(pair, client, server, forge(client, b"\x1a" + bytes(8)))
+    hand_over(pair, client, server, seal_short(client.engine, b"\x1a" + bytes(8)))
     challenges = b"".join(b"\x1a" + bytes([each] * 8) for each in range(100))
-    hand_over(pair, client, server, forge(client, challenges))
-    assert len(server.engine._network_paths[0].remote_challenges) <= 4
+    hand_over(pair, client, server, seal_short(client.engine, challenges))
+    assert challenges_to_answer(server.engine) <= 4
 
 
 # ------------------------------------------------------------------ the driver
@@ -253,13 +259,12 @@ async def test_a_flood_waits_while_a_neighbour_is_served_and_is_not_dropped_when
         busy = Busy(world)
         flooded = busy.cost(attacked, 500e-6)
         busy.cost(served, 20e-6)
-        side = Side(hostile._engine, (CLIENT, 0))
-        attacker = Attacker(hostile._engine)
+        attacker = Attacker(engine_of(hostile))
 
         async def flood() -> None:
             for _ in range(100):
                 for _ in range(10):
-                    packet = forge(side, empty_datagrams(attacker))
+                    packet = seal_short(attacker.engine, empty_datagrams(attacker))
                     hostile._driver.socket.send_run(packet, (SERVER, PORT))
                 await trio.sleep(0.001)
 

@@ -6,7 +6,8 @@ import trio
 from trio.testing import MockClock
 
 from tests.hostile.conftest import Figure
-from tests.hostile.world import World, sealed_initial
+from tests.hostile.world import World
+from tests.packets import crypto_frame, sealed_initial
 
 
 async def test_a_forged_initial_is_authenticated_by_the_server(
@@ -14,8 +15,8 @@ async def test_a_forged_initial_is_authenticated_by_the_server(
 ) -> None:
     async with trio.open_nursery() as nursery:
         world = await World(nursery).start()
-        crypto_frame = b"\x06\x00\x04abcd"  # not a ClientHello
-        answers = await world.say(sealed_initial(crypto_frame, destination_cid=b"12345678"))
+        no_hello = crypto_frame(0, b"abcd")
+        answers = await world.say(sealed_initial(no_hello, destination_cid=b"12345678"))
         assert answers, "the server has read the frame, and closes"
         figure("bytes of the answer", sum(map(len, answers)), "B")
         nursery.cancel_scope.cancel()

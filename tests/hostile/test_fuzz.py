@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import pytest
 import trio
-from aioquic import tls
 from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
@@ -19,6 +17,7 @@ from trio.testing import MockClock
 import phoenix_trio
 from phoenix_trio import ApplicationErrorCode, SessionStore, TransportConfig
 from phoenix_trio.quic import events
+from phoenix_trio.quic.engine import Engine
 from phoenix_trio.streams import (
     FramingError,
     MessageRefused,
@@ -30,10 +29,18 @@ from phoenix_trio.streams import (
     open_batching_channel,
     receive_message,
 )
-from tests.hostile.frames import random_payload, seal
+from tests.engine_access import (
+    connection_id_in_use,
+    crypto_held,
+    held_behind_gaps,
+    spare_connection_ids,
+    stream_ids,
+)
+from tests.engine_packets import can_seal, seal, seal_short
+from tests.hostile.frames import random_payload
+from tests.packets import Level
 from tests.support import EnginePair, Side, client_tls, connected_pair, examples, server_tls
 
-Epoch = tls.Epoch
 seeds = given(seed=st.integers(0, 2**32))
 
 #: More than all packets of a test have brought.
@@ -49,13 +56,13 @@ def check_end(side: Side) -> bool:
     return bool(ends)
 
 
-def check_held(engine: Any) -> None:
+def check_held(engine: Engine) -> None:
     """What the engine holds for the peer is in proportion to what came."""
-    assert len(engine._records) <= 250
-    assert len(engine._host_cids) <= 16
-    assert len(engine._peer_cid_available) <= 8
-    assert sum(receiver.held for receiver in engine._crypto_receivers.values()) < FEW_BYTES
-    assert engine.piece_limit.held < FEW_BYTES
+    assert len(stream_ids(engine)) <= 250
+    assert len(engine.connection_ids) <= 16
+    assert len(spare_connection_ids(engine)) <= 8
+    assert crypto_held(engine) < FEW_BYTES
+    assert held_behind_gaps(engine)[1] < FEW_BYTES
 
 
 def deliver(pair: EnginePair, side: Side, *packets: bytes) -> None:
@@ -91,7 +98,7 @@ def test_any_frames_in_1rtt_packets(seed: int) -> None:
     pair = EnginePair(server_config=TransportConfig(max_idle_timeout=10.0)).connect()
     assert pair.server is not None
     peer = pair.client.engine
-    packets = (seal(peer, Epoch.ONE_RTT, random_payload(generator)) for _ in range(20))
+    packets = (seal_short(peer, random_payload(generator)) for _ in range(20))
     inject(pair, pair.server, packets, 60.0)
 
 
@@ -102,29 +109,27 @@ def test_any_frames_from_a_server_in_1rtt_packets(seed: int) -> None:
     pair = EnginePair().connect()
     assert pair.server is not None
     peer = pair.server.engine
-    packets = (seal(peer, Epoch.ONE_RTT, random_payload(generator)) for _ in range(20))
+    packets = (seal_short(peer, random_payload(generator)) for _ in range(20))
     inject(pair, pair.client, packets, 60.0)
 
 
 def in_handshake() -> EnginePair:
     """The client has its Handshake keys, and the server waits for its Finished."""
     pair = EnginePair()
-    while not pair.client.engine._cryptos[Epoch.HANDSHAKE].send.is_valid():
+    while not can_seal(pair.client.engine, Level.HANDSHAKE):
         pair.step()
     return pair
 
 
 @seeds
 @examples(100)
-@pytest.mark.parametrize("epoch", [Epoch.INITIAL, Epoch.HANDSHAKE])
-def test_any_frames_in_packets_of_the_handshake(epoch: tls.Epoch, seed: int) -> None:
+@pytest.mark.parametrize("level", [Level.INITIAL, Level.HANDSHAKE])
+def test_any_frames_in_packets_of_the_handshake(level: Level, seed: int) -> None:
     generator = random.Random(seed)
     pair = in_handshake()
     assert pair.server is not None
     peer = pair.client.engine
-    packets = (
-        seal(peer, epoch, random_payload(generator), packet_number=number) for number in NUMBERS
-    )
+    packets = (seal(peer, level, random_payload(generator), number=number) for number in NUMBERS)
     inject(pair, pair.server, packets, 40.0)
 
 
@@ -138,9 +143,9 @@ def test_any_frames_from_a_server_in_packets_of_the_handshake(seed: int) -> None
 
     def packets() -> Iterator[bytes]:
         for number in NUMBERS:
-            epoch = generator.choice((Epoch.INITIAL, Epoch.HANDSHAKE))
-            if peer._cryptos[epoch].send.is_valid():
-                yield seal(peer, epoch, random_payload(generator), packet_number=number)
+            level = generator.choice((Level.INITIAL, Level.HANDSHAKE))
+            if can_seal(peer, level):
+                yield seal(peer, level, random_payload(generator), number=number)
 
     inject(pair, pair.client, packets(), 40.0)
 
@@ -156,14 +161,13 @@ def test_any_frames_in_0rtt_packets(seed: int) -> None:
     first.run(1.0)
     pair = EnginePair(client=tls_client, server=tls_server)
     peer = pair.client.engine
-    assert peer._cryptos[Epoch.ZERO_RTT].send.is_valid(), "a ticket was there"
+    assert can_seal(peer, Level.ZERO_RTT), "a ticket was there"
     # The server's reply takes a while; the client's early data is forged meanwhile.
     pair.drop = lambda destination, data: destination is pair.client
     while pair.server is None:
         pair.step()
     packets = (
-        seal(peer, Epoch.ZERO_RTT, random_payload(generator), packet_number=number)
-        for number in NUMBERS
+        seal(peer, Level.ZERO_RTT, random_payload(generator), number=number) for number in NUMBERS
     )
     inject(pair, pair.server, packets, 40.0)
 
@@ -176,7 +180,7 @@ def test_any_bytes_behind_a_long_header(seed: int) -> None:
     pair = in_handshake()
     server = pair.server
     assert server is not None
-    cid = pair.client.engine._peer_cid.cid
+    _, cid = connection_id_in_use(pair.client.engine)
     for _ in range(20):
         first = generator.choice((0xC0, 0xD0, 0xE0, 0xF0, 0x80)) | generator.randrange(16)
         version = generator.choice((1, 1, 1, 0x6B3343CF, 0, 0x1A2A3A4A, 2**32 - 1))

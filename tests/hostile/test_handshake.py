@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import random
-import statistics
 from functools import cache
 from itertools import pairwise
+from statistics import mean
 
 import pytest
 import trio
 import trustme
-from aioquic import tls
 from aioquic.buffer import Buffer
 from aioquic.quic.packet import QuicPacketType, pull_quic_header
-from aioquic.quic.packet_builder import QuicPacketBuilder
 from trio.testing import MockClock
 
 import phoenix_trio
@@ -21,6 +19,25 @@ from phoenix_trio import TransportConfig
 from phoenix_trio.quic import events
 from phoenix_trio.quic.early_packets import MAX_BYTES, MAX_PACKETS
 from phoenix_trio.testing import SimulatedNetwork
+from tests.engine_access import (
+    ack_eliciting_in_flight,
+    crypto_packets_in_flight,
+    crypto_to_send,
+    early_bytes,
+    has_path,
+    is_path_validated,
+    own_connection_id,
+    probe_timeout,
+    probe_timeouts_in_a_row,
+    received_ranges,
+    remembered_packets,
+    sample_rtt,
+    statistics,
+    time_out_handshake_probe,
+    unsent_bytes,
+)
+from tests.engine_packets import seal_long
+from tests.packets import Level, crypto_frame, sealed_initial
 from tests.support import (
     CLIENT,
     PORT,
@@ -35,7 +52,7 @@ from tests.support import (
 )
 
 from .conftest import Figure
-from .world import World, first_initial, sealed_initial
+from .world import World, first_initial
 
 
 def kinds(datagram: bytes) -> list[QuicPacketType]:
@@ -90,11 +107,9 @@ async def test_a_server_waits_for_the_hello_of_a_client_whose_first_packet_has_n
         if b"abc" in frames:
             nursery.cancel_scope.cancel()
             return  # (no part of this client's hello)
-        crypto = pair.client.engine._crypto_streams[tls.Epoch.INITIAL].sender
-        data = bytes(crypto._buffer)
         answers = await world.say(
             sealed_initial(
-                b"\x06\x00" + (len(data) | 0x4000).to_bytes(2, "big") + data,
+                crypto_frame(0, crypto_to_send(pair.client.engine, Level.INITIAL)),
                 destination_cid=destination,
                 source_cid=source,
                 packet_number=1,
@@ -135,7 +150,7 @@ def test_a_flood_of_initials_leaves_no_record_of_each_acknowledgement() -> None:
         packet = sealed_initial(b"\x01", destination_cid=destination, packet_number=number)
         server.engine.receive(packet, (CLIENT, 5000), 0.0)
         assert len(take_apart(server.engine.transmit(0.0))) == 1
-    assert len(server.engine._spaces[tls.Epoch.INITIAL].sent_packets) <= 64
+    assert len(remembered_packets(server.engine, Level.INITIAL)) <= 64
 
 
 # ------------------------------------------------------------------ packets before their keys
@@ -155,9 +170,9 @@ def test_handshake_packets_before_their_keys_are_read_once_the_keys_come() -> No
     pair.drop = drop
     pair.run(0.05)
     assert not pair.client.of(events.HandshakeCompleted)
-    early = pair.client.engine._early
-    assert early is not None
-    assert early.held > 0, "the part of the flight which is in datagrams of its own"
+    held = early_bytes(pair.client.engine)
+    assert held is not None
+    assert held > 0, "the part of the flight which is in datagrams of its own"
     assert pair.server is not None
     # Only the packet with the ServerHello comes; what was coalesced with it is lost.
     data = late[0]
@@ -167,8 +182,8 @@ def test_handshake_packets_before_their_keys_are_read_once_the_keys_come() -> No
     before = pair.now
     pair.client.engine.receive(data[: header.packet_length], pair.server.address, pair.now)
     pair.client.gather(pair.now)
-    assert early.held == 0
-    acknowledged = pair.client.engine._spaces[tls.Epoch.HANDSHAKE].ack_queue
+    assert early_bytes(pair.client.engine) == 0
+    acknowledged = received_ranges(pair.client.engine, Level.HANDSHAKE)
     assert sum(map(len, acknowledged)) >= 2, "what waited was read"
     assert pair.now == before
 
@@ -177,24 +192,11 @@ def test_crypto_data_behind_the_frame_which_ends_the_handshake_is_passed_over() 
     """qh3 repeats its Finished message in one packet, in several frames (RFC 9000 section 13.3)."""
     pair = EnginePair()
     pair.drop = lambda destination, data: destination is not pair.client and len(data) < 1200
-    stream = pair.client.engine._crypto_streams[tls.Epoch.HANDSHAKE]
-    while not stream.sender._buffer:
+    client = pair.client.engine
+    while not (finished := crypto_to_send(client, Level.HANDSHAKE)):
         pair.step()
         pair.flush(pair.client)
-    finished = bytes(stream.sender._buffer)
-    frame = b"\x06\x00" + len(finished).to_bytes(1, "big") + finished
-    builder = QuicPacketBuilder(
-        host_cid=pair.client.engine.host_cid,
-        peer_cid=pair.client.engine._peer_cid.cid,
-        version=1,
-        is_client=True,
-        max_datagram_size=1200,
-        packet_number=50,
-    )
-    builder.start_packet(QuicPacketType.HANDSHAKE, pair.client.engine._cryptos[tls.Epoch.HANDSHAKE])
-    builder._buffer.push_bytes(3 * frame)
-    builder._packet.is_ack_eliciting = True
-    (datagram,), _ = builder.flush()
+    datagram = seal_long(client, Level.HANDSHAKE, 3 * crypto_frame(0, finished), number=50)
     assert pair.server is not None
     pair.server.engine.receive(datagram, pair.client.address, pair.now)
     pair.server.gather(pair.now)
@@ -225,20 +227,20 @@ def test_one_rtt_packets_before_the_end_of_the_handshake_are_read_after_it() -> 
         pair.step()
     pair.run(0.03)
     assert pair.server is not None
-    early = pair.server.engine._early
-    assert early is not None
-    assert 0 < early.held <= MAX_BYTES
+    held = early_bytes(pair.server.engine)
+    assert held is not None
+    assert 0 < held <= MAX_BYTES
     data = finished[0]
     pair.server.engine.receive(data, pair.client.address, pair.now)
     pair.server.gather(pair.now)
     assert pair.server.of(events.HandshakeCompleted)
     assert pair.server.received[stream_id] == b"before you could read it"
-    assert pair.server.engine._early is None
+    assert early_bytes(pair.server.engine) is None
 
 
 def test_forged_early_packets_fill_a_small_room_and_stop_no_handshake() -> None:
     pair = EnginePair()
-    own = pair.client.engine.host_cid
+    own = own_connection_id(pair.client.engine)
     generator = random.Random(1)
     for number in range(2000):
         if number % 2:
@@ -248,11 +250,11 @@ def test_forged_early_packets_fill_a_small_room_and_stop_no_handshake() -> None:
         else:
             packet = b"\x40" + own + generator.randbytes(1100)
         pair.client.engine.receive(packet, (SERVER, PORT), pair.now)
-    early = pair.client.engine._early
-    assert early is not None
-    assert 0 < early.held <= 2 * min(MAX_BYTES, 1200 * MAX_PACKETS)
+    held = early_bytes(pair.client.engine)
+    assert held is not None
+    assert 0 < held <= 2 * min(MAX_BYTES, 1200 * MAX_PACKETS)
     pair.connect()
-    assert pair.client.engine._early is None
+    assert early_bytes(pair.client.engine) is None
 
 
 # ------------------------------------------------------------------ probes
@@ -267,18 +269,15 @@ def probes_of(side: Side, after: float) -> list[bytes]:
     return take_apart(side.engine.transmit(deadline))
 
 
-def crypto_in_flight(side: Side, epoch: tls.Epoch) -> int:
-    return sum(p.is_crypto_packet for p in side.engine._spaces[epoch].sent_packets.values())
-
-
 def test_a_probe_timeout_of_the_handshake_sends_the_hello_twice() -> None:
     """RFC 9002 section 6.2.4."""
     pair = EnginePair()
     probes = probes_of(pair.client, 0.0)
     assert [kinds(each) for each in probes] == [[QuicPacketType.INITIAL]] * 2
     assert [len(each) for each in probes] == [1200, 1200]
-    assert crypto_in_flight(pair.client, tls.Epoch.INITIAL) == 3, "none of them is forgotten"
-    assert pair.client.engine._loss.bytes_in_flight <= 3 * 1200
+    client = pair.client.engine
+    assert crypto_packets_in_flight(client, Level.INITIAL) == 3, "none of them is forgotten"
+    assert statistics(client).bytes_in_flight <= 3 * 1200
 
 
 @pytest.mark.parametrize("which", [0, 1, 2])
@@ -291,9 +290,8 @@ def test_an_acknowledgement_of_any_copy_of_the_hello_counts(which: int) -> None:
     pair.server = pair._make_server(hello)
     pair.server.engine.receive(copies[which], pair.client.address, pair.now)
     pair.connect()
-    sent = pair.client.engine._spaces[tls.Epoch.INITIAL].sent_packets
-    assert not sent
-    assert pair.client.engine._loss.bytes_in_flight < 1200
+    assert not remembered_packets(pair.client.engine, Level.INITIAL)
+    assert statistics(pair.client.engine).bytes_in_flight < 1200
 
 
 def test_probes_come_again_within_two_seconds_until_the_handshake_is_confirmed() -> None:
@@ -314,11 +312,12 @@ def test_probes_come_again_within_two_seconds_until_the_handshake_is_confirmed()
 
 def test_the_cap_never_cuts_the_probe_period_of_a_long_path_short() -> None:
     pair = EnginePair()
-    pair.client.engine._loss._sample_rtt(3.0, 0.0, 0.0)
+    engine = pair.client.engine
+    sample_rtt(engine, 3.0)
     for _ in range(3):
-        pair.client.engine.note_handshake_timeout()
-    assert pair.client.engine._loss._pto_count == 0
-    assert pair.client.engine._loss.get_probe_timeout() > 3.0
+        time_out_handshake_probe(engine)
+    assert probe_timeouts_in_a_row(engine) == 0
+    assert probe_timeout(engine) > 3.0
 
 
 def test_a_client_with_nothing_in_flight_probes_so_that_the_server_may_send() -> None:
@@ -331,7 +330,7 @@ def test_a_client_with_nothing_in_flight_probes_so_that_the_server_may_send() ->
         b"\x02\x00\x00\x00\x00", destination_cid=own, key_cid=original, by_server=True
     )
     pair.client.engine.receive(acknowledgement, (SERVER, PORT), 0.01)
-    assert not pair.client.engine._spaces[tls.Epoch.INITIAL].ack_eliciting_in_flight
+    assert not ack_eliciting_in_flight(pair.client.engine, Level.INITIAL)
     take_apart(pair.client.engine.transmit(0.01))
     probes = probes_of(pair.client, 0.01)
     assert [kinds(each) for each in probes] == [[QuicPacketType.INITIAL]] * 2
@@ -386,17 +385,18 @@ def handshake_seconds(
         if not pair.step():
             raise AssertionError(f"seed {seed}: the handshake has come to rest")
         assert pair.now < 100, f"seed {seed}"
-        paths = [] if pair.server is None else pair.server.engine._network_paths
-        if pair.server is not None and paths and not paths[0].is_validated:
+        server_engine = None if pair.server is None else pair.server.engine
+        if server_engine and has_path(server_engine) and not is_path_validated(server_engine):
             # RFC 9000 section 8.1
-            sent, received = pair.server.engine._bytes_sent, pair.server.engine._bytes_received
-            assert sent <= 3 * received, f"seed {seed}"
+            facts = statistics(server_engine)
+            assert facts.bytes_sent <= 3 * facts.bytes_received, f"seed {seed}"
         if not client and pair.client.of(events.HandshakeCompleted):
             client = pair.now
         if pair.server is not None and pair.server.of(events.HandshakeCompleted):
             server = pair.now
     assert pair.server is not None
-    return client, server, pair.client.engine._bytes_sent, pair.server.engine._bytes_sent
+    sent = [statistics(side.engine).bytes_sent for side in pair.sides]
+    return client, server, sent[0], sent[1]
 
 
 @pytest.mark.parametrize("flight", ["short", "long"])
@@ -415,8 +415,8 @@ def test_handshakes_come_through_heavy_loss_soon(flight: str, figure: Figure) ->
         assert times[len(times) // 2] < 1.0
         assert times[len(times) * 9 // 10] < 2.5
         assert times[-1] < 12.0
-    figure("bytes sent by the client", statistics.mean(each[2] for each in results), "B")
-    figure("bytes sent by the server", statistics.mean(each[3] for each in results), "B")
+    figure("bytes sent by the client", mean(each[2] for each in results), "B")
+    figure("bytes sent by the server", mean(each[3] for each in results), "B")
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -488,7 +488,7 @@ def test_data_is_whole_after_a_handshake_with_loss_and_reordering(
     for side in pair.sides:
         assert not side.of(events.Terminated) or pair.now >= 30
         assert not side.engine.has_unacknowledged_streams, f"seed {seed}"
-        assert side.engine._buffered == side.engine._unsent == 0
+        assert statistics(side.engine).send_buffer_bytes == unsent_bytes(side.engine) == 0
 
 
 async def test_a_retry_leaves_nothing_in_flight(autojump_clock: MockClock) -> None:

@@ -13,16 +13,17 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from aioquic import tls
 from hypothesis import given
 from hypothesis import strategies as st
 
 import phoenix_trio
 from phoenix_trio.quic.engine import Engine
+from tests.engine_access import is_handshake_complete, own_connection_id, validated_addresses
+from tests.engine_packets import seal
 from tests.hostile.conftest import Figure
-from tests.hostile.frames import random_payload, seal
+from tests.hostile.frames import random_payload
 from tests.hostile.test_handshake import long_certificate
-from tests.hostile.world import sealed_initial
+from tests.packets import Level, sealed_initial
 from tests.support import PORT, SERVER, EnginePair, examples, take_apart
 
 LIMIT = 3
@@ -93,7 +94,7 @@ class Hopper:
             for data, address, _, _ in runs:
                 self.sent[address] += len(data)
                 # (A proof stays one, also when the server has forgotten the path.)
-                self.proved |= {path.addr for path in server._network_paths if path.is_validated}
+                self.proved |= validated_addresses(server)
                 if address not in self.proved:
                     ratio = self.sent[address] / max(1, self.received[address])
                     self.largest = max(self.largest, ratio)
@@ -114,7 +115,7 @@ class Hopper:
     def invent(self) -> None:
         """Any frames with any keys."""
         engine = self.pair.client.engine
-        epoch = self.random.choice((tls.Epoch.HANDSHAKE, tls.Epoch.ONE_RTT, tls.Epoch.ONE_RTT))
+        level = self.random.choice((Level.HANDSHAKE, Level.ONE_RTT, Level.ONE_RTT))
         payload = self.random.choice(
             (
                 b"\x01".ljust(self.random.choice((4, 300)), b"\0"),
@@ -123,7 +124,7 @@ class Hopper:
             )
         )
         with suppress(KeyError, AssertionError):  # without these keys
-            self.say(seal(engine, epoch, payload), self.somewhere())
+            self.say(seal(engine, level, payload), self.somewhere())
 
     def invent_initial(self) -> None:
         self.packet_number += 1
@@ -133,7 +134,7 @@ class Hopper:
         initial = sealed_initial(
             payload[:1000],
             destination_cid=self.destination,
-            source_cid=self.pair.client.engine.host_cid,
+            source_cid=own_connection_id(self.pair.client.engine),
             packet_number=self.packet_number,
         )
         self.say(initial, self.somewhere())
@@ -187,7 +188,7 @@ def test_any_hops_before_and_after_the_handshake_amplify_at_most_three_times(
         assert hopper.largest <= LIMIT
         figures["amplification"] = max(figures["amplification"], hopper.largest)
         if hopper.server is not None:
-            figures["handshakes completed"] += hopper.server._handshake_complete
+            figures["handshakes completed"] += is_handshake_complete(hopper.server)
 
     check()
     for what, value in figures.items():

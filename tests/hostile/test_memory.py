@@ -13,19 +13,20 @@ import attrs
 import pytest
 import trio
 import trio.testing
-from aioquic import tls
 from trio.testing import MockClock
 
 import phoenix_trio
 from phoenix_trio import TransportConfig
 from phoenix_trio.quic import events
-from phoenix_trio.quic.fast_send import encode_varint
 from phoenix_trio.quic.receive_buffer import ReceiveBuffer
 from phoenix_trio.streams.messages import MessageReceiver
 from phoenix_trio.streams.reader import StreamReader
 from phoenix_trio.testing import SimulatedNetwork
+from tests.engine_access import accept_data, credit_used, held_behind_gaps, statistics, stream_ids
+from tests.engine_packets import seal_short
 from tests.hostile.conftest import Figure
 from tests.hostile.world import ended_with, rogue_pair
+from tests.packets import reset_frame, stream_frame
 from tests.support import ALPN, PORT, SERVER, EnginePair, client_tls, server_tls
 
 KIBIBYTE = 1024
@@ -35,26 +36,9 @@ BIDIRECTIONAL = range(0, 400, 4)
 """The IDs of the 100 streams which a client may open."""
 
 
-def stream_frame(stream_id: int, offset: int, data: bytes, *, fin: bool = False) -> bytes:
-    """A STREAM frame with offset and length (RFC 9000 section 19.8)."""
-    fields = (stream_id, offset, len(data))
-    return bytes((0x0E | fin,)) + b"".join(map(encode_varint, fields)) + data
-
-
-def reset_frame(stream_id: int, final_size: int) -> bytes:
-    """A RESET_STREAM frame (RFC 9000 section 19.4)."""
-    return b"\x04" + b"".join(map(encode_varint, (stream_id, 7, final_size)))
-
-
 def say(pair: EnginePair, *frames: bytes) -> None:
     """A 1-RTT packet of the client with any frames arrives at the server."""
-    engine = pair.client.engine
-    number = engine._packet_number
-    engine._packet_number += 1
-    crypto = engine._cryptos[tls.Epoch.ONE_RTT]
-    first = bytes((0x40 | crypto.key_phase << 2 | 1,))
-    header = first + engine._peer_cid.cid + (number & 0xFFFF).to_bytes(2, "big")
-    packet = crypto.encrypt_packet(header, b"".join(frames).ljust(4, b"\0"), number)
+    packet = seal_short(pair.client.engine, *frames)
     assert pair.server is not None
     pair.server.engine.receive_run(packet, 0, len(packet), pair.client.address, pair.now)
     pair.server.gather(pair.now)
@@ -95,9 +79,7 @@ def test_one_byte_at_the_end_of_each_window_costs_no_window(figure: Figure) -> N
     engine = pair.server.engine
     say(pair, *(stream_frame(each, 0, b"") for each in BIDIRECTIONAL))  # opens them all
     # What windows grow to while a reader keeps up.
-    engine._local_max_data.value = 128 * MEBIBYTE
-    for record in engine._records.values():
-        record.max_stream_data_local = size
+    accept_data(engine, 128 * MEBIBYTE, size)
     with growth() as grown:
         for stream_id in BIDIRECTIONAL:
             if stream_id < 40:
@@ -127,7 +109,7 @@ def test_a_byte_at_each_of_many_offsets_costs_little_on_however_many_streams(
     pair.run(1.0)
     assert "gaps" in str(ended_with(pair))
     assert used < MEBIBYTE
-    assert pair.server.engine.piece_limit.held <= 1200
+    assert held_behind_gaps(pair.server.engine)[1] <= 1200
 
 
 def test_bytes_which_come_one_by_one_behind_a_gap_cost_about_a_byte_each(
@@ -155,8 +137,7 @@ def test_pieces_behind_gaps_are_freed_with_their_stream(how: str) -> None:
     engine = pair.server.engine
     for each in range(0, 40, 4):
         say(pair, stream_frame(each, 1000, bytes(1000)), stream_frame(each, 5000, bytes(1000)))
-    limit = engine.piece_limit
-    assert (limit.pieces, limit.held) == (20, 20_000)
+    assert held_behind_gaps(engine) == (20, 20_000)
     for each in range(0, 40, 4):
         if how == "reset":
             say(pair, reset_frame(each, 6000))
@@ -170,10 +151,10 @@ def test_pieces_behind_gaps_are_freed_with_their_stream(how: str) -> None:
     if how == "the end":
         engine.close_application(0, "")
     pair.server.gather(pair.now)
-    assert (limit.pieces, limit.held) == (0, 0)
+    assert held_behind_gaps(engine) == (0, 0)
     if how != "the end":
         # All of the credit which the peer has used is given back.
-        assert engine._window.released == engine._local_max_data.used
+        assert statistics(engine).stream_bytes_read == credit_used(engine)
         assert not pair.server.of(events.Terminated)
 
 
@@ -185,8 +166,8 @@ def test_a_stream_nobody_reads_ends_as_soon_as_its_size_is_known() -> None:
     say(pair, stream_frame(stream_id, 0, b"x"))
     engine.let_go(stream_id, receiving=True)
     say(pair, stream_frame(stream_id, 5000, b"x", fin=True))  # the rest never comes
-    assert not engine._records
-    assert engine._window.released == engine._local_max_data.used == 5001
+    assert not stream_ids(engine)
+    assert statistics(engine).stream_bytes_read == credit_used(engine) == 5001
 
 
 def test_a_byte_left_of_a_large_piece_does_not_keep_all_of_it(figure: Figure) -> None:

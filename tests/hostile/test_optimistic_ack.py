@@ -9,9 +9,19 @@ import pytest
 
 from phoenix_trio import TransportConfig
 from phoenix_trio.quic import events
+from phoenix_trio.quic.engine import Engine
 from phoenix_trio.quic.skipped_numbers import FIRST_PERIOD
+from tests.engine_access import (
+    believe_max_data,
+    fill_pacer,
+    next_packet_number,
+    set_congestion_window,
+    skipped_numbers,
+)
+from tests.engine_packets import seal_short
 from tests.hostile.conftest import Figure
-from tests.quic.test_wire_rules import ack, ending, forge, hand_over
+from tests.packets import ack_frame
+from tests.quic.test_wire_rules import ending, hand_over
 from tests.support import EnginePair, Side
 
 #: Of so many packets, the slow link of the attacker brings one.
@@ -36,18 +46,17 @@ class Download:
         self.pair.run(1.0)
         assert self.pair.server is not None
         self.server: Side = self.pair.server
-        self.begun = self.server.engine._packet_number
+        self.begun = next_packet_number(self.server.engine)
         stream_id = self.server.engine.open_stream(unidirectional=True)
         assert stream_id is not None
         # (The engine of the client has granted no more than its first window.)
-        self.server.engine._remote_max_data = 2 * size
-        self.server.engine._records[stream_id].max_stream_data_remote = 2 * size
+        believe_max_data(self.server.engine, 2 * size, stream_id)
         self.server.engine.write(stream_id, bytes(size))
 
     @property
     def sent(self) -> int:
         """Packets which the server has sent for the download."""
-        return self.server.engine._packet_number - self.begun
+        return next_packet_number(self.server.engine) - self.begun
 
     def acknowledge(self, rounds: int, choose: Callable[[int], list[tuple[int, int]]]) -> None:
         """In each millisecond, the attacker acknowledges the ranges which `choose` says.
@@ -62,8 +71,9 @@ class Download:
             deadline = server.engine.next_deadline()
             if deadline is not None and deadline <= pair.now:
                 server.engine.on_timer(pair.now)
-            for first, last in choose(server.engine._packet_number - 1):
-                hand_over(pair, pair.client, server, forge(pair.client, ack(last, last - first)))
+            for first, last in choose(next_packet_number(server.engine) - 1):
+                packet = seal_short(pair.client.engine, ack_frame(last, last - first))
+                hand_over(pair, pair.client, server, packet)
             if server.of(events.Terminated):
                 return
 
@@ -119,15 +129,14 @@ def test_an_attacker_cannot_tell_a_run_which_holds_no_skipped_number() -> None:
     for seed in range(60):
         download = Download(skips=seeded(seed), size=2_000_000)
         engine = download.server.engine
-        first = engine._packet_number
-        engine._control.congestion_window = 10**9
+        first = next_packet_number(engine)
+        set_congestion_window(engine, 10**9)
         for _ in range(4):
-            engine._pacer._tokens = 1e9
+            fill_pacer(engine)
             engine.transmit(download.pair.now)
         places |= {number - first for number in range(first, first + 64) if skips(engine, number)}
     assert len(places) > 20, sorted(places)
 
 
-def skips(engine: object, number: int) -> bool:
-    result: bool = engine.skipped.includes(number, number + 1)  # type: ignore[attr-defined]
-    return result
+def skips(engine: Engine, number: int) -> bool:
+    return skipped_numbers(engine).includes(number, number + 1)

@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any
 
 import trio
-from aioquic import tls
 from hypothesis import example, given
 from hypothesis import strategies as st
 from trio.testing import MockClock
@@ -23,10 +22,13 @@ import phoenix_trio
 from phoenix_trio import TransportConfig
 from phoenix_trio.quic import driver as driver_module
 from phoenix_trio.quic.driver import SocketDriver
+from tests.engine_access import engine_of
+from tests.engine_packets import seal_short
 from tests.hostile.conftest import Figure
-from tests.hostile.frames import random_payload, seal
+from tests.hostile.frames import random_payload
 from tests.hostile.test_admission import Attacker, corrupted
-from tests.hostile.world import STRANGER, World, sealed_initial
+from tests.hostile.world import STRANGER, World
+from tests.packets import sealed_initial
 from tests.support import ALPN, PORT, SERVER, client_tls, examples
 
 #: Seconds; how long the last connection of an attacker may live.
@@ -128,10 +130,10 @@ class Lives:
 
     def misbehave(self, connection: Any) -> None:
         """Random frames, with this connection's keys."""
-        engine = connection._engine
+        engine = engine_of(connection)
         for _ in range(self.random.randrange(1, 8)):
             payload = random_payload(self.random, closes=True)
-            packet = seal(engine, tls.Epoch.ONE_RTT, payload)
+            packet = seal_short(engine, payload)
             connection._driver.socket.send_run(packet, (SERVER, PORT))
 
     # -------------------------------------------------------------- strangers

@@ -16,6 +16,7 @@ import phoenix_trio
 from phoenix_trio import StreamReset, StreamStopped, TransportConfig
 from phoenix_trio.quic import events
 from phoenix_trio.testing import SimulatedNetwork
+from tests.engine_access import engine_of, stream_ids
 from tests.hostile.conftest import Figure
 from tests.hostile.world import World
 from tests.support import (
@@ -181,7 +182,7 @@ def test_streams_that_are_reset_at_once_cost_no_more_as_they_go_on(figure: Figur
     assert pair.server is not None
     engine = pair.server.engine
     assert not pair.server.of(events.Terminated)
-    assert len(engine._records) <= engine.config.max_bidirectional_streams + 1
+    assert len(stream_ids(engine)) <= engine.config.max_bidirectional_streams + 1
     assert last < 5 * first + 0.05
     figure("server time a stream at first", first / 1000 * 1e6, "us")
     figure("server time a stream after 4,000 more", last / 1000 * 1e6, "us")
@@ -212,7 +213,7 @@ async def test_streams_that_the_peer_resets_count_until_the_application_lets_go(
 
         await open_and_reset()
         assert opened == 10
-        assert len(server._engine._records) == 10
+        assert len(stream_ids(engine_of(server))) == 10
         for _ in range(5):
             if kind == "two-way":
                 accepted = await server.accept_stream()

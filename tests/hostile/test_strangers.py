@@ -12,7 +12,6 @@ from aioquic.quic.packet import (
     QuicPacketType,
     pull_quic_header,
 )
-from aioquic.quic.rangeset import RangeSet
 from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
@@ -21,7 +20,15 @@ from phoenix_trio.quic import events
 from phoenix_trio.quic.admission import destination_connection_id
 from phoenix_trio.quic.rate_limit import RateLimit
 from phoenix_trio.testing import SimulatedNetwork
+from tests.engine_access import (
+    believe_max_data,
+    believe_max_streams,
+    change_connection_id,
+    fail_when_reading,
+)
+from tests.engine_packets import seal_short
 from tests.hostile.world import World, ended_with, first_initial, rogue_pair
+from tests.packets import stream_frame
 from tests.support import (
     PORT,
     SERVER,
@@ -214,7 +221,7 @@ def test_events_which_a_rate_limit_could_not_prevent_delay_those_after_them() ->
 
 def test_a_peer_which_opens_too_many_streams_is_refused() -> None:
     pair = rogue_pair(max_bidirectional_streams=2)
-    pair.client.engine._remote_max_streams_bidi = 100
+    believe_max_streams(pair.client.engine, 100)
     for _ in range(3):
         stream_id = pair.client.engine.open_stream(unidirectional=False)
         assert stream_id is not None
@@ -235,9 +242,7 @@ def test_a_peer_which_violates_flow_control_is_refused(level: str) -> None:
     for _ in range(2):
         stream_id = engine.open_stream(unidirectional=False)
         assert stream_id is not None
-        if level == "stream":
-            engine._streams[stream_id].max_stream_data_remote = 10**9
-        engine._remote_max_data = 10**9
+        believe_max_data(engine, 10**9, *([stream_id] if level == "stream" else []))
         engine.write(stream_id, bytes(60_000))
     pair.run(2.0)
     assert "FLOW_CONTROL_ERROR" in str(ended_with(pair))
@@ -245,14 +250,11 @@ def test_a_peer_which_violates_flow_control_is_refused(level: str) -> None:
 
 def test_a_peer_which_sends_a_stream_full_of_holes_is_refused() -> None:
     pair = rogue_pair()
-    engine = pair.client.engine
-    stream_id = engine.open_stream(unidirectional=False)
-    assert stream_id is not None
-    engine.write(stream_id, bytes(2200))
-    sender = engine._records[stream_id].sender
-    # Every other byte is never sent: to the sender, the rest looks like what was lost.
-    sender._lost = RangeSet([range(at, at + 1) for at in range(1, 2200, 2)])
-    sender.highest_offset = sender.written
+    assert pair.server is not None
+    for first in range(1, 2200, 400):
+        frames = [stream_frame(0, at, b"x") for at in range(first, first + 400, 2)]
+        packet = seal_short(pair.client.engine, *frames)
+        pair.server.engine.receive(packet, pair.client.address, pair.now)
     pair.run(3.0)
     assert "gaps" in str(ended_with(pair))
 
@@ -260,12 +262,8 @@ def test_a_peer_which_sends_a_stream_full_of_holes_is_refused() -> None:
 def test_what_escapes_aioquic_ends_one_connection_only(caplog: pytest.LogCaptureFixture) -> None:
     pair = EnginePair().connect()
     assert pair.server is not None
-
-    def explode(*arguments: Any, **named: Any) -> Any:
-        raise ZeroDivisionError("a bug")
-
-    pair.server.engine.take_other_frames = explode  # type: ignore[method-assign]
-    pair.client.engine.change_connection_id()
+    fail_when_reading(pair.server.engine)
+    change_connection_id(pair.client.engine)
     pair.run(1.0)
     assert "INTERNAL_ERROR" in str(ended_with(pair))
     assert any(isinstance(r.exc_info and r.exc_info[1], ZeroDivisionError) for r in caplog.records)

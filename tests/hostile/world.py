@@ -7,9 +7,6 @@ from functools import partial
 from typing import Any
 
 import trio
-from aioquic.quic.crypto import CryptoPair
-from aioquic.quic.packet import QuicPacketType
-from aioquic.quic.packet_builder import QuicPacketBuilder
 
 import phoenix_trio
 from phoenix_trio import TransportConfig
@@ -90,49 +87,6 @@ class World:
 def first_initial() -> bytes:
     """A real client's first datagram."""
     return bytes(EnginePair().wire[0][3])
-
-
-def sealed_initial(
-    frames: bytes,
-    *,
-    destination_cid: bytes,
-    source_cid: bytes = b"attacker",
-    packet_number: int = 0,
-    version: int = 1,
-    token: bytes = b"",
-    key_cid: bytes | None = None,
-    size: int = 1200,
-    by_server: bool = False,
-) -> bytes:
-    """An Initial packet with any frames, which authenticates, padded to `size`.
-
-    `key_cid` is the connection ID from which the keys come: the first destination
-    connection ID of the connection (RFC 9001 section 5.2), by default `destination_cid`.
-    """
-    crypto = CryptoPair()
-    crypto.setup_initial(
-        cid=destination_cid if key_cid is None else key_cid,
-        is_client=not by_server,
-        version=version,
-    )
-    builder = QuicPacketBuilder(
-        host_cid=source_cid,
-        peer_cid=destination_cid,
-        peer_token=token,
-        version=version,
-        is_client=not by_server,
-        max_datagram_size=size,
-        packet_number=packet_number,
-    )
-    builder.start_packet(QuicPacketType.INITIAL, crypto)
-    buf = builder._buffer
-    buf.push_bytes(frames)
-    builder._packet.is_ack_eliciting = True  # the builder pads such a datagram to its full size
-    builder._packet.in_flight = True
-    datagrams, _ = builder.flush()
-    (datagram,) = datagrams
-    assert len(datagram) == size
-    return datagram
 
 
 def rogue_pair(**server_config: Any) -> EnginePair:
