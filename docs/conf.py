@@ -10,7 +10,7 @@ import inspect
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, get_origin
 
 import attrs
 from docutils import nodes
@@ -22,7 +22,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import phoenix_trio
 import phoenix_trio.testing
+from phoenix_trio.quic.connection_state import ConnectionState
 from phoenix_trio.quic.construction import NoPublicConstructor
+from phoenix_trio.quic.receiving_part import ReceivingPart
+from phoenix_trio.quic.sending_part import SendingPart
+from phoenix_trio.quic.stream import BidirectionalStream
 
 project = "phoenix_trio"
 author = "the phoenix_trio authors"
@@ -123,7 +127,7 @@ _PRIVATE_IN_SIGNATURES = {
 def resolve_by_public_name(
     app: Sphinx, env: BuildEnvironment, node: pending_xref, content: nodes.Element
 ) -> nodes.Element | None:
-    """Lead `phoenix_trio.quic.stream.QuicStream` to `phoenix_trio.QuicStream`, documented here."""
+    """Lead `phoenix_trio.quic.connection.QuicStream` to the public `phoenix_trio.QuicStream`."""
     if node.get("refdomain") != "py":
         return None
     target: str = node.get("reftarget", "")
@@ -165,6 +169,19 @@ def show_constructor(
     return None
 
 
+#: Base classes whose methods are shown as those of the public class.
+_PRIVATE_BASES = (ConnectionState, BidirectionalStream, SendingPart, ReceivingPart)
+
+
+def show_public_bases(app: Sphinx, name: str, obj: Any, options: Any, bases: list[Any]) -> None:
+    """In place of a private base class, show the bases which that one has."""
+    shown = []
+    for base in bases:
+        origin = get_origin(base) or base
+        shown += origin.__bases__ if origin in _PRIVATE_BASES else (base,)
+    bases[:] = [base for base in shown if base not in (Generic, object)]
+
+
 def check_completeness(app: Sphinx, env: BuildEnvironment) -> None:
     """Warn, which is an error in CI, of public names that no page describes."""
     from sphinx.util import logging
@@ -181,4 +198,5 @@ def setup(app: Sphinx) -> None:
     app.connect("missing-reference", resolve_by_public_name)
     app.connect("autodoc-skip-member", skip_calls_from_below)
     app.connect("autodoc-process-signature", show_constructor)
+    app.connect("autodoc-process-bases", show_public_bases)
     app.connect("env-check-consistency", check_completeness)

@@ -50,11 +50,10 @@ from .pool import (
     TransferSummary,
     open_pool,
 )
-from .quic.connection import QuicConnection
+from .quic.connection import QuicConnection, QuicStream, ReceiveStream, SendStream
 from .quic.endpoint import DEFAULT_ALPN, Endpoint, open_connection
 from .quic.listener import QuicListener, StreamListener
 from .quic.serving import open_listener, open_stream_listener, serve
-from .quic.stream import QuicStream, ReceiveStream, SendStream
 from .quic.tls import ClientTLS, ServerTLS, SessionStore
 from .streams import (
     BatchReceiver,

@@ -21,9 +21,8 @@ from .errors import ApplicationErrorCode, ConnectionClosedByPeer, StreamReset
 from .metrics import ConnectionMetrics, RateWindow
 from .pool.hub import TransferHub
 from .pool.receiving import IncomingTransfer
-from .quic.connection import QuicConnection
+from .quic.connection import QuicConnection, QuicStream, ReceiveStream
 from .quic.construction import NoPublicConstructor
-from .quic.stream import QuicStream, ReceiveStream
 from .streams.batching import BatchReceiver, BatchSender, open_batching_channel
 from .streams.framing import FramingError, encode_varint
 from .streams.generator import SequenceReceiver, SequenceSource, send_sequence

@@ -200,6 +200,13 @@ def check_tables() -> list[str]:
     return problems
 
 
+def members(item: type) -> Iterator[tuple[str, object]]:
+    """What a class and its bases in this package define."""
+    for each in item.__mro__:
+        if each.__module__.startswith("phoenix_trio"):
+            yield from vars(each).items()
+
+
 def public_objects() -> Iterator[tuple[str, object]]:
     for module in (phoenix_trio, phoenix_trio.testing):
         for name in module.__all__:
@@ -209,7 +216,7 @@ def public_objects() -> Iterator[tuple[str, object]]:
             yield f"{module.__name__}.{name}", item
             if not inspect.isclass(item):
                 continue
-            for member_name, member in vars(item).items():
+            for member_name, member in members(item):
                 if member_name.startswith("_"):
                     continue
                 function = member.fget if isinstance(member, property) else member

@@ -15,11 +15,10 @@ import trio
 
 from ..config import TransportConfig
 from ..quic.certificates import create_development_ca, fingerprint, issue_certificate
-from ..quic.connection import QuicConnection
+from ..quic.connection import QuicConnection, QuicStream
 from ..quic.packet_io import Network
 from ..quic.places import peer_of
 from ..quic.serving import serve
-from ..quic.stream import QuicStream
 from ..quic.tls import ServerTLS
 from .failures import failures_in_one_line, say
 from .options import SIZE, format_size, transport_config, transport_options

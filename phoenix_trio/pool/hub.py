@@ -18,10 +18,9 @@ import attrs
 import trio
 
 from ..errors import ApplicationErrorCode
-from ..quic.connection import QuicConnection
+from ..quic.connection import QuicConnection, ReceiveStream
 from ..quic.groups import unwrap_lone
 from ..quic.places import peer_of
-from ..quic.stream import ReceiveStream
 from ..streams.framing import VARINT_MAX, FramingError
 from ..streams.kinds import StreamKind
 from ..streams.reader import StreamReader

@@ -19,10 +19,9 @@ import attrs
 import trio
 
 from ..errors import ApplicationErrorCode, StreamStopped
-from ..quic.connection import QuicConnection
+from ..quic.connection import QuicConnection, SendStream
 from ..quic.groups import unwrap_lone
 from ..quic.idle import keep_alive_interval
-from ..quic.stream import SendStream
 from ..streams.framing import FramingError
 from ..streams.kinds import StreamKind
 from ..streams.reader import StreamReader

@@ -23,7 +23,7 @@ from ..errors import ApplicationErrorCode
 from ..quic.connection import QuicConnection
 from ..quic.construction import NoPublicConstructor
 from ..quic.groups import unwrap_lone
-from ..quic.stream import fresh
+from ..quic.stream_errors import fresh
 from .accounts import Demand, Entry, Pooled, Waiting
 from .config import IDLE_SHARE, Backoff, PoolConfig
 from .policy import PoolState, Reason, Waiter, choose, decide

@@ -24,10 +24,10 @@ import trio
 
 from ..errors import ApplicationErrorCode, StreamReset
 from ..quic.conflict import ConflictDetector
-from ..quic.connection import QuicConnection
+from ..quic.connection import QuicConnection, SendStream
 from ..quic.construction import NoPublicConstructor
 from ..quic.groups import unwrap_lone
-from ..quic.stream import SendStream, fresh
+from ..quic.stream_errors import fresh
 from ..streams.framing import FramingError
 from ..streams.kinds import StreamKind
 from ..streams.reader import StreamReader

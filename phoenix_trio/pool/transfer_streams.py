@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import trio
 
-from ..quic.stream import ReceiveStream
+from ..quic.connection import ReceiveStream
 from ..streams.framing import FramingError, encode_varint
 from ..streams.kinds import StreamKind
 from ..streams.reader import StreamReader

@@ -13,11 +13,10 @@ import trio
 
 from ..errors import ApplicationErrorCode
 from ..metrics import EndpointStatistics
-from .connection import QuicConnection
+from .connection import QuicConnection, QuicStream
 from .construction import NoPublicConstructor
 from .driver import SocketDriver
 from .packet_io import SocketAddress
-from .stream import QuicStream
 
 __all__ = ["QuicListener", "StreamListener"]
 

@@ -20,8 +20,8 @@ import trio
 
 from ..errors import ApplicationErrorCode
 from ..quic.conflict import ConflictDetector
+from ..quic.connection import QuicStream, ReceiveStream
 from ..quic.groups import unwrap_lone
-from ..quic.stream import QuicStream, ReceiveStream
 from .framing import FrameTooLarge, FramingError, encode_varint
 from .messages import Decode, Encode, MessageRefused
 from .reader import StreamReader

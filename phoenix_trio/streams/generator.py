@@ -18,8 +18,7 @@ import trio
 
 from ..errors import ApplicationErrorCode
 from ..quic.conflict import ConflictDetector
-from ..quic.connection import QuicConnection
-from ..quic.stream import ReceiveStream, SendStream
+from ..quic.connection import QuicConnection, ReceiveStream, SendStream
 from .framing import FrameTooLarge, FramingError, encode_varint
 from .kinds import StreamKind
 from .messages import Decode, Encode, MessageRefused

@@ -15,9 +15,8 @@ from typing import Any, TypeAlias, final
 import trio
 
 from ..errors import ApplicationErrorCode
-from ..quic.connection import QuicConnection
+from ..quic.connection import QuicConnection, ReceiveStream
 from ..quic.receive_buffer import ReceiveBuffer
-from ..quic.stream import ReceiveStream
 from .framing import FramingError, encode_varint
 from .kinds import StreamKind
 from .reader import StreamReader

@@ -10,8 +10,8 @@ from typing import TypeVar
 
 import trio
 
+from ..quic.connection import SendStream
 from ..quic.groups import unwrap_lone
-from ..quic.stream import SendStream
 
 __all__ = ["while_open"]
 

@@ -1,0 +1,445 @@
+"""The state of one connection: facts, events from below, and the tasks which wait.
+
+Floor 3.  The engine below knows the protocol, and the driver calls it; this class turns the
+engine's events into woken tasks.  It is the :class:`~phoenix_trio.quic.stream_host.StreamHost`
+of the connection's streams.  What applications call is in :mod:`.connection`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Coroutine, MutableMapping
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+import trio
+
+from ..errors import ApplicationErrorCode, StreamReset, StreamStopped
+from ..metrics import ConnectionStatistics
+from . import events
+from .conflict import ConflictDetector
+from .datagram_queue import DatagramQueue
+from .packet_io import display_address, local_socket_address
+from .path_address import Address, SocketAddress, local_of
+from .receiving_part import ReceivingPart
+from .sending_part import SendingPart
+from .stream_errors import check_error_code, fresh
+from .waiter import Lot
+
+if TYPE_CHECKING:
+    from cryptography.x509 import Certificate
+
+    from .driver import Route, SocketDriver
+    from .engine import Engine
+    from .remains import ConnectionRemains
+
+__all__ = ["ConnectionState"]
+
+logger = logging.getLogger("phoenix_trio.quic")
+
+
+class ConnectionState:
+    """What is known of a connection, and who waits for it to change.
+
+    It needs no task of its own: keep-alive, acknowledgements and timeouts are the driver's
+    timers.  For users: :class:`QuicConnection`.
+    """
+
+    def __init__(self, driver: SocketDriver, engine: Engine) -> None:
+        self._driver = driver
+        self._use(engine)
+        self._route: Route | None = None
+        self._receivers: MutableMapping[int, ReceivingPart[Any]] = {}
+        self._senders: dict[int, SendingPart[Any]] = {}
+        self._on_ready: Callable[[], None] | None = None
+        self._on_end: Callable[[], None] | None = None
+        self._close_when_idle = False
+
+        self._alpn_protocol: str | None = None
+        self._session_resumed = False
+        self._early_data_accepted: bool | None = None
+        self._is_ready = False
+        self._handshake_complete = False
+        self._confirmed = False
+        self._is_closing = False
+        self._ended = False
+        self._error: Exception | None = None
+        self._address: Address | None = None
+
+        self._datagrams = DatagramQueue(engine.config.datagram_queue_length, engine.receive_memory)
+        self._flow_control_stalls = 0
+        self._stream_credit_stalls = 0
+        self._pings: dict[int, trio.lowlevel.ParkingLot] = {}
+        self._ping_uid = 0
+        self._waiting_for_room: dict[int, trio.lowlevel.ParkingLot] = {}
+        self._waiting_for_progress: dict[trio.lowlevel.ParkingLot, int] = {}
+
+        self._state_lot = trio.lowlevel.ParkingLot()  # handshake, confirmation, end
+        self._accept_lot = trio.lowlevel.ParkingLot()
+        self._credit_lot = trio.lowlevel.ParkingLot()
+        self._send_lot = trio.lowlevel.ParkingLot()
+        self._datagram_lot = trio.lowlevel.ParkingLot()
+        self._key_update = ConflictDetector("another task is updating this connection's keys")
+
+    def _use(self, engine: Engine | ConnectionRemains) -> None:
+        """Ask `engine` from now on."""
+        self._engine = engine
+        # What streams ask for each write, without a call in between.
+        self._send_room = engine.send_room
+        self._has_send_room = engine.has_send_room
+        self._written = engine.written
+        self._is_acknowledged = engine.is_acknowledged
+
+    def __repr__(self) -> str:
+        state = "closed" if self._ended else "open" if self._handshake_complete else "connecting"
+        return f"<QuicConnection with {self.peer_address} ({state})>"
+
+    # ------------------------------------------------------------------ facts
+
+    @property
+    def peer_address(self) -> SocketAddress:
+        """The peer's address as ``(host, port)``; it changes when the peer migrates."""
+        return display_address(self._path_address())
+
+    @property
+    def local_address(self) -> SocketAddress:
+        """The address at which the peer reaches us, as ``(host, port)`` or longer for IPv6.
+
+        Of an outgoing connection, and where the system does not tell: the address of
+        the endpoint's socket.
+        """
+        address = self._driver.socket.address
+        local = local_of(self._path_address())
+        return address if local is None else local_socket_address(local, address[1])
+
+    def _path_address(self) -> Address:
+        """The address of the present path, or of the last one."""
+        self._address = self._engine.get_peer_address() or self._address
+        return ("", 0) if self._address is None else self._address
+
+    @property
+    def alpn_protocol(self) -> str | None:
+        """The application protocol which was negotiated (RFC 7301)."""
+        return self._alpn_protocol
+
+    @property
+    def peer_certificate(self) -> Certificate | None:
+        """The peer's certificate (``cryptography.x509.Certificate``).
+
+        ``None`` on a server whose client showed none, and where a session was resumed.
+        """
+        return self._engine.peer_certificate if self._is_ready else None
+
+    @property
+    def session_resumed(self) -> bool:
+        """Whether a TLS session was resumed (RFC 8446 section 2.2)."""
+        return self._session_resumed
+
+    @property
+    def early_data_accepted(self) -> bool | None:
+        """Whether the server accepted 0-RTT data; ``None`` until the handshake is complete."""
+        return self._early_data_accepted
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the connection has ended, from whichever side."""
+        return self._ended
+
+    @property
+    def idle_timeout(self) -> float:
+        """Seconds without a word from the peer after which the connection ends.
+
+        The smaller of both sides' values (RFC 9000 section 10.1), so it is known once the
+        handshake is complete; on slow paths it lasts longer, at least three probe timeouts.
+        ``math.inf``: there is none, or the connection has ended.
+        """
+        return self._engine.idle_timeout
+
+    @property
+    def keep_alive(self) -> float | None:
+        """Seconds of silence after which a PING is sent; ``None``: never.
+
+        ``TransportConfig.keep_alive``, and half of the effective idle timeout at most.
+        """
+        return self._engine.keep_alive
+
+    @property
+    def close_reason(self) -> Exception | None:
+        """Why the connection ended; ``None`` while it is open, or if it was closed here."""
+        return self._error
+
+    @property
+    def available_streams(self) -> int:
+        """How many bidirectional streams can be opened at present without waiting.
+
+        The peer's stream credit which is not used yet (RFC 9000 section 4.6); 0 once
+        the connection is closing.  It falls with each stream opened here, and rises
+        when the peer has seen streams end and says so.
+        """
+        if self._is_closing:
+            return 0
+        return self._engine.available_streams
+
+    @property
+    def is_congested(self) -> bool:
+        """Whether more waits to be sent than the congestion window lets through in a round trip.
+
+        What is written now leaves more than a round trip from now, so that another
+        connection, which takes one to open, would be no later.  ``False`` where the
+        peer's flow control is what holds data back, and once the connection has ended.
+        """
+        if self._ended:
+            return False
+        return self._engine.is_congested
+
+    @property
+    def streams_opened(self) -> int:
+        """How many streams this side has opened so far."""
+        return self._engine.streams_opened
+
+    def statistics(self) -> ConnectionStatistics:
+        """A frozen snapshot of the counters and estimates; also after the end."""
+        return self._engine.statistics(
+            datagrams_dropped_incoming=self._datagrams.dropped,
+            flow_control_stalls=self._flow_control_stalls,
+            stream_credit_stalls=self._stream_credit_stalls,
+            receive_buffer_bytes=sum(r._buffer.size for r in self._receivers.values()),
+        )
+
+    # ------------------------------------------------------------------ for streams
+
+    @property
+    def _is_driven_by_waiters(self) -> bool:
+        return not self._driver.has_own_tasks
+
+    def _ended_error(self) -> BaseException:
+        if self._error is not None:
+            return fresh(self._error)
+        return trio.ClosedResourceError("this connection was closed")
+
+    def _touch(self) -> None:
+        if self._route is not None:
+            self._driver.touch(self._route)
+
+    def _wait(self, lot: Lot) -> Coroutine[object, Any, None]:
+        """Wait in `lot`, where a change of this connection or stream is told."""
+        driver = self._driver
+        self._rest()
+        # Where the driver has tasks of its own, its end is this connection's, which wakes all.
+        return lot.park() if driver.has_own_tasks else driver.wait(lot)
+
+    async def _wait_for_room(self, stream_id: int, lot: trio.lowlevel.ParkingLot) -> None:
+        """Park in `lot` until the stream may have room to send."""
+        self._waiting_for_room[stream_id] = lot
+        self._rest()
+        try:
+            await self._driver.wait(lot)
+        finally:
+            self._waiting_for_room.pop(stream_id, None)
+
+    async def _wait_for_progress(self, lot: trio.lowlevel.ParkingLot) -> None:
+        """Park in `lot` until something was acknowledged or sent, too."""
+        waiting = self._waiting_for_progress
+        waiting[lot] = waiting.get(lot, 0) + 1
+        self._rest()
+        try:
+            await self._driver.wait(lot)
+        finally:
+            if waiting[lot] == 1:
+                del waiting[lot]
+            else:
+                waiting[lot] -= 1
+
+    def _note_stall(self) -> None:
+        self._flow_control_stalls += 1
+
+    def _write(
+        self, stream_id: int, data: bytes | bytearray | memoryview, *, end_stream: bool = False
+    ) -> None:
+        self._engine.write(stream_id, data, end_stream=end_stream)
+        route = self._route
+        if route is not None:
+            self._driver.touch(route)
+            route.writers.add(trio.lowlevel.current_task())
+
+    def _rest(self) -> None:
+        """The running task is about to wait, or is done with a stream."""
+        route = self._route
+        if route is not None and route.writers:
+            self._driver.on_rest(route)
+
+    def _reset_sending(self, stream_id: int, code: int) -> None:
+        self._engine.reset_sending(stream_id, code)
+        self._touch()
+
+    def _stop_receiving(self, stream_id: int, code: int) -> None:
+        self._engine.stop_receiving(stream_id, code)
+        self._touch()
+
+    def _consumed(self, stream_id: int, count: int) -> None:
+        engine = self._engine
+        if engine.consume(stream_id, count):
+            engine.extend_credit(stream_id, trio.current_time())
+            if engine.has_limits_to_send:
+                self._touch()
+
+    def _let_go(self, stream_id: int, *, sending: bool = False, receiving: bool = False) -> None:
+        if self._engine.let_go(stream_id, sending=sending, receiving=receiving):
+            self._forget_stream(stream_id)
+        if self._engine.has_limits_to_send:
+            self._touch()
+
+    # ------------------------------------------------------------------ events from below
+
+    def bind(self, route: Route) -> None:
+        """Called by the driver: from now on, `route` leads to the peer."""
+        self._route = route
+
+    def on_released(self, remains: ConnectionRemains) -> None:
+        """Called by the driver: the connection is over, and its engine freed.
+
+        What refers to this connection is let go of, so that it is freed as soon as the
+        application lets go of it.
+        """
+        self._is_closing = self._ended = True
+        self._use(remains)
+        self._route = None
+        self._on_ready = self._on_end = None
+        self._senders.clear()
+        self._receivers = WeakValueDictionary(self._receivers)
+
+    def _on_stream_data(self, event: events.StreamDataReceived) -> None:
+        receiver = self._receivers.get(event.stream_id)
+        if receiver is not None:
+            receiver._on_data(event.data, event.end_stream)
+
+    def _on_stream_reset(self, event: events.StreamResetReceived) -> None:
+        receiver = self._receivers.get(event.stream_id)
+        if receiver is not None:
+            receiver._on_reset(
+                StreamReset(
+                    f"the peer reset stream {event.stream_id} with code 0x{event.error_code:x}",
+                    stream_id=event.stream_id,
+                    error_code=event.error_code,
+                )
+            )
+
+    def _on_stream_stop(self, event: events.StreamStopReceived) -> None:
+        sender = self._senders.get(event.stream_id)
+        if sender is not None:
+            sender._on_stopped(
+                StreamStopped(
+                    f"the peer stopped stream {event.stream_id} with code 0x{event.error_code:x}",
+                    stream_id=event.stream_id,
+                    error_code=event.error_code,
+                )
+            )
+
+    def _on_stream_forgotten(self, event: events.StreamForgotten) -> None:
+        self._forget_stream(event.stream_id)
+
+    def _forget_stream(self, stream_id: int) -> None:
+        self._receivers.pop(stream_id, None)
+        self._senders.pop(stream_id, None)
+        self._close_if_idle()
+
+    def _on_progress(self, event: events.SendProgress) -> None:
+        # Only those who can go on: a hundred blocked writers must not all wake for one ACK.
+        if self._waiting_for_room:
+            for stream_id, lot in list(self._waiting_for_room.items()):
+                if self._engine.has_send_room(stream_id):
+                    lot.unpark_all()
+        if self._waiting_for_progress:
+            for lot in list(self._waiting_for_progress):
+                lot.unpark_all()
+
+    def _on_streams_available(self, event: events.StreamsAvailable) -> None:
+        self._credit_lot.unpark_all()
+
+    def _on_datagram(self, event: events.DatagramReceived) -> None:
+        self._datagrams.append(event.data)
+        self._datagram_lot.unpark_all()
+
+    def _on_ping(self, event: events.PingAcknowledged) -> None:
+        lot = self._pings.pop(event.uid, None)
+        if lot is not None:
+            lot.unpark_all()
+
+    def _on_early_data(self, event: events.EarlyDataReady) -> None:
+        self._alpn_protocol = event.alpn_protocol
+        self._become_ready()
+
+    def _on_handshake(self, event: events.HandshakeCompleted) -> None:
+        self._alpn_protocol = event.alpn_protocol
+        self._session_resumed = event.session_resumed
+        self._early_data_accepted = event.early_data_accepted
+        self._handshake_complete = True
+        self._become_ready()
+        self._state_lot.unpark_all()
+        self._credit_lot.unpark_all()
+
+    def _become_ready(self) -> None:
+        if not self._is_ready:
+            self._is_ready = True
+            on_ready, self._on_ready = self._on_ready, None
+            if on_ready is not None:
+                on_ready()
+
+    def _on_confirmed(self, event: events.HandshakeConfirmed) -> None:
+        self._confirmed = True
+        self._state_lot.unpark_all()
+
+    def _on_terminated(self, event: events.Terminated) -> None:
+        self._end(event.error)
+
+    # ------------------------------------------------------------------ the end
+
+    def abort(self, code: int = ApplicationErrorCode.NO_ERROR, reason: str = "") -> None:
+        """Close at once: unsent data is dropped, the peer is told `code` and `reason`.
+
+        Synchronous and idempotent; every pending call raises
+        :class:`trio.ClosedResourceError`.
+
+        Raises:
+          ValueError: the code is not between 0 and 2**62 - 1.
+        """
+        code = check_error_code(code)
+        self._is_closing = True
+        if not self._ended:
+            self._engine.close_application(code, reason)
+            self._end(None)
+            self._touch()
+
+    def _close_if_idle(self) -> None:
+        if self._close_when_idle and not self._receivers and not self._senders:
+            self.abort(ApplicationErrorCode.NO_ERROR)
+
+    def _end(self, error: Exception | None) -> None:
+        if self._ended:
+            return
+        _ = self.peer_address  # keep it for later questions
+        self._is_closing = self._ended = True
+        self._error = error
+        if error is not None:
+            logger.debug("connection with %s ended: %s", self._address, error)
+        self._wake_all()
+        if self._on_end is not None:
+            self._on_end()
+
+    def _wake_all(self) -> None:
+        for lot in (
+            self._state_lot,
+            self._accept_lot,
+            self._credit_lot,
+            self._send_lot,
+            self._datagram_lot,
+            *self._pings.values(),
+            *self._waiting_for_room.values(),
+            *self._waiting_for_progress,
+        ):
+            lot.unpark_all()
+        if self._ended:
+            for receiver in self._receivers.values():
+                receiver._waiter.unpark_all()
+        for sender in self._senders.values():
+            sender._wake()

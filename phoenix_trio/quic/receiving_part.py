@@ -1,0 +1,201 @@
+"""The receiving part of a stream as a Trio stream.
+
+Floor 3.  Holds no protocol: reading takes from a buffer which flow control bounds, and
+waits while it is empty.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Generic, TypeVar
+
+import trio
+
+from ..errors import ApplicationErrorCode, StreamBroken
+from .construction import NoPublicConstructor
+from .receive_buffer import ReceiveBuffer
+from .stream_errors import check_error_code, fresh
+from .stream_host import StreamHost
+from .waiter import Waiter
+
+__all__ = ["ReceivingPart"]
+
+#: What ``receive_some()`` returns at most when it is not told: enough to keep calls few.
+DEFAULT_RECEIVE_SIZE = 64 * 1024
+
+ConnectionT = TypeVar("ConnectionT", bound=StreamHost)
+
+
+class ReceivingPart(trio.abc.ReceiveStream, Generic[ConnectionT], metaclass=NoPublicConstructor):
+    """The receiving part of a stream (RFC 9000 section 3.2); for users: :class:`ReceiveStream`.
+
+    What arrives is buffered up to the flow-control limits of the connection, which learns
+    what was read.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_at_end",
+        "_buffer",
+        "_busy",
+        "_closed",
+        "_connection",
+        "_done",
+        "_error",
+        "_id",
+        "_waiter",
+    )
+
+    def __init__(self, connection: ConnectionT, stream_id: int) -> None:
+        self._connection = connection
+        self._id = stream_id
+        self._buffer = ReceiveBuffer()
+        self._at_end = False
+        self._error: StreamBroken | None = None
+        self._closed = False
+        self._done = False
+        self._busy = False
+        self._waiter = Waiter()
+
+    @property
+    def id(self) -> int:
+        """The stream ID (RFC 9000 section 2.1)."""
+        return self._id
+
+    @property
+    def connection(self) -> ConnectionT:
+        """The connection this stream belongs to."""
+        return self._connection
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        """Receive at least one byte, or ``b""`` at the end of the stream.
+
+        Args:
+          max_bytes: return at most so many bytes; ``None`` lets the stream choose.
+
+        Cancellation: nothing is lost; what was not returned is returned next time.
+
+        Raises:
+          trio.BusyResourceError: another task is receiving from this stream.
+          trio.ClosedResourceError: the stream, or the connection, was closed here.
+          StreamReset: the peer reset the stream; unread data is discarded.
+          ConnectionBroken: the connection ended before the stream did, and all
+            that had arrived was read.
+        """
+        if max_bytes is None:
+            max_bytes = DEFAULT_RECEIVE_SIZE
+        elif not isinstance(max_bytes, int) or isinstance(max_bytes, bool):
+            raise TypeError(f"max_bytes must be a positive integer or None, not {max_bytes!r}")
+        elif max_bytes < 1:
+            raise ValueError(f"max_bytes must be a positive integer or None, not {max_bytes}")
+        if self._busy:
+            raise trio.BusyResourceError("another task is already receiving from this stream")
+        self._busy = True
+        try:
+            if self._is_ready():
+                await trio.lowlevel.checkpoint()
+            else:
+                connection = self._connection
+                while not self._is_ready():
+                    await connection._wait(self._waiter)
+        finally:
+            self._busy = False
+        if self._closed:
+            raise trio.ClosedResourceError("this stream was closed")
+        if self._error is not None:
+            self._let_go()
+            raise fresh(self._error)
+        data = self._buffer.take(max_bytes)
+        if data:
+            self._connection._consumed(self._id, len(data))
+        if self._at_end:
+            if not self._buffer.size:
+                self._let_go()
+        elif not data:
+            raise self._connection._ended_error()
+        return data
+
+    def _is_ready(self) -> bool:
+        return bool(
+            self._buffer.size
+            or self._at_end
+            or self._closed
+            or self._error is not None
+            or self._connection._ended
+        )
+
+    def stop_receiving(self, code: int = ApplicationErrorCode.CANCELLED) -> None:
+        """Tell the peer not to send the rest (STOP_SENDING, RFC 9000 section 3.5), and close.
+
+        The peer's sending calls raise :class:`StreamStopped` with this code.
+        Unread data is discarded.  Without effect once closed.
+
+        Raises:
+          ValueError: the code is not between 0 and 2**62 - 1.
+        """
+        self._stop(check_error_code(code))
+
+    def _stop(self, code: int) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        if self._done:
+            return  # read to its end: nothing is buffered, nobody waits
+        self._buffer.clear()
+        if not self._at_end and self._error is None:
+            self._connection._stop_receiving(self._id, code)
+        self._let_go()
+        self._waiter.unpark_all()
+
+    def close(self) -> None:
+        """Close at once, discarding what was not read; idempotent.
+
+        If the end of the stream has not arrived, the peer is told to stop with
+        :attr:`ApplicationErrorCode.NO_ERROR`.  A task blocked in
+        :meth:`receive_some` gets :class:`trio.ClosedResourceError`.
+        """
+        self._stop(ApplicationErrorCode.NO_ERROR)
+
+    async def aclose(self) -> None:
+        """Like :meth:`close`, as a checkpoint.  Closes even if cancelled."""
+        self.close()
+        await trio.lowlevel.checkpoint()
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exc_type is not None:
+            self.stop_receiving(ApplicationErrorCode.CANCELLED)
+        await self.aclose()
+
+    def _let_go(self) -> None:
+        if not self._done:
+            self._done = True
+            self._connection._let_go(self._id, receiving=True)
+
+    # -- called by the connection
+
+    def _attach(self, connection: ConnectionT) -> None:
+        self._connection = connection
+
+    def _detach(self) -> None:
+        """Not accepted yet: the connection, which keeps this, must not be kept alive by it."""
+        del self._connection
+
+    def _on_data(self, data: bytes | bytearray, at_end: bool) -> None:
+        if not self._closed:
+            self._buffer.append(data)
+            if at_end:
+                self._at_end = True
+            self._waiter.unpark_all()
+
+    def _on_reset(self, error: StreamBroken) -> None:
+        # Not let go before the application has seen the error or has closed the stream: the
+        # peer would get credit for new streams while this one waits to be accepted.
+        if not self._closed:
+            self._buffer.clear()
+            self._error = error
+            self._waiter.unpark_all()
