@@ -12,12 +12,14 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 
 import attrs
+import pytest
 from aioquic import tls
 from aioquic.quic.connection import QuicNetworkPath
 from aioquic.quic.recovery import QuicPacketSpace
 
 import phoenix_trio
 from phoenix_trio.metrics import ConnectionStatistics
+from phoenix_trio.quic import engine as engine_module
 from phoenix_trio.quic.engine import Engine
 from phoenix_trio.quic.memory_budget import MemoryAccount
 from phoenix_trio.quic.skipped_numbers import SkippedNumbers
@@ -64,6 +66,11 @@ def next_packet_number(engine: Engine) -> int:
 def set_next_packet_number(engine: Engine, number: int) -> None:
     """Let the engine's next packet have this number."""
     engine._packet_number = number
+
+
+def leave_out_numbers(engine: Engine, count: int) -> None:
+    """Let the engine leave out its next packet numbers, so many."""
+    engine._packet_number += count
 
 
 def skipped_numbers(engine: Engine) -> SkippedNumbers:
@@ -476,6 +483,26 @@ def traced_events_in_memory(engine: Engine) -> int:
     trace = engine._quic_logger
     assert trace is not None
     return len(trace._events)
+
+
+@contextmanager
+def announced_udp_payload_size(size: int) -> Iterator[None]:
+    """Engines which are made meanwhile announce this max_udp_payload_size."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine_module, "_OWN_UDP_PAYLOAD_LIMIT", size)
+        yield
+
+
+@contextmanager
+def keys_worn_out_after(packets: int, *, retry_after: int) -> Iterator[None]:
+    """Meanwhile, engines update their keys by themselves after so many packets.
+
+    If the peer has not acknowledged the last update, they try it again `retry_after` packets.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine_module, "KEY_UPDATE_PACKETS", packets)
+        patch.setattr(engine_module, "_KEY_UPDATE_RETRY", retry_after)
+        yield
 
 
 # ------------------------------------------------------------------ the end, and faults

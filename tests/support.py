@@ -22,6 +22,7 @@ from phoenix_trio.quic.memory_budget import EndpointMemory
 from phoenix_trio.quic.setup import make_client_engine, make_server_engine
 from phoenix_trio.quic.skipped_numbers import SkippedNumbers
 from phoenix_trio.testing import SimulatedNetwork
+from tests.engine_access import set_skipped_numbers
 
 ALPN = ("test/1",)
 SERVER = "10.0.0.1"
@@ -111,7 +112,7 @@ def skip_numbers(engine: Engine, choose: Callable[[int], int] | None) -> None:
     For tests which acknowledge packets by their number.
     """
     skipped = SkippedNumbers(choose) if choose is not None else _SkipsNothing()
-    engine.skipped = engine._recovery.skipped = skipped
+    set_skipped_numbers(engine, skipped)
 
 
 class _SkipsNothing(SkippedNumbers):

@@ -25,9 +25,9 @@ import trio
 
 import phoenix_trio
 from phoenix_trio.quic.setup import make_client_engine
+from tests.engine_packets import seal_short
 from tests.hostile.floods import FLOODS, Attacker, Flood, harmless
-from tests.quic.test_wire_rules import forge
-from tests.support import ALPN, Side, authority, client_tls, server_pem, server_tls, take_apart
+from tests.support import ALPN, authority, client_tls, server_pem, server_tls, take_apart
 
 HOST = "127.0.0.1"
 
@@ -117,7 +117,6 @@ def attack(port: int, flood: Flood, rate: float, seconds: float, result: Any) ->
         key_log=None,
         trace_logger=None,
     )
-    side = Side(engine, sock.getsockname())
 
     def turn() -> None:
         now = time.monotonic()
@@ -146,7 +145,7 @@ def attack(port: int, flood: Flood, rate: float, seconds: float, result: Any) ->
     began = time.monotonic()
     while (elapsed := time.monotonic() - began) < seconds and not engine.is_ending:
         for _ in range(min(200, int(elapsed * rate) - attacker.packets)):
-            data = forge(side, flood(attacker))
+            data = seal_short(engine, flood(attacker))
             attacker.packets += 1
             try:
                 sock.send(data)

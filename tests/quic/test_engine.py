@@ -10,9 +10,20 @@ from hypothesis import strategies as st
 
 import phoenix_trio
 from phoenix_trio import TransportConfig
-from phoenix_trio.quic import engine as engine_module
 from phoenix_trio.quic import events
 from phoenix_trio.quic.engine import clamp_reason
+from tests.engine_access import (
+    announced_udp_payload_size,
+    believe_max_data,
+    credit_used,
+    fill_pacer,
+    is_handshake_confirmed,
+    next_packet_number,
+    remembered_packets,
+    set_congestion_window,
+    statistics,
+    stream_ids,
+)
 from tests.support import EnginePair, examples, take_apart
 
 KIBIBYTE = 1024
@@ -63,11 +74,10 @@ def test_aborted_streams_give_their_credit_back() -> None:
         pair.server.engine.let_go(stream_id, receiving=True)
         pair.run(0.2)
     assert not pair.server.of(events.Terminated)
-    assert not pair.server.engine._records
-    assert not pair.client.engine._records
-    window = pair.server.engine._window
-    assert window.released == pair.server.engine._local_max_data.used
-    assert pair.client.engine._buffered == 0
+    assert not stream_ids(pair.server.engine)
+    assert not stream_ids(pair.client.engine)
+    assert statistics(pair.server.engine).stream_bytes_read == credit_used(pair.server.engine)
+    assert statistics(pair.client.engine).send_buffer_bytes == 0
 
 
 def test_credit_is_given_back_once_when_a_reset_arrives_together_with_data() -> None:
@@ -85,8 +95,8 @@ def test_credit_is_given_back_once_when_a_reset_arrives_together_with_data() -> 
     for packet in packets:
         pair.server.engine.receive(packet, pair.client.address, pair.now)
     pair.server.gather(pair.now)
-    assert pair.server.engine._window.released == 50
-    assert pair.server.engine._local_max_data.used == 50
+    assert statistics(pair.server.engine).stream_bytes_read == 50
+    assert credit_used(pair.server.engine) == 50
 
 
 @pytest.mark.parametrize("limit", [0, 1, 1000])
@@ -147,9 +157,9 @@ def test_packets_of_every_size_carry_every_byte(size: int, loss: float) -> None:
     def drop(destination: object, data: bytes) -> bool:
         sender = pair.server if destination is pair.client else pair.client
         assert sender is not None
-        confirmed = sender.engine._handshake_confirmed
+        confirmed = is_handshake_confirmed(sender.engine)
         largest[confirmed] = max(largest[confirmed], len(data))
-        return pair.client.engine._handshake_confirmed and generator.random() < loss
+        return is_handshake_confirmed(pair.client.engine) and generator.random() < loss
 
     pair.drop = drop
     pair.connect()
@@ -173,12 +183,12 @@ def test_packets_of_every_size_carry_every_byte(size: int, loss: float) -> None:
     assert size - 30 <= largest[True] <= size
 
 
-def test_packets_are_never_larger_than_the_peer_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "_OWN_UDP_PAYLOAD_LIMIT", 1300)
+def test_packets_are_never_larger_than_the_peer_takes() -> None:
     config = TransportConfig(max_udp_payload_size=9000)
-    pair = EnginePair(client_config=config, server_config=config).connect()
+    with announced_udp_payload_size(1300):
+        pair = EnginePair(client_config=config, server_config=config).connect()
     pair.run(1.0)
-    assert pair.client.engine._max_datagram_size == 1300
+    assert statistics(pair.client.engine).path_mtu == 1300
 
 
 def test_packet_numbers_stay_unambiguous_however_much_may_be_buffered() -> None:
@@ -192,16 +202,15 @@ def test_packet_numbers_stay_unambiguous_however_much_may_be_buffered() -> None:
     pair = EnginePair(client_config=config, server_config=config).connect()
     assert pair.server is not None
     engine = pair.client.engine
-    engine._loss._cc.congestion_window = 10**9
-    engine._remote_max_data = 10**9
+    set_congestion_window(engine, 10**9)
     stream_id = engine.open_stream(unidirectional=False)
     assert stream_id is not None
-    engine._streams[stream_id].max_stream_data_remote = 10**9
+    believe_max_data(engine, 10**9, stream_id)
     engine.write(stream_id, bytes(30_000_000))
     for _ in range(400):
-        engine._pacer._tokens = 1e9
+        fill_pacer(engine)
         engine.transmit(pair.now)
-    in_flight = len(engine._loss.spaces[-1].sent_packets)
+    in_flight = len(remembered_packets(engine))
     assert 16_000 <= in_flight < 16_200
 
 
@@ -236,10 +245,10 @@ def test_the_end_is_reported_once_and_with_its_cause() -> None:
 
 def test_keep_alive_sends_a_ping_now_and_then_only() -> None:
     pair = EnginePair(client_config=TransportConfig(keep_alive=10.0)).connect()
-    before = pair.client.engine._packet_number
+    before = next_packet_number(pair.client.engine)
     pair.run(1000.0)
     assert not pair.client.of(events.Terminated)
-    assert 90 <= pair.client.engine._packet_number - before <= 220
+    assert 90 <= next_packet_number(pair.client.engine) - before <= 220
 
 
 def test_reasons_are_cut_on_a_character_boundary() -> None:
@@ -278,7 +287,7 @@ def test_over_a_lossy_wire_every_stream_arrives_whole(
     for stream_id, data in sent.items():
         assert pair.server.received.get(stream_id, b"") == data
     assert not engine.has_unacknowledged_streams
-    assert engine._buffered == 0
+    assert statistics(engine).send_buffer_bytes == 0
 
 
 @pytest.mark.parametrize("early", [0.0, 5e-7])

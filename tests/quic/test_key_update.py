@@ -6,23 +6,22 @@ import random
 from typing import Any
 
 import pytest
-from aioquic import tls
 from hypothesis import given
 from hypothesis import strategies as st
 
 from phoenix_trio.quic import events
-from tests.quic.test_wire_rules import both_paths, ending, established, forge, hand_over
+from tests.engine_access import next_packet_number, statistics
+from tests.engine_packets import key_phase, seal_short, update_keys_too_early
+from tests.quic.test_wire_rules import both_paths, ending, established, hand_over
 from tests.support import EnginePair, Side, examples
-
-ONE_RTT = tls.Epoch.ONE_RTT
 
 
 def lost(side: Side) -> int:
-    return side.engine._recovery.packets_lost
+    return statistics(side.engine).packets_lost
 
 
 def phases(*sides: Side) -> list[int]:
-    return [side.engine._cryptos[ONE_RTT].recv.key_phase for side in sides]
+    return [key_phase(side.engine) for side in sides]
 
 
 @both_paths
@@ -73,7 +72,7 @@ def test_a_peer_which_updates_twice_at_once_is_still_understood(fast: bool) -> N
     server.engine.send_ping(1)
     pair.run(0.011)
     assert phases(client, server) == [1, 1]
-    client.engine.request_key_update()  # against the rule
+    update_keys_too_early(client.engine)
     client.engine.send_ping(2)
     pair.run(0.5)
     assert phases(client, server) == [0, 0]
@@ -83,7 +82,7 @@ def test_a_peer_which_updates_twice_at_once_is_still_understood(fast: bool) -> N
 @both_paths
 def test_a_packet_of_the_old_phase_may_come_late(fast: bool) -> None:
     pair, client, server = established(fast=fast)
-    late = [forge(client, b"\x30late%d" % number) for number in range(2)]
+    late = [seal_short(client.engine, b"\x30late%d" % number) for number in range(2)]
     client.engine.update_keys()
     client.engine.send_ping(1)
     pair.run(0.011)
@@ -103,15 +102,12 @@ def test_the_old_keys_again_after_the_new_ones_end_the_connection(fast: bool) ->
     """RFC 9001 section 6.4."""
     pair, client, server = established(fast=fast)
     pair.drop = lambda destination, data: True
-    old = client.engine._cryptos[ONE_RTT].send
-    aead, phase = old.aead, old.key_phase
+    old = seal_short(client.engine, b"\x01", number=next_packet_number(client.engine) + 1)
     client.engine.update_keys()
-    hand_over(pair, client, server, forge(client, b"\x01"))
+    hand_over(pair, client, server, seal_short(client.engine, b"\x01"))
     assert phases(server) == [1]
     assert ending(server) is None
-    crypto = client.engine._cryptos[ONE_RTT]
-    crypto.send.aead, crypto.recv.key_phase = aead, phase
-    hand_over(pair, client, server, forge(client, b"\x01"))
+    hand_over(pair, client, server, old)
     assert "KEY_UPDATE_ERROR" in str(ending(server))
 
 
@@ -122,7 +118,7 @@ def test_a_forged_phase_bit_changes_nothing(fast: bool) -> None:
     client.engine.send_ping(1)
     pair.run(0.5)
     for flipped in range(200):
-        forged = bytearray(forge(client, b"\x01"))
+        forged = bytearray(seal_short(client.engine, b"\x01"))
         forged[0] ^= 0x04
         forged[-1] ^= flipped
         hand_over(pair, client, server, bytes(forged))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from phoenix_trio.quic import events
+from tests.engine_access import forget_rtt, is_path_validated, path_in_use, statistics
 from tests.quic.test_wire_rules import both_paths, ending, established
 from tests.support import CLIENT, EnginePair, Side
 
@@ -27,7 +28,7 @@ def busy(*, fast: bool, **config: Any) -> tuple[EnginePair, Side, Side]:
     pair, client, server = established(fast=fast, **config)
     send(server, 3_000_000)
     pair.run(1.0)
-    assert server.engine._loss.congestion_window > 1_000_000
+    assert statistics(server.engine).congestion_window > 1_000_000
     return pair, client, server
 
 
@@ -42,46 +43,46 @@ def test_another_host_is_met_with_a_new_window_and_round_trip_time(fast: bool) -
     windows = []
     for _ in range(200):
         pair.run(0.005)
-        if server.engine._network_paths[0].addr == ELSEWHERE:
-            windows.append(server.engine._loss.congestion_window)
+        if path_in_use(server.engine) == ELSEWHERE:
+            windows.append(statistics(server.engine).congestion_window)
     assert min(windows) <= 10 * 1200
     assert max(windows) > 10 * 1200, "and it grows again"
     pair.run(20.0)
     assert client.received[stream_id] == data
-    assert server.engine._recovery._rtt_min == pytest.approx(0.2, abs=0.01)
+    assert statistics(server.engine).rtt_min == pytest.approx(0.2, abs=0.01)
 
 
 @both_paths
 def test_another_port_of_the_same_host_changes_nothing(fast: bool) -> None:
     pair, client, server = busy(fast=fast, max_udp_payload_size=1452)
-    before = server.engine._loss.congestion_window
+    before = statistics(server.engine).congestion_window
     client.address = (CLIENT, 7777)
     stream_id, data = send(server, 500_000)
     client.engine.send_ping(1)
     pair.run(2.0)
-    assert server.engine._network_paths[0].addr == (CLIENT, 7777)
+    assert path_in_use(server.engine) == (CLIENT, 7777)
     assert client.received[stream_id] == data
-    assert server.engine._loss.congestion_window >= before
-    assert server.engine._max_datagram_size == 1452
+    assert statistics(server.engine).congestion_window >= before
+    assert statistics(server.engine).path_mtu == 1452
 
 
 @both_paths
 def test_a_forged_address_does_not_slow_the_connection_down(fast: bool) -> None:
     pair, client, server = busy(fast=fast)
-    before = server.engine._loss.congestion_window
+    before = statistics(server.engine).congestion_window
     client.address, true = ELSEWHERE, client.address
     client.engine.send_ping(1)
     pair.flush(client)
     client.address = true
     pair.drop = lambda destination, data: bool(
-        destination is client and server.engine._network_paths[0].addr == ELSEWHERE
+        destination is client and path_in_use(server.engine) == ELSEWHERE
     )
     pair.run(0.02)
-    assert server.engine._network_paths[0].addr == ELSEWHERE
+    assert path_in_use(server.engine) == ELSEWHERE
     client.engine.send_ping(2)
     pair.run(5.0)
-    assert server.engine._network_paths[0].addr == true
-    assert server.engine._loss.congestion_window >= before // 2
+    assert path_in_use(server.engine) == true
+    assert statistics(server.engine).congestion_window >= before // 2
 
 
 @both_paths
@@ -89,7 +90,7 @@ def test_a_path_which_takes_less_is_validated_with_packets_which_pass(fast: bool
     """From jumbo frames to a common network, with data going both ways."""
     pair, client, server = established(fast=fast, max_udp_payload_size=9000)
     pair.run(1.0)
-    assert server.engine._max_datagram_size == 9000
+    assert statistics(server.engine).path_mtu == 9000
     stream_id, data = send(server, 300_000)
     pair.run(0.001)
     client.address = ELSEWHERE
@@ -99,15 +100,15 @@ def test_a_path_which_takes_less_is_validated_with_packets_which_pass(fast: bool
         client.engine.send_datagram(bytes(1000))
         client.engine.send_ping(number)
         pair.run(0.005)
-        if server.engine._network_paths[0].addr == ELSEWHERE:
-            challenges.append(server.engine._max_datagram_size)
+        if path_in_use(server.engine) == ELSEWHERE:
+            challenges.append(statistics(server.engine).path_mtu)
     assert challenges[0] == 1200
-    assert server.engine._network_paths[0].is_validated
+    assert is_path_validated(server.engine)
     pair.run(20.0)
     assert client.received[stream_id] == data
     assert ending(server) is None
     assert not server.of(events.Terminated)
-    assert 1200 <= server.engine._max_datagram_size <= 1400
+    assert 1200 <= statistics(server.engine).path_mtu <= 1400
 
 
 @both_paths
@@ -116,27 +117,28 @@ def test_what_was_sent_before_says_nothing_of_the_round_trip_time_of_another_pat
 ) -> None:
     """RFC 9000 section 9.4; it may be acknowledged only now, from wherever the peer is."""
     pair, _, server = established(fast=fast)
-    recovery = server.engine._recovery
     server.engine.send_ping(1)
     pair.flush(server)
     pair.now += 0.003
-    recovery.begin_path(pair.now)
-    assert not recovery._rtt_initialized
+    forget_rtt(server.engine, pair.now)
+    assert statistics(server.engine).rtt_latest is None
     pair.run(0.5)
     assert [ping.uid for ping in server.of(events.PingAcknowledged)] == [1]
-    assert not recovery._rtt_initialized, "a sample of the path from which it went away"
+    assert statistics(server.engine).rtt_latest is None, (
+        "a sample of the path from which it went away"
+    )
     pair.delay = 0.1
     server.engine.send_ping(2)
     pair.run(0.5)
-    assert recovery._rtt_min == recovery._rtt_latest == pytest.approx(0.2, abs=0.03)
+    facts = statistics(server.engine)
+    assert facts.rtt_min == facts.rtt_latest == pytest.approx(0.2, abs=0.03)
 
 
 @both_paths
 def test_what_is_sent_at_the_very_moment_is_sent_on_the_new_path(fast: bool) -> None:
     pair, _, server = established(fast=fast)
-    recovery = server.engine._recovery
-    recovery.begin_path(pair.now)
+    forget_rtt(server.engine, pair.now)
     server.engine.send_ping(1)
     pair.flush(server)
     pair.run(0.5)
-    assert recovery._rtt_initialized
+    assert statistics(server.engine).rtt_latest is not None

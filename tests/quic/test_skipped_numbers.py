@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from phoenix_trio import TransportConfig
 from phoenix_trio.quic import events
 from phoenix_trio.quic.skipped_numbers import (
     FIRST_PERIOD,
@@ -14,8 +16,15 @@ from phoenix_trio.quic.skipped_numbers import (
     REMEMBERED,
     SkippedNumbers,
 )
+from tests.engine_access import (
+    change_connection_id,
+    marked_packets,
+    next_packet_number,
+    skipped_numbers,
+    statistics,
+)
 from tests.quic.test_wire_rules import both_paths, ending
-from tests.support import EnginePair, Side, examples
+from tests.support import EnginePair, Side, examples, skip_numbers
 
 
 def test_no_number_is_skipped_before_it_begins() -> None:
@@ -70,6 +79,11 @@ def test_it_answers_as_a_plain_list_of_numbers_would(
 # ------------------------------------------------------------------ in a connection
 
 
+def paired(fast: bool, skips: Callable[[int], int] | None) -> EnginePair:
+    config = TransportConfig(enable_fast_path=fast)
+    return EnginePair(client_config=config, server_config=config, skips=skips).connect()
+
+
 def transfer(pair: EnginePair, source: Side, size: int) -> tuple[int, bytes]:
     stream_id = source.engine.open_stream(unidirectional=True)
     assert stream_id is not None
@@ -82,49 +96,41 @@ def transfer(pair: EnginePair, source: Side, size: int) -> tuple[int, bytes]:
 def test_a_gap_in_the_numbers_costs_no_packet_and_is_no_loss(fast: bool) -> None:
     """Two packets may overtake a third one whether or not a number is left out between them."""
     generator = random.Random(3)
-    pair = EnginePair(skips=lambda n: generator.randrange(12)).connect()
+    pair = paired(fast, lambda n: generator.randrange(12))
     assert pair.server is not None
-    pair.client.engine._fast.enabled = pair.server.engine._fast.enabled = fast
     pair.run(2.0)
     stream_id, data = transfer(pair, pair.client, 2_000_000)
-    before = pair.client.engine.skipped.count
+    engine = pair.client.engine
+    before = skipped_numbers(engine).count
     pair.run(20.0)
     assert pair.server.received[stream_id] == data
-    assert pair.client.engine.skipped.count > before + 50
-    engine = pair.client.engine
-    statistics = engine.statistics(
-        datagrams_dropped_incoming=0,
-        flow_control_stalls=0,
-        stream_credit_stalls=0,
-        receive_buffer_bytes=0,
-    )
-    assert statistics.packets_lost == 0
-    assert statistics.packets_sent == engine._packet_number - engine.skipped.count
+    skipped = skipped_numbers(engine).count
+    assert skipped > before + 50
+    assert statistics(engine).packets_lost == 0
+    assert statistics(engine).packets_sent == next_packet_number(engine) - skipped
 
 
 @both_paths
 def test_packets_which_two_others_overtook_are_not_lost_beside_a_skipped_number(
     fast: bool,
 ) -> None:
-    pair = EnginePair(skips=None).connect()
+    pair = paired(fast, None)
     pair.run(2.0)
-    assert pair.server is not None
     client = pair.client.engine
-    client._fast.enabled = pair.server.engine._fast.enabled = fast
-    client.skipped = client._recovery.skipped = SkippedNumbers(lambda n: 0)
-    first = client._packet_number
-    client.skipped.begin(first)  # after this packet, and each following one
+    skip_numbers(client, lambda n: 0)
+    first = next_packet_number(client)
+    skipped_numbers(client).begin(first)  # after this packet, and each following one
     for uid in range(3):
         client.send_ping(uid)
         for _, _, destination, data, source in take_wire(pair, pair.client):
             # The first packet comes last, after two with the numbers + 2 and + 4.
             arrival = pair.now + (0.0101 if uid == 0 else 0.01)
             pair.wire.append((arrival, pair._sequence + 10 * uid, destination, data, source))
-    assert client.skipped.count >= 2
-    assert client._packet_number >= first + 5
+    assert skipped_numbers(client).count >= 2
+    assert next_packet_number(client) >= first + 5
     pair.run(1.0)
     assert len(pair.client.of(events.PingAcknowledged)) == 3
-    assert client._recovery.packets_lost == 0
+    assert statistics(client).packets_lost == 0
 
 
 def take_wire(pair: EnginePair, side: Side) -> list[tuple[float, int, Side, bytes, tuple]]:  # type: ignore[type-arg]
@@ -144,12 +150,12 @@ def test_marked_packets_are_counted_without_the_skipped_numbers() -> None:
     engine = pair.client.engine
     transfer(pair, pair.client, 300_000)
     marked = 0
-    sent = engine._ecn._sent
+    sent = marked_packets(engine)
     for _ in range(100):
         for data, _, size, mark in engine.transmit(pair.now):
             marked += -(-len(data) // size) if mark else 0
-    assert engine.skipped.count > 3
-    assert engine._ecn._sent - sent == marked
+    assert skipped_numbers(engine).count > 3
+    assert marked_packets(engine) - sent == marked
 
 
 @examples(10)
@@ -164,11 +170,9 @@ def test_an_honest_peer_never_acknowledges_a_skipped_number(
 ) -> None:
     """Under loss, reordering, key updates, new ports and new connection IDs."""
     generator = random.Random(seed)
-    pair = EnginePair(skips=lambda n: generator.randrange(8)).connect()
+    pair = paired(fast, lambda n: generator.randrange(8))
     server = pair.server
     assert server is not None
-    for side in (pair.client, server):
-        side.engine._fast.enabled = fast
     pair.drop = lambda destination, data: generator.random() < loss
     pair.jitter = lambda: generator.random() * jitter
     expected = {}
@@ -184,11 +188,11 @@ def test_an_honest_peer_never_acknowledges_a_skipped_number(
         elif what == 1:
             pair.client.address = (pair.client.address[0], generator.randrange(1024, 65_000))
         elif what == 2:
-            side.engine.change_connection_id()
+            change_connection_id(side.engine)
     pair.drop = lambda destination, data: False
     pair.run(20.0)
     assert ending(pair.client) is None
     assert ending(server) is None
     for stream_id, (target, data) in expected.items():
         assert target.received[stream_id] == data
-    assert server.engine.skipped.count > 10
+    assert skipped_numbers(server.engine).count > 10
