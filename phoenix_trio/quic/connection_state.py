@@ -29,9 +29,10 @@ from .waiter import Lot
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
-    from .driver import Route, SocketDriver
+    from .driver import SocketDriver
     from .engine import Engine
     from .remains import ConnectionRemains
+    from .route import Route
 
 __all__ = ["ConnectionState"]
 

@@ -1,15 +1,13 @@
-"""Who turns the crank? One UDP socket, its connections' engines, their timers.
+"""Drives one UDP socket: reads datagrams, runs timers, delivers events, sends packets.
 
-Floor 2.  The driver owns the socket and is the only one who calls the engines
-with packets and times.  It holds no protocol arithmetic, and knows nothing of
-streams: above it, a connection is a :class:`Sink` which takes events.
+Floor 2.  The driver owns the socket, and only the driver calls engines with packets and
+times.  It contains no protocol arithmetic, and knows nothing of streams: above it, a
+connection is a :class:`~phoenix_trio.quic.route.Sink`, which takes events.
 
-One turn: drain the socket up to a bound, hand each datagram to its engine, run
-the timers which are due, deliver events, flush every connection which has
-something to say, sleep until the socket is readable or a deadline comes.
-Applications which write mark their connection dirty, and a second task flushes
-all dirty ones together in its next turn.  Sending never blocks: a cancelled
-``await send`` would lose packets already counted in flight.
+One turn: drain the socket up to a bound and hand each datagram to its engine
+(:mod:`~phoenix_trio.quic.receiving`), run the timers that are due, deliver events, flush
+every connection that has something to say (:mod:`~phoenix_trio.quic.sending`), sleep until
+the socket is readable or a deadline comes.
 
 Two ways to run: :meth:`SocketDriver.run` in a nursery; or, where there is no
 nursery (a listener opened by a plain function), the tasks that wait take turns at
@@ -19,16 +17,10 @@ driving (:meth:`SocketDriver.wait`, :mod:`~phoenix_trio.quic.hand_over`).
 from __future__ import annotations
 
 import hashlib
-import heapq
 import hmac
-import itertools
 import logging
 import math
-import os
-import threading
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Protocol
+from collections.abc import Awaitable, Callable
 
 import trio
 
@@ -36,68 +28,44 @@ from ..config import TransportConfig
 from ..errors import ApplicationErrorCode
 from ..metrics import EndpointStatistics
 from . import events
-from .admission import (
-    CONNECTION_ID_LENGTH,
-    Admission,
-    Admit,
-    Answer,
-    destination_connection_id,
-)
+from .admission import Admission, Admit
 from .closing import ClosingConnection
-from .engine import Engine, Run
-from .fast_path import BUILD_BYTES
+from .engine import Engine
 from .groups import unwrap_lone
 from .hand_over import HandOver
+from .incoming import Incoming
 from .memory_budget import EndpointMemory
 from .packet_io import DatagramSocket, ReceivedRun
-from .path_address import Address, PathAddress, SocketAddress, remote_of
-from .places import Place
-from .receive_pool import receive_pool
-from .remains import ConnectionRemains
+from .path_address import SocketAddress
+from .receiving import Receiver
+from .route import NO_SINK, Route, Sink
+from .routing_table import RESET_TOKEN_LENGTH, RoutingTable
+from .sending import Sender
 from .stalls import Arrivals
+from .timers import Timers
 from .turn_budget import Account, TurnBudget
 from .waiter import Lot
 
-__all__ = ["Route", "Sink", "SocketDriver"]
+__all__ = ["SocketDriver"]
 
 logger = logging.getLogger("phoenix_trio.quic")
 
-#: Runs of datagrams read in one turn before anything is sent: enough to share the cost of a
-#: turn, few enough that acknowledgements are not kept waiting.
-RUNS_PER_TURN = 16
+#: Flushes by a task which does not drive.  Two: what the first holds back because more may
+#: be written (:meth:`Engine.begin_pass`) would wait for a driver that may not come.
+FLUSHES_ALONE = 2
 
-#: Times that the socket is read in one turn at most, while what comes is held back.
-BATCHES_PER_TURN = 8
-
-#: Builds which a connection sends in one turn before the others have theirs.
-BUILDS_PER_CONNECTION = 4
-
-#: Turns for which small packets wait for more to say while applications go on writing, besides
-#: the first; an exchange of messages takes about six turns at each end.
-TURNS_FOR_COMPANY = 5
-
-#: Connections with something to say above which there is company enough.
-ROUTES_WITH_COMPANY = 16
-
-#: Seconds for which a connection ID that is no longer used is still recognised, so that
-#: late packets get no stateless reset: three probe timeouts of a slow path.
-RETIRED_ID_SECONDS = 3.0
+#: Flushes of the last packets before the socket closes, at most.
+LAST_FLUSHES = 100
 
 #: A timer due within so many seconds is put off when its cause is gone; later ones are
-#: left to find nothing to do, so that superseded entries stay few.
+#: left to find nothing to do, so that stale entries stay few.
 PUT_OFF_SECONDS = 0.005
-
-#: Timers which are superseded or of connections which are over, besides four a connection,
-#: which are left in the heap until their time comes.
-STALE_TIMERS = 64
 
 #: Seconds after which a timer is looked at again that is due but has nothing to do (RFC 9002
 #: section 6.1.2: kGranularity).
 TIMER_GRANULARITY = 0.001
 
-_RESET_TOKEN_LENGTH = 16
-
-#: What the driver itself has to know of; see :meth:`SocketDriver._note_event`.
+#: Events that the driver itself acts on; see :meth:`SocketDriver._note_event`.
 _RARE_EVENTS = frozenset(
     {
         events.ConnectionIdIssued,
@@ -107,103 +75,6 @@ _RARE_EVENTS = frozenset(
         events.Terminated,
     }
 )
-
-_thread = threading.local()
-
-
-def _slab() -> bytearray:
-    """Room to build packets in, one for all endpoints of a thread.
-
-    What is built there is sent, or copied, before anything else can run.
-    """
-    slab: bytearray | None = getattr(_thread, "slab", None)
-    if slab is None:
-        slab = _thread.slab = bytearray(BUILD_BYTES)
-    return slab
-
-
-class Sink(Protocol):
-    """What takes a connection's events: the connection of the floor above."""
-
-    def bind(self, route: Route) -> None:
-        """Learn the route; called once, before any event."""
-
-    def handle_events(self, batch: list[events.Event]) -> None:
-        """Take events, in order.  Must not block and must not raise."""
-
-    def on_released(self, remains: ConnectionRemains) -> None:
-        """The connection is over, and its engine freed; the last call."""
-
-
-class _NoSink:
-    """In the place of the sink of a connection which is over."""
-
-    def bind(self, route: Route) -> None: ...
-
-    def handle_events(self, batch: list[events.Event]) -> None: ...
-
-    def on_released(self, remains: ConnectionRemains) -> None: ...
-
-
-_NO_SINK = _NoSink()
-
-
-class Route:
-    """One connection as the driver sees it."""
-
-    __slots__ = (
-        "_token_keys",
-        "account",
-        "connection_ids",
-        "engine",
-        "handshake_deadline",
-        "initial_connection_id",
-        "is_pending",
-        "place",
-        "scheduled_at",
-        "sink",
-        "writers",
-    )
-
-    def __init__(self, engine: Engine, sink: Sink, *, place: Place | None = None) -> None:
-        self.engine: Engine | ClosingConnection = engine
-        self.sink = sink
-        self.place = place
-        """An incoming connection's place among those which the endpoint keeps."""
-        self.is_pending = place is not None
-        """Whether this is an incoming handshake which has not been completed."""
-        self.account: Account | None = None
-        """What it has cost of late; ``None`` during the handshake."""
-        self.handshake_deadline = math.inf
-        self.connection_ids: set[bytes] = set()
-        self.initial_connection_id: bytes | None = None
-        self.scheduled_at = math.inf
-        self.writers: set[trio.lowlevel.Task] = set()
-        """Who has written since the last packets were built, and may go on."""
-        self._token_keys: set[bytes] = set()
-
-
-def _path_of(route: Route, address: Address) -> Address:
-    """The path on which a connection's datagram has come.
-
-    A server has to answer from the address to which the client sends, for clients
-    discard packets of an unknown server address (RFC 9000 section 9).  A client must not
-    tie itself to its own address: the system chooses it by the route to the server, and
-    when the device goes from Wi-Fi to a mobile network, the next packet leaves from the
-    new address, and the server takes that for a migration.  From a socket which dials
-    and listens come both kinds.
-    """
-    if type(address) is PathAddress and route.place is None:
-        return address.remote
-    return address
-
-
-def _may_not_know(route: Route) -> bool:
-    """Whether a connection was closed here, and its peer is still to be told (again)."""
-    engine = route.engine
-    if isinstance(engine, ClosingConnection):
-        return engine.awaits_answer
-    return engine.is_ending
 
 
 class SocketDriver:
@@ -220,35 +91,21 @@ class SocketDriver:
         self.config = config
         self.memory = EndpointMemory(config)
         """Shared by all connections of the socket."""
-        self._pool = receive_pool(config.memory_pool_size) if config.enable_memory_pool else None
         # (Linux reserves twice what it grants, for its own bookkeeping.)
         self._arrivals = Arrivals(2 * socket.statistics.receive_buffer_size)
         self._reset_key = reset_key
         self._admission = Admission(config, self.reset_token)
-        self.accept: Callable[[Admit, SocketAddress], tuple[Engine, Sink]] | None = None
-        """Set while the endpoint listens: makes the connection for an admitted client."""
-
+        self._table = RoutingTable()
+        self._routes = self._table.routes
+        self._incoming = Incoming(socket, config, self._admission, self._register)
         self._budget: TurnBudget[ReceivedRun] = TurnBudget(config.backlog_size)
-        self._held_at = math.inf  # when to take what it has held back
+        self._receiver = Receiver(socket, config, self._table, self._budget, self._incoming)
+        self._sender = Sender(socket, on_transmitted=self._deliver, on_blocked=self._settle)
+        self._held_at = math.inf  # when to take what the budget has held back
         self._rested = True  # whether there was nothing to do before this turn
-        self._routes: dict[bytes, Route] = {}
-        self._all: dict[Route, None] = {}
-        self._retired: deque[tuple[float, bytes, Route]] = deque()
-        # Tokens are secrets: looked up under a keyed hash, so that the time a look-up
-        # takes says nothing of them (RFC 9000 section 10.3.1).
-        self._token_key = os.urandom(32)
-        self._reset_routes: dict[bytes, Route] = {}
-
-        self._timers: list[tuple[float, int, Route]] = []
-        self._sequence = itertools.count()
-        self._dirty: dict[Route, None] = {}
-        self._unsent: deque[Run] = deque()
-        self._flush_lot = trio.lowlevel.ParkingLot()
-        self._linger_lot = trio.lowlevel.ParkingLot()
-        self._is_quiet = False
-        """Whether nobody has touched a connection since this was set."""
-        self._send_error: OSError | None = None
+        self._timers: Timers[Route] = Timers()
         self._sleep: trio.CancelScope | None = None
+        self._linger_lot = trio.lowlevel.ParkingLot()
         self._is_closed = False
         self._hand_over = HandOver(
             self._drive, on_stop=self._flush_left_over, on_unattended=self.close_if_unused
@@ -256,25 +113,27 @@ class SocketDriver:
         self.failure: BaseException | None = None
         """What has stopped the driver for good."""
         self.has_own_tasks = False
-        """Whether :meth:`run` drives; otherwise it is whoever waits."""
+        """Whether :meth:`run` drives; otherwise, tasks that wait do."""
         self.close_when_unused = False
         """Close the socket as soon as there is neither a listener nor a connection."""
         self.on_close: Callable[[], None] | None = None
         """Called once, when the socket has been closed."""
-
-        self._datagrams_unroutable = 0
-        self._connections_accepted = 0
-        self._connections_refused = 0
-        self._handshakes_failed = 0
-        self._answers: dict[str, int] = {}
-        self._resets_received = 0
 
     # ------------------------------------------------------------------ for the floors above
 
     def reset_token(self, connection_id: bytes) -> bytes:
         """The stateless reset token of one of our connection IDs (RFC 9000 section 10.3.2)."""
         digest = hmac.new(self._reset_key, b"stateless reset" + connection_id, hashlib.sha256)
-        return digest.digest()[:_RESET_TOKEN_LENGTH]
+        return digest.digest()[:RESET_TOKEN_LENGTH]
+
+    @property
+    def accept(self) -> Callable[[Admit, SocketAddress], tuple[Engine, Sink]] | None:
+        """Set while the endpoint listens: makes the connection of an admitted client."""
+        return self._incoming.accept
+
+    @accept.setter
+    def accept(self, accept: Callable[[Admit, SocketAddress], tuple[Engine, Sink]] | None) -> None:
+        self._incoming.accept = accept
 
     def report_local_addresses(self) -> None:
         """From now on, answer each peer from the local address to which it sends.
@@ -300,70 +159,54 @@ class SocketDriver:
         for all that are touched now."""
         if self._is_closed:
             return
-        self._is_quiet = False
+        sender = self._sender
+        sender.is_quiet = False
         if not self._hand_over.is_running:
-            self._dirty[route] = None
+            sender.dirty[route] = None
             self._flush_alone()
             self.close_if_unused()
             return
-        if route not in self._dirty:
-            if not self._dirty:
-                self._wake_flusher()
-            self._dirty[route] = None
+        if route not in sender.dirty:
+            if not sender.dirty:
+                sender.wake()
+            sender.dirty[route] = None
 
     def _flush_alone(self) -> None:
-        """Nobody turns the crank just now, so whoever is here does it.
-
-        Twice: what the first pass holds back because there may be more to say
-        (:meth:`Engine.begin_pass`) would wait for somebody who may not come.
-        """
-        now = trio.current_time()
+        """Flush in the running task, while no task drives."""
         try:
-            for _ in range(2):
-                dirty, self._dirty = self._dirty, {}
-                self._flush(now, dirty)
-                if self._unsent or not self._dirty:
-                    break
+            self._sender.flush_dirty(trio.current_time(), passes=FLUSHES_ALONE)
         except OSError as error:
             self._fail(error)
 
     def on_rest(self, route: Route) -> None:
         """The running task has nothing more to write on this connection for now.
 
-        When that is true of all who have written, nobody is worth waiting for, and what
-        there is leaves at once.  No events are delivered here: the task is about to wait
-        for one, and would miss it.
+        Once that is true of all tasks that have written, waiting longer gains nothing, and
+        what there is leaves at once.  No events are delivered here: the task is about to
+        wait for one, and would miss it.
         """
         writers = route.writers
         writers.discard(trio.lowlevel.current_task())
-        if writers or route not in self._dirty or self._unsent or not self._hand_over.is_running:
+        sender = self._sender
+        if writers or route not in sender.dirty or sender.unsent or not self._hand_over.is_running:
             return
         now = trio.current_time()
         try:
-            self._transmit(route, now)
+            sender.transmit(route, now)
         except OSError as error:
-            self._send_error = error  # for the task to which the socket belongs
+            sender.error = error  # for the task that drives
             return
         engine = route.engine
         if engine.has_events or engine.is_ending or engine.has_more_to_send(now):
-            return  # it stays dirty, and that task goes on
-        del self._dirty[route]
+            return  # it stays dirty, and the sender's task goes on
+        del sender.dirty[route]
         self._settle(route, now)
 
-    def _wake_flusher(self) -> None:
-        if self._flush_lot:
-            self._flush_lot.unpark_all()
-
     def flush_now(self) -> None:
-        """Send what can be sent without waiting; for the last packets before the socket closes."""
+        """Send what can be sent without waiting: the last packets before the socket closes."""
         if not self._is_closed:
-            now = trio.current_time()
             try:
-                for _ in range(100):
-                    dirty, self._dirty = self._dirty, {}
-                    self._flush(now, dirty)
-                    if self._unsent or not self._dirty:
-                        break
+                self._sender.flush_dirty(trio.current_time(), passes=LAST_FLUSHES)
             except OSError:
                 logger.exception("the last packets could not be sent")
 
@@ -398,9 +241,7 @@ class SocketDriver:
         try:
             with unwrap_lone():
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(
-                        self._until_closed, self._flush_forever, nursery.cancel_scope
-                    )
+                    nursery.start_soon(self._until_closed, self._sender.run, nursery.cancel_scope)
                     nursery.start_soon(self._watch_timers)
                     await self._until_closed(self._receive_forever, nursery.cancel_scope)
         except Exception as error:
@@ -409,7 +250,7 @@ class SocketDriver:
 
     def _flush_left_over(self) -> None:
         """Send what the cancelled tasks would have sent: for long, no task may drive."""
-        if self._dirty and not self._is_closed:
+        if self._sender.dirty and not self._is_closed:
             self._flush_alone()
 
     async def _until_closed(
@@ -430,29 +271,29 @@ class SocketDriver:
     @property
     def sinks(self) -> list[Sink]:
         """The connections at present."""
-        return [route.sink for route in self._all]
+        return [route.sink for route in self._routes]
 
     def close(self) -> None:
         """Send what can be sent, close the socket, forget every connection.  Idempotent."""
         if self._is_closed:
             return
         now = trio.current_time()
-        for route in list(self._all):
+        for route in list(self._routes):
             route.engine.close_application(
                 ApplicationErrorCode.SHUTTING_DOWN, "the endpoint was closed"
             )
-            self._dirty[route] = None
+            self._sender.dirty[route] = None
             self._deliver(route, now)
         self.flush_now()
         # One more copy for those which may not know yet: there is no later occasion.
-        for route in list(self._all):
+        for route in list(self._routes):
             if isinstance(route.engine, ClosingConnection):
                 route.engine.say_again()
-                self._dirty[route] = None
+                self._sender.dirty[route] = None
         self.flush_now()
         self._is_closed = True
         self.accept = None
-        for route in list(self._all):
+        for route in list(self._routes):
             self._forget(route, now)
         self._close_socket()
 
@@ -466,7 +307,7 @@ class SocketDriver:
         """
         await trio.lowlevel.checkpoint()
         with trio.move_on_after(self.config.close_linger):
-            while any(map(_may_not_know, self._all)):
+            while any(route.may_not_know_of_end for route in self._routes):
                 await self._linger_lot.park()
 
     def close_if_unused(self) -> None:
@@ -477,8 +318,8 @@ class SocketDriver:
         """
         if not self.close_when_unused or self.accept is not None:
             return
-        if not self._all or (
-            not self._hand_over.is_running and all(route.engine.is_ending for route in self._all)
+        if not self._routes or (
+            not self._hand_over.is_running and all(route.engine.is_ending for route in self._routes)
         ):
             self.close()
 
@@ -491,7 +332,8 @@ class SocketDriver:
 
     def statistics(self) -> EndpointStatistics:
         """A snapshot of the endpoint's counters."""
-        counters = self.socket.statistics
+        counters, incoming = self.socket.statistics, self._incoming
+        answers = incoming.answers
         return EndpointStatistics(
             bytes_sent=counters.bytes_sent,
             bytes_received=counters.bytes_received,
@@ -502,17 +344,17 @@ class SocketDriver:
             receive_calls=counters.receive_calls,
             pooled_receives=counters.pooled_receives,
             soft_errors=counters.soft_errors,
-            datagrams_unroutable=self._datagrams_unroutable,
+            datagrams_unroutable=incoming.datagrams_unroutable,
             receives_dropped=self._budget.dropped,
-            connections=len(self._all),
+            connections=len(self._routes),
             handshakes=self._admission.places.handshakes,
-            connections_accepted=self._connections_accepted,
-            connections_refused=self._connections_refused + self._answers.get("refusal", 0),
-            handshakes_failed=self._handshakes_failed,
-            retries_sent=self._answers.get("retry", 0),
-            version_negotiations_sent=self._answers.get("version negotiation", 0),
-            stateless_resets_sent=self._answers.get("stateless reset", 0),
-            stateless_resets_received=self._resets_received,
+            connections_accepted=incoming.connections_accepted,
+            connections_refused=incoming.connections_refused + answers.get("refusal", 0),
+            handshakes_failed=incoming.handshakes_failed,
+            retries_sent=answers.get("retry", 0),
+            version_negotiations_sent=answers.get("version negotiation", 0),
+            stateless_resets_sent=answers.get("stateless reset", 0),
+            stateless_resets_received=self._receiver.resets_received,
             receive_memory_used=self.memory.receive.used,
             receive_memory_limit=self.memory.receive.limit,
             send_memory_used=self.memory.send.used,
@@ -521,7 +363,7 @@ class SocketDriver:
 
     def note_refused(self) -> None:
         """An established connection was closed because the accept backlog is full."""
-        self._connections_refused += 1
+        self._incoming.connections_refused += 1
 
     # ------------------------------------------------------------------ the three tasks
 
@@ -545,36 +387,20 @@ class SocketDriver:
             self._turn()
 
     def _turn(self) -> bool:
-        """Read what has arrived, run the timers which are due, answer; whether more may wait."""
+        """Read what has arrived, run the timers that are due, answer; whether more may wait."""
         now = trio.current_time()
         touched: dict[Route, None] = {}
-        budget = self._budget
-        size = 0
-        drained = False
-        for batch in range(BATCHES_PER_TURN):
-            runs = self.socket.receive_runs(RUNS_PER_TURN, self._pool)
-            if not batch:
-                # (Not before: the time for reading belongs to no connection.)
-                budget.begin_turn(now, rested=self._rested)
-                self._rested = False
-            was_dear = False
-            for run in runs:
-                was_dear = self._dispatch_run(run, now, touched) or was_dear
-            drained = len(runs) < RUNS_PER_TURN
-            if not drained:
-                size += sum(run[4] for run in runs)
-            if drained or not was_dear:
-                break  # (Behind a flood, others wait in the socket's buffer.)
-        if budget.has_held:
-            while (held := budget.take_held()) is not None:
-                self._dispatch_run(held, now, touched, was_held=True)
+        budget, sender = self._budget, self._sender
+        size = self._receiver.read(now, touched, rested=self._rested)
+        self._rested = False
+        drained = size is None
         if drained or not self._arrivals.is_behind(now, drained=drained):
             self._run_timers(now, touched)
-        self._arrivals.on_read(now, 0 if drained else size, drained=drained)
+        self._arrivals.on_read(now, size or 0, drained=drained)
         # Those to whom applications are writing just now have their turn of sending soon.
         answering = []
         for route in touched:
-            if route not in self._dirty and not self._can_wait(route, now):
+            if route not in sender.dirty and not self._can_wait(route, now):
                 answering.append(route)
             account = route.account
             if account is not None and account.is_dear:
@@ -583,9 +409,9 @@ class SocketDriver:
                 budget.charge_events(account)
             else:
                 self._hand_up(route, now)
-        self._flush(now, answering)
-        if self._dirty or self._unsent:
-            self._wake_flusher()
+        sender.flush(now, answering)
+        if sender.dirty or sender.unsent:
+            sender.wake()
         if budget.has_held or self._held_at < math.inf:
             self._held_at = budget.next_work_at()
             if self._sleep is not None:
@@ -600,203 +426,6 @@ class SocketDriver:
         if deadline < route.scheduled_at:
             self._schedule(route, deadline)
         return True
-
-    async def _flush_forever(self) -> None:
-        while True:
-            if self._unsent:
-                await self.socket.wait_writable()
-            elif self._dirty:
-                await trio.lowlevel.checkpoint()
-            else:
-                await self._flush_lot.park()
-                await self._wait_for_company()
-            if self._send_error is not None:
-                raise self._send_error
-            dirty, self._dirty = self._dirty, {}
-            self._flush(trio.current_time(), dirty)
-
-    async def _wait_for_company(self) -> None:
-        """A few turns for those who write, before their packets are built.
-
-        What belongs together (the answer, then, after a look for more to read, the end of
-        the stream) should leave together, and so should what other streams say at the same
-        time: a packet costs far more than a frame.  Nobody waits for long, and who has a
-        full packet does not wait for others.
-        """
-        if not self._dirty:
-            return  # (All has left with those who came to rest.)
-        await trio.lowlevel.checkpoint()
-        for _ in range(TURNS_FOR_COMPANY):
-            if not self._dirty:
-                break
-            self._is_quiet = True
-            await trio.lowlevel.checkpoint()
-            if self._is_quiet or len(self._dirty) > ROUTES_WITH_COMPANY:
-                break
-            if any(route.engine.has_full_packet for route in self._dirty):
-                break
-
-    # ------------------------------------------------------------------ sending
-
-    def _flush(self, now: float, routes: Iterable[Route]) -> None:
-        """One bounded run of packets of every connection; those with more become dirty again."""
-        unsent = self._unsent
-        while unsent:
-            data, address, size, mark = unsent[0]
-            taken = self.socket.send_run(data, address, size, mark)
-            if taken < len(data):
-                unsent[0] = (data[taken:], address, size, mark)
-                break
-            unsent.popleft()
-        for route in routes:
-            if unsent:
-                self._dirty[route] = None
-                self._settle(route, now)
-                continue
-            self._transmit(route, now)
-            self._deliver(route, now)
-            if route.engine.has_more_to_send(now):
-                self._dirty[route] = None  # its turn comes again after the others'
-
-    def _transmit(self, route: Route, now: float) -> None:
-        """One bounded run of packets of a connection."""
-        route.writers.clear()
-        engine, slab = route.engine, _slab()
-        engine.begin_pass()
-        for _ in range(BUILDS_PER_CONNECTION):
-            runs = engine.transmit(now, slab)
-            for run in runs:
-                self._send(run)
-            if not runs or self._unsent or not engine.has_more_to_send(now):
-                break
-
-    def _send(self, run: Run) -> None:
-        data, address, size, mark = run
-        taken = 0 if self._unsent else self.socket.send_run(data, address, size, mark)
-        if taken < len(data):
-            # Counted in flight already: kept, and nothing else is built before.
-            self._unsent.append((bytes(data[taken:]), address, size, mark))
-
-    # ------------------------------------------------------------------ receiving
-
-    def _dispatch_run(
-        self, run: ReceivedRun, now: float, touched: dict[Route, None], *, was_held: bool = False
-    ) -> bool:
-        """Hand the datagrams of a run to their connections.
-
-        Returns whether some of them have to wait, or were dropped, because their connection
-        is dear (:mod:`~phoenix_trio.quic.turn_budget`).
-        """
-        data, address, size, mark, stop = run
-        if not address[1]:
-            # Nothing can be sent to port 0, so such a datagram is worth no work.
-            self._datagrams_unroutable += -(-stop // size) if size else 1
-            return False
-        budget = self._budget
-        start = 0
-        while start < stop:
-            route = None
-            if not data[start] & 0x80:
-                end = min(start + 1 + CONNECTION_ID_LENGTH, stop)
-                route = self._routes.get(bytes(data[start + 1 : end]))
-            if route is not None:
-                account = route.account
-                begin, end = start, stop
-                if account is not None and account.watched:
-                    if not was_held and budget.must_wait(account):
-                        self._hold(account, run, start)
-                        return True
-                    end = min(stop, start + budget.portion(account) * size)
-                    budget.begin()
-                path = _path_of(route, address) if type(address) is PathAddress else address
-                start = route.engine.receive_run(data, start, size, path, now, mark, end)
-                if account is not None:
-                    spent = budget.charge if account.watched else budget.note
-                    spent(account, -(-(start - begin) // size), start - begin)
-            else:
-                end = min(start + size, stop)
-                route = self._dispatch(bytes(data[start:end]), address, now, mark)
-                start = end
-            if route is not None:
-                touched[route] = None
-        return False
-
-    def _hold(self, account: Account, run: ReceivedRun, start: int) -> None:
-        """Put the datagrams of a run from `start` on in line, in small portions."""
-        data, address, size, mark, stop = run
-        step = self._budget.portion(account) * size
-        for at in range(start, stop, step):
-            piece = bytes(data[at : min(at + step, stop)])
-            if not self._budget.hold(account, (piece, address, size, mark, len(piece)), len(piece)):
-                break  # (Nor is there room for those behind it.)
-
-    def _dispatch(self, data: bytes, address: Address, now: float, mark: int) -> Route | None:
-        connection_id = destination_connection_id(data)
-        route = self._routes.get(connection_id) if connection_id is not None else None
-        if route is not None:
-            route.engine.receive(data, _path_of(route, address), now, mark)
-            return route
-        if connection_id is None:
-            self._datagrams_unroutable += 1
-            return None
-        if not data[0] & 0x80:
-            return self._dispatch_short(data, address, now)
-        verdict = self._admission.judge_long(
-            data,
-            remote_of(address),
-            now,
-            listening=self.accept is not None,
-        )
-        if isinstance(verdict, Admit):
-            return self._admit(verdict, data, address, now, mark)
-        self._datagrams_unroutable += 1
-        if isinstance(verdict, Answer):
-            self._answer(verdict, address)
-        return None
-
-    def _dispatch_short(self, data: bytes, address: Address, now: float) -> Route | None:
-        if len(data) > _RESET_TOKEN_LENGTH:
-            route = self._reset_routes.get(self._token_hash(data[-_RESET_TOKEN_LENGTH:]))
-            if route is not None:
-                self._resets_received += 1
-                route.engine.on_stateless_reset(now)
-                return route
-        self._datagrams_unroutable += 1
-        verdict = self._admission.judge_short(data, now)
-        if isinstance(verdict, Answer):
-            self._answer(verdict, address)
-        return None
-
-    def _answer(self, answer: Answer, address: Address) -> None:
-        self._answers[answer.kind] = self._answers.get(answer.kind, 0) + 1
-        # No state behind it: if the socket is full, the answer is dropped.
-        self.socket.send_run(answer.data, address)
-
-    def _admit(
-        self, verdict: Admit, data: bytes, address: Address, now: float, mark: int
-    ) -> Route | None:
-        assert self.accept is not None
-        client = remote_of(address)
-        try:
-            engine, sink = self.accept(verdict, client)
-        except Exception:
-            # A trace file which cannot be made, for instance: one client less, not all.
-            logger.exception("a connection from %s could not be made", client)
-            return None
-        engine.receive(data, address, now, mark)
-        if not engine.has_peer and not engine.is_ending:
-            # No packet was taken: no state for that.
-            self._datagrams_unroutable += 1
-            sink.on_released(engine.release()[1])
-            return None
-        route = Route(engine, sink, place=self._admission.enter(verdict, client, now))
-        route.handshake_deadline = now + self.config.handshake_timeout
-        route.initial_connection_id = verdict.destination_cid
-        self._register(route, engine)
-        self._add_connection_id(route, verdict.destination_cid)
-        self._schedule(route, route.handshake_deadline)
-        sink.bind(route)
-        return route
 
     # ------------------------------------------------------------------ events
 
@@ -820,36 +449,36 @@ class SocketDriver:
 
     def _note_event(self, route: Route, event: events.Event, now: float) -> None:
         if isinstance(event, events.ConnectionIdIssued):
-            self._add_connection_id(route, event.connection_id)
+            self._table.add_connection_id(route, event.connection_id)
         elif isinstance(event, events.ConnectionIdRetired):
-            self._retire(route, event.connection_id, now)
+            self._table.retire(route, event.connection_id, now)
         elif isinstance(event, events.HandshakeCompleted):
             route.account = Account()
-            self._on_handshake_done(route, now, succeeded=True)
+            self._incoming.on_handshake_completed(route)
         elif isinstance(event, events.HandshakeConfirmed):
             if route.initial_connection_id is not None:
-                self._retire(route, route.initial_connection_id, now)
+                self._table.retire(route, route.initial_connection_id, now)
                 route.initial_connection_id = None
         elif isinstance(event, events.Terminated):
-            self._on_handshake_done(route, now, succeeded=False)
+            self._incoming.on_terminated(route, now)
 
     def _settle(self, route: Route, now: float) -> None:
         """Forget a connection which is over, else look at its timers."""
         engine = route.engine
         if engine.reset_tokens_changed:
             engine.reset_tokens_changed = False
-            self._update_reset_tokens(route)
+            self._table.set_reset_tokens(route, engine.peer_reset_tokens())
         if engine.is_over:
             if not isinstance(engine, ClosingConnection):
                 self._release(route, now)
                 engine = route.engine
-            if self._linger_lot and not _may_not_know(route):
+            if self._linger_lot and not route.may_not_know_of_end:
                 self._linger_lot.unpark_all()
             if engine.is_terminated:
                 self._forget(route, now)
                 return
         deadline = engine.next_deadline()
-        if deadline is not None and deadline <= now and self._unsent:
+        if deadline is not None and deadline <= now and self._sender.unsent:
             # Packets are due, but the socket is full: the flush which waits for it looks
             # here again.  Only the end of the connection must not wait for that.
             deadline = engine.end_deadline
@@ -867,61 +496,24 @@ class SocketDriver:
         if deadline < scheduled or (deadline > scheduled and scheduled - now < PUT_OFF_SECONDS):
             self._schedule(route, deadline)
 
-    def _on_handshake_done(self, route: Route, now: float, *, succeeded: bool) -> None:
-        if not route.is_pending or route.place is None:
-            return
-        route.is_pending = False
-        route.handshake_deadline = math.inf
-        if succeeded:
-            engine = route.engine
-            route.place.on_handshake_completed(
-                proves_address=isinstance(engine, Engine) and engine.came_from_one_address
-            )
-            self._connections_accepted += 1
-        else:
-            # (It keeps its place until it is forgotten.)
-            self._admission.note_failure(route.place, now)
-            self._handshakes_failed += 1
-
     # ------------------------------------------------------------------ timers
 
     def _schedule(self, route: Route, deadline: float) -> None:
         """Look at the route again at `deadline`.  Entries may be early, never late."""
-        route.scheduled_at = deadline
-        heapq.heappush(self._timers, (deadline, next(self._sequence), route))
-        self._drop_stale_timers()
+        self._timers.schedule(route, deadline)
         if self._sleep is not None:
             # (Also later: the entry which was next may be superseded by this one.)
             self._sleep.deadline = self._next_deadline()
 
-    def _drop_stale_timers(self) -> None:
-        """Forget superseded entries once most are.
-
-        Each acknowledgement which waits for its time leaves an entry for the idle timeout.
-        """
-        if len(self._timers) > STALE_TIMERS + 4 * len(self._all):
-            self._timers = [
-                entry
-                for entry in self._timers
-                if entry[2] in self._all and entry[0] == entry[2].scheduled_at
-            ]
-            heapq.heapify(self._timers)
-
     def _next_deadline(self) -> float:
-        timers = self._timers
-        while timers and (timers[0][0] != timers[0][2].scheduled_at):
-            heapq.heappop(timers)
-        deadline = min(timers[0][0] if timers else math.inf, self._held_at)
+        deadline = min(self._timers.next_deadline(), self._held_at)
         # (An ID leaves on time although nothing else happens: a table is empty once its
         # connections are gone, not when the next datagram comes.)
-        return min(deadline, self._retired[0][0]) if self._retired else deadline
+        retired = self._table.retired
+        return min(deadline, retired[0][0]) if retired else deadline
 
     def _run_timers(self, now: float, touched: dict[Route, None]) -> None:
-        while self._timers and self._timers[0][0] <= now:
-            at, _, route = heapq.heappop(self._timers)
-            if at != route.scheduled_at or route not in self._all:
-                continue  # superseded by an earlier entry, or gone
-            route.scheduled_at = math.inf
+        while (route := self._timers.pop_due(now)) is not None:
             engine = route.engine
             if route.is_pending and route.handshake_deadline <= now:
                 engine.on_handshake_timeout()
@@ -937,39 +529,18 @@ class SocketDriver:
             if deadline is not None and deadline > now:
                 # (A deadline which has passed means "flush", and that follows at once.)
                 self._schedule(route, deadline)
-        while self._retired and self._retired[0][0] <= now:
-            _, connection_id, route = self._retired.popleft()
-            if self._routes.get(connection_id) is route:  # (not another connection's by now)
-                del self._routes[connection_id]
-                route.connection_ids.discard(connection_id)
+        self._table.remove_retired(now)
 
-    # ------------------------------------------------------------------ routing tables
+    # ------------------------------------------------------------------ begin and end
 
     def _register(self, route: Route, engine: Engine) -> None:
-        self._all[route] = None
         engine.path_ceiling = self.socket.largest_payload
         engine.set_arrivals(self._arrivals)
-        for connection_id in engine.connection_ids:
-            self._add_connection_id(route, connection_id)
-
-    def _add_connection_id(self, route: Route, connection_id: bytes) -> None:
-        self._routes[connection_id] = route
-        route.connection_ids.add(connection_id)
-
-    def _retire(self, route: Route, connection_id: bytes, now: float) -> None:
-        self._retired.append((now + RETIRED_ID_SECONDS, connection_id, route))
-
-    def _token_hash(self, token: bytes) -> bytes:
-        return hashlib.blake2b(token, key=self._token_key, digest_size=16).digest()
-
-    def _update_reset_tokens(self, route: Route) -> None:
-        current = {self._token_hash(token) for token in route.engine.peer_reset_tokens()}
-        for stale in route._token_keys - current:
-            if self._reset_routes.get(stale) is route:
-                del self._reset_routes[stale]
-        for key in current:
-            self._reset_routes[key] = route
-        route._token_keys = current
+        self._table.add(route, engine.connection_ids)
+        if route.initial_connection_id is not None:
+            self._table.add_connection_id(route, route.initial_connection_id)
+        if route.is_pending:
+            self._schedule(route, route.handshake_deadline)
 
     def _release(self, route: Route, now: float) -> None:
         """The connection is over: free its engine, and keep what answers late packets."""
@@ -978,33 +549,31 @@ class SocketDriver:
         if isinstance(engine, ClosingConnection):
             return
         route.engine, remains = engine.release()
-        sink, route.sink = route.sink, _NO_SINK
+        sink, route.sink = route.sink, NO_SINK
         route.writers.clear()
-        self._update_reset_tokens(route)
+        self._table.set_reset_tokens(route, ())
         sink.on_released(remains)
 
     def _forget(self, route: Route, now: float) -> None:
         """The connection is over, its closing period too: free all that is known of it."""
-        if self._all.pop(route, 0) == 0:
+        if route not in self._routes:
             return
+        del self._routes[route]  # (First, because telling the sink may lead here again.)
         self._release(route, now)
         if route.place is not None:
             route.place.leave()
-        for connection_id in route.connection_ids:
-            if self._routes.get(connection_id) is route:
-                del self._routes[connection_id]
-        route.connection_ids.clear()
-        self._dirty.pop(route, None)
-        self._drop_stale_timers()
+        self._table.remove(route)
+        self._timers.cancel(route)
+        self._sender.dirty.pop(route, None)
         if route.account is not None:
             self._budget.forget(route.account)
-        if not self._all:
+        if not self._routes:
             self.close_if_unused()
 
     def _fail(self, error: BaseException) -> None:
         """The socket is gone: nobody may wait for it any longer."""
         self.failure = error
-        for route in list(self._all):
+        for route in list(self._routes):
             route.engine.close_application(
                 ApplicationErrorCode.SHUTTING_DOWN, "the socket has failed"
             )
@@ -1014,6 +583,6 @@ class SocketDriver:
         self._is_closed = True
         self.accept = None
         now = trio.current_time()
-        for route in list(self._all):
+        for route in list(self._routes):
             self._forget(route, now)
         self._close_socket()

@@ -137,7 +137,7 @@ async def test_noise_builds_no_engine_and_a_first_initial_without_crypto_is_let_
         driver, address = world.listener._driver, (STRANGER, 1)
         started = time.perf_counter()
         for _ in range(500):
-            driver._dispatch(noise, address, trio.current_time(), 0)
+            driver._receiver.dispatch(noise, address, trio.current_time(), 0)
         figure("noise with a wrong tag", (time.perf_counter() - started) / 500 * 1e6, "us each")
         await world.say(ping)
         assert len(built) == 1

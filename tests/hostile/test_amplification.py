@@ -347,7 +347,7 @@ async def test_the_end_of_a_handshake_from_a_victims_address_proves_nothing(
         assert scale.sent > 0
         figure("bytes received for each byte sent, at most", scale.largest, "times")
         assert scale.largest <= LIMIT
-        assert not world.listener._driver._all
+        assert not world.listener._driver._routes
         assert not len(world.listener._driver._admission.places)
 
 

@@ -160,13 +160,13 @@ async def test_the_tables_of_connection_ids_stay_small(autojump_clock: MockClock
                 change_connection_id(engine_of(connection))
                 connection._driver.touch(connection._route)
                 await trio.sleep(0.01)
-                most = max(most, len(server._routes), len(server._retired))
+                most = max(most, len(server._table.by_connection_id), len(server._table.retired))
             assert not connection.is_closed
             assert 60 < most < 150
         await trio.sleep(10)
-        assert not server._routes
+        assert not server._table.by_connection_id
         await world.say(bytes(30))  # (The list is looked at when something arrives.)
-        assert not server._retired
+        assert not server._table.retired
         nursery.cancel_scope.cancel()
 
 
@@ -206,7 +206,7 @@ class Busy:
     def __init__(self, world: World) -> None:
         self.seconds = 0.0
         self.driver = world.listener._driver
-        self.driver._budget = TurnBudget(
+        self.driver._budget = self.driver._receiver._budget = TurnBudget(
             1 << 20, clock=lambda: self.seconds, processor_time=lambda: self.seconds
         )
 
@@ -244,7 +244,7 @@ async def two_clients() -> AsyncIterator[
                 await trio.sleep(1)
                 engines += [
                     route.engine
-                    for route in world.listener._driver._all
+                    for route in world.listener._driver._routes
                     if route.engine not in engines
                 ]
             yield world, connections, engines

@@ -235,8 +235,8 @@ async def test_nothing_waits_for_the_cyclic_collector(
         assert place.client.statistics().connections == 0
         assert census() == before
         for endpoint in (place.server, place.client):
-            assert not endpoint._driver._routes
-            assert not endpoint._driver._reset_routes
+            assert not endpoint._driver._table.by_connection_id
+            assert not endpoint._driver._table.by_reset_key
 
 
 @pytest.mark.parametrize("end", [abort, failed_handshake_there], ids=lambda end: end.__name__)

@@ -20,8 +20,8 @@ from trio.testing import MockClock
 
 import phoenix_trio
 from phoenix_trio import TransportConfig
-from phoenix_trio.quic import driver as driver_module
 from phoenix_trio.quic.driver import SocketDriver
+from phoenix_trio.quic.timers import STALE_TIMERS
 from tests.engine_access import engine_of
 from tests.engine_packets import seal_short
 from tests.hostile.conftest import Figure
@@ -225,14 +225,14 @@ def left_over(driver: SocketDriver) -> dict[str, Any]:
         "send memory": memory.send.used,
         "receive accounts": memory.receive.connections,
         "send accounts": memory.send.connections,
-        "routes": len(driver._all),
-        "connection IDs": len(driver._routes),
-        "retired": len(driver._retired),
-        "reset tokens": len(driver._reset_routes),
-        "dirty": len(driver._dirty),
-        "unsent": len(driver._unsent),
+        "routes": len(driver._routes),
+        "connection IDs": len(driver._table.by_connection_id),
+        "retired": len(driver._table.retired),
+        "reset tokens": len(driver._table.by_reset_key),
+        "dirty": len(driver._sender.dirty),
+        "unsent": len(driver._sender.unsent),
         "held": budget._held_bytes + len(budget._held),
-        "timers": max(0, len(driver._timers) - driver_module.STALE_TIMERS),
+        "timers": max(0, len(driver._timers) - STALE_TIMERS),
         "timer": 0.0 if driver._next_deadline() == math.inf else driver._next_deadline(),
     }
     return {name: value for name, value in found.items() if value != 0}
@@ -359,5 +359,5 @@ async def test_superseded_timers_do_not_pile_up(autojump_clock: MockClock) -> No
                     await connection.send_datagram(b"a packet which is acknowledged in time")
                     await trio.sleep(0.1)
                 timers = world.listener._driver._timers
-                assert len(timers) <= driver_module.STALE_TIMERS + 10
+                assert len(timers) <= STALE_TIMERS + 10
         nursery.cancel_scope.cancel()

@@ -12,9 +12,9 @@ import trio.testing
 
 import phoenix_trio
 from phoenix_trio import TransportConfig
-from phoenix_trio.quic.driver import RUNS_PER_TURN
 from phoenix_trio.quic.packet_io import ReceivedRun, UdpNetwork, UdpSocket
 from phoenix_trio.quic.receive_pool import LARGEST_DATAGRAM, ReceivePool, receive_pool
+from phoenix_trio.quic.receiving import RUNS_PER_TURN
 from tests.support import ALPN, client_tls, connected_pair, server_tls, stream_pair
 
 MEBIBYTE = 1024 * 1024

@@ -610,7 +610,7 @@ async def test_without_a_nursery_a_writer_sends_at_once_whatever_a_driver_has_le
         assert not driver._hand_over.is_running
         # As a leader leaves it which is cancelled between two turns.
         assert connection._route is not None
-        driver._dirty[connection._route] = None
+        driver._sender.dirty[connection._route] = None
         before = driver.statistics().datagrams_sent
         await stream.send_all(b"y")
         assert driver.statistics().datagrams_sent > before

@@ -74,7 +74,7 @@ async def test_what_one_turn_did_not_finish_delays_nothing_that_is_written_later
         driver, route = stream.connection._driver, stream.connection._route
         assert route is not None
         assert not driver._hand_over.is_running
-        driver._dirty[route] = None
+        driver._sender.dirty[route] = None
         answer = await stream.connection.open_send_stream()
         await answer.send_all(b"answer")
         with trio.fail_after(1):

@@ -1,0 +1,162 @@
+"""Reads a socket and hands each datagram to the connection to which it belongs.
+
+Floor 2.  The common case is short: a run of datagrams with short headers, all of one
+connection, goes to its engine in one call.  Datagrams that cost much more than ordinary
+ones are held back while other connections are active
+(:mod:`~phoenix_trio.quic.turn_budget`).
+"""
+
+from __future__ import annotations
+
+from ..config import TransportConfig
+from .admission import CONNECTION_ID_LENGTH, destination_connection_id
+from .incoming import Incoming
+from .packet_io import DatagramSocket, ReceivedRun
+from .path_address import Address, PathAddress
+from .receive_pool import receive_pool
+from .route import Route
+from .routing_table import RoutingTable
+from .turn_budget import Account, TurnBudget
+
+__all__ = ["Receiver"]
+
+
+#: Runs of datagrams read in one turn before anything is sent: enough to share the cost of a
+#: turn, few enough that acknowledgements are not kept waiting.
+RUNS_PER_TURN = 16
+
+#: Times that the socket is read in one turn at most, while what comes is held back.
+BATCHES_PER_TURN = 8
+
+
+class Receiver:
+    """Reads one socket, and dispatches what it has received.
+
+    Args:
+      socket: bound and non-blocking.
+      config: whether to read into pooled memory, and how much of it.
+      table: finds connections.
+      budget: bounds the time that expensive datagrams take.
+      incoming: takes datagrams that belong to no connection.
+    """
+
+    __slots__ = ("_budget", "_by_connection_id", "_incoming", "_pool", "_socket", "_table",
+                 "resets_received")  # fmt: skip
+
+    def __init__(
+        self,
+        socket: DatagramSocket,
+        config: TransportConfig,
+        table: RoutingTable,
+        budget: TurnBudget[ReceivedRun],
+        incoming: Incoming,
+    ) -> None:
+        self._socket = socket
+        self._table = table
+        self._by_connection_id = table.by_connection_id
+        self._budget = budget
+        self._incoming = incoming
+        self._pool = receive_pool(config.memory_pool_size) if config.enable_memory_pool else None
+        self.resets_received = 0
+
+    def read(self, now: float, touched: dict[Route, None], *, rested: bool) -> int | None:
+        """Read a bounded number of datagrams, and hand them to their connections.
+
+        Args:
+          now: the time at which the turn has begun.
+          touched: the connections are added to it.
+          rested: whether there was nothing to do before this turn.
+
+        Returns how many bytes were read if more may wait; ``None``: none does.
+        """
+        budget = self._budget
+        size, drained = 0, False
+        for batch in range(BATCHES_PER_TURN):
+            runs = self._socket.receive_runs(RUNS_PER_TURN, self._pool)
+            if not batch:
+                # (Not before: the time for reading belongs to no connection.)
+                budget.begin_turn(now, rested=rested)
+            was_dear = False
+            for run in runs:
+                was_dear = self.dispatch_run(run, now, touched) or was_dear
+            if len(runs) < RUNS_PER_TURN:
+                drained = True
+                break
+            size += sum(run[4] for run in runs)
+            if not was_dear:
+                break  # (Behind a flood, others wait in the socket's buffer.)
+        if budget.has_held:
+            while (held := budget.take_held()) is not None:
+                self.dispatch_run(held, now, touched, was_held=True)
+        return None if drained else size
+
+    def dispatch_run(
+        self, run: ReceivedRun, now: float, touched: dict[Route, None], *, was_held: bool = False
+    ) -> bool:
+        """Hand the datagrams of a run to their connections, which are added to `touched`.
+
+        Returns whether some of them have to wait, or were dropped, because their
+        connection's datagrams are expensive.
+        """
+        data, address, size, mark, stop = run
+        if not address[1]:
+            # Nothing can be sent to port 0, so such a datagram is worth no work.
+            self._incoming.datagrams_unroutable += -(-stop // size) if size else 1
+            return False
+        budget = self._budget
+        start = 0
+        while start < stop:
+            route = None
+            if not data[start] & 0x80:
+                end = min(start + 1 + CONNECTION_ID_LENGTH, stop)
+                route = self._by_connection_id.get(bytes(data[start + 1 : end]))
+            if route is not None:
+                account = route.account
+                begin, end = start, stop
+                if account is not None and account.watched:
+                    if not was_held and budget.must_wait(account):
+                        self._hold(account, run, start)
+                        return True
+                    end = min(stop, start + budget.portion(account) * size)
+                    budget.begin()
+                path = route.path(address) if type(address) is PathAddress else address
+                start = route.engine.receive_run(data, start, size, path, now, mark, end)
+                if account is not None:
+                    spent = budget.charge if account.watched else budget.note
+                    spent(account, -(-(start - begin) // size), start - begin)
+            else:
+                end = min(start + size, stop)
+                route = self.dispatch(bytes(data[start:end]), address, now, mark)
+                start = end
+            if route is not None:
+                touched[route] = None
+        return False
+
+    def dispatch(self, data: bytes, address: Address, now: float, mark: int) -> Route | None:
+        """Hand one datagram to its connection, which is returned."""
+        connection_id = destination_connection_id(data)
+        if connection_id is None:
+            self._incoming.datagrams_unroutable += 1
+            return None
+        route = self._by_connection_id.get(connection_id)
+        if route is not None:
+            route.engine.receive(data, route.path(address), now, mark)
+            return route
+        if data[0] & 0x80:
+            return self._incoming.take_long(data, address, now, mark)
+        route = self._table.find_reset(data)
+        if route is not None:
+            self.resets_received += 1
+            route.engine.on_stateless_reset(now)
+            return route
+        self._incoming.take_short(data, address, now)
+        return None
+
+    def _hold(self, account: Account, run: ReceivedRun, start: int) -> None:
+        """Put the datagrams of a run from `start` on in line, in small portions."""
+        data, address, size, mark, stop = run
+        step = self._budget.portion(account) * size
+        for at in range(start, stop, step):
+            piece = bytes(data[at : min(at + step, stop)])
+            if not self._budget.hold(account, (piece, address, size, mark, len(piece)), len(piece)):
+                break  # (Nor is there room for those behind it.)

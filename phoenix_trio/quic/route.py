@@ -1,0 +1,115 @@
+"""One connection as the driver sees it, and the interface of the floor above.
+
+Floor 2.  A :class:`Route` joins an engine to its :class:`Sink`, with what the driver keeps
+for each connection: its connection IDs, its timer, its cost, its writers.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import trio
+
+from . import events
+from .closing import ClosingConnection
+from .engine import Engine
+from .path_address import Address, PathAddress
+from .places import Place
+from .remains import ConnectionRemains
+from .turn_budget import Account
+
+__all__ = ["NO_SINK", "Route", "Sink"]
+
+
+class Sink(Protocol):
+    """Takes a connection's events: the connection of the floor above."""
+
+    def bind(self, route: Route) -> None:
+        """Learn the route; called once, before any event."""
+
+    def handle_events(self, batch: list[events.Event]) -> None:
+        """Take events, in order.  Must not block and must not raise."""
+
+    def on_released(self, remains: ConnectionRemains) -> None:
+        """The connection is over, and its engine freed; the last call."""
+
+
+class _NoSink:
+    """Takes the place of the sink of a connection that is over."""
+
+    def bind(self, route: Route) -> None: ...
+
+    def handle_events(self, batch: list[events.Event]) -> None: ...
+
+    def on_released(self, remains: ConnectionRemains) -> None: ...
+
+
+NO_SINK: Sink = _NoSink()
+
+
+class Route:
+    """One connection: its engine, its sink, and the driver's records of it.
+
+    Args:
+      engine: replaced by a :class:`ClosingConnection` when the connection is over.
+      sink: takes its events.
+      place: an incoming connection's place among those of the endpoint; ``None`` if it was
+        dialled from here.
+    """
+
+    __slots__ = (
+        "account",
+        "connection_ids",
+        "engine",
+        "handshake_deadline",
+        "initial_connection_id",
+        "is_pending",
+        "place",
+        "reset_keys",
+        "scheduled_at",
+        "sink",
+        "writers",
+    )
+
+    def __init__(self, engine: Engine, sink: Sink, *, place: Place | None = None) -> None:
+        self.engine: Engine | ClosingConnection = engine
+        self.sink = sink
+        self.place = place
+        self.is_pending = place is not None
+        """Whether this is an incoming connection whose handshake is not complete."""
+        self.account: Account | None = None
+        """What it has cost of late; ``None`` during the handshake."""
+        self.handshake_deadline = math.inf
+        self.connection_ids: set[bytes] = set()
+        """All that lead here (see :class:`~phoenix_trio.quic.routing_table.RoutingTable`)."""
+        self.reset_keys: set[bytes] = set()
+        """Hashes of the peer's stateless reset tokens."""
+        self.initial_connection_id: bytes | None = None
+        """The one that the client has chosen, until the handshake is confirmed."""
+        self.scheduled_at = math.inf
+        """When its timer is due."""
+        self.writers: set[trio.lowlevel.Task] = set()
+        """Tasks that have written since packets were last built, and may write more."""
+
+    def path(self, address: Address) -> Address:
+        """The path on which a datagram of this connection has come.
+
+        A server has to answer from the address to which the client sends, because
+        clients discard packets of an unknown server address (RFC 9000 section 9).  A
+        client must not tie itself to its own address: the system chooses it by the route
+        to the server.  When the device goes from Wi-Fi to a mobile network, the next
+        packet leaves from the new address, and the server takes that for a migration.
+        A socket that both dials and listens has connections of both kinds.
+        """
+        if type(address) is PathAddress and self.place is None:
+            return address.remote
+        return address
+
+    @property
+    def may_not_know_of_end(self) -> bool:
+        """Whether the connection was closed here and its peer must still be told (again)."""
+        engine = self.engine
+        if isinstance(engine, ClosingConnection):
+            return engine.awaits_answer
+        return engine.is_ending

@@ -1,0 +1,181 @@
+"""Sends what connections have to say through one socket.
+
+Floor 2.  Packets are built and given to the socket without waiting: a cancelled ``await
+send`` would lose packets already counted in flight.  What a full socket does not take is
+kept, and nothing else is built before it has left.
+
+Applications that write mark their connection dirty.  One task, :meth:`Sender.run`, flushes
+all dirty connections together, a few passes of the scheduler later, so that frames which
+belong together share packets.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+
+import trio
+
+from .engine import Run
+from .fast_path import BUILD_BYTES
+from .packet_io import DatagramSocket
+from .route import Route
+
+__all__ = ["Sender"]
+
+#: Builds of a connection in one pass, before the other connections have theirs.
+BUILDS_PER_CONNECTION = 4
+
+#: Passes of the scheduler for which small packets wait while applications go on writing,
+#: besides the first.  An exchange of messages takes about six passes at each end.
+PASSES_TO_COALESCE = 5
+
+#: Dirty connections above which waiting longer gains nothing.
+ENOUGH_DIRTY_ROUTES = 16
+
+_thread = threading.local()
+
+
+def _slab() -> bytearray:
+    """Room to build packets in, shared by all endpoints of a thread.
+
+    What is built there is sent, or copied, before anything else can run.
+    """
+    slab: bytearray | None = getattr(_thread, "slab", None)
+    if slab is None:
+        slab = _thread.slab = bytearray(BUILD_BYTES)
+    return slab
+
+
+class Sender:
+    """Builds the packets of connections and gives them to a socket.
+
+    Args:
+      socket: takes the packets.
+      on_transmitted: called after a connection has sent: it may have events, and its
+        deadline has changed.
+      on_blocked: called when a connection has to wait for the socket.
+    """
+
+    __slots__ = ("_flush_lot", "_on_blocked", "_on_transmitted", "_socket", "dirty", "error",
+                 "is_quiet", "unsent")  # fmt: skip
+
+    def __init__(
+        self,
+        socket: DatagramSocket,
+        *,
+        on_transmitted: Callable[[Route, float], None],
+        on_blocked: Callable[[Route, float], None],
+    ) -> None:
+        self._socket = socket
+        self._on_transmitted = on_transmitted
+        self._on_blocked = on_blocked
+        self._flush_lot = trio.lowlevel.ParkingLot()
+        self.dirty: dict[Route, None] = {}
+        """Connections that may have something to send, or events to deliver."""
+        self.unsent: deque[Run] = deque()
+        """Packets that the socket did not take yet."""
+        self.is_quiet = False
+        """Whether no connection was marked dirty since this was set."""
+        self.error: OSError | None = None
+        """Why the socket failed in another task; :meth:`run` raises it."""
+
+    # ------------------------------------------------------------------ in any task
+
+    def flush(self, now: float, routes: Iterable[Route]) -> None:
+        """Send one bounded run of packets of each of these connections.
+
+        Those which have more become dirty again.
+        """
+        unsent = self.unsent
+        while unsent:
+            data, address, size, mark = unsent[0]
+            taken = self._socket.send_run(data, address, size, mark)
+            if taken < len(data):
+                unsent[0] = (data[taken:], address, size, mark)
+                break
+            unsent.popleft()
+        for route in routes:
+            if unsent:
+                self.dirty[route] = None
+                self._on_blocked(route, now)
+                continue
+            self.transmit(route, now)
+            self._on_transmitted(route, now)
+            if route.engine.has_more_to_send(now):
+                self.dirty[route] = None  # its turn comes again after the others'
+
+    def flush_dirty(self, now: float, *, passes: int) -> None:
+        """Flush all dirty connections, so often at most, until none is dirty any more."""
+        for _ in range(passes):
+            dirty, self.dirty = self.dirty, {}
+            self.flush(now, dirty)
+            if self.unsent or not self.dirty:
+                break
+
+    def transmit(self, route: Route, now: float) -> None:
+        """Send one bounded run of packets of a connection, without telling the driver."""
+        route.writers.clear()
+        engine, slab = route.engine, _slab()
+        engine.begin_pass()
+        for _ in range(BUILDS_PER_CONNECTION):
+            runs = engine.transmit(now, slab)
+            for run in runs:
+                self._send(run)
+            if not runs or self.unsent or not engine.has_more_to_send(now):
+                break
+
+    def _send(self, run: Run) -> None:
+        data, address, size, mark = run
+        taken = 0 if self.unsent else self._socket.send_run(data, address, size, mark)
+        if taken < len(data):
+            # Counted in flight already: kept, and nothing else is built before.
+            self.unsent.append((bytes(data[taken:]), address, size, mark))
+
+    # ------------------------------------------------------------------ the task
+
+    def wake(self) -> None:
+        """There is something to flush."""
+        if self._flush_lot:
+            self._flush_lot.unpark_all()
+
+    async def run(self) -> None:
+        """Flush dirty connections, and what the socket did not take, until cancelled.
+
+        Raises:
+          OSError: the socket failed, here or in :attr:`error`.
+        """
+        while True:
+            if self.unsent:
+                await self._socket.wait_writable()
+            elif self.dirty:
+                await trio.lowlevel.checkpoint()
+            else:
+                await self._flush_lot.park()
+                await self._coalesce()
+            if self.error is not None:
+                raise self.error
+            dirty, self.dirty = self.dirty, {}
+            self.flush(trio.current_time(), dirty)
+
+    async def _coalesce(self) -> None:
+        """Let applications write for a few passes before their packets are built.
+
+        Frames that belong together should leave together: the answer, then, after a look
+        for more to read, the end of the stream.  So should what other streams say at the
+        same time, because a packet costs far more than a frame.  The wait is short, and a
+        full packet ends it.
+        """
+        if not self.dirty:
+            return  # (All was sent when its writers came to rest.)
+        await trio.lowlevel.checkpoint()
+        for _ in range(PASSES_TO_COALESCE):
+            if not self.dirty:
+                break
+            self.is_quiet = True
+            await trio.lowlevel.checkpoint()
+            if self.is_quiet or len(self.dirty) > ENOUGH_DIRTY_ROUTES:
+                break
+            if any(route.engine.has_full_packet for route in self.dirty):
+                break

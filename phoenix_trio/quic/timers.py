@@ -1,0 +1,87 @@
+"""Keeps one timer for each connection, in a heap.
+
+Floor 0, sans-IO.  A timer moves at nearly every packet, so moving it must be cheap: a new
+entry is pushed, and the old one stays in the heap until it comes up or most are stale.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from typing import Generic, Protocol, TypeVar
+
+__all__ = ["STALE_TIMERS", "Timed", "Timers"]
+
+#: Stale entries that may stay in the heap, besides four for each timer that is set.
+STALE_TIMERS = 64
+
+
+class Timed(Protocol):
+    """Has one timer, which :class:`Timers` sets."""
+
+    scheduled_at: float
+    """When it is due; infinite: it is not set."""
+
+
+T = TypeVar("T", bound=Timed)
+
+
+class Timers(Generic[T]):
+    """The timers of any number of objects, at most one for each."""
+
+    __slots__ = ("_heap", "_sequence", "_set")
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, T]] = []
+        self._sequence = itertools.count()
+        self._set = 0
+
+    def __len__(self) -> int:
+        """Entries in the heap, stale ones included."""
+        return len(self._heap)
+
+    def schedule(self, timed: T, deadline: float) -> None:
+        """Set the timer of `timed` to `deadline`, or move it there; infinite: cancel it."""
+        if deadline == math.inf:
+            self.cancel(timed)
+            return
+        if timed.scheduled_at == math.inf:
+            self._set += 1
+        timed.scheduled_at = deadline
+        heapq.heappush(self._heap, (deadline, next(self._sequence), timed))
+        self._drop_stale()
+
+    def cancel(self, timed: T) -> None:
+        """The timer of `timed` is not due any more."""
+        if timed.scheduled_at != math.inf:
+            self._set -= 1
+            timed.scheduled_at = math.inf
+            self._drop_stale()
+
+    def next_deadline(self) -> float:
+        """When the next timer is due; infinite: none is set."""
+        heap = self._heap
+        while heap:
+            deadline, _, timed = heap[0]
+            if deadline == timed.scheduled_at:
+                return deadline
+            heapq.heappop(heap)
+        return math.inf
+
+    def pop_due(self, now: float) -> T | None:
+        """One timer that is due at `now`, no longer set then; ``None``: no more."""
+        heap = self._heap
+        while heap and heap[0][0] <= now:
+            deadline, _, timed = heapq.heappop(heap)
+            if deadline == timed.scheduled_at:
+                timed.scheduled_at = math.inf
+                self._set -= 1
+                return timed
+        return None
+
+    def _drop_stale(self) -> None:
+        """Drop stale entries once most are: their number does not grow with the traffic."""
+        if len(self._heap) > STALE_TIMERS + 4 * self._set:
+            self._heap = [entry for entry in self._heap if entry[0] == entry[2].scheduled_at]
+            heapq.heapify(self._heap)
