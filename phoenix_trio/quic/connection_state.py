@@ -220,7 +220,7 @@ class ConnectionState:
 
     def _touch(self) -> None:
         if self._route is not None:
-            self._driver.touch(self._route)
+            self._driver.flush_soon(self._route)
 
     def _wait(self, lot: Lot) -> Coroutine[object, Any, None]:
         """Wait in `lot`, where a change of this connection or stream is told."""
@@ -260,14 +260,14 @@ class ConnectionState:
         self._engine.write(stream_id, data, end_stream=end_stream)
         route = self._route
         if route is not None:
-            self._driver.touch(route)
+            self._driver.flush_soon(route)
             route.writers.add(trio.lowlevel.current_task())
 
     def _rest(self) -> None:
         """The running task is about to wait, or is done with a stream."""
         route = self._route
         if route is not None and route.writers:
-            self._driver.on_rest(route)
+            self._driver.flush_if_writers_idle(route)
 
     def _reset_sending(self, stream_id: int, code: int) -> None:
         self._engine.reset_sending(stream_id, code)

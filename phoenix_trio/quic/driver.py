@@ -50,22 +50,22 @@ __all__ = ["SocketDriver"]
 
 logger = logging.getLogger("phoenix_trio.quic")
 
-#: Flushes by a task which does not drive.  Two: what the first holds back because more may
-#: be written (:meth:`Engine.begin_pass`) would wait for a driver that may not come.
-FLUSHES_ALONE = 2
+#: Flushes in a row while no task drives.  Two: what the first holds back because more may be
+#: written (:meth:`Engine.begin_pass`) would wait for a driver that may not come.
+FLUSHES_WITHOUT_DRIVER = 2
 
 #: Flushes of the last packets before the socket closes, at most.
 LAST_FLUSHES = 100
 
-#: A timer due within so many seconds is put off when its cause is gone; later ones are
-#: left to find nothing to do, so that stale entries stay few.
+#: A timer due within so many seconds is put off when its cause is gone.  Later ones are left,
+#: and find nothing to do when they are due; so stale entries stay few.
 PUT_OFF_SECONDS = 0.005
 
-#: Seconds after which a timer is looked at again that is due but has nothing to do (RFC 9002
+#: Seconds after which to look again at a timer that is due but has nothing to do (RFC 9002
 #: section 6.1.2: kGranularity).
 TIMER_GRANULARITY = 0.001
 
-#: Events that the driver itself acts on; see :meth:`SocketDriver._note_event`.
+#: Events that the driver itself acts on; see :meth:`SocketDriver._act_on_event`.
 _RARE_EVENTS = frozenset(
     {
         events.ConnectionIdIssued,
@@ -91,7 +91,7 @@ class SocketDriver:
         self.config = config
         self.memory = EndpointMemory(config)
         """Shared by all connections of the socket."""
-        # (Linux reserves twice what it grants, for its own bookkeeping.)
+        # (Linux reserves twice what it grants, for its own records.)
         self._arrivals = Arrivals(2 * socket.statistics.receive_buffer_size)
         self._reset_key = reset_key
         self._admission = Admission(config, self.reset_token)
@@ -100,9 +100,11 @@ class SocketDriver:
         self._incoming = Incoming(socket, config, self._admission, self._register)
         self._budget: TurnBudget[ReceivedRun] = TurnBudget(config.backlog_size)
         self._receiver = Receiver(socket, config, self._table, self._budget, self._incoming)
-        self._sender = Sender(socket, on_transmitted=self._deliver, on_blocked=self._settle)
-        self._held_at = math.inf  # when to take what the budget has held back
-        self._rested = True  # whether there was nothing to do before this turn
+        self._sender = Sender(
+            socket, on_transmitted=self._on_transmitted, on_blocked=self._end_or_schedule
+        )
+        self._held_work_at = math.inf  # when to do the work that the budget holds back
+        self._was_idle = True  # whether there was nothing to do before the turn
         self._timers: Timers[Route] = Timers()
         self._sleep: trio.CancelScope | None = None
         self._linger_lot = trio.lowlevel.ParkingLot()
@@ -148,22 +150,25 @@ class SocketDriver:
         self._reset_key = key
 
     def add(self, engine: Engine, sink: Sink) -> Route:
-        """Take over a client connection; :meth:`touch` sends its first packets."""
+        """Take over a client connection; :meth:`flush_soon` sends its first packets."""
         route = Route(engine, sink)
         self._register(route, engine)
         sink.bind(route)
         return route
 
-    def touch(self, route: Route) -> None:
-        """The connection may have something to send, or events to deliver; done soon, at once
-        for all that are touched now."""
+    def flush_soon(self, route: Route) -> None:
+        """Send what the connection has to say, and deliver its events.
+
+        That is done a few passes of the scheduler later, for all connections together; at
+        once if no task drives.
+        """
         if self._is_closed:
             return
         sender = self._sender
         sender.is_quiet = False
         if not self._hand_over.is_running:
             sender.dirty[route] = None
-            self._flush_alone()
+            self._flush_without_driver()
             self.close_if_unused()
             return
         if route not in sender.dirty:
@@ -171,19 +176,19 @@ class SocketDriver:
                 sender.wake()
             sender.dirty[route] = None
 
-    def _flush_alone(self) -> None:
-        """Flush in the running task, while no task drives."""
+    def _flush_without_driver(self) -> None:
+        """Flush at once, in the running task."""
         try:
-            self._sender.flush_dirty(trio.current_time(), passes=FLUSHES_ALONE)
+            self._sender.flush_dirty(trio.current_time(), passes=FLUSHES_WITHOUT_DRIVER)
         except OSError as error:
             self._fail(error)
 
-    def on_rest(self, route: Route) -> None:
-        """The running task has nothing more to write on this connection for now.
+    def flush_if_writers_idle(self, route: Route) -> None:
+        """Note that the running task writes no more on this connection for now.
 
-        Once that is true of all tasks that have written, waiting longer gains nothing, and
-        what there is leaves at once.  No events are delivered here: the task is about to
-        wait for one, and would miss it.
+        Once that is true of all tasks that have written, waiting for more gains nothing, so
+        packets leave at once.  No events are delivered here: the task is about to wait for
+        one, and would miss it.
         """
         writers = route.writers
         writers.discard(trio.lowlevel.current_task())
@@ -194,13 +199,13 @@ class SocketDriver:
         try:
             sender.transmit(route, now)
         except OSError as error:
-            sender.error = error  # for the task that drives
+            sender.error = error  # raised in the task that drives
             return
         engine = route.engine
         if engine.has_events or engine.is_ending or engine.has_more_to_send(now):
-            return  # it stays dirty, and the sender's task goes on
+            return  # it stays dirty, so the sender's task goes on with it
         del sender.dirty[route]
-        self._settle(route, now)
+        self._end_or_schedule(route, now)
 
     def flush_now(self) -> None:
         """Send what can be sent without waiting: the last packets before the socket closes."""
@@ -241,19 +246,21 @@ class SocketDriver:
         try:
             with unwrap_lone():
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._until_closed, self._sender.run, nursery.cancel_scope)
+                    nursery.start_soon(
+                        self._run_until_closed, self._sender.run, nursery.cancel_scope
+                    )
                     nursery.start_soon(self._watch_timers)
-                    await self._until_closed(self._receive_forever, nursery.cancel_scope)
+                    await self._run_until_closed(self._receive_forever, nursery.cancel_scope)
         except Exception as error:
             self._fail(error)
             raise
 
     def _flush_left_over(self) -> None:
-        """Send what the cancelled tasks would have sent: for long, no task may drive."""
+        """Send what the cancelled tasks would have sent: no task may drive for long."""
         if self._sender.dirty and not self._is_closed:
-            self._flush_alone()
+            self._flush_without_driver()
 
-    async def _until_closed(
+    async def _run_until_closed(
         self, task: Callable[[], Awaitable[None]], scope: trio.CancelScope
     ) -> None:
         try:
@@ -283,9 +290,9 @@ class SocketDriver:
                 ApplicationErrorCode.SHUTTING_DOWN, "the endpoint was closed"
             )
             self._sender.dirty[route] = None
-            self._deliver(route, now)
+            self._on_transmitted(route, now)
         self.flush_now()
-        # One more copy for those which may not know yet: there is no later occasion.
+        # One more copy to peers that may not know yet, because this is the last chance.
         for route in list(self._routes):
             if isinstance(route.engine, ClosingConnection):
                 route.engine.say_again()
@@ -300,21 +307,21 @@ class SocketDriver:
     async def linger(self) -> None:
         """Wait until the peers of closed connections know, or were told often enough.
 
-        `close_linger` seconds at most.  Without a lost packet that is a round trip.  To be
-        called while the driver runs.
+        That takes a round trip if no packet is lost, and `close_linger` seconds at most.
+        Call it while the driver runs.
 
-        Cancellation: what was sent is all that is sent.
+        Cancellation: CONNECTION_CLOSE is not sent again.
         """
         await trio.lowlevel.checkpoint()
         with trio.move_on_after(self.config.close_linger):
-            while any(route.may_not_know_of_end for route in self._routes):
+            while any(route.has_close_to_send for route in self._routes):
                 await self._linger_lot.park()
 
     def close_if_unused(self) -> None:
         """Close now if :attr:`close_when_unused` is set and nothing needs the socket.
 
-        Closing periods are kept only while somebody drives: without a driver nobody
-        would ever see their end.
+        Closing periods are kept only while a task drives: without one, they would never
+        end.
         """
         if not self.close_when_unused or self.accept is not None:
             return
@@ -372,7 +379,7 @@ class SocketDriver:
             if self._turn():
                 await trio.lowlevel.checkpoint()
             else:
-                self._rested = True
+                self._was_idle = True
                 await self.socket.wait_readable()
 
     async def _watch_timers(self) -> None:
@@ -382,44 +389,50 @@ class SocketDriver:
             with trio.CancelScope(deadline=self._next_deadline()) as self._sleep:
                 await trio.sleep_forever()
             self._sleep = None
-            # What has arrived meanwhile comes before what it is late for.
-            self._rested = True
+            # (A whole turn: what has arrived meanwhile is read before timers are run.)
+            self._was_idle = True
             self._turn()
 
     def _turn(self) -> bool:
-        """Read what has arrived, run the timers that are due, answer; whether more may wait."""
+        """Read what has arrived, run the timers that are due, answer.
+
+        Returns whether there may be more to do at once.
+        """
         now = trio.current_time()
         touched: dict[Route, None] = {}
         budget, sender = self._budget, self._sender
-        size = self._receiver.read(now, touched, rested=self._rested)
-        self._rested = False
+        size = self._receiver.read(now, touched, was_idle=self._was_idle)
+        self._was_idle = False
         drained = size is None
         if drained or not self._arrivals.is_behind(now, drained=drained):
             self._run_timers(now, touched)
         self._arrivals.on_read(now, size or 0, drained=drained)
-        # Those to whom applications are writing just now have their turn of sending soon.
+        # (Connections on which applications are writing just now are flushed soon.)
         answering = []
         for route in touched:
-            if route not in sender.dirty and not self._can_wait(route, now):
+            if route not in sender.dirty and not self._only_delayed_ack_pending(route, now):
                 answering.append(route)
             account = route.account
             if account is not None and account.is_dear:
                 budget.begin()
-                self._hand_up(route, now)
+                self._deliver_events(route, now)
                 budget.charge_events(account)
             else:
-                self._hand_up(route, now)
+                self._deliver_events(route, now)
         sender.flush(now, answering)
         if sender.dirty or sender.unsent:
             sender.wake()
-        if budget.has_held or self._held_at < math.inf:
-            self._held_at = budget.next_work_at()
+        if budget.has_held or self._held_work_at < math.inf:
+            self._held_work_at = budget.next_work_at()
             if self._sleep is not None:
                 self._sleep.deadline = self._next_deadline()
-        return not drained or self._held_at <= now
+        return not drained or self._held_work_at <= now
 
-    def _can_wait(self, route: Route, now: float) -> bool:
-        """Whether there is nothing to send but an acknowledgement which waits for company."""
+    def _only_delayed_ack_pending(self, route: Route, now: float) -> bool:
+        """Whether all there is to do is a delayed acknowledgement; its timer is set then.
+
+        It need not be flushed now, because it may leave with an answer of the application.
+        """
         deadline = route.engine.only_acknowledgement_due()
         if deadline is None or route.engine.reset_tokens_changed:
             return False
@@ -429,25 +442,25 @@ class SocketDriver:
 
     # ------------------------------------------------------------------ events
 
-    def _deliver(self, route: Route, now: float) -> None:
-        """Hand events up, and keep timers true."""
-        self._hand_up(route, now)
-        self._settle(route, now)
+    def _on_transmitted(self, route: Route, now: float) -> None:
+        """Deliver events, then end the connection or set its timer."""
+        self._deliver_events(route, now)
+        self._end_or_schedule(route, now)
 
-    def _hand_up(self, route: Route, now: float) -> None:
-        """Hand events up, and keep routing and counters true."""
+    def _deliver_events(self, route: Route, now: float) -> None:
+        """Deliver events to the sink; keep routing and counters up to date."""
         engine = route.engine
         while batch := engine.take_events():
             for event in batch:
                 if type(event) in _RARE_EVENTS:
-                    self._note_event(route, event, now)
+                    self._act_on_event(route, event, now)
             try:
                 route.sink.handle_events(batch)
-            except Exception:  # a bug above must not stop the other connections
+            except Exception:  # a bug above must not stop other connections
                 logger.exception("internal error while delivering events")
                 engine.close_application(ApplicationErrorCode.HANDLER_CRASHED, "internal error")
 
-    def _note_event(self, route: Route, event: events.Event, now: float) -> None:
+    def _act_on_event(self, route: Route, event: events.Event, now: float) -> None:
         if isinstance(event, events.ConnectionIdIssued):
             self._table.add_connection_id(route, event.connection_id)
         elif isinstance(event, events.ConnectionIdRetired):
@@ -462,8 +475,8 @@ class SocketDriver:
         elif isinstance(event, events.Terminated):
             self._incoming.on_terminated(route, now)
 
-    def _settle(self, route: Route, now: float) -> None:
-        """Forget a connection which is over, else look at its timers."""
+    def _end_or_schedule(self, route: Route, now: float) -> None:
+        """Free a connection that is over, else set its timer."""
         engine = route.engine
         if engine.reset_tokens_changed:
             engine.reset_tokens_changed = False
@@ -472,26 +485,26 @@ class SocketDriver:
             if not isinstance(engine, ClosingConnection):
                 self._release(route, now)
                 engine = route.engine
-            if self._linger_lot and not route.may_not_know_of_end:
+            if self._linger_lot and not route.has_close_to_send:
                 self._linger_lot.unpark_all()
             if engine.is_terminated:
                 self._forget(route, now)
                 return
         deadline = engine.next_deadline()
         if deadline is not None and deadline <= now and self._sender.unsent:
-            # Packets are due, but the socket is full: the flush which waits for it looks
-            # here again.  Only the end of the connection must not wait for that.
+            # Packets are due, but the socket is full.  The flush that waits for the socket
+            # comes here again.  Only the end of the connection must not wait for that.
             deadline = engine.end_deadline
         if deadline is None:
             return
         if deadline <= now and not engine.has_more_to_send(now):
-            # All was sent that may be sent, and still something is due.  Looking again at
-            # once would find the same, and keep the processor busy with it.
+            # All that may be sent was sent, and still something is due.  Looking again at
+            # once would find the same, and keep the processor busy.
             deadline = now + TIMER_GRANULARITY
         if route.is_pending:
             deadline = min(deadline, route.handshake_deadline)
-        # Entries may be early; but the acknowledgement which left with an answer should
-        # not wake everybody a millisecond later, so the nearest ones are put off.
+        # Timers may be early.  But once a delayed acknowledgement has left with an answer,
+        # its timer should not wake the process a millisecond later: near ones are put off.
         scheduled = route.scheduled_at
         if deadline < scheduled or (deadline > scheduled and scheduled - now < PUT_OFF_SECONDS):
             self._schedule(route, deadline)
@@ -499,16 +512,15 @@ class SocketDriver:
     # ------------------------------------------------------------------ timers
 
     def _schedule(self, route: Route, deadline: float) -> None:
-        """Look at the route again at `deadline`.  Entries may be early, never late."""
+        """Set the timer of a connection: early is wasteful, late is wrong."""
         self._timers.schedule(route, deadline)
         if self._sleep is not None:
-            # (Also later: the entry which was next may be superseded by this one.)
+            # (It may move to a later time as well, if this timer was the next one.)
             self._sleep.deadline = self._next_deadline()
 
     def _next_deadline(self) -> float:
-        deadline = min(self._timers.next_deadline(), self._held_at)
-        # (An ID leaves on time although nothing else happens: a table is empty once its
-        # connections are gone, not when the next datagram comes.)
+        deadline = min(self._timers.next_deadline(), self._held_work_at)
+        # (Retired IDs leave the table on time, not when the next datagram comes.)
         retired = self._table.retired
         return min(deadline, retired[0][0]) if retired else deadline
 
@@ -527,7 +539,7 @@ class SocketDriver:
             if route.is_pending and route.handshake_deadline < (deadline or math.inf):
                 deadline = route.handshake_deadline
             if deadline is not None and deadline > now:
-                # (A deadline which has passed means "flush", and that follows at once.)
+                # (A deadline that has passed means "flush", which follows at once.)
                 self._schedule(route, deadline)
         self._table.remove_retired(now)
 
@@ -543,8 +555,8 @@ class SocketDriver:
             self._schedule(route, route.handshake_deadline)
 
     def _release(self, route: Route, now: float) -> None:
-        """The connection is over: free its engine, and keep what answers late packets."""
-        self._hand_up(route, now)
+        """Free the engine of a connection that is over; keep what answers late packets."""
+        self._deliver_events(route, now)
         engine = route.engine
         if isinstance(engine, ClosingConnection):
             return
@@ -555,7 +567,7 @@ class SocketDriver:
         sink.on_released(remains)
 
     def _forget(self, route: Route, now: float) -> None:
-        """The connection is over, its closing period too: free all that is known of it."""
+        """Free all that is known of a connection whose closing period is over."""
         if route not in self._routes:
             return
         del self._routes[route]  # (First, because telling the sink may lead here again.)
@@ -571,7 +583,7 @@ class SocketDriver:
             self.close_if_unused()
 
     def _fail(self, error: BaseException) -> None:
-        """The socket is gone: nobody may wait for it any longer."""
+        """End all connections, because the socket has failed."""
         self.failure = error
         for route in list(self._routes):
             route.engine.close_application(

@@ -306,7 +306,7 @@ class Endpoint(metaclass=NoPublicConstructor):
             connection: QuicConnection = QuicConnection._create(driver, engine)
             engine.start(target, trio.current_time())
             route = driver.add(engine, connection)
-            driver.touch(route)
+            driver.flush_soon(route)
             return connection
 
         async def establish(target: SocketAddress) -> QuicConnection:

@@ -22,7 +22,7 @@ logger = logging.getLogger("phoenix_trio.quic")
 
 
 class Incoming:
-    """The way by which clients come to have a connection.
+    """Answers datagrams that belong to no connection, and makes connections for clients.
 
     Args:
       socket: sends answers.

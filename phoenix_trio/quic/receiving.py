@@ -59,13 +59,13 @@ class Receiver:
         self._pool = receive_pool(config.memory_pool_size) if config.enable_memory_pool else None
         self.resets_received = 0
 
-    def read(self, now: float, touched: dict[Route, None], *, rested: bool) -> int | None:
+    def read(self, now: float, touched: dict[Route, None], *, was_idle: bool) -> int | None:
         """Read a bounded number of datagrams, and hand them to their connections.
 
         Args:
-          now: the time at which the turn has begun.
+          now: when the turn began.
           touched: the connections are added to it.
-          rested: whether there was nothing to do before this turn.
+          was_idle: whether there was nothing to do before this turn.
 
         Returns how many bytes were read if more may wait; ``None``: none does.
         """
@@ -75,16 +75,16 @@ class Receiver:
             runs = self._socket.receive_runs(RUNS_PER_TURN, self._pool)
             if not batch:
                 # (Not before: the time for reading belongs to no connection.)
-                budget.begin_turn(now, rested=rested)
-            was_dear = False
+                budget.begin_turn(now, rested=was_idle)
+            was_expensive = False
             for run in runs:
-                was_dear = self.dispatch_run(run, now, touched) or was_dear
+                was_expensive = self.dispatch_run(run, now, touched) or was_expensive
             if len(runs) < RUNS_PER_TURN:
                 drained = True
                 break
             size += sum(run[4] for run in runs)
-            if not was_dear:
-                break  # (Behind a flood, others wait in the socket's buffer.)
+            if not was_expensive:
+                break  # (Behind a flood, datagrams of other connections wait in the socket.)
         if budget.has_held:
             while (held := budget.take_held()) is not None:
                 self.dispatch_run(held, now, touched, was_held=True)
@@ -93,7 +93,7 @@ class Receiver:
     def dispatch_run(
         self, run: ReceivedRun, now: float, touched: dict[Route, None], *, was_held: bool = False
     ) -> bool:
-        """Hand the datagrams of a run to their connections, which are added to `touched`.
+        """Hand the datagrams of a run to their connections, and add these to `touched`.
 
         Returns whether some of them have to wait, or were dropped, because their
         connection's datagrams are expensive.
@@ -133,7 +133,7 @@ class Receiver:
         return False
 
     def dispatch(self, data: bytes, address: Address, now: float, mark: int) -> Route | None:
-        """Hand one datagram to its connection, which is returned."""
+        """Hand one datagram to its connection.  Returns the connection, if there is one."""
         connection_id = destination_connection_id(data)
         if connection_id is None:
             self._incoming.datagrams_unroutable += 1
@@ -159,4 +159,4 @@ class Receiver:
         for at in range(start, stop, step):
             piece = bytes(data[at : min(at + step, stop)])
             if not self._budget.hold(account, (piece, address, size, mark, len(piece)), len(piece)):
-                break  # (Nor is there room for those behind it.)
+                break  # (There is no room for the rest either.)

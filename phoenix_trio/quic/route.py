@@ -79,7 +79,7 @@ class Route:
         self.is_pending = place is not None
         """Whether this is an incoming connection whose handshake is not complete."""
         self.account: Account | None = None
-        """What it has cost of late; ``None`` during the handshake."""
+        """The processor time that it has used of late; ``None`` during the handshake."""
         self.handshake_deadline = math.inf
         self.connection_ids: set[bytes] = set()
         """All that lead here (see :class:`~phoenix_trio.quic.routing_table.RoutingTable`)."""
@@ -107,8 +107,8 @@ class Route:
         return address
 
     @property
-    def may_not_know_of_end(self) -> bool:
-        """Whether the connection was closed here and its peer must still be told (again)."""
+    def has_close_to_send(self) -> bool:
+        """Whether CONNECTION_CLOSE is still to be sent to the peer, or sent again."""
         engine = self.engine
         if isinstance(engine, ClosingConnection):
             return engine.awaits_answer

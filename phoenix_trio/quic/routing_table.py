@@ -29,11 +29,11 @@ class RoutingTable:
 
     def __init__(self) -> None:
         self.routes: dict[Route, None] = {}
-        """All connections, in the order in which they came."""
+        """All connections, the oldest first."""
         self.by_connection_id: dict[bytes, Route] = {}
         self.by_reset_key: dict[bytes, Route] = {}
         self.retired: deque[tuple[float, bytes, Route]] = deque()
-        """When to remove which connection ID; the next one first."""
+        """Connection IDs to remove, and when; the next one first."""
         # Tokens are secrets: looked up by a keyed hash, so that the time of a look-up
         # says nothing of them (RFC 9000 section 10.3.1).
         self._key = os.urandom(32)

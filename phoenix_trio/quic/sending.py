@@ -86,7 +86,7 @@ class Sender:
     def flush(self, now: float, routes: Iterable[Route]) -> None:
         """Send one bounded run of packets of each of these connections.
 
-        Those which have more become dirty again.
+        A connection that has more to send becomes dirty again.
         """
         unsent = self.unsent
         while unsent:
@@ -107,7 +107,7 @@ class Sender:
                 self.dirty[route] = None  # its turn comes again after the others'
 
     def flush_dirty(self, now: float, *, passes: int) -> None:
-        """Flush all dirty connections, so often at most, until none is dirty any more."""
+        """Flush dirty connections until none is left, at most `passes` times."""
         for _ in range(passes):
             dirty, self.dirty = self.dirty, {}
             self.flush(now, dirty)

@@ -1,7 +1,7 @@
-"""Where one task waits: a parking lot for one, at a third of its cost.
+"""Parks at most one task, at a third of the cost of a parking lot.
 
-Floor 0.  Every stream has a place where its reader waits, and at most one task
-may read; :class:`trio.lowlevel.ParkingLot` keeps an ordered table for any number.
+Floor 0.  Every stream needs a place where its reader waits, and at most one task may
+read.  :class:`trio.lowlevel.ParkingLot` keeps an ordered table for any number of tasks.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ __all__ = ["Lot", "Waiter"]
 
 
 class Lot(Protocol):
-    """What a :class:`trio.lowlevel.ParkingLot` and a :class:`Waiter` have in common."""
+    """Parks tasks: a :class:`trio.lowlevel.ParkingLot` or a :class:`Waiter`."""
 
     async def park(self) -> None:
-        """Wait to be woken; when cancelled, nobody waits any more."""
+        """Wait to be woken.  Cancellation: the task has left the lot."""
 
     def unpark_all(self) -> object:
-        """Wake whoever waits."""
+        """Wake all tasks that wait here."""
 
 
 class Waiter:
-    """At most one task at a time may :meth:`park` here; the caller sees to that."""
+    """Parks one task at a time; the caller makes sure that no second one comes."""
 
     __slots__ = ("_task",)
 
@@ -33,12 +33,12 @@ class Waiter:
 
     async def park(self) -> None:
         """Wait until :meth:`unpark_all`."""
-        assert self._task is None, "a second task in the place of one"
+        assert self._task is None, "another task waits here already"
         self._task = trio.lowlevel.current_task()
         await trio.lowlevel.wait_task_rescheduled(self._abort)
 
     def unpark_all(self) -> None:
-        """Wake the task which waits, if any."""
+        """Wake the task that waits, if there is one."""
         task = self._task
         if task is not None:
             self._task = None

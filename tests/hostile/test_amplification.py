@@ -444,7 +444,7 @@ async def test_a_path_without_room_for_an_acknowledgement_costs_no_time(
         assert not is_path_validated(engine)
         leave_room_before_validation(engine, room)
         make_acknowledgement_due(engine, trio.current_time())
-        server._driver.touch(server._route)
+        server._driver.flush_soon(server._route)
         assert await turns_in(1.0, server) < 1500
 
 
@@ -481,5 +481,5 @@ async def test_a_timer_that_never_gets_done_does_not_keep_the_processor_busy(
         await trio.sleep(5)
         engine = engine_of(server)
         engine.next_deadline = lambda: 1.0  # type: ignore[method-assign]
-        server._driver.touch(server._route)
+        server._driver.flush_soon(server._route)
         assert 10 < await turns_in(1.0, server) < 1500

@@ -158,7 +158,7 @@ async def test_the_tables_of_connection_ids_stay_small(autojump_clock: MockClock
             most = 0
             for _ in range(500):
                 change_connection_id(engine_of(connection))
-                connection._driver.touch(connection._route)
+                connection._driver.flush_soon(connection._route)
                 await trio.sleep(0.01)
                 most = max(most, len(server._table.by_connection_id), len(server._table.retired))
             assert not connection.is_closed

@@ -444,7 +444,7 @@ async def test_a_client_which_probes_another_address_of_the_server_is_followed_t
         path.peer_cid = engine._peer_cid_available.pop(0)
         engine._add_network_path(path)
         (route,) = client._driver._routes
-        client._driver.touch(route)
+        client._driver.flush_soon(route)
         await trio.sleep(0.025)
         assert path.is_validated  # so the response has left from there
         # (Only that: the rest stays on the path in use.)

@@ -1,4 +1,4 @@
-"""Whoever waits on a connection hears of the end of its endpoint, however it comes."""
+"""Calls that wait on a connection raise when its endpoint ends, whatever ends it."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ async def wait_closed(connection: Connection) -> None:
     ],
     ids=lambda wait: wait.__name__,
 )
-async def test_a_task_which_waits_hears_of_the_end_of_its_endpoint(
+async def test_blocked_calls_raise_when_the_endpoint_ends(
     autojump_clock: MockClock, wait: Callable[[Connection], Awaitable[None]], ending: str
 ) -> None:
     network = SimulatedNetwork(delay=0.01)

@@ -81,7 +81,7 @@ class World:
         data = b"".join(datagrams)
         touched: dict[Route, None] = {}
         self.socket.waiting.append((data, address, len(datagrams[0]), 0, len(data)))
-        assert self.receiver.read(1.0, touched, rested=True) is None
+        assert self.receiver.read(1.0, touched, was_idle=True) is None
         return list(touched)
 
 
@@ -144,9 +144,9 @@ def test_a_full_read_tells_how_much_was_read_and_a_short_one_that_nothing_waits(
     data = short(FIRST)
     limit = RUNS_PER_TURN
     world.socket.waiting = [(data, PEER, len(data), 0, len(data))] * (limit + 1)
-    assert world.receiver.read(1.0, {}, rested=True) == limit * len(data)
+    assert world.receiver.read(1.0, {}, was_idle=True) == limit * len(data)
     assert world.socket.reads == 1
-    assert world.receiver.read(1.0, {}, rested=False) is None
+    assert world.receiver.read(1.0, {}, was_idle=False) is None
 
 
 def test_behind_expensive_datagrams_the_socket_is_read_a_bounded_number_of_times(
@@ -158,5 +158,5 @@ def test_behind_expensive_datagrams_the_socket_is_read_a_bounded_number_of_times
     data = short(FIRST)
     limit = RUNS_PER_TURN
     world.socket.waiting = [(data, PEER, len(data), 0, len(data))] * (limit * 100)
-    assert world.receiver.read(1.0, {}, rested=True) is not None
+    assert world.receiver.read(1.0, {}, was_idle=True) is not None
     assert world.socket.reads == BATCHES_PER_TURN

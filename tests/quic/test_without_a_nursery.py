@@ -1,4 +1,4 @@
-"""The socket of ``open_listener()`` is driven by whoever waits; sometimes nobody does."""
+"""The socket of ``open_listener()`` is driven by tasks that wait, or by none for a while."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def connected() -> AsyncIterator[tuple[phoenix_trio.QuicConnection, phoeni
 
 
 @pytest.mark.parametrize("turns", range(8))
-async def test_what_is_written_while_the_one_who_drives_goes_away_leaves_at_once(
+async def test_data_written_while_the_driving_task_is_cancelled_leaves_at_once(
     autojump_clock: MockClock, turns: int
 ) -> None:
     async with connected() as (client, stream):
@@ -66,10 +66,10 @@ async def test_what_is_written_while_the_one_who_drives_goes_away_leaves_at_once
             assert await incoming.receive_some() == b"two"
 
 
-async def test_what_one_turn_did_not_finish_delays_nothing_that_is_written_later(
+async def test_data_left_over_from_a_flush_does_not_delay_later_writes(
     autojump_clock: MockClock,
 ) -> None:
-    """Nobody waits, and the first writer has left more behind than fits into a turn."""
+    """No task waits, and the first writer has left more behind than one flush sends."""
     async with connected() as (client, stream):
         driver, route = stream.connection._driver, stream.connection._route
         assert route is not None
@@ -82,7 +82,7 @@ async def test_what_one_turn_did_not_finish_delays_nothing_that_is_written_later
             assert await incoming.receive_some() == b"answer"
 
 
-async def test_a_connection_is_told_of_its_end_though_nobody_drives(
+async def test_abort_tells_the_peer_although_no_task_drives(
     autojump_clock: MockClock,
 ) -> None:
     async with connected() as (client, stream):
