@@ -21,7 +21,6 @@ import phoenix_trio
 from phoenix_trio.metrics import ConnectionStatistics
 from phoenix_trio.quic import engine as engine_module
 from phoenix_trio.quic.engine import Engine
-from phoenix_trio.quic.memory_budget import MemoryAccount
 from phoenix_trio.quic.skipped_numbers import SkippedNumbers
 from phoenix_trio.quic.stream_state import StreamRecord
 from tests.engine_packets import EPOCHS
@@ -233,18 +232,6 @@ def accept_data(engine: Engine, connection: int, stream: int) -> None:
     engine._local_max_data.value = connection
     for record in engine._records.values():
         record.max_stream_data_local = stream
-
-
-def has_said_blocked(engine: Engine) -> bool:
-    """Whether a DATA_BLOCKED, STREAM_DATA_BLOCKED or STREAMS_BLOCKED frame was ever sent."""
-    return engine._blocked._said_at > 0
-
-
-def memory_accounts(engine: Engine) -> tuple[MemoryAccount, MemoryAccount]:
-    """What the connection holds of its endpoint's memory for receiving, and for sending."""
-    account = engine._window._account
-    assert account is not None
-    return account, engine._send_memory
 
 
 # ------------------------------------------------------------------ streams and datagrams

@@ -13,6 +13,7 @@ from trio.testing import MockClock
 import phoenix_trio
 from phoenix_trio import ApplicationErrorCode, TransportConfig
 from phoenix_trio.testing import SimulatedNetwork
+from tests.engine_access import engine_of, queued_datagrams, stream_ids
 from tests.support import connected_pair, stream_pair
 
 
@@ -355,8 +356,8 @@ async def test_streams_which_were_never_closed_but_ended_give_their_place_back(
             await trio.sleep(1)
             assert not client._senders
             assert not server._receivers
-            assert not client._engine._records
-            assert not server._engine._records
+            assert not stream_ids(engine_of(client))
+            assert not stream_ids(engine_of(server))
             await client.aclose()
 
 
@@ -472,7 +473,7 @@ async def test_sending_datagrams_waits_or_drops_when_the_queue_is_full(
             while True:
                 await client.send_datagram(bytes(1000))
         assert scope.cancelled_caught, "with nothing acknowledged, sending has to wait"
-        assert len(client._engine._datagrams_pending) == 10
+        assert queued_datagrams(engine_of(client)) == 10
 
 
 # ------------------------------------------------------------------ liveness

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 import phoenix_trio
-from phoenix_trio.quic import engine as engine_module
 from phoenix_trio.quic.ecn import CE, ECT_0, ECT_1, NOT_ECT, EcnMarking, ReceivedMarks
 from phoenix_trio.testing import Datagram, SimulatedNetwork
+from tests.engine_access import engine_of, keys_worn_out_after
 from tests.support import CLIENT, SERVER, connected_pair, examples, stream_pair
 
 # ------------------------------------------------------------------ verdicts
@@ -289,30 +289,29 @@ async def test_marks_cross_loopback() -> None:
 
 @BOTH
 async def test_keys_are_updated_before_their_cipher_is_worn_out(
-    fast: bool, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+    fast: bool, autojump_clock: MockClock
 ) -> None:
-    monkeypatch.setattr(engine_module, "KEY_UPDATE_PACKETS", 200)
-    monkeypatch.setattr(engine_module, "_KEY_UPDATE_RETRY", 20)
     network = SimulatedNetwork(seed=1, delay=0.01)
     config = phoenix_trio.TransportConfig(enable_fast_path=fast)
-    async with connected_pair(network, config=config) as (client, server):
-        network.set_conditions(loss=0.01)
-        for sender, receiver in itertools.islice(
-            itertools.cycle([(client, server), (server, client)]), 6
-        ):
-            await transfer(sender, receiver, 300_000)
-        assert client.statistics().key_updates >= 2
-        assert server.statistics().key_updates >= 1
-        await client.update_keys()
-        await transfer(client, server, 10_000)
+    with keys_worn_out_after(200, retry_after=20):
+        async with connected_pair(network, config=config) as (client, server):
+            network.set_conditions(loss=0.01)
+            for sender, receiver in itertools.islice(
+                itertools.cycle([(client, server), (server, client)]), 6
+            ):
+                await transfer(sender, receiver, 300_000)
+            assert client.statistics().key_updates >= 2
+            assert server.statistics().key_updates >= 1
+            await client.update_keys()
+            await transfer(client, server, 10_000)
 
 
 async def test_an_update_by_hand_waits_for_one_under_way(autojump_clock: MockClock) -> None:
     async with connected_pair(SimulatedNetwork(delay=0.05)) as (client, server):
         await client.wait_confirmed()
         await client.ping()
-        client._engine.update_keys()
-        assert not client._engine.can_update_keys
+        engine_of(client).update_keys()
+        assert not engine_of(client).can_update_keys
         client._touch()
         await client.update_keys()
         await server.update_keys()

@@ -13,6 +13,7 @@ from phoenix_trio import TransportConfig
 from phoenix_trio.quic import events
 from phoenix_trio.quic.idle import keep_alive_interval
 from phoenix_trio.testing import SimulatedNetwork
+from tests.engine_access import keep_alive_due
 from tests.support import (
     ALPN,
     CLIENT,
@@ -137,7 +138,7 @@ def test_remembered_parameters_shorten_the_keep_alive_of_early_data() -> None:
     EnginePair(client=tls, server=server, client_config=wanting, server_config=strict).connect()
     again = EnginePair(client=tls, server=server, client_config=wanting, server_config=strict)
     assert again.client.engine.can_send_early_data
-    assert again.client.engine._keep_alive_at == 7.5
+    assert keep_alive_due(again.client.engine) == 7.5
     again.connect()
     again.run(60.0)
     assert not again.client.of(events.Terminated)
@@ -145,4 +146,4 @@ def test_remembered_parameters_shorten_the_keep_alive_of_early_data() -> None:
 
 def test_a_timeout_below_a_millisecond_is_not_announced_as_none() -> None:
     pair = EnginePair(server_config=TransportConfig(max_idle_timeout=0.0004)).connect()
-    assert pair.client.engine._remote_max_idle_timeout == 0.001
+    assert pair.client.engine.idle_timeout == 0.001

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import trio
-from aioquic.quic.connection import QuicNetworkPath
 from trio.testing import MockClock
 
 import phoenix_trio
@@ -20,6 +19,7 @@ from phoenix_trio.quic import packet_info
 from phoenix_trio.quic.packet_io import UdpNetwork, UdpSocket, display_address
 from phoenix_trio.quic.path_address import PathAddress, ends_of, local_of, remote_of
 from phoenix_trio.testing import Datagram, SimulatedNetwork
+from tests.engine_access import engine_of, probe_path, validated_addresses
 from tests.hostile import world as hostile
 from tests.hostile.world import echo, first_initial
 from tests.support import ALPN, CLIENT, PORT, SERVER, client_tls, server_tls
@@ -439,14 +439,12 @@ async def test_a_client_which_probes_another_address_of_the_server_is_followed_t
     """As it does with a preferred address (RFC 9000 section 9.6): challenge, then migrate."""
     async with one_connection() as (world, client, server):
         world.sent.clear()
-        engine = client._engine
-        path = QuicNetworkPath((SECOND, PORT))
-        path.peer_cid = engine._peer_cid_available.pop(0)
-        engine._add_network_path(path)
+        engine = engine_of(client)
+        probe_path(engine, (SECOND, PORT))
         (route,) = client._driver._routes
         client._driver.flush_soon(route)
         await trio.sleep(0.025)
-        assert path.is_validated  # so the response has left from there
+        assert (SECOND, PORT) in validated_addresses(engine)  # so the response has left from there
         # (Only that: the rest stays on the path in use.)
         assert {datagram.source for datagram in world.sent} == {(SERVER, PORT), (SECOND, PORT)}
         assert server.local_address[:2] == (SERVER, PORT)

@@ -14,6 +14,7 @@ from phoenix_trio import TransportConfig
 from phoenix_trio.quic import events
 from phoenix_trio.quic.flow_control import ReceiveWindow
 from phoenix_trio.quic.memory_budget import EndpointMemory, MemoryAccount, MemoryBudget
+from tests.engine_access import credit_granted, initial_max_stream_data, max_data, statistics
 from tests.support import EnginePair, client_tls, examples, server_tls
 
 KIBIBYTE = 1024
@@ -186,13 +187,12 @@ def test_an_account_which_is_forgotten_gives_its_memory_back() -> None:
 @pytest.mark.parametrize("how", ["closed", "reset", "idle", "closed by the peer"])
 def test_a_connection_gives_its_memory_back_once_however_it_ends(how: str) -> None:
     config = attrs.evolve(TransportConfig(), max_idle_timeout=5.0)
-    pair = EnginePair(client_config=config, server_config=config).connect()
+    memory = EndpointMemory(config)
+    pair = EnginePair(client_config=config, server_config=config, server_memory=memory).connect()
     assert pair.server is not None
     pair.server.read_automatically = False
     engine = pair.server.engine
-    account, sending = engine._window._account, engine._send_memory
-    assert account is not None
-    budget, send_budget = account._budget, sending._budget
+    budget, send_budget = memory.receive, memory.send
     stream_id = pair.client.engine.open_stream(unidirectional=False)
     assert stream_id is not None
     pair.client.engine.write(stream_id, bytes(500_000))
@@ -200,8 +200,9 @@ def test_a_connection_gives_its_memory_back_once_however_it_ends(how: str) -> No
     answer = 300_000
     assert engine.send_room(stream_id, answer) >= answer
     engine.write(stream_id, bytes(answer))
-    assert budget.used == account.held > 0
-    assert send_budget.used == sending.held > 0
+    assert (budget.connections, send_budget.connections) == (1, 1)
+    assert budget.used > 0
+    assert send_budget.used > 0
     if how == "closed":
         engine.close_application(0, "")
     elif how == "reset":
@@ -221,7 +222,7 @@ def test_a_connection_gives_its_memory_back_once_however_it_ends(how: str) -> No
     assert budget.used == 100_000
     engine.let_go(stream_id, receiving=True)
     assert budget.used == 0
-    del pair, engine, account, sending
+    del pair, engine
     gc.collect()
     assert (budget.used, budget.connections) == (0, 0)
 
@@ -236,20 +237,21 @@ def test_a_connection_under_pressure_begins_with_less_and_goes_on() -> None:
     engine = pair.server.engine
     stream_id = pair.client.engine.open_stream(unidirectional=False)
     assert stream_id is not None
-    assert pair.client.engine._remote_max_data == MINIMUM
-    assert pair.client.engine._remote_max_stream_data_bidi_remote == MINIMUM * 2 // 3
+    assert max_data(pair.client.engine) == MINIMUM
+    assert initial_max_stream_data(pair.client.engine) == MINIMUM * 2 // 3
     pair.client.engine.write(stream_id, bytes(1_000_000))
     largest = 0
     while len(pair.server.received.get(stream_id, b"")) < 1_000_000:
         pair.run(0.02)
-        largest = max(largest, engine._window.limit - engine._window.released)
+        granted = credit_granted(engine) - statistics(engine).stream_bytes_read
+        largest = max(largest, granted)
     assert largest == MINIMUM
     for hog in hogs:
         hog.close()
     pair.client.engine.write(stream_id, bytes(4_000_000))
     pair.run(3.0)
     assert len(pair.server.received[stream_id]) == 5_000_000
-    assert engine._window.size > 2 * MINIMUM, "it grows again when there is room"
+    assert statistics(engine).receive_window > 2 * MINIMUM, "it grows again when there is room"
 
 
 def test_early_data_is_refused_where_less_can_be_granted_than_the_client_remembers() -> None:

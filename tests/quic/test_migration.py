@@ -13,6 +13,7 @@ import phoenix_trio
 from phoenix_trio import TransportConfig
 from phoenix_trio.quic.engine import Run
 from phoenix_trio.testing import Datagram, SimulatedNetwork
+from tests.engine_access import engine_of
 from tests.support import (
     ALPN,
     CLIENT,
@@ -353,7 +354,7 @@ async def test_packets_leave_in_the_order_in_which_they_were_built(
     async with connected_pair(network) as (client, server):
         ours, theirs = await stream_pair(client, server)
         socket = client._driver.socket
-        engine = client._engine
+        engine = engine_of(client)
         built: list[bytes] = []
         accepted: list[bytes] = []
         transmit, send = engine.transmit, socket.send

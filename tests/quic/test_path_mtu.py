@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from typing import Any
 
 import pytest
 import trio
@@ -16,6 +15,14 @@ from phoenix_trio import TransportConfig
 from phoenix_trio.quic import events
 from phoenix_trio.quic.path_mtu import _COMMON, MtuSearch
 from phoenix_trio.testing import SimulatedNetwork
+from tests.engine_access import (
+    ack_eliciting_in_flight,
+    begin_mtu_search,
+    fail_when_building,
+    is_mtu_probe_under_way,
+    mtu_search_deadline,
+    statistics,
+)
 from tests.support import EnginePair, connected_pair, examples, stream_pair, take_apart
 
 
@@ -220,7 +227,7 @@ def test_nothing_is_probed_after_the_end() -> None:
     pair = EnginePair().connect()
     engine = pair.client.engine
     engine.path_ceiling = lambda address: 9000
-    engine._begin_mtu_search()
+    begin_mtu_search(engine)
     late = pair.now + 1000.0
     engine.on_timer(late)
     assert engine.is_terminated
@@ -232,19 +239,14 @@ def test_a_failure_to_build_packets_ends_one_connection_with_a_farewell(
 ) -> None:
     pair = EnginePair().connect()
     engine = pair.client.engine
-
-    def explode(now: float) -> list[tuple[bytes, Any]]:
-        raise ZeroDivisionError("a bug")
-
-    engine._mtu_probe = explode  # type: ignore[method-assign]
-    engine._begin_mtu_search()
+    fail_when_building(engine)
     (goodbye,) = take_apart(engine.transmit(pair.now))
     assert goodbye
     (ending,) = [e for e in engine.take_events() if isinstance(e, events.Terminated)]
     assert isinstance(ending.error, phoenix_trio.ProtocolError)
     # And if not even that can be built, it ends without one.
     other = EnginePair().connect().client.engine
-    other._build = other.datagrams_to_send = explode  # type: ignore[assignment, method-assign]
+    fail_when_building(other, even_the_goodbye=True)
     other.send_ping(1)
     assert other.transmit(pair.now) == []
     assert other.is_terminated
@@ -258,21 +260,21 @@ def test_probes_are_not_in_flight_and_their_loss_is_no_congestion() -> None:
     pair.run(0.2)
     engine = pair.client.engine
     assert pair.client.of(events.HandshakeConfirmed)
-    mtu = engine._mtu
-    assert mtu is not None
-    window = engine._loss.congestion_window
+    window = statistics(engine).congestion_window
     probes = 0
     for _ in range(2000):
         pair.step()
-        if mtu._probe is not None and not engine.application_space.ack_eliciting_in_flight - 1:
+        if is_mtu_probe_under_way(engine) and ack_eliciting_in_flight(engine) == 1:
             probes += 1
-            assert engine._loss.bytes_in_flight == 0, "the probe is all that is under way"
-        if mtu.deadline != float("inf"):
+            in_flight = statistics(engine).bytes_in_flight
+            assert in_flight == 0, "the probe is all that is under way"
+        if mtu_search_deadline(engine) != float("inf"):
             break
     else:
         raise AssertionError("the search does not end")
     assert probes
-    assert engine._max_datagram_size == 1200
-    assert engine._recovery.packets_lost >= 2
-    assert engine._loss.congestion_window >= window
-    assert engine._loss.bytes_in_flight == 0
+    facts = statistics(engine)
+    assert facts.path_mtu == 1200
+    assert facts.packets_lost >= 2
+    assert facts.congestion_window >= window
+    assert facts.bytes_in_flight == 0
