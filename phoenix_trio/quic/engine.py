@@ -783,13 +783,21 @@ class Engine(QuicConnection):
 
         As long as our largest ones, it may be too long for a path of which nothing is
         known yet, and no answer to a challenge is repeated (RFC 9000 section 8.2).
+
+        Our challenge of the path in use is a probe, which the congestion window does not
+        hold back: it may be full of what was lost at the peer's old address, and without
+        the challenge nothing more than three small packets may leave for the new one.
         """
-        size = self._max_datagram_size
+        size, is_probe = self._max_datagram_size, self._probe_pending
+        path = self._network_paths[0]
         self._max_datagram_size = SMALLEST_UDP_PAYLOAD
+        if not (path.is_validated or path.local_challenge_sent):
+            self._probe_pending = True
         try:
             return self._build(now, 1)
         finally:
             self._max_datagram_size = size
+            self._probe_pending = self._probe_pending and is_probe
 
     def _next_bulk(self) -> BulkTurn | None:
         """The stream whose turn it is, if it has a full packet's worth to send, or more."""

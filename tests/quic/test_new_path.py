@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 
 from phoenix_trio.quic import events
-from tests.engine_access import forget_rtt, is_path_validated, path_in_use, statistics
+from tests.engine_access import (
+    forget_rtt,
+    is_path_validated,
+    path_in_use,
+    statistics,
+    validated_addresses,
+)
 from tests.quic.test_wire_rules import both_paths, ending, established
 from tests.support import CLIENT, EnginePair, Side
 
@@ -142,3 +148,23 @@ def test_what_is_sent_at_the_very_moment_is_sent_on_the_new_path(fast: bool) -> 
     pair.flush(server)
     pair.run(0.5)
     assert statistics(server.engine).rtt_latest is not None
+
+
+@both_paths
+def test_a_client_which_moves_while_a_full_window_is_lost_gets_all_of_it_soon(fast: bool) -> None:
+    """The challenge of its new address must not wait for what was sent to the old one.
+
+    The client has nothing to say besides one small packet, so that the server may send
+    little there before the address is validated.
+    """
+    pair, client, server = established(fast=fast)
+    stream_id, data = send(server, 300_000)
+    pair.drop = lambda destination, data: destination is client
+    pair.run(0.005)
+    client.address = (CLIENT, 7777)
+    client.engine.send_ping(1)
+    pair.run(0.012)
+    pair.drop = lambda destination, data: False
+    pair.run(3.0)
+    assert validated_addresses(server.engine) >= {(CLIENT, 7777)}
+    assert client.received[stream_id] == data
