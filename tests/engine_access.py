@@ -283,6 +283,11 @@ def stream_facts(engine: Engine, stream_id: int) -> StreamFacts:
     )
 
 
+def streams_with_new_limit(engine: Engine) -> list[int]:
+    """The streams for which a MAX_STREAM_DATA frame is to be sent."""
+    return [record.stream_id for record in engine.take_streams_with_new_limit()]
+
+
 def held_behind_gaps(engine: Engine) -> tuple[int, int]:
     """How many pieces of streams, and how many bytes, wait behind gaps."""
     return engine.piece_limit.pieces, engine.piece_limit.held

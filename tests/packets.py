@@ -124,6 +124,13 @@ class Frame:
     size: int
     """Bytes in the packet."""
 
+    @property
+    def data(self) -> bytes:
+        """The data of a STREAM, CRYPTO or DATAGRAM frame."""
+        data = self.fields[-1]
+        assert isinstance(data, bytes)
+        return data
+
 
 def frames_of(plain: bytes) -> list[Frame]:
     """The frames of an opened packet, in order.

@@ -10,6 +10,7 @@ import attrs
 import pytest
 import trio
 
+from tests.engine_access import write_key_log
 from tests.support import EnginePair, Side
 
 from .cases import CASES, Evidence
@@ -45,7 +46,7 @@ class Recorded(EnginePair):
         self.records: list[Record] = []
         super().__init__()
         self.drop = self.record
-        self.client.engine._configuration.secrets_log_file = key_log
+        write_key_log(self.client.engine, key_log)
 
     def record(self, destination: Side, data: bytes) -> bool:
         is_server = destination is not self.client

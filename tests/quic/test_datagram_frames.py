@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
-from aioquic.buffer import Buffer
-from aioquic.quic.configuration import QuicConfiguration
-from aioquic.quic.connection import QuicConnection
-from aioquic.quic.events import DatagramFrameReceived
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from trio.testing import MockClock
 
 import phoenix_trio
@@ -19,20 +12,17 @@ from phoenix_trio import TransportConfig
 from phoenix_trio.quic import endpoint, events
 from phoenix_trio.quic.datagram_frame import largest_payload
 from phoenix_trio.quic.engine import Engine
-from phoenix_trio.quic.fast_send import encode_varint
 from phoenix_trio.quic.tls_context import PhoenixTLSContext
+from phoenix_trio.streams import encode_varint
+from tests.aioquic_pair import AioquicPair
+from tests.engine_access import announce_datagram_frame_size, set_datagram_size, statistics
+from tests.engine_packets import open_sent
 from tests.support import (
-    ALPN,
-    CLIENT,
-    PORT,
-    SERVER,
     EnginePair,
     Side,
     client_tls,
     connected_pair,
-    server_pem,
     server_tls,
-    take_apart,
 )
 
 LIMITS = [*range(71), 16_382, 16_383, *range(16_384, 16_392), 65_535]
@@ -50,79 +40,33 @@ def test_the_largest_payload_fills_the_frame() -> None:
 
 
 class Peer:
-    """An aioquic server which announces a limit, and our client, on a wire without delay."""
+    """An aioquic server which announces a limit, and our client."""
 
     def __init__(self, limit: int, *, fast: bool) -> None:
         self.limit = limit
-        self.server: QuicConnection | None = None
-        pair = EnginePair(
-            client_config=TransportConfig(enable_fast_path=fast, max_udp_payload_size=1200)
-        )
-        self.client = pair.client.engine
-        self.now = 0.0
+        self.pair = AioquicPair(
+            we_are_client=True,
+            config=TransportConfig(enable_fast_path=fast, max_udp_payload_size=1200),
+            stock={"max_datagram_frame_size": limit},
+        ).connect()
+        self.client = self.pair.ours.engine
         self.frames: list[int] = []
-        self.received: list[bytes] = []
-        for _, _, _, data, _ in pair.wire:
-            self.take(data)
-        self.run()
-        assert self.client._handshake_confirmed
+        """The sizes of the DATAGRAM frames which our client has sent."""
+        self.pair.sent = self.measure
 
-    def take(self, data: bytes) -> None:
-        if self.server is None:
-            self.server = self.make_server(data)
-        self.server.receive_datagram(data, (CLIENT, 5000), self.now)
-
-    def make_server(self, first: bytes) -> QuicConnection:
-        certificate, key = server_pem()
-        made = QuicConnection(
-            configuration=QuicConfiguration(
-                is_client=False,
-                alpn_protocols=list(ALPN),
-                max_datagram_frame_size=self.limit,
-                certificate=x509.load_pem_x509_certificate(certificate),
-                private_key=load_pem_private_key(key, None),  # type: ignore[arg-type]
-            ),
-            original_destination_connection_id=first[6 : 6 + first[5]],
-        )
-        # Note the size of each frame which its parser sees.
-        handlers = vars(made)["_QuicConnection__frame_handlers"]
-        for kind in (0x30, 0x31):
-            handle, epochs = handlers[kind]
-
-            def counted(
-                context: Any, frame_type: int, buf: Buffer, handle: Callable[..., None] = handle
-            ) -> None:
-                start = buf.tell() - 1
-                try:
-                    handle(context, frame_type, buf)
-                finally:
-                    self.frames.append(buf.tell() - start)
-
-            handlers[kind] = counted, epochs
-        return made
-
-    def run(self) -> None:
-        for _ in range(12):
-            self.now += 0.01
-            self.client.begin_pass()
-            for data in take_apart(self.client.transmit(self.now)):
-                self.take(data)
-            self.client.on_timer(self.now)
-            assert self.server is not None
-            for data, _ in self.server.datagrams_to_send(self.now):
-                self.client.receive(data, (SERVER, PORT), self.now)
-            while event := self.server.next_event():
-                if isinstance(event, DatagramFrameReceived):
-                    self.received.append(event.data)
+    def measure(self, data: bytes) -> None:
+        for packet in open_sent(self.client, data):
+            self.frames += [frame.size for frame in packet.of(0x30, 0x31)]
 
     def send(self, *sizes: int) -> None:
         """Send datagrams together; the server has taken all, in frames of its limit at most."""
         self.frames.clear()
-        self.received.clear()
+        received = self.pair.stock.datagrams
+        received.clear()
         for size in sizes:
             self.client.send_datagram(bytes(size))
-        self.run()
-        assert sorted(map(len, self.received)) == sorted(sizes), self.limit
+        self.pair.run(0.2)
+        assert sorted(map(len, received)) == sorted(sizes), self.limit
         assert max(self.frames) <= self.limit
         assert not self.client.is_ending
 
@@ -137,7 +81,7 @@ def test_a_peer_never_sees_a_frame_above_its_limit(limit: int, fast: bool) -> No
         return
     if limit > 1200:
         # The limit is to count, not the path.
-        peer.client._set_datagram_size(65_000)
+        set_datagram_size(peer.client, 65_000)
         maximum = peer.client.max_datagram_payload
     assert maximum is not None
     peer.send(maximum)
@@ -155,7 +99,7 @@ def limited_pair(limit: int, **arguments: Any) -> EnginePair:
 
     def make_limited(data: bytes) -> Side:
         side = make_server(data)
-        side.engine._configuration.max_datagram_frame_size = limit
+        announce_datagram_frame_size(side.engine, limit)
         return side
 
     pair._make_server = make_limited  # type: ignore[method-assign]
@@ -183,9 +127,9 @@ def test_what_waits_since_0_rtt_is_dropped_if_the_new_limit_is_smaller() -> None
     engine.send_datagram(bytes(38))
     pair.connect()
     assert pair.server is not None
-    assert not pair.server.engine.tls.early_data_accepted
+    assert not pair.server.engine.tls_context.early_data_accepted
     assert engine.max_datagram_payload == 38
-    assert engine._datagrams_dropped > 10
+    assert statistics(engine).datagrams_dropped_outgoing > 10
     assert [len(event.data) for event in pair.server.of(events.DatagramReceived)] == [38]
     assert not engine.is_ending
 
@@ -211,7 +155,7 @@ async def test_a_datagram_which_cannot_be_sent_is_refused_with_the_reason(
 
     def build_limited(**arguments: Any) -> Engine:
         engine = build(**arguments)
-        engine._configuration.max_datagram_frame_size = limit
+        announce_datagram_frame_size(engine, limit)
         return engine
 
     monkeypatch.setattr(endpoint, "make_server_engine", build_limited)

@@ -11,16 +11,42 @@ from typing import Any
 
 import attrs
 import pytest
-from aioquic import tls
-from aioquic.quic.connection import QuicConnectionState
 from hypothesis import given, note
 from hypothesis import strategies as st
 
 from phoenix_trio import TransportConfig
 from phoenix_trio.quic import events, fast_path, fast_receive, fast_send, small_packet
+from tests.engine_access import (
+    ack_eliciting_in_flight,
+    change_connection_id,
+    close_code,
+    credit_granted,
+    credit_used,
+    data_sent,
+    has_streams_to_send,
+    max_data,
+    packets_in_flight,
+    remembered_packets,
+    spare_connection_ids,
+    statistics,
+    stream_facts,
+    stream_ids,
+    unsent_bytes,
+)
+from tests.engine_packets import key_phase, seal_short
+from tests.fast_path_access import (
+    begin_ending,
+    bulk_packets,
+    doubt_handshake,
+    doubt_path,
+    fallbacks,
+    has_bulk_turn,
+    have_early_keys,
+    take_frames,
+    use_chacha20,
+    write_a_trace,
+)
 from tests.support import CLIENT, EnginePair, Side, examples, take_apart
-
-ONE_RTT = tls.Epoch.ONE_RTT
 
 #: What a warm connection has carried each way before its program begins: enough for a
 #: congestion window of some hundred packets.
@@ -129,8 +155,8 @@ class Program:
             for (by_client, stream_id) in self.written
             if by_client is step.by_client
             and (by_client, stream_id) not in self.ended
-            and (record := engine._records.get(stream_id)) is not None
-            and not record.sender.was_reset  # by the peer's STOP_SENDING
+            and stream_id in stream_ids(engine)
+            and not stream_facts(engine, stream_id).was_reset  # by the peer's STOP_SENDING
         ]
         key = (step.by_client, own[step.amount % len(own)]) if own else None
         if step.action == "open" or (step.action == "write" and key is None):
@@ -164,8 +190,8 @@ class Program:
             if engine.can_update_keys:
                 engine.update_keys()
         elif step.action == "change connection ID":
-            if engine._peer_cid_available:
-                engine.change_connection_id()
+            if spare_connection_ids(engine):
+                change_connection_id(engine)
         elif step.action == "rebind":
             self.port += 1
             self.pair.client.address = (CLIENT, self.port)
@@ -175,43 +201,37 @@ class Program:
         for by_client, side in self.sides.items():
             engine, other = side.engine, self.sides[not by_client].engine
             assert not side.of(events.Terminated)
-            space = engine._spaces[ONE_RTT]
-            assert engine._loss.bytes_in_flight == 0
-            assert space.ack_eliciting_in_flight == 0
-            assert not any(packet.in_flight for packet in space.sent_packets.values())
-            assert engine._buffered == engine._unsent == 0
-            assert not engine._active
+            facts = statistics(engine)
+            assert facts.bytes_in_flight == 0
+            assert ack_eliciting_in_flight(engine) == packets_in_flight(engine) == 0
+            assert facts.send_buffer_bytes == unsent_bytes(engine) == 0
+            assert not has_streams_to_send(engine)
             assert not engine.has_unacknowledged_streams
-            assert engine._remote_max_data_used == other._local_max_data.used
-            assert engine._window.released == engine._local_max_data.used
-            assert engine._remote_max_data == other._window.limit
-            assert engine._cryptos[ONE_RTT].key_phase == other._cryptos[ONE_RTT].key_phase
-            for stream_id, record in engine._records.items():
-                if stream_id in other._records and stream_id in engine._streams:
-                    reader = other._records[stream_id].receiver
-                    assert record.sender.highest_offset == reader.highest_offset
+            assert data_sent(engine) == credit_used(other)
+            assert facts.stream_bytes_read == credit_used(engine)
+            assert max_data(engine) == credit_granted(other)
+            assert key_phase(engine) == key_phase(other)
+            for stream_id in set(stream_ids(engine)) & set(stream_ids(other)):
+                stream = stream_facts(engine, stream_id)
+                if not stream.is_over:
+                    assert stream.sent == stream_facts(other, stream_id).received
 
     def outcome(self) -> dict[str, Any]:
         """All that the application sees, and the counters which do not depend on packets."""
         result: dict[str, Any] = {}
         for by_client, side in self.sides.items():
-            statistics = side.engine.statistics(
-                datagrams_dropped_incoming=0,
-                flow_control_stalls=0,
-                stream_credit_stalls=0,
-                receive_buffer_bytes=0,
-            )
+            facts = statistics(side.engine)
             result[f"{by_client} counters"] = (
-                statistics.stream_bytes_sent,
-                statistics.stream_bytes_received,
-                statistics.stream_bytes_read,
-                statistics.stream_bytes_acknowledged,
-                statistics.datagrams_received,
-                side.engine._local_max_data.used,
-                statistics.streams_opened,
-                statistics.streams_accepted,
-                statistics.send_buffer_bytes,
-                statistics.bytes_in_flight,
+                facts.stream_bytes_sent,
+                facts.stream_bytes_received,
+                facts.stream_bytes_read,
+                facts.stream_bytes_acknowledged,
+                facts.datagrams_received,
+                credit_used(side.engine),
+                facts.streams_opened,
+                facts.streams_accepted,
+                facts.send_buffer_bytes,
+                facts.bytes_in_flight,
             )
             result[f"{by_client} ended"] = [
                 type(event.error) for event in side.of(events.Terminated)
@@ -231,7 +251,7 @@ def test_both_paths_deliver_the_same(program: list[Step], wire: Wire, size: int)
         one = Program(size, wire, fast=fast, in_runs=in_runs)
         one.run(program)
         for side in one.sides.values():
-            note(f"fast={fast} in_runs={in_runs} {dict(side.engine._fast.fallbacks)}")
+            note(f"fast={fast} in_runs={in_runs} {dict(fallbacks(side.engine))}")
         for (by_client, stream_id), state in one.ended.items():
             if state == "finished" and (by_client, stream_id) not in one.stopped:
                 reader = one.sides[not by_client]
@@ -277,7 +297,7 @@ def test_bulk_data_takes_the_fast_path_both_ways(size: int, loss: float) -> None
     for by_client, side in program.sides.items():
         (received,) = program.sides[not by_client].received.values()
         assert received == content[by_client]
-        assert side.engine._fast.packets_sent >= 1_000_000 // size * 0.8
+        assert bulk_packets(side.engine) >= 1_000_000 // size * 0.8
 
 
 # ------------------------------------------------------------------ every reason once
@@ -298,30 +318,12 @@ def send_bulk(pair: EnginePair, side: Side, size: int = 200_000) -> tuple[int, b
     return stream_id, data
 
 
-def set_ending(engine: Any) -> Callable[[], None]:
-    engine._state = QuicConnectionState.FIRSTFLIGHT
-    return lambda: setattr(engine, "_state", QuicConnectionState.CONNECTED)
-
-
-def set_unvalidated(engine: Any) -> Callable[[], None]:
-    path = engine._network_paths[0]
-    path.is_validated = False
-    path.bytes_received = 10**6
-    path.local_challenge_sent = True
-    return lambda: setattr(path, "is_validated", True)
-
-
-def set_unconfirmed(engine: Any) -> Callable[[], None]:
-    engine._handshake_confirmed = False
-    return lambda: setattr(engine, "_handshake_confirmed", True)
-
-
 @pytest.mark.parametrize(
     ("reason", "provoke"),
     [
-        ("send: ending", set_ending),
-        ("send: path", set_unvalidated),
-        ("send: handshake", set_unconfirmed),
+        ("send: ending", begin_ending),
+        ("send: path", doubt_path),
+        ("send: handshake", doubt_handshake),
         ("send: key update", lambda engine: engine.update_keys()),
     ],
 )
@@ -329,14 +331,13 @@ def test_why_a_run_is_not_built(reason: str, provoke: Callable[[Any], Any]) -> N
     pair, client, server = established()
     undo = provoke(client.engine)
     stream_id, data = send_bulk(pair, client)
-    record = client.engine._records[stream_id]
-    assert client.engine._fast.next_turn(record) is None
-    assert client.engine._fast.fallbacks[reason] == 1
+    assert not has_bulk_turn(client.engine, stream_id)
+    assert fallbacks(client.engine)[reason] == 1
     if undo is not None:
         undo()
     pair.run(5.0)
     assert server.received[stream_id] == data
-    assert client.engine._fast.packets_sent > 50, "and then it goes on fast"
+    assert bulk_packets(client.engine) > 50, "and then it goes on fast"
 
 
 def test_why_a_run_is_not_built_with_another_cipher() -> None:
@@ -346,20 +347,9 @@ def test_why_a_run_is_not_built_with_another_cipher() -> None:
     stream_id, data = send_bulk(pair, client)
     pair.run(5.0)
     assert server.received[stream_id] == data
-    assert client.engine._fast.packets_sent == 0
-    assert client.engine._fast.fallbacks["send: cipher"]
-    assert server.engine._fast.fallbacks["receive: cipher"]
-
-
-def use_chacha20(engine: Any) -> None:
-    """Both sides derive the same new keys from the secrets they have."""
-    pair = engine._cryptos[ONE_RTT]
-    for context in (pair.send, pair.recv):
-        context.setup(
-            cipher_suite=tls.CipherSuite.CHACHA20_POLY1305_SHA256,
-            secret=context.secret[:32],
-            version=engine._version,
-        )
+    assert bulk_packets(client.engine) == 0
+    assert fallbacks(client.engine)["send: cipher"]
+    assert fallbacks(server.engine)["receive: cipher"]
 
 
 def test_the_setting_switches_it_off() -> None:
@@ -368,8 +358,8 @@ def test_the_setting_switches_it_off() -> None:
     stream_id, data = send_bulk(pair, client)
     pair.run(5.0)
     assert server.received[stream_id] == data
-    assert client.engine._fast.packets_sent == 0
-    assert server.engine._fast.fallbacks["receive: disabled"]
+    assert bulk_packets(client.engine) == 0
+    assert fallbacks(server.engine)["receive: disabled"]
 
 
 class Wiretap:
@@ -407,9 +397,9 @@ def deliver(pair: EnginePair, side: Side, data: bytes, size: int, source: Any) -
 @pytest.mark.parametrize(
     ("reason", "provoke"),
     [
-        ("receive: handshake", set_unconfirmed),
-        ("receive: path", set_unvalidated),
-        ("receive: ending", set_ending),
+        ("receive: handshake", doubt_handshake),
+        ("receive: path", doubt_path),
+        ("receive: ending", begin_ending),
     ],
 )
 def test_why_a_run_is_not_read_at_once(reason: str, provoke: Callable[[Any], Any]) -> None:
@@ -418,7 +408,7 @@ def test_why_a_run_is_not_read_at_once(reason: str, provoke: Callable[[Any], Any
     data, size = run_of(Wiretap(pair, client).datagrams())
     undo = provoke(server.engine)
     deliver(pair, server, data, size, client.address)
-    assert server.engine._fast.fallbacks[reason] >= 1
+    assert fallbacks(server.engine)[reason] >= 1
     undo()
     pair.run(5.0)
     assert server.received[stream_id] == content
@@ -428,65 +418,58 @@ def test_a_run_with_early_data_keys_still_about_is_read_the_long_way() -> None:
     pair, client, server = established()
     stream_id, content = send_bulk(pair, client, 10_000)
     data, size = run_of(Wiretap(pair, client).datagrams())
-    early = server.engine._cryptos[tls.Epoch.ZERO_RTT].recv
-    known = server.engine._cryptos[ONE_RTT].recv
-    early.setup(
-        cipher_suite=known.cipher_suite, secret=known.secret, version=server.engine._version
-    )
+    are_there = have_early_keys(server.engine)
     deliver(pair, server, data, size, client.address)
-    assert server.engine._fast.fallbacks["receive: early data"] == 1
-    assert not early.is_valid(), "and these keys are gone with the first 1-RTT packet"
+    assert fallbacks(server.engine)["receive: early data"] == 1
+    assert not are_there(), "and these keys are gone with the first 1-RTT packet"
     pair.run(5.0)
     assert server.received[stream_id] == content
 
 
-def test_qlog_sees_every_packet_by_itself(tmp_path: Any) -> None:
-    class Trace:
-        def __getattr__(self, name: str) -> Any:
-            return lambda *arguments, **options: {}
-
+def test_qlog_sees_every_packet_by_itself() -> None:
     pair, client, server = established()
-    client.engine._quic_logger = server.engine._quic_logger = Trace()  # type: ignore[assignment]
+    for engine in (client.engine, server.engine):
+        write_a_trace(engine)
     stream_id, content = send_bulk(pair, client, 50_000)
     pair.run(5.0)
     assert server.received[stream_id] == content
-    assert client.engine._fast.fallbacks["send: qlog"]
-    assert server.engine._fast.fallbacks["receive: qlog"]
+    assert fallbacks(client.engine)["send: qlog"]
+    assert fallbacks(server.engine)["receive: qlog"]
 
 
 def test_datagrams_for_another_connection_id_go_back_to_the_driver() -> None:
     pair, client, server = established()
     stream_id, content = send_bulk(pair, client, 10_000)
     data, size = run_of(Wiretap(pair, client).datagrams())
-    count = server.engine._fast.fallbacks["receive: connection ID"]
+    count = fallbacks(server.engine)["receive: connection ID"]
     foreign = bytearray(data)
     foreign[3 * size + 1 : 3 * size + 9] = b"\xee" * 8
     reached = server.engine.receive_run(bytes(foreign), 0, size, client.address, pair.now)
     assert reached == 3 * size
-    assert server.engine._fast.fallbacks["receive: connection ID"] == count + 1
+    assert fallbacks(server.engine)["receive: connection ID"] == count + 1
     # Another of our own IDs: aioquic notices that the peer has switched.
-    client.engine.change_connection_id()
+    change_connection_id(client.engine)
     pair.run(5.0)
     assert server.received[stream_id] == content
-    assert server.engine._fast.fallbacks["receive: connection ID"] >= count + 2
+    assert fallbacks(server.engine)["receive: connection ID"] >= count + 2
 
 
 def test_short_stunted_and_forged_datagrams_in_a_run() -> None:
     pair, client, server = established()
     stream_id, content = send_bulk(pair, client, 10_000)
     data, size = run_of(Wiretap(pair, client).datagrams())
-    fallbacks = server.engine._fast.fallbacks
+    reasons = fallbacks(server.engine)
     deliver(pair, server, data[:20], 20, client.address)
     deliver(pair, server, data[:60], 20, client.address)
-    assert fallbacks["receive: short"] >= 2
+    assert reasons["receive: short"] >= 2
     forged = bytearray(data)
     forged[size + 200] ^= 1
     deliver(pair, server, bytes(forged) + data[:15], size, client.address)
-    assert fallbacks["receive: not authentic"] == 1
+    assert reasons["receive: not authentic"] == 1
     other_length = bytearray(data[:size])
     other_length[0] ^= 0x02  # the length of the packet number, as far as one can tell
     deliver(pair, server, bytes(other_length), size, client.address)
-    assert fallbacks["receive: header"] == 1
+    assert reasons["receive: header"] == 1
     deliver(pair, server, data, size, client.address)
     pair.run(5.0)
     assert server.received[stream_id] == content
@@ -518,7 +501,7 @@ def test_a_key_update_in_the_middle_of_a_run() -> None:
     new = Wiretap(pair, client).datagrams()
     data, size = run_of(old + new)
     deliver(pair, server, data, size, client.address)
-    assert server.engine._fast.fallbacks["receive: header"] == 1
+    assert fallbacks(server.engine)["receive: header"] == 1
     pair.run(5.0)
     assert server.received[first] == before
     assert server.received[second] == after
@@ -526,24 +509,23 @@ def test_a_key_update_in_the_middle_of_a_run() -> None:
 
 def test_frames_which_are_rare_are_left_to_aioquic_and_what_stands_before_them_is_not() -> None:
     pair, client, server = established()
-    count = server.engine._fast.fallbacks["receive: frames"]
+    count = fallbacks(server.engine)["receive: frames"]
     client.engine.send_datagram(b"first")
-    client.engine.change_connection_id()  # says RETIRE_CONNECTION_ID
+    change_connection_id(client.engine)  # says RETIRE_CONNECTION_ID
     pair.run(1.0)
-    assert server.engine._fast.fallbacks["receive: frames"] > count
+    assert fallbacks(server.engine)["receive: frames"] > count
     assert [event.data for event in server.of(events.DatagramReceived)] == [b"first"]
     assert server.of(events.ConnectionIdRetired)
 
 
 def test_pings_and_padding_are_no_reason_to_fall_back() -> None:
     pair, client, server = established()
-    count = server.engine._fast.fallbacks["receive: frames"]
+    count = fallbacks(server.engine)["receive: frames"]
     client.engine.send_ping(1)
     pair.run(1.0)
-    server.engine._now = pair.now
     for plain, is_eliciting in ((b"\x00", False), (b"\x00\x00\x01\x00", True), (bytes(900), False)):
-        assert small_packet.take_frames(server.engine, plain, pair.now) is is_eliciting
-    assert server.engine._fast.fallbacks["receive: frames"] == count
+        assert take_frames(server.engine, plain, pair.now) is is_eliciting
+    assert fallbacks(server.engine)["receive: frames"] == count
     assert [event.uid for event in client.of(events.PingAcknowledged)] == [1]
 
 
@@ -600,7 +582,7 @@ def test_mutated_runs_change_nothing(seed: int) -> None:
         received = bytes(server.received.get(stream_id, b""))
         assert content.startswith(received)
         assert not server.of(events.Terminated)
-        assert not server.engine._close_pending
+        assert not server.engine.is_ending
     for datagram in true:
         deliver(pair, server, datagram, len(datagram), client.address)
     pair.run(10.0)
@@ -621,28 +603,18 @@ def test_any_authentic_payload_ends_in_the_same_way_on_both_paths(
         config = TransportConfig(enable_fast_path=fast)
         pair, client, server = established(client_config=config, server_config=config)
         plain = (b"\x0a\x00" + bytes([len(payload) & 0x3F]) if streams else b"") + payload
-        engine = client.engine
-        crypto = engine._cryptos[ONE_RTT]
-        header = (
-            bytes([0x40 | crypto.key_phase << 2 | 1])
-            + engine._peer_cid.cid
-            + engine._packet_number.to_bytes(2, "big")
-        )
-        if len(plain) < 4 and plain:
-            plain = plain.ljust(4, b"\0")
-        if len(plain) < 4:
+        if not plain:
             return
-        packet = crypto.encrypt_packet(header, plain, engine._packet_number)
+        packet = seal_short(client.engine, plain)
         deliver(pair, server, packet, len(packet), client.address)
-        close = server.engine._close_event
         results.append(
             (
-                None if close is None else (close.error_code, close.frame_type),
+                close_code(server.engine),
                 {k: bytes(v) for k, v in server.received.items()},
-                sorted(server.engine._records),
-                server.engine._local_max_data.used,
-                server.engine._remote_max_data,
-                len(server.engine._loss.spaces[2].sent_packets),
+                sorted(stream_ids(server.engine)),
+                credit_used(server.engine),
+                max_data(server.engine),
+                len(remembered_packets(server.engine)),
                 [type(event) for event in server.log if not isinstance(event, events.SendProgress)],
             )
         )

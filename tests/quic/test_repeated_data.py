@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phoenix_trio.quic.stream_state import CryptoSender
+from tests.engine_access import statistics, unsent_bytes
+from tests.fast_path_access import permit_stream, stream_sender
 from tests.support import EnginePair, examples
 
 ACKED, LOST = QuicDeliveryState.ACKED, QuicDeliveryState.LOST
@@ -79,13 +81,12 @@ def test_stream_data_arrives_whole_whatever_becomes_of_its_copies(
     size: int, seed: int, loss: float
 ) -> None:
     engine = EnginePair().client.engine
-    engine._remote_max_stream_data_uni = engine._remote_max_data = 10_000
-    engine._remote_max_streams_uni = 1
+    permit_stream(engine, 10_000)
     stream_id = engine.open_stream(unidirectional=True)
     assert stream_id is not None
     data = random.Random(seed).randbytes(size)
     engine.write(stream_id, data, end_stream=True)
-    sender = engine._records[stream_id].sender
+    sender = stream_sender(engine, stream_id)
 
     def take(room: int) -> tuple[int, bytes, bool] | None:
         if not sender.has_work:
@@ -96,4 +97,4 @@ def test_stream_data_arrives_whole_whatever_becomes_of_its_copies(
     deliver_copies(take, sender.on_data_delivery, sender.repeat, data, seed, loss)
     assert sender.is_finished
     assert not sender.has_work
-    assert engine._buffered == engine._unsent == 0
+    assert statistics(engine).send_buffer_bytes == unsent_bytes(engine) == 0

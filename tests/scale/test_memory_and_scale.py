@@ -19,6 +19,7 @@ import trio
 
 import phoenix_trio
 from phoenix_trio.quic import events
+from tests.engine_access import counted_stream_visits, streams_with_new_limit
 from tests.support import (
     ALPN,
     EnginePair,
@@ -213,18 +214,9 @@ def test_idle_streams_are_not_looked_at_for_each_packet() -> None:
         busy = engine.open_stream(unidirectional=False)
         assert busy is not None
         engine.write(busy, bytes(1_000_000))
-        count = 0
-        original = engine._write_stream_frame
-
-        def counting(*args: Any, original: Any = original, **kwargs: Any) -> int:
-            nonlocal count
-            count += 1
-            result: int = original(*args, **kwargs)
-            return result
-
-        engine._write_stream_frame = counting  # type: ignore[method-assign]
-        assert not engine.take_streams_with_new_limit()
-        pair.run(5.0)
+        assert not streams_with_new_limit(engine)
+        with counted_stream_visits(engine) as count:
+            pair.run(5.0)
         assert len(pair.server.received[busy]) == 1_000_000
-        visits[idle] = count
+        visits[idle] = count()
     assert visits[1000] <= visits[0] * 1.05
