@@ -11,10 +11,7 @@ import phoenix_trio
 
 
 async def ask(connection: phoenix_trio.QuicConnection, text: str) -> None:
-    async with await connection.open_stream() as stream:
-        await stream.send_all(text.encode())
-        await stream.send_eof()
-        answer = b"".join([bytes(chunk) async for chunk in stream])
+    answer = await connection.request(text.encode(), max_answer=100_000)
     print(f"echo: {answer.decode()}", flush=True)
 
 

@@ -56,7 +56,7 @@ async def send(options: argparse.Namespace) -> None:
                     digest.update(chunk)
                     await stream.send_all(chunk)
             await stream.send_eof()
-            answer = b"".join([bytes(chunk) async for chunk in stream])
+            answer = await stream.receive_all(digest.digest_size)
         if answer != digest.digest():
             raise SystemExit("the receiver has something else")
         seconds = trio.current_time() - started

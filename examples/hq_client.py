@@ -16,8 +16,7 @@ ALPN = ("hq-interop",)
 async def download(connection: phoenix_trio.QuicConnection, path: str, directory: Path) -> int:
     """Fetch one file into the directory; returns its size."""
     async with await connection.open_stream() as stream:
-        await stream.send_all(f"GET {path}\r\n".encode())
-        await stream.send_eof()
+        await stream.send_all(f"GET {path}\r\n".encode(), end=True)
         size = 0
         async with await trio.open_file(directory / PurePosixPath(path).name, "wb") as file:
             async for chunk in stream:

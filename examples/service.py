@@ -20,19 +20,13 @@ import phoenix_trio
 async def serve(options: argparse.Namespace) -> None:
     async def answer(stream: phoenix_trio.QuicStream) -> None:
         async with stream:
-            question = bytearray()
-            async for chunk in stream:
-                question += chunk
-                if len(question) > 10_000:
-                    stream.stop_receiving(phoenix_trio.ApplicationErrorCode.MESSAGE_TOO_LARGE)
-                    return
-            numbers = json.loads(question)["numbers"]
-            await stream.send_all(json.dumps({"sum": sum(numbers)}).encode())
+            numbers = json.loads(await stream.receive_all(10_000))["numbers"]
+            await stream.send_all(json.dumps({"sum": sum(numbers)}).encode(), end=True)
 
     async def guarded(stream: phoenix_trio.QuicStream) -> None:
         try:
             await answer(stream)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, phoenix_trio.StreamTooLarge) as error:
             print(f"a bad question: {error}", flush=True)
         except trio.BrokenResourceError:
             pass  # whoever asked has gone
@@ -60,14 +54,10 @@ async def load(options: argparse.Namespace) -> None:
 
         async def ask(number: int) -> None:
             nonlocal answered, most
-            async with (
-                phoenix.connect((options.host, options.port)) as connection,
-                await connection.open_stream() as stream,
-            ):
+            question = json.dumps({"numbers": list(range(number % 50))}).encode()
+            async with phoenix.connect((options.host, options.port)) as connection:
                 most = max(most, phoenix.stats().active_connections)
-                await stream.send_all(json.dumps({"numbers": list(range(number % 50))}).encode())
-                await stream.send_eof()
-                answer = b"".join([bytes(chunk) async for chunk in stream])
+                answer = await connection.request(question, max_answer=1_000)
                 assert json.loads(answer)["sum"] == sum(range(number % 50))
                 answered += 1
 

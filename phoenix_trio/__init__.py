@@ -26,6 +26,7 @@ from .errors import (
     StreamBroken,
     StreamReset,
     StreamStopped,
+    StreamTooLarge,
     VersionNegotiationFailed,
 )
 from .metrics import (
@@ -101,6 +102,7 @@ __all__ = [
     "StreamListener",
     "StreamReset",
     "StreamStopped",
+    "StreamTooLarge",
     "TransportConfig",
     "VersionNegotiationFailed",
     "__version__",

@@ -36,6 +36,7 @@ __all__ = [
     "StreamBroken",
     "StreamReset",
     "StreamStopped",
+    "StreamTooLarge",
     "VersionNegotiationFailed",
 ]
 
@@ -61,7 +62,7 @@ class ApplicationErrorCode(IntEnum):
     """The endpoint closed while the connection was in use, or could not take it in."""
 
     MESSAGE_TOO_LARGE = 0x4
-    """A frame or message was above the receiver's limit."""
+    """A frame, a message or all of a stream was above the receiver's limit."""
 
     MALFORMED = 0x5
     """The application layer could not parse what it received."""
@@ -211,6 +212,24 @@ class StreamReset(StreamBroken):
 
 class StreamStopped(StreamBroken):
     """Sending: the peer does not want the rest of this stream (STOP_SENDING)."""
+
+
+class StreamTooLarge(trio.BrokenResourceError):
+    """The peer sent more on a stream than the receiving call takes; the connection goes on.
+
+    What had arrived was discarded, and the peer was told to stop.
+
+    Attributes:
+      stream_id: the stream's ID.
+      maximum: the limit, in bytes.
+      code: the application error code which the peer was told.
+    """
+
+    def __init__(self, message: str, *, stream_id: int, maximum: int, code: int) -> None:
+        super().__init__(message)
+        self.stream_id = stream_id
+        self.maximum = maximum
+        self.code = code
 
 
 class DatagramTooLarge(ValueError):

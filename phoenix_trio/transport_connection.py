@@ -256,6 +256,14 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
             decode=decode,
         )
 
+    async def request(
+        self, data: bytes | bytearray | memoryview, *, max_answer: int | None = None
+    ) -> bytes:
+        """See :meth:`QuicConnection.request`; bidirectional streams are the application's."""
+        answer = await self._quic.request(data, max_answer=max_answer)
+        self._operations += 1
+        return answer
+
     async def open_stream(self) -> QuicStream:
         """See :meth:`QuicConnection.open_stream`; bidirectional streams are the application's."""
         stream = await self._quic.open_stream()

@@ -30,10 +30,11 @@ from ..errors import (
 from . import events
 from .connection_state import ConnectionState
 from .construction import NoPublicConstructor
+from .exchange import exchange
 from .receiving_part import ReceivingPart
 from .sending_part import SendingPart
 from .stream import BidirectionalStream
-from .stream_errors import check_error_code
+from .stream_errors import check_error_code, check_limit
 
 if TYPE_CHECKING:
     from .driver import SocketDriver
@@ -139,24 +140,75 @@ class QuicConnection(ConnectionState, trio.abc.AsyncResource, metaclass=NoPublic
         stream_id = await self._open(unidirectional=True)
         return self._make_sender(stream_id)
 
+    async def request(
+        self, data: bytes | bytearray | memoryview, *, max_answer: int | None = None
+    ) -> bytes:
+        """Send `data` on a bidirectional stream of its own, and return the peer's whole answer.
+
+        The stream ends with `data`, and the answer is what the peer sends to the end of its
+        direction.  A peer which has read enough may answer early, and stop the rest of the
+        request (STOP_SENDING): the answer counts.  It may also answer while it reads; the
+        answer is received while `data` is being sent.
+
+        Waits until the peer permits one more stream, until there is room for `data` in the
+        send buffer, and for the answer.  In most cases the task is woken once.
+
+        Args:
+          data: the request; none at all is allowed.
+          max_answer: the longest answer which is taken, in bytes, 0 or more; ``None``: the
+            configuration's ``max_message_size``.
+
+        Cancellation: the peer may or may not have seen the request.  Both directions are
+        given up with :attr:`ApplicationErrorCode.CANCELLED`: the peer's calls on the stream
+        raise :class:`StreamReset` or :class:`StreamStopped`.  So it is on any error below.
+
+        Raises:
+          StreamReset: the peer gave up its answer.
+          StreamStopped: the peer stopped the request, and gave up its answer.
+          StreamTooLarge: the answer is longer than `max_answer`; the peer was told to stop
+            with :attr:`ApplicationErrorCode.MESSAGE_TOO_LARGE`.
+          trio.ClosedResourceError: the connection was closed here.
+          ConnectionBroken: the connection ended before the answer was complete.
+          ValueError: `max_answer` is negative.
+        """
+        if max_answer is None:
+            max_answer = self._engine.config.max_message_size
+        check_limit(max_answer)
+        if type(data) is not bytes:
+            data = memoryview(data).cast("B")
+        await trio.lowlevel.checkpoint_if_cancelled()
+        stream_id = self._open_now(unidirectional=False)
+        if stream_id is None:
+            stream_id = await self._wait_for_stream(unidirectional=False)
+        return await exchange(
+            self._make_sender(stream_id), self._make_receiver(stream_id), data, max_answer
+        )
+
     async def _open(self, *, unidirectional: bool) -> int:
         await trio.lowlevel.checkpoint()
-        stalled = False
+        stream_id = self._open_now(unidirectional=unidirectional)
+        if stream_id is None:
+            return await self._wait_for_stream(unidirectional=unidirectional)
+        return stream_id
+
+    def _open_now(self, *, unidirectional: bool) -> int | None:
+        """A new stream; ``None`` while the peer permits none."""
+        if self._is_closing:
+            raise self._ended_error()
+        return self._engine.open_stream(unidirectional=unidirectional)
+
+    async def _wait_for_stream(self, *, unidirectional: bool) -> int:
+        self._stream_credit_stalls += 1
         while True:
-            if self._is_closing:
-                raise self._ended_error()
-            stream_id = self._engine.open_stream(unidirectional=unidirectional)
-            if stream_id is not None:
-                return stream_id
-            if not stalled:
-                stalled = True
-                self._stream_credit_stalls += 1
             self._engine.want_stream(1, unidirectional=unidirectional)
             self._touch()  # (its timers have changed)
             try:
                 await self._wait(self._credit_lot)
             finally:
                 self._engine.want_stream(-1, unidirectional=unidirectional)
+            stream_id = self._open_now(unidirectional=unidirectional)
+            if stream_id is not None:
+                return stream_id
 
     async def accept_stream(self) -> QuicStream:
         """The next bidirectional stream which the peer has opened, in the order of their IDs.

@@ -95,6 +95,12 @@ class ReceiveBuffer:
             pieces.append(data)
         return data
 
+    def take_all(self) -> bytes:
+        """Remove and return everything, as one piece."""
+        data = self.join()
+        self.clear()
+        return data
+
     def clear(self) -> int:
         """Drop everything; return how many bytes that were."""
         size = self.size

@@ -11,12 +11,12 @@ from typing import Generic, TypeVar
 
 import trio
 
-from ..errors import ApplicationErrorCode, StreamBroken
+from ..errors import ApplicationErrorCode, StreamBroken, StreamTooLarge
 from .construction import NoPublicConstructor
 from .receive_buffer import ReceiveBuffer
-from .stream_errors import check_error_code, fresh
+from .stream_errors import check_error_code, check_limit, fresh
 from .stream_host import StreamHost
-from .waiter import Waiter
+from .waiter import Lot, Waiter
 
 __all__ = ["ReceivingPart"]
 
@@ -40,9 +40,11 @@ class ReceivingPart(trio.abc.ReceiveStream, Generic[ConnectionT], metaclass=NoPu
         "_busy",
         "_closed",
         "_connection",
+        "_credited",
         "_done",
         "_error",
         "_id",
+        "_limit",
         "_waiter",
     )
 
@@ -50,12 +52,14 @@ class ReceivingPart(trio.abc.ReceiveStream, Generic[ConnectionT], metaclass=NoPu
         self._connection = connection
         self._id = stream_id
         self._buffer = ReceiveBuffer()
+        self._credited = 0  # of the bytes there, the first so many were credited to the peer
+        self._limit: int | None = None  # of the receive_all() which is running
         self._at_end = False
         self._error: StreamBroken | None = None
         self._closed = False
         self._done = False
         self._busy = False
-        self._waiter = Waiter()
+        self._waiter: Lot = Waiter()
 
     @property
     def id(self) -> int:
@@ -107,13 +111,118 @@ class ReceivingPart(trio.abc.ReceiveStream, Generic[ConnectionT], metaclass=NoPu
             raise fresh(self._error)
         data = self._buffer.take(max_bytes)
         if data:
-            self._connection._consumed(self._id, len(data))
+            self._consume(len(data))
         if self._at_end:
             if not self._buffer.size:
                 self._let_go()
         elif not data:
             raise self._connection._ended_error()
         return data
+
+    async def receive_all(
+        self, max_bytes: int, *, code: int = ApplicationErrorCode.MESSAGE_TOO_LARGE
+    ) -> bytes:
+        """Receive everything to the end of the stream, and return it.
+
+        What was received before is not part of it; at the end of the stream it returns
+        ``b""``.  While it waits, the peer is granted more as data arrives, and the task is
+        not woken for each piece.
+
+        Args:
+          max_bytes: the most that is taken, 0 or more.  At no time are more bytes held than
+            these and those which flow control had let in (``stream_receive_buffer_size``);
+            only while the pieces are joined, at the end, what is returned is there twice.
+          code: tells the peer, in STOP_SENDING, that it has sent more than `max_bytes`.
+
+        Cancellation: nothing is lost; what has arrived stays in the stream, for the next
+        call of this method or of :meth:`receive_some`.
+
+        Raises:
+          StreamTooLarge: the peer sent more than `max_bytes`.  What had arrived is
+            discarded, the peer is told to stop with `code`, and the stream is closed for
+            receiving.
+          trio.BusyResourceError: another task is receiving from this stream.
+          trio.ClosedResourceError: the stream, or the connection, was closed here.
+          StreamReset: the peer reset the stream; unread data is discarded.
+          ConnectionBroken: the connection ended before the stream did; what had arrived can
+            still be read with :meth:`receive_some`.
+          ValueError: `max_bytes` is negative, or `code` not between 0 and 2**62 - 1.
+        """
+        check_limit(max_bytes)
+        code = check_error_code(code)
+        if self._busy:
+            raise trio.BusyResourceError("another task is already receiving from this stream")
+        self._busy = True
+        try:
+            self._collect(max_bytes)
+            if self._is_settled():
+                await trio.lowlevel.checkpoint()
+            else:
+                connection = self._connection
+                while not self._is_settled():
+                    await connection._wait(self._waiter)
+        finally:
+            self._limit = None
+            self._busy = False
+        if self._closed:
+            raise trio.ClosedResourceError("this stream was closed")
+        if self._error is not None:
+            self._let_go()
+            raise fresh(self._error)
+        size = self._buffer.size
+        if size > max_bytes:
+            self._stop(code)
+            raise StreamTooLarge(
+                f"the peer sent more than {max_bytes} bytes on stream {self._id}",
+                stream_id=self._id,
+                maximum=max_bytes,
+                code=code,
+            )
+        if not self._at_end:
+            raise self._connection._ended_error()
+        self._consume(size)
+        self._let_go()
+        return self._buffer.take_all()
+
+    def _collect(self, limit: int) -> None:
+        """From now on, grant the peer more as data arrives, as long as `limit` bytes hold it."""
+        self._limit = limit
+        self._credit_arrived()
+
+    def _credit_arrived(self) -> None:
+        """Credit what has arrived and stays here, unless it is too much."""
+        size = self._buffer.size
+        if self._credited < size and not self._is_too_large:
+            count, self._credited = size - self._credited, size
+            self._connection._consumed(self._id, count)
+
+    def _consume(self, count: int) -> None:
+        """Credit `count` bytes which leave the buffer, but for those that were credited."""
+        if self._credited:
+            early = min(count, self._credited)
+            self._credited -= early
+            count -= early
+        if count:
+            self._connection._consumed(self._id, count)
+
+    @property
+    def _is_too_large(self) -> bool:
+        """Whether more has arrived than the running :meth:`receive_all` takes."""
+        return self._limit is not None and self._buffer.size > self._limit
+
+    def _is_settled(self) -> bool:
+        """Whether more data, if any comes, would not change what :meth:`receive_all` does."""
+        return bool(
+            self._at_end
+            or self._closed
+            or self._error is not None
+            or self._is_too_large
+            or self._connection._ended
+        )
+
+    def _has_failed(self) -> bool:
+        """Whether the running :meth:`receive_all` has nothing to return, whatever comes."""
+        return self._error is not None or self._is_too_large
 
     def _is_ready(self) -> bool:
         return bool(
@@ -190,7 +299,10 @@ class ReceivingPart(trio.abc.ReceiveStream, Generic[ConnectionT], metaclass=NoPu
             self._buffer.append(data)
             if at_end:
                 self._at_end = True
-            self._waiter.unpark_all()
+            if self._limit is None or at_end or self._is_too_large:
+                self._waiter.unpark_all()
+            else:
+                self._credit_arrived()
 
     def _on_reset(self, error: StreamBroken) -> None:
         # Not let go before the application has seen the error or has closed the stream: the

@@ -6,6 +6,7 @@ waits while that is full.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import Generic, NoReturn, TypeVar
 
@@ -19,6 +20,10 @@ from .stream_host import StreamHost
 __all__ = ["SendingPart"]
 
 ConnectionT = TypeVar("ConnectionT", bound=StreamHost)
+
+
+def _never() -> bool:
+    return False
 
 
 class SendingPart(trio.abc.SendStream, Generic[ConnectionT], metaclass=NoPublicConstructor):
@@ -58,7 +63,7 @@ class SendingPart(trio.abc.SendStream, Generic[ConnectionT], metaclass=NoPublicC
         """The connection this stream belongs to."""
         return self._connection
 
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+    async def send_all(self, data: bytes | bytearray | memoryview, *, end: bool = False) -> None:
         """Put all of `data` into the send buffer, waiting while it is full.
 
         Returning says nothing of the peer: :meth:`wait_acked` does.  The buffer
@@ -66,8 +71,13 @@ class SendingPart(trio.abc.SendStream, Generic[ConnectionT], metaclass=NoPublicC
         ``send_buffer_size``; a writer which found it full goes on when it is
         half empty.
 
-        Cancellation: part of `data` may have been sent; reset the stream (as
-        leaving its ``async with`` block does), or keep to what the application
+        Args:
+          data: the bytes; none at all is allowed.
+          end: whether the stream ends with them.  The FIN leaves with the last of the
+            data, where :meth:`send_eof` is a call of its own.
+
+        Cancellation: part of `data` may have been sent, and the stream was not ended; reset
+        it (as leaving its ``async with`` block does), or keep to what the application
         can make sense of.
 
         Raises:
@@ -85,27 +95,39 @@ class SendingPart(trio.abc.SendStream, Generic[ConnectionT], metaclass=NoPublicC
             self._check_open()
             connection, size = self._connection, len(data)
             if size <= connection._send_room(self._id, size):
-                if size:
+                if end:
+                    self._finish(data)
+                elif size:
                     connection._write(self._id, data)
                 await trio.lowlevel.cancel_shielded_checkpoint()
             else:
-                await self._send_in_parts(memoryview(data))
+                await self._send_in_parts(memoryview(data), end=end)
         finally:
             self._busy = False
 
-    async def _send_in_parts(self, view: memoryview) -> None:
-        """More than there is room for now, which has to wait."""
+    async def _send_in_parts(
+        self, view: memoryview, *, end: bool, is_futile: Callable[[], bool] = _never
+    ) -> None:
+        """More than there is room for now, which has to wait; given up once `is_futile`.
+
+        Whatever makes it futile has to wake the :meth:`_waiting_place`.
+        """
         connection, stream_id = self._connection, self._id
         position, size = 0, len(view)
         while True:
             room = connection._send_room(stream_id, size - position)
+            if room >= size - position and end:
+                self._finish(view[position:])
+                return
             if room > 0:
                 connection._write(stream_id, view[position : position + room])
                 position += room
             if position >= size:
                 return
-            await self._wait_for_room()
+            await self._wait_for_room(is_futile)
             self._check_open()
+            if is_futile():
+                return
 
     def _begin(self) -> None:
         """One task at a time; the caller sets :attr:`_busy` to false again."""
@@ -129,10 +151,10 @@ class SendingPart(trio.abc.SendStream, Generic[ConnectionT], metaclass=NoPublicC
         finally:
             self._busy = False
 
-    async def _wait_for_room(self) -> None:
+    async def _wait_for_room(self, is_futile: Callable[[], bool] = _never) -> None:
         connection = self._connection
         connection._note_stall()
-        while self._is_open() and not connection._has_send_room(self._id):
+        while self._is_open() and not connection._has_send_room(self._id) and not is_futile():
             await connection._wait_for_room(self._id, self._waiting_place())
 
     def _waiting_place(self) -> trio.lowlevel.ParkingLot:
@@ -181,9 +203,10 @@ class SendingPart(trio.abc.SendStream, Generic[ConnectionT], metaclass=NoPublicC
         finally:
             self._busy = False
 
-    def _finish(self) -> None:
+    def _finish(self, data: bytes | memoryview = b"") -> None:
+        """Write the last bytes, for which there is room, and the end."""
         self._finished = True
-        self._connection._write(self._id, b"", end_stream=True)
+        self._connection._write(self._id, data, end_stream=True)
         self._let_go()
         self._wake()
 

@@ -71,9 +71,11 @@ class BidirectionalStream(
     # The calls of every exchange hand on the coroutine of the direction concerned, rather
     # than wait for it in one of their own.
 
-    def send_all(self, data: bytes | bytearray | memoryview) -> Coroutine[object, Any, None]:
+    def send_all(
+        self, data: bytes | bytearray | memoryview, *, end: bool = False
+    ) -> Coroutine[object, Any, None]:
         """See :meth:`SendStream.send_all`."""
-        return self._send.send_all(data)
+        return self._send.send_all(data, end=end)
 
     async def wait_send_all_might_not_block(self) -> None:
         """See :meth:`SendStream.wait_send_all_might_not_block`."""
@@ -96,6 +98,12 @@ class BidirectionalStream(
     ) -> Coroutine[object, Any, bytes | bytearray]:
         """See :meth:`ReceiveStream.receive_some`."""
         return self._receive.receive_some(max_bytes)
+
+    def receive_all(
+        self, max_bytes: int, *, code: int = ApplicationErrorCode.MESSAGE_TOO_LARGE
+    ) -> Coroutine[object, Any, bytes]:
+        """See :meth:`ReceiveStream.receive_all`; the sending direction stays open."""
+        return self._receive.receive_all(max_bytes, code=code)
 
     def reset(self, code: int = ApplicationErrorCode.CANCELLED) -> None:
         """See :meth:`SendStream.reset`; the receiving direction stays open."""

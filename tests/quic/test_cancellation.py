@@ -121,6 +121,39 @@ def test_receiving_loses_nothing() -> None:
     sweep(run)
 
 
+def test_receiving_a_whole_stream_loses_nothing() -> None:
+    async def run(k: int) -> bool:
+        async with connected_pair(config=SMALL) as (client, server):
+            ours, theirs = await pair_of_streams(client, server)
+            data = bytes(range(256)) * 100
+            received = bytearray()
+
+            async def send() -> None:
+                for start in range(0, len(data), 1000):
+                    await theirs.send_all(data[start : start + 1000])
+                    await trio.sleep(0.01)
+                await theirs.send_eof()
+
+            async def receive() -> None:
+                # The first calls suspend often, the last one seldom.
+                for _ in range(10):
+                    received.extend(await ours.receive_some(500))
+                received.extend(await ours.receive_all(len(data)))
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(send)
+                done = await attempt(receive, k)
+                if not done:
+                    received += await ours.receive_some(100)
+                received += await ours.receive_all(len(data))
+            assert received == data
+            assert client.statistics().stream_bytes_read == len(data)
+            await still_works(client, server)
+            return done
+
+    sweep(run)
+
+
 @pytest.mark.parametrize("kind", ["stream", "receive stream", "datagram"])
 def test_accepting_and_datagrams_lose_nothing(kind: str) -> None:
     async def run(k: int) -> bool:
@@ -192,6 +225,119 @@ def test_sending_can_be_given_up_and_the_peer_never_takes_a_part_for_the_whole()
             await still_works(client, server)
             await pair_of_streams(client, server)  # both sides have given the place back
             await pair_of_streams(client, server)
+            return done
+
+    sweep(run)
+
+
+@pytest.mark.parametrize("size", [10, 30_000])
+def test_the_last_data_and_the_end_arrive_both_or_the_stream_is_not_ended(size: int) -> None:
+    async def run(k: int) -> bool:
+        async with connected_pair(config=SMALL) as (client, server):
+            ours, theirs = await pair_of_streams(client, server)
+            received: list[bytes] = []
+            returned = False
+
+            async def receive() -> None:
+                with contextlib.suppress(phoenix_trio.StreamReset):
+                    received.append(await theirs.receive_all(size))
+
+            async def send() -> None:
+                nonlocal returned
+                await ours.send_all(bytes(size), end=True)
+                returned = True
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(receive)
+                done = await attempt(send, k)
+                await trio.sleep(1)
+                assert received == ([bytes(size)] if returned else [])
+                ours.reset()
+            await theirs.aclose()
+            await still_works(client, server)
+            return done
+
+    sweep(run)
+
+
+@pytest.mark.parametrize("size", [10, 30_000])
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_a_request_can_be_given_up_anywhere(size: int, in_parts: bool) -> None:
+    """The peer hears of it, and both sides have the stream back."""
+
+    async def run(k: int) -> bool:
+        async with connected_pair(config=SMALL) as (client, server):
+            data = bytes(range(250)) * (size // 250) + bytes(size % 250)
+            taken = 0
+
+            async def reply(stream: phoenix_trio.QuicStream) -> None:
+                nonlocal taken
+                async with stream:
+                    if in_parts:
+                        async for chunk in stream:
+                            await stream.send_all(chunk)
+                            await trio.sleep(0.01)
+                    else:
+                        await stream.send_all(await stream.receive_all(size), end=True)
+                    taken += 1
+
+            async def serve() -> None:
+                async for stream in server.incoming_streams():
+                    serving.start_soon(tolerate, stream)
+
+            async def tolerate(stream: phoenix_trio.QuicStream) -> None:
+                with contextlib.suppress(phoenix_trio.StreamBroken):
+                    await reply(stream)
+
+            async def request() -> None:
+                assert await client.request(data, max_answer=size) == data
+
+            async with trio.open_nursery() as serving:
+                serving.start_soon(serve)
+                done = await attempt(request, k)
+                await trio.sleep(1)
+                assert not client._senders
+                assert not client._receivers
+                assert not server._senders
+                assert not server._receivers
+                for _ in range(3):  # more than may be open at a time
+                    await request()
+                assert taken in (3, 4)
+                await still_works(client, server)
+                serving.cancel_scope.cancel()
+            return done
+
+    sweep(run)
+
+
+def test_a_request_which_waits_for_a_stream_leaves_no_hole() -> None:
+    async def run(k: int) -> bool:
+        async with connected_pair(config=SMALL) as (client, server):
+
+            async def serve() -> None:
+                async for stream in server.incoming_streams():
+                    serving.start_soon(reply, stream)
+
+            async def reply(stream: phoenix_trio.QuicStream) -> None:
+                with contextlib.suppress(phoenix_trio.StreamBroken):
+                    async with stream:
+                        data = await stream.receive_all(10)
+                        await trio.sleep(1)
+                        await stream.send_all(data, end=True)
+
+            async def request() -> None:
+                assert await client.request(b"third") == b"third"
+
+            async with trio.open_nursery() as serving:
+                serving.start_soon(serve)
+                async with trio.open_nursery() as asking:
+                    for _ in range(2):
+                        asking.start_soon(client.request, b"x")
+                    await trio.sleep(0.5)
+                    done = await attempt(request, k)
+                await request()
+                await still_works(client, server)
+                serving.cancel_scope.cancel()
             return done
 
     sweep(run)

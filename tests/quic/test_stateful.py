@@ -101,7 +101,7 @@ operations = st.one_of(
         st.sampled_from(["two-way", "one-way"]),
         st.lists(sizes, min_size=1, max_size=4),
         # How the sender leaves, and how many bytes its peer reads (None: all).
-        st.sampled_from(["close", "close", "close", "reset", "raise", "cancel"]),
+        st.sampled_from(["close", "close", "end", "reset", "raise", "cancel"]),
         st.sampled_from([None, None, None, 0, 2000]),
     ),
     st.tuples(st.just("ping"), sides),
@@ -206,8 +206,12 @@ class Run:
                     for size in parts:
                         if leave == "cancel" and size == parts[-1]:
                             scope.deadline = trio.current_time() + 0.02
-                        await opened.send_all(whole[position : position + size])
+                        end = leave == "end" and position + size == len(whole)
+                        await opened.send_all(whole[position : position + size], end=end)
                         position += size
+                        if end:
+                            self.ended_cleanly.add(key)
+                            break  # (What follows is empty.)
                     if leave == "reset":
                         opened.reset(99)
                     elif leave == "raise":
@@ -239,7 +243,12 @@ class Run:
         received = self.received.setdefault(key, bytearray())
         async with stream:
             limit = self.limits.get(key)
-            while limit is None or len(received) < limit:
+            if limit is None and stream.id & 4:
+                while key not in self.saw_end:  # every other stream at once, with interruptions
+                    with trio.move_on_after(0.3):
+                        received += await stream.receive_all(10_000_000)
+                        self.saw_end.add(key)
+            while key not in self.saw_end and (limit is None or len(received) < limit):
                 chunk = await stream.receive_some(3000)
                 if not chunk:
                     self.saw_end.add(key)
@@ -360,3 +369,107 @@ def test_everything_arrives_when_packets_come_in_long_runs(
 ) -> None:
     network = Network(seed, loss, 0.02, jitter, 0.0, duplicate, 0.0, None, batching=0.005)
     check_that_everything_arrives(network, program, LARGE)
+
+
+# ------------------------------------------------------------------ requests
+
+
+class Requests:
+    """Both sides ask, and answer; some requests are given up, some answers are too long."""
+
+    def __init__(self, network: Network, program: list[Any], config: TransportConfig) -> None:
+        self.conditions = network
+        self.program = program
+        self.config = config
+
+    async def main(self) -> None:
+        network = self.conditions.build()
+        with trio.fail_after(STUCK):
+            async with connected_pair(network, config=self.config) as (client, server):
+                self.conditions.worsen(network)
+                async with trio.open_nursery() as serving:
+                    for connection in (client, server):
+                        serving.start_soon(self.serve, connection)
+                    async with trio.open_nursery() as asking:
+                        for number, step in enumerate(self.program):
+                            side, *rest = step
+                            connection = client if side == "client" else server
+                            asking.start_soon(self.ask, connection, number, *rest)
+                    if client.is_closed or server.is_closed:
+                        serving.cancel_scope.cancel()
+                        return
+                    network.set_conditions(loss=0.0, corrupt=0.0)
+                    await self.nothing_is_left(client, server)
+                    serving.cancel_scope.cancel()
+
+    async def nothing_is_left(self, *connections: phoenix_trio.QuicConnection) -> None:
+        """Each stream has ended on both sides, and the credit for it has come back."""
+        for connection in connections:
+            for _ in range(2 * self.config.max_bidirectional_streams):
+                await self.ask(connection, 0, 1, 1, False, None)
+        with trio.fail_after(60):
+            while any(each._senders or each._receivers for each in connections):
+                await trio.sleep(0.1)
+
+    async def serve(self, connection: phoenix_trio.QuicConnection) -> None:
+        async with trio.open_nursery() as nursery:
+            try:
+                async for stream in connection.incoming_streams():
+                    nursery.start_soon(self.answer, stream)
+            except BROKEN as error:
+                note(f"{connection} stops accepting: {error!r}")
+
+    async def answer(self, stream: phoenix_trio.QuicStream) -> None:
+        try:
+            async with stream:
+                head = b""
+                while len(head) < 16:
+                    head += await stream.receive_some(16 - len(head))
+                number, size, early = (int(part) for part in head.split())
+                if not early:
+                    await stream.receive_all(100_000)
+                await stream.send_all(content("answer", number, size), end=True)
+        except BROKEN as error:
+            note(f"{stream.id}: {error!r}")
+
+    async def ask(
+        self,
+        connection: phoenix_trio.QuicConnection,
+        number: int,
+        size: int,
+        answer: int,
+        early: bool,
+        patience: float | None,
+    ) -> None:
+        data = b"%4d %8d %1d " % (number, answer, early) + content("request", number, size)
+        with trio.move_on_after(STUCK if patience is None else patience):
+            received = None
+            too_large = broken = False
+            try:
+                received = await connection.request(data, max_answer=50_000)
+            except phoenix_trio.StreamTooLarge:
+                too_large = True
+            except BROKEN as error:
+                note(f"request {number}: {error!r}")
+                broken = True
+            assert connection.is_closed or not broken
+            assert broken or too_large == (answer > 50_000)
+            assert broken or too_large or received == content("answer", number, answer)
+
+
+questions = st.tuples(
+    sides,
+    sizes,
+    sizes,
+    st.booleans(),  # whether the answer comes before the request was read
+    st.sampled_from([None, None, None, 0.0, 0.05, 0.3, 2.0]),
+)
+
+
+@examples(40)
+@given(network=networks, program=st.lists(questions, max_size=12), config=configs)
+def test_whatever_happens_a_request_gets_its_own_answer_or_an_error(
+    network: Network, program: list[Any], config: TransportConfig
+) -> None:
+    run = Requests(network, program, config)
+    trio.run(run.main, clock=MockClock(autojump_threshold=0))

@@ -8,12 +8,16 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
 
 import phoenix_trio.quic
+from phoenix_trio import StreamTooLarge
 from phoenix_trio.quic.receiving_part import ReceivingPart
 from phoenix_trio.quic.sending_part import SendingPart
 from phoenix_trio.quic.stream import BidirectionalStream
 from phoenix_trio.quic.waiter import Lot
+from tests.support import examples
 
 FOLDER = Path(phoenix_trio.quic.__file__).parent
 
@@ -27,6 +31,7 @@ class Host:
         self._is_driven_by_waiters = False
         self.room = room
         self.sent = bytearray()
+        self.consumed = 0
         self.log: list[str] = []
         self.stream: BidirectionalStream[Host, SendingPart[Host], ReceivingPart[Host]]
         self.stream = BidirectionalStream._create(
@@ -63,6 +68,8 @@ class Host:
         self.log.append("stall")
 
     def _consumed(self, stream_id: int, count: int) -> None:
+        assert count > 0
+        self.consumed += count
         self.log.append(f"consumed {count}")
 
     def _stop_receiving(self, stream_id: int, code: int) -> None:
@@ -137,3 +144,72 @@ async def test_streams_raise_the_hosts_error() -> None:
         stream.receive_stream._waiter.unpark_all()
     with pytest.raises(trio.BrokenResourceError, match="the host is gone"):
         await stream.send_all(b"x")
+
+
+arrivals = st.lists(st.integers(1, 5000), max_size=4)
+calls = st.one_of(
+    st.tuples(st.just("some"), st.integers(1, 6000), arrivals),
+    st.tuples(st.just("all"), st.integers(0, 20_000), arrivals),
+)
+
+
+@examples(100)
+@given(program=st.lists(calls, max_size=12), end=st.booleans())
+def test_whatever_is_cancelled_every_byte_is_returned_once_and_credited_once(
+    program: list[tuple[str, int, list[int]]], end: bool
+) -> None:
+    """Each call is cancelled after some more data has arrived, unless it returns before."""
+
+    async def main() -> None:
+        host = Host(room=0)
+        receiver = host.stream.receive_stream
+        arrived, returned = bytearray(), bytearray()
+        most = 0  # what calls of receive_all may hold credited
+
+        refused = False
+
+        async def call(kind: str, limit: int) -> None:
+            nonlocal refused
+            if kind == "some":
+                returned.extend(await receiver.receive_some(limit))
+                return
+            try:
+                returned.extend(await receiver.receive_all(limit))
+            except StreamTooLarge:
+                refused = True
+                assert len(arrived) - len(returned) > limit
+                assert host.log[-2:] == ["stop 4", "let go of receiving"]
+
+        def arrive(size: int, at_end: bool = False) -> None:
+            data = bytes((len(arrived) + i) % 251 for i in range(size))
+            arrived.extend(data)
+            receiver._on_data(data, at_end)
+
+        async def check() -> None:
+            await trio.testing.wait_all_tasks_blocked()
+            assert arrived.startswith(returned)
+            assert len(returned) <= host.consumed <= len(returned) + most
+            assert receiver._buffer.size == (0 if refused else len(arrived) - len(returned))
+
+        for kind, limit, sizes in program:
+            if kind == "all":
+                most = max(most, limit)
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(call, kind, limit)
+                    for size in sizes:
+                        await check()
+                        arrive(size)
+                    await check()
+                    scope.cancel()
+            await check()
+            if refused:
+                return
+        if end:
+            arrive(1, at_end=True)
+            returned.extend(await receiver.receive_all(len(arrived)))
+            assert returned == arrived
+            assert host.consumed == len(arrived)
+            assert host.log[-1] == "let go of receiving"
+
+    trio.run(main)

@@ -100,6 +100,8 @@ async def connections(connection: QuicConnection) -> None:
     assert_type(await connection.open_send_stream(), SendStream)
     assert_type(await connection.accept_stream(), QuicStream)
     assert_type(await connection.accept_receive_stream(), ReceiveStream)
+    assert_type(await connection.request(b"question"), bytes)
+    assert_type(await connection.request(memoryview(b"question"), max_answer=10), bytes)
     assert_type(connection.incoming_streams(), AsyncIterator[QuicStream])
     assert_type(connection.incoming_receive_streams(), AsyncIterator[ReceiveStream])
     await connection.send_datagram(bytearray(b"reading"))
@@ -140,11 +142,15 @@ async def streams(stream: QuicStream, sender: SendStream, receiver: ReceiveStrea
     await stream.send_all(b"bytes")
     await stream.send_all(bytearray(b"bytes"))
     await stream.send_all(memoryview(b"bytes"))
+    await stream.send_all(b"bytes", end=True)
+    await sender.send_all(b"bytes", end=True)
     await stream.send_eof()
     await sender.send_eof()
     await stream.wait_acked()
     assert_type(await stream.receive_some(), bytes | bytearray)
     assert_type(await receiver.receive_some(max_bytes=10), bytes | bytearray)
+    assert_type(await stream.receive_all(10), bytes)
+    assert_type(await receiver.receive_all(10, code=7), bytes)
     stream.reset(3)
     stream.stop_receiving(3)
     stream.close()
@@ -158,6 +164,7 @@ async def application(
         assert_type(connection.quic, QuicConnection)
         assert_type(await connection.receive_data(), bytes)
         assert_type(await connection.receive_data(decode=len), int)
+        assert_type(await connection.request(b"question", max_answer=10), bytes)
         async for message in connection.messages():
             assert_type(message, bytes)
         async for number in connection.messages(decode=int):
@@ -215,6 +222,10 @@ def failures(error: Exception) -> None:
         case phoenix_trio.StreamBroken():
             assert_type(error.stream_id, int)
             assert_type(error.error_code, int)
+        case phoenix_trio.StreamTooLarge():
+            assert_type(error.stream_id, int)
+            assert_type(error.maximum, int)
+            assert_type(error.code, int)
         case phoenix_trio.DatagramTooLarge():
             assert_type(error.maximum, int)
         case _:
