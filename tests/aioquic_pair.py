@@ -156,6 +156,19 @@ class AioquicPair:
         assert self._theirs is not None
         return self._theirs
 
+    def open_ours(self, *, unidirectional: bool = True) -> int:
+        """Open a stream on our side; its ID."""
+        stream_id = self.ours.engine.open_stream(unidirectional=unidirectional)
+        assert stream_id is not None
+        return stream_id
+
+    def open_stock(self, *, unidirectional: bool = True) -> int:
+        """Open a stream on aioquic's side; its ID."""
+        connection = self.stock.connection
+        stream_id: int = connection.get_next_available_stream_id(is_unidirectional=unidirectional)
+        connection.send_stream_data(stream_id, b"")
+        return stream_id
+
     # -------------------------------------------------------------- making the two ends
 
     def _make_stock_client(self) -> QuicConnection:
