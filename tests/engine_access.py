@@ -1,8 +1,8 @@
-"""The one place in which tests reach into an engine: its state, and its faults.
+"""Reads and changes the state of an engine, for tests.
 
-Its keys are in :mod:`tests.engine_packets`, which belongs to it.  Each function speaks of
-QUIC, not of how the engine keeps it.  A test which needs something else of an engine's
-inside gets a function here; what its public methods and statistics tell is not here.
+Tests use an engine's public methods and its statistics; for anything else they use this
+module, and :mod:`tests.engine_packets` for packets with its keys.  Each function speaks of
+QUIC, not of how the engine keeps it.
 """
 
 from __future__ import annotations
@@ -504,6 +504,13 @@ def close_code(engine: Engine) -> tuple[int, int | None] | None:
     """Error code and frame type of the CONNECTION_CLOSE; ``None``: there was none."""
     event = engine._close_event
     return None if event is None else (event.error_code, event.frame_type)
+
+
+def intercept(engine: Engine, method: str, function: Callable[..., Any]) -> None:
+    """Let calls of a public method of the engine go to `function`."""
+    assert callable(getattr(engine, method))
+    assert not method.startswith("_")
+    setattr(engine, method, function)
 
 
 def fail_when_reading(engine: Engine) -> None:

@@ -1,7 +1,7 @@
 """Packets and frames of QUIC version 1 as bytes: builds, seals, opens and parses them.
 
 For tests which say what no engine would say, and which read what an engine has sent.
-The keys come from elsewhere: those of an engine from :mod:`tests.engine_access`.
+Nothing of phoenix_trio is used here; :mod:`tests.engine_packets` has the keys of an engine.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator
 
 import attrs
 from aioquic.quic.crypto import CryptoPair
-
-from phoenix_trio.streams import encode_varint
 
 #: Seals a packet: its header with the packet number, its frames, the whole packet number.
 Seal = Callable[[bytes, bytes, int], bytes]
@@ -84,9 +82,17 @@ LAYOUTS: dict[int, str] = {
 }
 
 
+def varint(value: int) -> bytes:
+    """A variable-length integer in its shortest form (RFC 9000 section 16)."""
+    for power, size in enumerate((1, 2, 4, 8)):
+        if value < 1 << 8 * size - 2:
+            return (value | power << 8 * size - 2).to_bytes(size, "big")
+    raise ValueError(f"{value} is too large")
+
+
 def frame(kind: int, *fields: int) -> bytes:
     """A frame which holds only numbers."""
-    return b"".join(map(encode_varint, (kind, *fields)))
+    return b"".join(map(varint, (kind, *fields)))
 
 
 def ack_frame(largest: int, first_range: int = 0, *more: tuple[int, int]) -> bytes:
@@ -101,7 +107,7 @@ def stream_frame(
 ) -> bytes:
     """A STREAM frame with an offset; without a length, it ends its packet."""
     head = frame(0x0C | (2 if length else 0) | fin, stream_id, offset)
-    return head + (encode_varint(len(data)) if length else b"") + data
+    return head + (varint(len(data)) if length else b"") + data
 
 
 def reset_frame(stream_id: int, final_size: int, error_code: int = 7) -> bytes:
@@ -132,14 +138,13 @@ class Frame:
         return data
 
 
-def frames_of(plain: bytes) -> list[Frame]:
+def frames_of(plain: bytes) -> Iterator[Frame]:
     """The frames of an opened packet, in order.
 
     Raises:
       IndexError: a frame is cut short.
       KeyError: there is no frame of this kind.
     """
-    found = []
     at = 0
     while at < len(plain):
         start = at
@@ -150,8 +155,7 @@ def frames_of(plain: bytes) -> list[Frame]:
         for letter in LAYOUTS[kind]:
             field, at = _FIELDS[letter](plain, at)
             fields.append(field)
-        found.append(Frame(kind, tuple(fields), at - start))
-    return found
+        yield Frame(kind, tuple(fields), at - start)
 
 
 def _varint(plain: bytes, at: int) -> tuple[int, int]:
@@ -230,7 +234,7 @@ def long_packet(
     header = bytes((0xC0 | kind << 4 | number_size - 1,)) + version.to_bytes(4, "big")
     header += bytes((len(destination),)) + destination + bytes((len(source),)) + source
     if level is Level.INITIAL:
-        header += encode_varint(len(token)) + token
+        header += varint(len(token)) + token
     length = number_size + len(frames) + TAG
     header += (0x4000 | length).to_bytes(2, "big") + _number(number, number_size)
     return seal(header, frames, number)
@@ -364,4 +368,4 @@ class Packet:
 def open_packet(opener: Open, header: Header, expected: int) -> Packet:
     """Open a packet with the keys of its level; `expected` is the number expected next."""
     plain_header, plain, number = opener(header.data, header.number_offset, expected)
-    return Packet(header.level, number, plain_header[0], header.destination, frames_of(plain))
+    return Packet(header.level, number, plain_header[0], header.destination, list(frames_of(plain)))

@@ -20,6 +20,7 @@ from tests.engine_access import (
     challenges_to_answer,
     change_connection_id,
     engine_of,
+    intercept,
     lose_announcement,
     max_streams,
     next_connection_id_number,
@@ -223,7 +224,7 @@ class Busy:
             self.seconds += seconds * count
             return end
 
-        engine.receive_run = receive
+        intercept(engine, "receive_run", receive)
         return lambda: taken
 
 

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
 import attrs
 from aioquic.buffer import Buffer, BufferReadError
-from aioquic.quic.crypto import CryptoError, CryptoPair, derive_key_iv_hp
+from aioquic.quic.crypto import CryptoError, derive_key_iv_hp
 from aioquic.tls import CipherSuite
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+from tests.packets import frames_of, initial_keys
 
 from .relay import Record
 
@@ -203,29 +206,16 @@ def _mask(suite: CipherSuite, key: bytes, sample: bytes) -> int:
 
 def _open_initial(packet: LongPacket, destination: bytes, version: int) -> dict[int, bytes]:
     """The CRYPTO frames of a server's Initial packet, by offset."""
-    pair = CryptoPair()
-    pair.setup_initial(cid=destination, is_client=True, version=version)
-    try:
-        _, payload, _ = pair.decrypt_packet(packet.data, packet.number_offset, 0)
-    except CryptoError:
-        return {}
+    keys = initial_keys(destination, version=version)
     found: dict[int, bytes] = {}
-    buffer = Buffer(data=payload)
-    while not buffer.eof():
-        kind = buffer.pull_uint_var()
-        if kind in (0x00, 0x01):
-            continue
-        if kind in (0x02, 0x03):
-            buffer.pull_uint_var()
-            buffer.pull_uint_var()
-            ranges = buffer.pull_uint_var()
-            for _ in range(2 * ranges + 1 + (3 if kind == 0x03 else 0)):
-                buffer.pull_uint_var()
-        elif kind == 0x06:
-            offset = buffer.pull_uint_var()
-            found[offset] = buffer.pull_bytes(buffer.pull_uint_var())
-        else:
-            break
+    # (What a peer sends may be malformed; then the frames before it count.)
+    with suppress(CryptoError, IndexError, KeyError):
+        _, payload, _ = keys.decrypt_packet(packet.data, packet.number_offset, 0)
+        for frame in frames_of(payload):
+            if frame.kind == 0x06:
+                offset, _ = frame.fields
+                assert isinstance(offset, int)
+                found[offset] = frame.data
     return found
 
 

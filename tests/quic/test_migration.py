@@ -13,7 +13,7 @@ import phoenix_trio
 from phoenix_trio import TransportConfig
 from phoenix_trio.quic.engine import Run
 from phoenix_trio.testing import Datagram, SimulatedNetwork
-from tests.engine_access import engine_of
+from tests.engine_access import engine_of, intercept
 from tests.support import (
     ALPN,
     CLIENT,
@@ -378,7 +378,7 @@ async def test_packets_leave_in_the_order_in_which_they_were_built(
             await trio.sleep(0.001)
             socket.unblock_sending()  # type: ignore[attr-defined]
 
-        engine.transmit = watched_transmit  # type: ignore[method-assign,assignment]
+        intercept(engine, "transmit", watched_transmit)
         monkeypatch.setattr(socket, "send", clogging_send)
         data = rng.randbytes(200_000)
         received = bytearray()
