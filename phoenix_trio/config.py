@@ -361,10 +361,10 @@ class TransportConfig:
     """Whether datagrams are received into buffers which are used again, rather than into
     new memory each time.
 
-    It helps with large runs of packets where the C library would give their memory back
-    to the system each time: 5 us a run of 64 KiB instead of 18.  Where the process's
-    allocator keeps memory anyway, and for small packets, it makes no difference
-    (``tools/measure_memory_pool.py``).  ``EndpointStatistics.pooled_receives`` counts."""
+    It helps with large runs of packets in processes where the C library gives their memory
+    back to the system each time: 5 us a run of 64 KiB instead of 21.  Otherwise it makes
+    no difference (``docs/performance.md``).
+    ``EndpointStatistics.pooled_receives`` counts."""
 
     memory_pool_size: int = attrs.field(
         default=1 * MEBIBYTE, validator=_integer(64 * KIBIBYTE, 16 * MEBIBYTE)
@@ -379,12 +379,13 @@ class TransportConfig:
     enable_zero_copy: bool = attrs.field(default=True, validator=attrs.validators.instance_of(bool))
     """Whether what ``send_all`` is given is kept as it is until the peer has acknowledged it.
 
-    It applies to ``bytes``, and memoryviews of ``bytes``, from 16 KiB on; the first copy of
-    these is the encrypted packet.  What can still be changed (a ``bytearray``, a
-    ``memoryview`` of one) is always copied, as the caller may use it again at once; what is
-    smaller is joined, which is cheaper.  ``ConnectionStatistics.zero_copy_operations``
-    counts.  ``False`` copies everything, so that a large object of which a part was sent
-    is not kept alive by it."""
+    It applies to ``bytes``, and memoryviews of ``bytes``, from 16 KiB on; these are copied
+    only into packets, which saves a third of the sender's processor time with large packets
+    and a tenth with small ones (``docs/performance.md``).  What can still be changed (a
+    ``bytearray``, a ``memoryview`` of one) is always copied, as the caller may use it again
+    at once; what is smaller is joined, which is cheaper.
+    ``ConnectionStatistics.zero_copy_operations`` counts.  ``False`` copies everything, so
+    that a large object of which a part was sent is not kept alive by it."""
 
     enable_fast_path: bool = attrs.field(default=True, validator=attrs.validators.instance_of(bool))
     """Whether plain stream data of established connections is built and read in batches.

@@ -48,8 +48,9 @@ class ConnectionStatistics:
     stream_bytes_read: int
     """Stream bytes which the application has read or discarded; flow-control credit follows it."""
     zero_copy_operations: int
-    """Writes to streams which were kept as they are, without a copy before encryption
-    (``TransportConfig.enable_zero_copy``)."""
+    """Writes to streams which were kept as they are, without a copy into the send buffer
+    (``TransportConfig.enable_zero_copy``).  A write larger than the room in the buffer is
+    taken in parts, and each part counts."""
     streams_opened: int
     """Streams opened by this side."""
     streams_accepted: int
@@ -164,6 +165,7 @@ class ConnectionMetrics:
     latency: float | None
     """The smoothed round-trip time, in seconds; ``None`` before the first sample."""
     zero_copy_operations: int
+    """As in :class:`ConnectionStatistics`."""
     is_draining: bool
     """Whether one side has said that it wants no further streams."""
     statistics: ConnectionStatistics
@@ -193,6 +195,7 @@ class TransportStatistics:
     total_bytes_received: int
     operations: int
     zero_copy_operations: int
+    """As in :class:`ConnectionStatistics`, of all connections so far."""
     packets_lost: int
     incoming_transfers: int
     """Striped transfers which are under way."""

@@ -188,3 +188,25 @@ async def test_only_what_is_large_and_cannot_change_is_kept_without_a_copy(
             got += chunk
         assert got == expected
         assert client.connection.statistics().zero_copy_operations == kept
+
+
+async def test_each_part_of_a_write_which_waits_for_room_is_kept_without_a_copy(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    config = TransportConfig(stream_send_buffer_size=64 * 1024)
+    async with connected_pair(config=config) as pair:
+        client, server = await stream_pair(*pair)
+        payload = os.urandom(500_000)
+        got = bytearray()
+
+        async def read() -> None:
+            async for chunk in server:
+                got.extend(chunk)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            await client.send_all(payload)
+            await client.send_eof()
+        assert got == payload
+        # (At most 64 KiB at once.)
+        assert 500_000 // (64 * 1024) < client.connection.statistics().zero_copy_operations < 32
