@@ -115,6 +115,8 @@ class AioquicPair:
         """Seconds by which a datagram takes longer than the others."""
         self.copies: Callable[[], int] = lambda: 1
         """How often a datagram arrives."""
+        self.batching = 0.0
+        """Datagrams arrive at multiples of so many seconds."""
         self.sent: Callable[[bytes], object] = lambda data: None
         """Told each datagram which our engine sends, in the moment in which it does."""
         self.client_address: tuple[str, int] = (CLIENT, 5000)
@@ -239,19 +241,42 @@ class AioquicPair:
         for _ in range(self.copies()):
             self._sequence += 1
             arrival = self.now + self.delay + self.jitter()
+            if self.batching:
+                arrival = math.ceil(arrival / self.batching) * self.batching
             heapq.heappush(self._wire, (arrival, self._sequence, to_ours, data, source))
 
-    def _arrive(self, data: bytes, source: tuple[str, int], *, to_ours: bool) -> None:
-        if to_ours:
-            if self._ours is None:
-                self._ours = self._make_own_server(data)
-            self._ours.engine.receive_run(data, 0, len(data), source, self.now)
-            self._ours.gather(self.now)
-        else:
-            if self._theirs is None:
-                self._theirs = Stock(self._make_stock_server(data))
-            self._theirs.connection.receive_datagram(data, source, self.now)
-            self._theirs.gather()
+    def _arrive(self, data: bytes, source: tuple[str, int]) -> None:
+        """A datagram for aioquic."""
+        if self._theirs is None:
+            self._theirs = Stock(self._make_stock_server(data))
+        self._theirs.connection.receive_datagram(data, source, self.now)
+        self._theirs.gather()
+
+    def _arrive_together(self, datagrams: list[bytes], source: tuple[str, int]) -> None:
+        """Datagrams for our engine, as a kernel with GRO hands them over."""
+        if self._ours is None:
+            self._ours = self._make_own_server(datagrams[0])
+        data, at = b"".join(datagrams), 0
+        while at < len(data):
+            at = self._ours.engine.receive_run(data, at, len(datagrams[0]), source, self.now)
+        self._ours.gather(self.now)
+
+    def _deliver(self) -> None:
+        """Hand over what is due; what is for us in runs of one size, the last may be shorter."""
+        run: list[bytes] = []
+        origin = self.client_address
+        while self._wire and self._wire[0][0] <= self.now:
+            _, _, to_ours, data, source = heapq.heappop(self._wire)
+            if not to_ours:
+                self._arrive(data, source)
+                continue
+            if run and (source != origin or len(data) > len(run[0]) or len(run[-1]) < len(run[0])):
+                self._arrive_together(run, origin)
+                run = []
+            run.append(data)
+            origin = source
+        if run:
+            self._arrive_together(run, origin)
 
     def run(self, seconds: float) -> None:
         """Let virtual time pass."""
@@ -263,9 +288,7 @@ class AioquicPair:
                 self.now = max(self.now, until)
                 return
             self.now = max(self.now, upcoming)
-            while self._wire and self._wire[0][0] <= self.now:
-                _, _, to_ours, data, source = heapq.heappop(self._wire)
-                self._arrive(data, source, to_ours=to_ours)
+            self._deliver()
             self._run_timers()
         raise AssertionError("no progress")
 

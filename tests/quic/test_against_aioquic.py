@@ -20,7 +20,9 @@ from tests.aioquic_pair import AioquicPair, Tickets
 from tests.engine_access import (
     change_connection_id,
     fill_pacer,
+    intercept,
     set_congestion_window,
+    statistics,
     stream_ids,
 )
 from tests.engine_packets import key_phase, open_sent
@@ -65,6 +67,40 @@ def test_a_reset_and_a_stop_arrive_with_their_codes(we_are_client: bool, reset_b
     ours.engine.let_go(stream_id, sending=True, receiving=True)
     pair.run(0.5)
     assert not stream_ids(ours.engine), "both parts have ended on the wire"
+
+
+@both_roles
+@pytest.mark.parametrize("size", [1200, 1452, 9000, 65_507])
+@pytest.mark.parametrize("loss", [0.0, 0.03])
+def test_bulk_data_goes_both_ways_at_once(we_are_client: bool, size: int, loss: float) -> None:
+    """In packets of each size, many of which arrive together."""
+    pair = AioquicPair(
+        we_are_client=we_are_client,
+        config=TransportConfig(max_udp_payload_size=size),
+        stock={"max_datagram_size": min(size, 9000)},
+    ).connect()
+    pair.run(1.0)  # the search for larger packets
+    assert statistics(pair.ours.engine).path_mtu == size
+    generator = random.Random(size)
+    pair.lost = lambda data: generator.random() < loss
+    pair.batching = 0.01
+    contents = [generator.randbytes(2_000_000) for _ in range(2)]
+    upwards, downwards = pair.open_ours(), pair.open_stock()
+    runs: list[int] = []
+    receive_run = pair.ours.engine.receive_run
+
+    def note_length(data: Any, start: int, size: int, *rest: Any) -> int:
+        end = receive_run(data, start, size, *rest)
+        runs.append(-(-(end - start) // size))
+        return end
+
+    intercept(pair.ours.engine, "receive_run", note_length)
+    pair.ours.engine.write(upwards, contents[0], end_stream=True)
+    pair.stock.connection.send_stream_data(downwards, contents[1], True)
+    pair.run(20.0)
+    assert pair.stock.received[upwards] == contents[0]
+    assert pair.ours.received[downwards] == contents[1]
+    assert max(runs) >= (3 if loss else 20)
 
 
 # ------------------------------------------------------------------ flow control

@@ -51,6 +51,8 @@ class Wire:
     loss: float
     jitter: float
     duplicates: float
+    batching: float
+    """Whether datagrams arrive together; see `AioquicPair.batching`."""
 
 
 steps = st.lists(
@@ -75,6 +77,7 @@ wires = st.builds(
     loss=st.sampled_from([0.0, 0.0, 0.02, 0.1]),
     jitter=st.sampled_from([0.0, 0.0, 0.004, 0.03]),
     duplicates=st.sampled_from([0.0, 0.1]),
+    batching=st.sampled_from([0.0, 0.01]),
 )
 
 Key = tuple[bool, int]
@@ -93,6 +96,7 @@ class Program:
         generator = random.Random(wire.seed)
         pair.lost = lambda data: generator.random() < wire.loss
         pair.jitter = lambda: generator.random() * wire.jitter
+        pair.batching = wire.batching
         pair.copies = lambda: 2 if generator.random() < wire.duplicates else 1
         self.written: dict[Key, bytes] = {}
         self.ended: dict[Key, str] = {}
@@ -272,7 +276,7 @@ class Program:
         Step("rebind", False, 1, 0.0),
         Step("update keys", False, 1, 0.0),
     ],
-    wire=Wire(0, 0.0, 0.0, 0.0),
+    wire=Wire(0, 0.0, 0.0, 0.0, 0.0),
     size=1200,
 )
 @examples(60)
