@@ -43,6 +43,13 @@ logger = logging.getLogger("phoenix_trio.transport")
 _ENDED = (trio.BrokenResourceError, trio.ClosedResourceError)
 _TRANSFER_KINDS = (StreamKind.TRANSFER, StreamKind.STRIPES, StreamKind.TRANSFER_REPLY)
 
+#: Bytes of a stream which are read before it is received: a small message as a whole, so that
+#: its sender may open other streams.
+_READ_AHEAD = 4096
+
+#: Streams which wait to be received, from which on nothing is read ahead.
+_MOST_READ_AHEAD = 256
+
 R = TypeVar("R")
 
 
@@ -53,6 +60,9 @@ class _Queue(Generic[R]):
         self._heap: list[tuple[int, int, R]] = []
         self._number = itertools.count()
         self.lot = trio.lowlevel.ParkingLot()
+
+    def __len__(self) -> int:
+        return len(self._heap)
 
     def put(self, stream_id: int, item: R) -> None:
         # (The number keeps the heap from comparing items.)
@@ -158,7 +168,6 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
         """
         if max_size is not None and (not isinstance(max_size, int) or isinstance(max_size, bool)):
             raise TypeError(f"max_size must be an integer or None, not {max_size!r}")
-        await trio.lowlevel.checkpoint()
         stream_id, message = await self._next(self._messages)
         message.max_size = self._config.max_message_size if max_size is None else max_size
         try:
@@ -303,7 +312,7 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
         self._has_told_drain = self._is_draining = True
         try:
             async with await self._quic.open_send_stream() as stream:
-                await stream.send_all(encode_varint(StreamKind.DRAIN))
+                await stream.send_all(encode_varint(StreamKind.DRAIN), end=True)
         except BaseException:
             self._has_told_drain = False  # it can be told once more
             raise
@@ -360,7 +369,11 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
     async def _sort(self, stream: ReceiveStream) -> None:
         reader = StreamReader(stream)
         try:
-            kind = await reader.read_varint()
+            # What is read has no credit any more, so it is bounded here: many messages which
+            # are not received have to hold their sender back.
+            waiting = len(self._messages) + len(self._sequences)
+            ahead = _READ_AHEAD if waiting < _MOST_READ_AHEAD else 0
+            kind = await reader.read_varint(read_ahead=ahead)
         except FramingError:
             kind = None
         except _ENDED:

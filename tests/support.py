@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import cache
 from typing import Any
@@ -335,3 +335,25 @@ async def stream_pair(
     theirs = await server.accept_stream()
     assert await theirs.receive_some(1) == b"x"
     return ours, theirs
+
+
+class Steps(trio.abc.Instrument):
+    """How often a task was run."""
+
+    def __init__(self, task: trio.lowlevel.Task) -> None:
+        self.task = task
+        self.count = 0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.count += task is self.task
+
+
+async def steps_of(operation: Awaitable[object]) -> int:
+    """How often the calling task goes on until `operation` is done."""
+    steps = Steps(trio.lowlevel.current_task())
+    trio.lowlevel.add_instrument(steps)
+    try:
+        await operation
+    finally:
+        trio.lowlevel.remove_instrument(steps)
+    return steps.count

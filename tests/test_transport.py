@@ -116,6 +116,37 @@ async def test_a_cancelled_receive_loses_no_message(autojump_clock: MockClock) -
     assert got == messages
 
 
+@pytest.mark.parametrize("size", [0, 1, 3000, 100_000])
+async def test_messages_which_are_not_received_hold_their_sender_back(
+    size: int, autojump_clock: MockClock
+) -> None:
+    """As many wait as there may be streams, and 256 small ones."""
+    config = TransportConfig(max_unidirectional_streams=10)
+    bound = 10 if size > 4096 else 256 + 2 * 10
+    received = 0
+
+    async def handler(connection: PhoenixConnection) -> None:
+        nonlocal received
+        await trio.sleep(100)
+        async for message in connection.messages():
+            assert len(message) == size
+            received += 1
+
+    async with two_transports(handler, config=config) as (client, _):
+        async with client.connect(TARGET) as connection, trio.open_nursery() as nursery:
+
+            async def send() -> None:
+                for _ in range(100):
+                    await connection.send_data(bytes(size))
+
+            for _ in range(5):
+                nursery.start_soon(send)
+            await trio.sleep(90)
+            assert bound // 2 < connection.metrics().messages_sent <= bound
+            assert connection.quic.streams_opened <= bound
+    assert received == 500
+
+
 async def test_what_arrived_before_the_end_can_be_received_after_it(
     autojump_clock: MockClock,
 ) -> None:

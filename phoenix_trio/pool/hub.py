@@ -392,7 +392,8 @@ class TransferHub(trio.abc.AsyncResource):
         """A verdict on a stream of its own; then wait until the sender has ended its side."""
         async with await connection.open_send_stream() as stream:
             await stream.send_all(
-                first_bytes(StreamKind.TRANSFER_REPLY, transfer_id) + encode_record(verdict)
+                first_bytes(StreamKind.TRANSFER_REPLY, transfer_id) + encode_record(verdict),
+                end=True,
             )
         while await read_record(reader) is not None:
             pass

@@ -542,9 +542,8 @@ class IncomingTransfer(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
             if verdict is not None:
                 records.append(encode_record(verdict))
             if records:
-                await stream.send_all(b"".join(records))
+                await stream.send_all(b"".join(records), end=verdict is not None)
             if verdict is not None:
-                await stream.send_eof()
                 self._verdict_told = True
                 self._read_lot.unpark_all()
                 return

@@ -203,7 +203,10 @@ class QuicConnection(ConnectionState, trio.abc.AsyncResource, metaclass=NoPublic
             self._engine.want_stream(1, unidirectional=unidirectional)
             self._touch()  # (its timers have changed)
             try:
-                await self._wait(self._credit_lot)
+                await self._wait(self._credit_lots[unidirectional])
+            except BaseException:
+                self._offer_streams()  # This call may have been woken for one.
+                raise
             finally:
                 self._engine.want_stream(-1, unidirectional=unidirectional)
             stream_id = self._open_now(unidirectional=unidirectional)
@@ -295,10 +298,13 @@ class QuicConnection(ConnectionState, trio.abc.AsyncResource, metaclass=NoPublic
         payload = self._check_datagram(data)
         while self._engine.datagram_queue_is_full:
             self._engine.want_datagram_room()
-            await self._wait_for_progress(self._send_lot)
+            await self._wait_for_progress(self._send_lot, self._has_datagram_room)
             payload = self._check_datagram(payload)
         self._engine.send_datagram(payload)
         self._touch()
+
+    def _has_datagram_room(self) -> bool:
+        return not self._engine.datagram_queue_is_full
 
     def send_datagram_nowait(self, data: bytes | bytearray | memoryview) -> None:
         """Send an unreliable datagram; if the queue is full, its oldest one is dropped instead.
@@ -434,15 +440,17 @@ class QuicConnection(ConnectionState, trio.abc.AsyncResource, metaclass=NoPublic
         self._wake_all()
         try:
             await trio.lowlevel.checkpoint()
-            engine = self._engine
-            while not self._ended and (
-                engine.has_unacknowledged_streams or engine.has_queued_datagrams
-            ):
-                if engine.has_queued_datagrams:
-                    engine.want_datagram_room()
-                await self._wait_for_progress(self._send_lot)
+            while not self._ended and not self._has_delivered_all():
+                await self._wait_for_progress(self._send_lot, self._has_delivered_all)
         finally:
             self.abort(code, reason)
+
+    def _has_delivered_all(self) -> bool:
+        engine = self._engine
+        if engine.has_queued_datagrams:
+            engine.want_datagram_room()
+            return False
+        return not engine.has_unacknowledged_streams
 
     async def __aexit__(
         self,

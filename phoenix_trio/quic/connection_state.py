@@ -73,11 +73,13 @@ class ConnectionState:
         self._pings: dict[int, trio.lowlevel.ParkingLot] = {}
         self._ping_uid = 0
         self._waiting_for_room: dict[int, trio.lowlevel.ParkingLot] = {}
-        self._waiting_for_progress: dict[trio.lowlevel.ParkingLot, int] = {}
+        self._waiting_for_progress: dict[
+            object, tuple[trio.lowlevel.ParkingLot, Callable[[], bool]]
+        ] = {}
 
         self._state_lot = trio.lowlevel.ParkingLot()  # handshake, confirmation, end
         self._accept_lot = trio.lowlevel.ParkingLot()
-        self._credit_lot = trio.lowlevel.ParkingLot()
+        self._credit_lots = (trio.lowlevel.ParkingLot(), trio.lowlevel.ParkingLot())  # uni: 1
         self._send_lot = trio.lowlevel.ParkingLot()
         self._datagram_lot = trio.lowlevel.ParkingLot()
         self._key_update = ConflictDetector("another task is updating this connection's keys")
@@ -238,18 +240,17 @@ class ConnectionState:
         finally:
             self._waiting_for_room.pop(stream_id, None)
 
-    async def _wait_for_progress(self, lot: trio.lowlevel.ParkingLot) -> None:
-        """Park in `lot` until something was acknowledged or sent, too."""
-        waiting = self._waiting_for_progress
-        waiting[lot] = waiting.get(lot, 0) + 1
+    async def _wait_for_progress(
+        self, lot: trio.lowlevel.ParkingLot, is_due: Callable[[], bool]
+    ) -> None:
+        """Park in `lot` until what was acknowledged or sent has made `is_due` true, too."""
+        call = object()
+        self._waiting_for_progress[call] = (lot, is_due)
         self._rest()
         try:
             await self._driver.wait(lot)
         finally:
-            if waiting[lot] == 1:
-                del waiting[lot]
-            else:
-                waiting[lot] -= 1
+            del self._waiting_for_progress[call]
 
     def _note_stall(self) -> None:
         self._flow_control_stalls += 1
@@ -345,17 +346,24 @@ class ConnectionState:
         self._close_if_idle()
 
     def _on_progress(self, event: events.SendProgress) -> None:
-        # Only those who can go on: a hundred blocked writers must not all wake for one ACK.
+        # Only those which can go on: a hundred blocked writers must not all wake for one ACK.
         if self._waiting_for_room:
             for stream_id, lot in list(self._waiting_for_room.items()):
                 if self._engine.has_send_room(stream_id):
                     lot.unpark_all()
         if self._waiting_for_progress:
-            for lot in list(self._waiting_for_progress):
-                lot.unpark_all()
+            for lot, is_due in list(self._waiting_for_progress.values()):
+                if is_due():
+                    lot.unpark_all()
 
     def _on_streams_available(self, event: events.StreamsAvailable) -> None:
-        self._credit_lot.unpark_all()
+        self._offer_streams()
+
+    def _offer_streams(self) -> None:
+        """Wake as many of the calls which wait for a stream as there are streams."""
+        for unidirectional, lot in enumerate(self._credit_lots):
+            if lot:
+                lot.unpark(count=self._engine.streams_left(unidirectional=bool(unidirectional)))
 
     def _on_datagram(self, event: events.DatagramReceived) -> None:
         self._datagrams.append(event.data)
@@ -377,7 +385,7 @@ class ConnectionState:
         self._handshake_complete = True
         self._become_ready()
         self._state_lot.unpark_all()
-        self._credit_lot.unpark_all()
+        self._offer_streams()
 
     def _become_ready(self) -> None:
         if not self._is_ready:
@@ -431,12 +439,12 @@ class ConnectionState:
         for lot in (
             self._state_lot,
             self._accept_lot,
-            self._credit_lot,
+            *self._credit_lots,
             self._send_lot,
             self._datagram_lot,
             *self._pings.values(),
             *self._waiting_for_room.values(),
-            *self._waiting_for_progress,
+            *(lot for lot, _ in self._waiting_for_progress.values()),
         ):
             lot.unpark_all()
         if self._ended:

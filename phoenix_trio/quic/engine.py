@@ -1074,7 +1074,15 @@ class Engine(QuicConnection):
     @property
     def available_streams(self) -> int:
         """How many bidirectional streams the peer permits to open now."""
-        return max(0, self._remote_max_streams_bidi - self.get_next_available_stream_id() // 4)
+        return self.streams_left(unidirectional=False)
+
+    def streams_left(self, *, unidirectional: bool) -> int:
+        """How many streams of this kind the peer permits to open now."""
+        permitted = (
+            self._remote_max_streams_uni if unidirectional else self._remote_max_streams_bidi
+        )
+        following = self.get_next_available_stream_id(is_unidirectional=unidirectional)
+        return max(0, permitted - following // 4)
 
     @property
     def idle_timeout(self) -> float:

@@ -50,6 +50,17 @@ class ReceiveBuffer:
         else:
             self._pieces.append(bytearray(data))
 
+    def put_back(self, data: bytes | bytearray) -> None:
+        """Add `data`, which was taken, at the front."""
+        if not data:
+            return
+        pieces = self._pieces
+        if self._head_offset:
+            pieces[0] = bytes(memoryview(pieces[0])[self._head_offset :])
+            self._head_offset = 0
+        pieces.appendleft(data)
+        self.size += len(data)
+
     def take(self, max_bytes: int) -> bytes | bytearray:
         """Remove and return at least one and at most `max_bytes` bytes; empty if there are none."""
         pieces = self._pieces

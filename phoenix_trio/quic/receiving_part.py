@@ -248,9 +248,9 @@ class ReceivingPart(trio.abc.ReceiveStream, Generic[ConnectionT], metaclass=NoPu
         if self._closed:
             return
         self._closed = True
-        if self._done:
-            return  # read to its end: nothing is buffered, nobody waits
         self._buffer.clear()
+        if self._done:
+            return  # read to its end: the peer has nothing to stop, and no task waits
         if not self._at_end and self._error is None:
             self._connection._stop_receiving(self._id, code)
         self._let_go()
@@ -279,6 +279,14 @@ class ReceivingPart(trio.abc.ReceiveStream, Generic[ConnectionT], metaclass=NoPu
         if exc_type is not None:
             self.stop_receiving(ApplicationErrorCode.CANCELLED)
         await self.aclose()
+
+    def _put_back(self, data: bytes | bytearray) -> None:
+        """What was received last is to be received once more.
+
+        It was credited to the peer, and stays so.
+        """
+        self._buffer.put_back(data)
+        self._credited += len(data)
 
     def _let_go(self) -> None:
         if not self._done:

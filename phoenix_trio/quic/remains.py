@@ -153,6 +153,10 @@ class ConnectionRemains:
             self._unread.read(stream_id)
         return False
 
+    def streams_left(self, *, unidirectional: bool) -> int:
+        """None: no stream can be opened."""
+        return 0
+
     def open_stream(self, *, unidirectional: bool) -> int | None:
         """``None``: no stream can be opened."""
         return None

@@ -222,19 +222,26 @@ class SendingPart(trio.abc.SendStream, Generic[ConnectionT], metaclass=NoPublicC
           StreamStopped: the peer stopped the stream first.
           ConnectionBroken: the connection ended first.
         """
-        await trio.lowlevel.checkpoint()
         connection = self._connection
         offset = connection._written(self._id)
+        has_waited = False
+
+        def is_acked() -> bool:
+            return connection._is_acknowledged(self._id, offset, with_fin=self._finished)
+
         while True:
             if self._error is not None:
                 raise self._seen_error()
             if self._was_reset:
                 raise trio.ClosedResourceError("this stream was reset")
-            if connection._is_acknowledged(self._id, offset, with_fin=self._finished):
+            if is_acked():
+                if not has_waited:
+                    await trio.lowlevel.checkpoint()
                 return
             if connection._ended:
                 raise connection._ended_error()
-            await connection._wait_for_progress(self._waiting_place())
+            await connection._wait_for_progress(self._waiting_place(), is_acked)
+            has_waited = True
 
     async def wait_stopped(self) -> NoReturn:
         """Wait until nothing can be sent on this stream any more, and raise why.
@@ -313,13 +320,17 @@ class SendingPart(trio.abc.SendStream, Generic[ConnectionT], metaclass=NoPublicC
         connection._rest()
         if connection._is_driven_by_waiters:
             offset = connection._written(self._id)
-            while not (
-                self._was_reset
-                or self._error is not None
-                or connection._ended
-                or connection._is_acknowledged(self._id, offset, with_fin=True)
-            ):
-                await connection._wait_for_progress(self._waiting_place())
+
+            def is_done() -> bool:
+                return (
+                    self._was_reset
+                    or self._error is not None
+                    or connection._ended
+                    or connection._is_acknowledged(self._id, offset, with_fin=True)
+                )
+
+            while not is_done():
+                await connection._wait_for_progress(self._waiting_place(), is_done)
 
     async def __aexit__(
         self,

@@ -6,7 +6,7 @@ import nothing of the connection's.
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Protocol
 
 import trio
@@ -82,5 +82,7 @@ class StreamHost(Protocol):
     async def _wait_for_room(self, stream_id: int, lot: trio.lowlevel.ParkingLot) -> None:
         """Park in `lot`, which is also woken when the stream may have room to send."""
 
-    async def _wait_for_progress(self, lot: trio.lowlevel.ParkingLot) -> None:
-        """Park in `lot`, which is also woken when something was acknowledged or sent."""
+    async def _wait_for_progress(
+        self, lot: trio.lowlevel.ParkingLot, is_due: Callable[[], bool]
+    ) -> None:
+        """Park in `lot`, which is also woken when an acknowledgement has made `is_due` true."""

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias, final
 
 import trio
 
-from ..errors import ApplicationErrorCode
+from ..errors import ApplicationErrorCode, StreamTooLarge
 from ..quic.connection import QuicConnection, ReceiveStream
 from ..quic.receive_buffer import ReceiveBuffer
 from .framing import FramingError, encode_varint
@@ -43,6 +43,9 @@ _ZSTD = 1
 
 #: Messages below this are sent as they are: compressing them gains nothing.
 _WORTH_COMPRESSING = 64
+
+#: Messages below this are copied behind their header, and sent with it in one call.
+_WORTH_A_WRITE = 16 * 1024
 
 #: Messages from this size on are compressed and unpacked in a thread, so that nobody else
 #: waits for it.  JSON of this size takes 0.9 ms and 0.25 ms, the way to a thread and back
@@ -151,15 +154,17 @@ async def send_message(
         payload = memoryview(packed)
     else:
         header += encode_varint(_PLAIN)
-    async with await connection.open_send_stream() as stream:
-        try:
+    stream = await connection.open_send_stream()
+    try:
+        if len(payload) < _WORTH_A_WRITE:
+            await stream.send_all(header + payload, end=True)
+        else:
             await stream.send_all(header)
-            await stream.send_all(payload)
-            await stream.send_eof()
-            await stream.wait_acked()
-        except trio.Cancelled:
-            stream.reset()  # although it may have been ended already
-            raise
+            await stream.send_all(payload, end=True)
+        await stream.wait_acked()
+    except BaseException:
+        stream.reset()  # although it may have been ended already
+        raise
 
 
 @final
@@ -213,21 +218,29 @@ class MessageReceiver:
             self.stream.stop_receiving(code)
         return MessageRefused(f"a message was refused: {what}", code)
 
+    def _too_large(self, what: str) -> MessageRefused:
+        return self._refuse(what, ApplicationErrorCode.MESSAGE_TOO_LARGE)
+
     async def _read_number(self) -> int:
-        number = await self._reader.read_varint()
+        number = await self._reader.read_varint(read_ahead=0)
         if number is None:
             raise FramingError("it ended within its header")
         return number
 
     async def _read_all(self, limit: int) -> bytes:
         """Everything to the end of the stream."""
-        received = self._received
+        received, stream = self._received, self.stream
+        if isinstance(stream, ReceiveStream):
+            self._reader.give_back(stream)
+            try:
+                received.append(await stream.receive_all(limit))
+            except StreamTooLarge as error:
+                raise self._too_large(f"it has more than {limit} bytes") from error
+            return received.join()
         while piece := await self._reader.read_some():
             received.append(piece)
             if received.size > limit:
-                raise self._refuse(
-                    f"it has more than {limit} bytes", ApplicationErrorCode.MESSAGE_TOO_LARGE
-                )
+                raise self._too_large(f"it has more than {limit} bytes")
         return received.join()
 
     async def _read_zstd(self) -> bytes:
@@ -242,10 +255,7 @@ class MessageReceiver:
             self._announced = await self._read_number()
         size = self._announced
         if size > self.max_size:
-            raise self._refuse(
-                f"it has {size} bytes, more than {self.max_size}",
-                ApplicationErrorCode.MESSAGE_TOO_LARGE,
-            )
+            raise self._too_large(f"it has {size} bytes, more than {self.max_size}")
         # What is compressed is hardly larger than what it came from (zstd's own bound).
         packed = await self._read_all(size + size // 128 + 1024)
         # (By the announced size, since a bomb is small itself.)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import trio
 
+from ..quic.connection import ReceiveStream
 from .framing import FrameTooLarge, FramingError
 
 __all__ = ["StreamReader"]
@@ -28,29 +29,41 @@ class StreamReader:
         self._buffer = bytearray()
         self._at_end = False
 
-    async def _more(self) -> bool:
+    def give_back(self, stream: ReceiveStream) -> None:
+        """What was received from `stream`, the one below, and not asked for is put back."""
+        stream._put_back(bytes(self._buffer))
+        self._buffer.clear()
+
+    async def _more(self, max_bytes: int | None = None) -> bool:
         """Receive once; False at the end."""
         if self._at_end:
             await trio.lowlevel.checkpoint()
             return False
-        data = await self.stream.receive_some()
+        data = await self.stream.receive_some(max_bytes)
         if not data:
             self._at_end = True
             return False
         self._buffer += data
         return True
 
-    async def _fill(self, size: int) -> bool:
-        """Have `size` bytes; False if the stream ended before the first of them."""
+    async def _fill(self, size: int, read_ahead: int | None = None) -> bool:
+        """Have `size` bytes; False if the stream ended before the first of them.
+
+        Not a checkpoint where it has them: the caller begins with :meth:`_begin`.
+        """
         buffer = self._buffer
-        if len(buffer) >= size:
-            await trio.lowlevel.checkpoint()
         while len(buffer) < size:
-            if not await self._more():
+            missing = size - len(buffer)
+            if not await self._more(None if read_ahead is None else max(missing, read_ahead)):
                 if buffer:
                     raise FramingError("the stream ended in the middle of a field")
                 return False
         return True
+
+    async def _begin(self) -> None:
+        """A checkpoint, unless the call has to receive, which is one."""
+        if self._buffer:
+            await trio.lowlevel.checkpoint()
 
     async def read_exactly(self, size: int) -> bytes:
         """Exactly `size` bytes.
@@ -58,22 +71,30 @@ class StreamReader:
         Raises:
           FramingError: the stream ended before.
         """
-        if not await self._fill(size) and size:
+        if self._buffer or not size:
+            await trio.lowlevel.checkpoint()
+        if not await self._fill(size):
             raise FramingError("the stream ended before a field")
         data = bytes(memoryview(self._buffer)[:size])
         del self._buffer[:size]
         return data
 
-    async def read_varint(self) -> int | None:
+    async def read_varint(self, *, read_ahead: int | None = None) -> int | None:
         """A variable-length integer (RFC 9000 section 16); ``None`` at the end of the stream.
+
+        Args:
+          read_ahead: how many bytes may be received at once, if the integer is not there yet;
+            ``None`` lets the stream choose.  0: what follows the integer stays in the
+            stream, so the peer gets no credit for it, and the stream counts as open.
 
         Raises:
           FramingError: the stream ended in its middle.
         """
-        if not await self._fill(1):
+        await self._begin()
+        if not await self._fill(1, read_ahead):
             return None
         length = 1 << (self._buffer[0] >> 6)
-        await self._fill(length)
+        await self._fill(length, read_ahead)
         value = int.from_bytes(self._buffer[:length], "big") & ((1 << (8 * length - 2)) - 1)
         del self._buffer[:length]
         return value
@@ -87,6 +108,7 @@ class StreamReader:
           FrameTooLarge: its length is above `max_frame_size`; none of it was waited for.
           FramingError: the stream ended in its middle.
         """
+        await self._begin()
         if not await self._fill(1):
             return None
         # The length stays in the buffer until the frame is whole.

@@ -15,14 +15,23 @@ from phoenix_trio.quic.receive_buffer import ReceiveBuffer
         st.one_of(
             st.binary(max_size=5000).map(lambda data: ("append", data)),
             st.integers(1, 9000).map(lambda size: ("take", size)),
+            st.binary(max_size=5000).map(lambda data: ("put back", data)),
+            st.just(("take all", 0)),
         )
     )
 )
 def test_bytes_come_out_as_they_went_in(operations: list[tuple[str, bytes | int]]) -> None:
     buffer = ReceiveBuffer()
     model = bytearray()
-    for _, argument in operations:
-        if isinstance(argument, bytes):
+    for kind, argument in operations:
+        if kind == "take all":
+            assert buffer.take_all() == model
+            model.clear()
+        elif kind == "put back":
+            assert isinstance(argument, bytes)
+            buffer.put_back(argument)
+            model[:0] = argument
+        elif isinstance(argument, bytes):
             buffer.append(argument)
             model += argument
         else:

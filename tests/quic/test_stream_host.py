@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -88,7 +89,9 @@ class Host:
         self.arrive()
         await trio.lowlevel.checkpoint()
 
-    async def _wait_for_progress(self, lot: trio.lowlevel.ParkingLot) -> None:
+    async def _wait_for_progress(
+        self, lot: trio.lowlevel.ParkingLot, is_due: Callable[[], bool]
+    ) -> None:
         self.arrive()
         await trio.lowlevel.checkpoint()
 
@@ -149,6 +152,7 @@ async def test_streams_raise_the_hosts_error() -> None:
 arrivals = st.lists(st.integers(1, 5000), max_size=4)
 calls = st.one_of(
     st.tuples(st.just("some"), st.integers(1, 6000), arrivals),
+    st.tuples(st.just("put back"), st.integers(1, 6000), arrivals),
     st.tuples(st.just("all"), st.integers(0, 20_000), arrivals),
 )
 
@@ -167,11 +171,17 @@ def test_whatever_is_cancelled_every_byte_is_returned_once_and_credited_once(
         most = 0  # what calls of receive_all may hold credited
 
         refused = False
+        lent = 0  # the most that was put back, which stays credited
 
         async def call(kind: str, limit: int) -> None:
-            nonlocal refused
-            if kind == "some":
-                returned.extend(await receiver.receive_some(limit))
+            nonlocal refused, lent
+            if kind != "all":
+                data = await receiver.receive_some(limit)
+                if kind == "some":
+                    returned.extend(data)
+                else:
+                    receiver._put_back(data)
+                    lent = max(lent, len(data))
                 return
             try:
                 returned.extend(await receiver.receive_all(limit))
@@ -188,7 +198,7 @@ def test_whatever_is_cancelled_every_byte_is_returned_once_and_credited_once(
         async def check() -> None:
             await trio.testing.wait_all_tasks_blocked()
             assert arrived.startswith(returned)
-            assert len(returned) <= host.consumed <= len(returned) + most
+            assert len(returned) <= host.consumed <= len(returned) + most + lent
             assert receiver._buffer.size == (0 if refused else len(arrived) - len(returned))
 
         for kind, limit, sizes in program:

@@ -16,7 +16,7 @@ from trio.testing import MockClock
 import phoenix_trio
 from phoenix_trio import ApplicationErrorCode, QuicConnection, QuicStream, TransportConfig
 from phoenix_trio.testing import SimulatedNetwork
-from tests.support import CLIENT, connected_pair, stream_pair
+from tests.support import CLIENT, connected_pair, steps_of, stream_pair
 
 #: Less than most of what is sent below.
 SMALL = TransportConfig(
@@ -31,28 +31,6 @@ SMALL = TransportConfig(
 LARGE = bytes(range(251)) * 1000
 
 Handler = Callable[[QuicStream], Awaitable[object]]
-
-
-class Steps(trio.abc.Instrument):
-    """How often a task was run."""
-
-    def __init__(self, task: trio.lowlevel.Task) -> None:
-        self.task = task
-        self.count = 0
-
-    def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        self.count += task is self.task
-
-
-async def steps_of(operation: Awaitable[object]) -> int:
-    """How often the calling task goes on until `operation` is done."""
-    steps = Steps(trio.lowlevel.current_task())
-    trio.lowlevel.add_instrument(steps)
-    try:
-        await operation
-    finally:
-        trio.lowlevel.remove_instrument(steps)
-    return steps.count
 
 
 @asynccontextmanager
