@@ -373,9 +373,7 @@ class PhoenixTransport(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
         now = trio.current_time()
         send_rate = 8 * self._send_window.rate(now, sent)
         receive_rate = 8 * self._receive_window.rate(now, received)
-        samples = [
-            rtt for each in living if (rtt := each.quic.statistics().rtt_smoothed) is not None
-        ]
+        samples = [rtt for each in living if (rtt := each.quic.rtt_smoothed) is not None]
         return TransportStatistics(
             name=self._name,
             throughput_gbps=(send_rate + receive_rate) / 1e9,

@@ -79,10 +79,10 @@ class _Client:
         seconds = time.perf_counter() - started
         self._warm = held.connection
         await held.connection.wait_confirmed()
-        size, before = held.connection.statistics().path_mtu, 0
+        size, before = held.connection.path_mtu, 0
         while size != before:
-            await trio.sleep(max(0.1, 3 * (held.connection.statistics().rtt_smoothed or 0)))
-            before, size = size, held.connection.statistics().path_mtu
+            await trio.sleep(max(0.1, 3 * (held.connection.rtt_smoothed or 0)))
+            before, size = size, held.connection.path_mtu
         return {"seconds": seconds, "udp_payload": size}
 
     # ------------------------------------------------------------- transfers

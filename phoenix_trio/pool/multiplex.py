@@ -313,9 +313,8 @@ class OutgoingTransfer:
         # others wait for it at the end of the window.
         allowance = 2 * plan.stripe_size
         if plan.outstanding(member) >= plan.stripe_size:
-            allowance = max(
-                allowance, 2 * member.connection.statistics().congestion_window + plan.stripe_size
-            )
+            window = member.connection.congestion_window
+            allowance = max(allowance, 2 * window + plan.stripe_size)
         return plan.take(member, allowance)
 
     async def _run_slot(self, member: _Member) -> None:

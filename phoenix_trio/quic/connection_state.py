@@ -200,6 +200,24 @@ class ConnectionState:
         """How many streams this side has opened so far."""
         return self._engine.streams_opened
 
+    @property
+    def congestion_window(self) -> int:
+        """Bytes which may be in flight at present (RFC 9002 section 7); also after the end.
+
+        This and the next two are fields of :meth:`statistics`, without the cost of all others.
+        """
+        return self._engine.congestion_window
+
+    @property
+    def rtt_smoothed(self) -> float | None:
+        """The smoothed round-trip time in seconds; ``None`` before the first sample."""
+        return self._engine.rtt_smoothed
+
+    @property
+    def path_mtu(self) -> int:
+        """The largest UDP payload which is sent at present, in bytes."""
+        return self._engine.path_mtu
+
     def statistics(self) -> ConnectionStatistics:
         """A frozen snapshot of the counters and estimates; also after the end."""
         return self._engine.statistics(
@@ -343,7 +361,8 @@ class ConnectionState:
     def _forget_stream(self, stream_id: int) -> None:
         self._receivers.pop(stream_id, None)
         self._senders.pop(stream_id, None)
-        self._close_if_idle()
+        if self._close_when_idle:
+            self._close_if_idle()
 
     def _on_progress(self, event: events.SendProgress) -> None:
         # Only those which can go on: a hundred blocked writers must not all wake for one ACK.

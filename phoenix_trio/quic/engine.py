@@ -1581,6 +1581,24 @@ class Engine(QuicConnection):
 
     # ------------------------------------------------------------------ statistics
 
+    @property
+    def congestion_window(self) -> int:
+        """Bytes which may be in flight (RFC 9002 section 7)."""
+        window: int = self._loss.congestion_window
+        return window
+
+    @property
+    def rtt_smoothed(self) -> float | None:
+        """The smoothed round-trip time in seconds; ``None`` before the first sample."""
+        loss = self._recovery
+        return loss._rtt_smoothed if loss._rtt_initialized else None
+
+    @property
+    def path_mtu(self) -> int:
+        """The largest UDP payload which is sent, in bytes."""
+        size: int = self._max_datagram_size
+        return size
+
     def statistics(
         self,
         *,

@@ -149,7 +149,8 @@ class ReceivingPart(trio.abc.ReceiveStream, Generic[ConnectionT], metaclass=NoPu
           ValueError: `max_bytes` is negative, or `code` not between 0 and 2**62 - 1.
         """
         check_limit(max_bytes)
-        code = check_error_code(code)
+        if type(code) is not ApplicationErrorCode:
+            code = check_error_code(code)
         if self._busy:
             raise trio.BusyResourceError("another task is already receiving from this stream")
         self._busy = True
@@ -187,7 +188,8 @@ class ReceivingPart(trio.abc.ReceiveStream, Generic[ConnectionT], metaclass=NoPu
     def _collect(self, limit: int) -> None:
         """From now on, grant the peer more as data arrives, as long as `limit` bytes hold it."""
         self._limit = limit
-        self._credit_arrived()
+        if self._buffer.size:
+            self._credit_arrived()
 
     def _credit_arrived(self) -> None:
         """Credit what has arrived and stays here, unless it is too much."""

@@ -121,6 +121,21 @@ class ConnectionRemains:
         )
 
     @property
+    def congestion_window(self) -> int:
+        """The last one, in bytes."""
+        return self._statistics.congestion_window
+
+    @property
+    def rtt_smoothed(self) -> float | None:
+        """The last one, in seconds."""
+        return self._statistics.rtt_smoothed
+
+    @property
+    def path_mtu(self) -> int:
+        """The last one, in bytes."""
+        return self._statistics.path_mtu
+
+    @property
     def streams_opened(self) -> int:
         """Streams which this side has opened."""
         return self._statistics.streams_opened

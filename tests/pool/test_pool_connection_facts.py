@@ -91,3 +91,31 @@ async def test_a_peer_which_does_not_read_is_no_congestion(autojump_clock: MockC
         await trio.sleep(5)
         assert client.statistics().send_buffer_bytes > 500_000
         assert not client.is_congested
+
+
+async def test_single_facts_are_those_of_the_statistics(autojump_clock: MockClock) -> None:
+    async with connected_pair(SimulatedNetwork(delay=0.01)) as (client, server):
+
+        def compare() -> None:
+            facts = client.statistics()
+            assert client.congestion_window == facts.congestion_window
+            assert client.rtt_smoothed == facts.rtt_smoothed
+            assert client.path_mtu == facts.path_mtu
+
+        compare()
+        assert client.rtt_smoothed is not None
+        before = client.congestion_window, client.path_mtu
+        sender = await client.open_send_stream()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(sender.send_all, bytes(1_000_000))
+            receiver = await server.accept_receive_stream()
+            received = 0
+            while received < 1_000_000:
+                received += len(await receiver.receive_some())
+                compare()
+        assert client.congestion_window > before[0]
+        assert client.path_mtu > before[1]
+        await client.aclose()
+        await trio.sleep(60)
+        compare()
+        assert client.congestion_window > before[0]
