@@ -28,6 +28,8 @@ __all__ = [
     "DIGEST_SIZE",
     "ECHO",
     "FLOW",
+    "LARGEST_REQUEST",
+    "REQUEST",
     "SIZE_LENGTH",
     "TRAILER_SIZE",
     "TRANSFER",
@@ -60,6 +62,12 @@ the first bytes; and it keeps none, so that memory under load is the transport's
 
 DATAGRAM_COUNT = b"\x04"
 """Answer: how many datagrams have arrived since the last question, in 8 bytes."""
+
+REQUEST = b"\x05"
+"""Then at most :data:`LARGEST_REQUEST` bytes, and the end of the stream.  Answer: the same bytes,
+once all have arrived.  Only phoenix_trio has it; others answer an :data:`ECHO`."""
+
+LARGEST_REQUEST = 1024 * 1024
 
 ACKNOWLEDGED = b"\x06"
 

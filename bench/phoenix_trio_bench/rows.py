@@ -100,12 +100,14 @@ def _median(name: str, unit: str, op: str, scale: float, **arguments: int) -> Wo
     return _one(name, unit, measure)
 
 
-def _echoes(concurrent: int, count: int) -> Workload:
+def _side_by_side(op: str, concurrent: int, count: int) -> Workload:
+    """Echoes or requests."""
+
     def measure(pair: Pair) -> float:
-        answer = pair.ask("echoes", count=count, size=64, concurrent=concurrent)
+        answer = pair.ask(op, count=count, size=64, concurrent=concurrent)
         return float(count / answer["seconds"])
 
-    name = f"echoes a second, {concurrent} at a time"
+    name = f"{op} a second, {concurrent} at a time"
     return _one(name, "1/s", measure, higher_is_better=True)
 
 
@@ -207,8 +209,10 @@ def list_workloads(*, quick: bool, with_gigabyte: bool) -> Iterator[Workload]:
     yield _median("opening a stream", "us", "open_stream", 1e6, count=many)
     yield _median("64 bytes there and back", "us", "round_trip", 1e6, count=many, size=64)
     yield _median("new stream and a 64-byte echo", "us", "echo", 1e6, count=many, size=64)
-    for concurrent in (1, 16, 100):
-        yield _echoes(concurrent, 400 if quick else 4000)
+    yield _median("request and a 64-byte answer", "us", "request", 1e6, count=many, size=64)
+    for op in ("echoes", "requests"):
+        for concurrent in (1, 16, 100):
+            yield _side_by_side(op, concurrent, 400 if quick else 4000)
     yield _datagrams(2000 if quick else 10_000)
     yield (
         _connections(50, 5, size=4 * _MEGABYTE, runs=1, settle=0.3)

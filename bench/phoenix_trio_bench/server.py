@@ -71,6 +71,9 @@ class _Server:
             while rest or (rest := await stream.receive_some(_RECEIVE)):
                 await stream.send_all(rest)
                 rest = b""
+        elif kind == protocol.REQUEST:
+            more = await stream.receive_all(protocol.LARGEST_REQUEST)
+            await stream.send_all(bytes(rest) + more, end=True)
         elif kind == protocol.DATAGRAM_COUNT:
             count, self._datagrams[connection] = self._datagrams[connection], 0
             await stream.send_all(protocol.encode_number(count))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
@@ -168,16 +169,28 @@ class _Client:
     async def echoes(self, count: int, size: int, concurrent: int) -> dict[str, Any]:
         """The same, by `concurrent` tasks."""
         data, _ = protocol.payload(size)
+        return await _side_by_side(partial(self._echo, data), count, concurrent)
 
-        async def some(share: int) -> None:
-            for _ in range(share):
-                await self._echo(data)
+    async def _request(self, data: bytes) -> None:
+        connection = self._connection
+        answer = await connection.request(protocol.REQUEST + data, max_answer=len(data))
+        if answer != data:
+            raise ValueError("the answer differs")
 
-        started = time.perf_counter()
-        async with trio.open_nursery() as nursery:
-            for task in range(concurrent):
-                nursery.start_soon(some, (count + task) // concurrent)
-        return {"seconds": time.perf_counter() - started}
+    async def request(self, count: int, size: int) -> dict[str, Any]:
+        """`size` bytes as a request, and as its answer: one after the other."""
+        data, _ = protocol.payload(size)
+        seconds = []
+        for _ in range(count):
+            started = time.perf_counter()
+            await self._request(data)
+            seconds.append(time.perf_counter() - started)
+        return {"seconds": seconds}
+
+    async def requests(self, count: int, size: int, concurrent: int) -> dict[str, Any]:
+        """The same, by `concurrent` tasks."""
+        data, _ = protocol.payload(size)
+        return await _side_by_side(partial(self._request, data), count, concurrent)
 
     async def round_trip(self, count: int, size: int) -> dict[str, Any]:
         """`size` bytes there and back on one open stream."""
@@ -324,6 +337,8 @@ class _Client:
             "cold": self.cold,
             "echo": self.echo,
             "echoes": self.echoes,
+            "request": self.request,
+            "requests": self.requests,
             "round_trip": self.round_trip,
             "open_stream": self.open_stream,
             "handshake": self.handshake,
@@ -335,6 +350,22 @@ class _Client:
             "close_idle_streams": self.close_idle_streams,
             "datagrams": self.datagrams,
         }
+
+
+async def _side_by_side(
+    work: Callable[[], Awaitable[None]], count: int, concurrent: int
+) -> dict[str, Any]:
+    """`work`, `count` times, by `concurrent` tasks."""
+
+    async def some(share: int) -> None:
+        for _ in range(share):
+            await work()
+
+    started = time.perf_counter()
+    async with trio.open_nursery() as nursery:
+        for task in range(concurrent):
+            nursery.start_soon(some, (count + task) // concurrent)
+    return {"seconds": time.perf_counter() - started}
 
 
 async def _run_client(host: str, port: int, pin: str, udp_payload: int | None) -> None:

@@ -151,7 +151,8 @@ class QuicConnection(ConnectionState, trio.abc.AsyncResource, metaclass=NoPublic
         answer is received while `data` is being sent.
 
         Waits until the peer permits one more stream, until there is room for `data` in the
-        send buffer, and for the answer.  In most cases the task is woken once.
+        send buffer, and for the answer.  In most cases the task is woken once, or twice where
+        other streams of the connection are open.
 
         Args:
           data: the request; none at all is allowed.
@@ -181,7 +182,11 @@ class QuicConnection(ConnectionState, trio.abc.AsyncResource, metaclass=NoPublic
         if stream_id is None:
             stream_id = await self._wait_for_stream(unidirectional=False)
         return await exchange(
-            self._make_sender(stream_id), self._make_receiver(stream_id), data, max_answer
+            self._make_sender(stream_id),
+            self._make_receiver(stream_id),
+            data,
+            max_answer,
+            is_alone=len(self._senders) == 1,
         )
 
     async def _open(self, *, unidirectional: bool) -> int:

@@ -181,6 +181,8 @@ def test_workers_answer_every_kind_of_request(pair: Pair) -> None:
     assert pair.udp_payload >= 1200
     assert pair.ask("transfer", size=10_000, write=4096)["seconds"] > 0
     assert len(pair.ask("round_trip", count=3, size=64)["seconds"]) == 3
+    assert len(pair.ask("request", count=3, size=10_000)["seconds"]) == 3
+    assert pair.ask("requests", count=30, size=64, concurrent=10)["seconds"] > 0
     assert pair.ask("datagrams", count=50, size=100)["received"] > 0
     assert set(pair.memory()) == set(pair.descriptors()) == {"client", "server"}
 
@@ -222,6 +224,10 @@ def test_there_is_a_row_for_all_that_is_promised() -> None:
         "echoes a second, 1 at a time",
         "echoes a second, 16 at a time",
         "echoes a second, 100 at a time",
+        "request and a 64-byte answer",
+        "requests a second, 1 at a time",
+        "requests a second, 16 at a time",
+        "requests a second, 100 at a time",
         "datagrams a second, received",
         "memory of an idle connection, client",
         "memory of an idle connection, server",

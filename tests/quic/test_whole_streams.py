@@ -441,6 +441,30 @@ async def test_a_request_wakes_its_task_once(autojump_clock: MockClock) -> None:
         assert await steps_of(client.request(LARGE)) == 1
 
 
+async def test_requests_of_the_same_time_share_packets(autojump_clock: MockClock) -> None:
+    """Also the next ones of tasks which one packet of answers has woken."""
+    network = SimulatedNetwork(delay=0.01)
+    async with serving(answer, network) as (client, _):
+        await trio.sleep(1)
+        sent: list[int] = []
+
+        def tap(datagram: Any) -> Any:
+            if datagram.source[0] == CLIENT:
+                sent.append(len(datagram.data))
+            return datagram
+
+        async def ask() -> None:
+            for _ in range(20):
+                assert await steps_of(client.request(b"question")) <= 2
+
+        network.tap = tap
+        async with trio.open_nursery() as asking:
+            for _ in range(16):
+                asking.start_soon(ask)
+        network.tap = None
+        assert len(sent) <= 30, "320 requests take about a packet for each 16"
+
+
 async def test_many_requests_side_by_side_over_a_bad_network(autojump_clock: MockClock) -> None:
     network = SimulatedNetwork(seed=7, delay=0.01)
     async with serving(answer, network, config=SMALL) as (client, _):

@@ -161,7 +161,7 @@ class _Client:
 
     def handlers(self) -> dict[str, protocol.Handler]:
         names = ("connect", "transfer", "round_trip", "echo")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names} | {"request": self.echo}
 
 
 async def _run_client(host: str, port: int, peer: str) -> None:
