@@ -57,10 +57,6 @@ FLUSHES_WITHOUT_DRIVER = 2
 #: Flushes of the last packets before the socket closes, at most.
 LAST_FLUSHES = 100
 
-#: A timer due within so many seconds is put off when its cause is gone.  Later ones are left,
-#: and find nothing to do when they are due; so stale entries stay few.
-PUT_OFF_SECONDS = 0.005
-
 #: Seconds after which to look again at a timer that is due but has nothing to do (RFC 9002
 #: section 6.1.2: kGranularity).
 TIMER_GRANULARITY = 0.001
@@ -424,8 +420,7 @@ class SocketDriver:
             sender.wake()
         if budget.has_held or self._held_work_at < math.inf:
             self._held_work_at = budget.next_work_at()
-            if self._sleep is not None:
-                self._sleep.deadline = self._next_deadline()
+            self._set_alarm()
         return not drained or self._held_work_at <= now
 
     def _only_delayed_ack_pending(self, route: Route, now: float) -> bool:
@@ -436,8 +431,11 @@ class SocketDriver:
         deadline = route.engine.only_acknowledgement_due()
         if deadline is None or route.engine.reset_tokens_changed:
             return False
+        may_stay = self._timers.may_stay(route, now)
         if deadline < route.scheduled_at:
             self._schedule(route, deadline)
+        elif not may_stay:
+            self._schedule(route, route.engine.next_deadline() or deadline)
         return True
 
     # ------------------------------------------------------------------ events
@@ -503,10 +501,9 @@ class SocketDriver:
             deadline = now + TIMER_GRANULARITY
         if route.is_pending:
             deadline = min(deadline, route.handshake_deadline)
-        # Timers may be early.  But once a delayed acknowledgement has left with an answer,
-        # its timer should not wake the process a millisecond later: near ones are put off.
+        may_stay = self._timers.may_stay(route, now)
         scheduled = route.scheduled_at
-        if deadline < scheduled or (deadline > scheduled and scheduled - now < PUT_OFF_SECONDS):
+        if deadline < scheduled or (deadline > scheduled and not may_stay):
             self._schedule(route, deadline)
 
     # ------------------------------------------------------------------ timers
@@ -514,9 +511,15 @@ class SocketDriver:
     def _schedule(self, route: Route, deadline: float) -> None:
         """Set the timer of a connection: early is wasteful, late is wrong."""
         self._timers.schedule(route, deadline)
-        if self._sleep is not None:
-            # (It may move to a later time as well, if this timer was the next one.)
-            self._sleep.deadline = self._next_deadline()
+        self._set_alarm()
+
+    def _set_alarm(self) -> None:
+        """Wake the task that watches timers when the next one is due."""
+        sleep = self._sleep
+        if sleep is not None:
+            deadline = self._next_deadline()
+            if deadline != sleep.deadline:  # (Setting it is expensive.)
+                sleep.deadline = deadline
 
     def _next_deadline(self) -> float:
         deadline = min(self._timers.next_deadline(), self._held_work_at)

@@ -17,6 +17,7 @@ from .engine import Engine
 from .path_address import Address, PathAddress
 from .places import Place
 from .remains import ConnectionRemains
+from .timers import INITIAL_PACE
 from .turn_budget import Account
 
 __all__ = ["NO_SINK", "Route", "Sink"]
@@ -65,6 +66,8 @@ class Route:
         "handshake_deadline",
         "initial_connection_id",
         "is_pending",
+        "looked_at",
+        "pace",
         "place",
         "reset_keys",
         "scheduled_at",
@@ -88,7 +91,9 @@ class Route:
         self.initial_connection_id: bytes | None = None
         """The one that the client has chosen, until the handshake is confirmed."""
         self.scheduled_at = math.inf
-        """When its timer is due."""
+        self.looked_at = math.inf
+        self.pace = INITIAL_PACE
+        # (Those three: see :class:`~phoenix_trio.quic.timers.Timed`.)
         self.writers: set[trio.lowlevel.Task] = set()
         """Tasks that have written since packets were last built, and may write more."""
 

@@ -1,7 +1,10 @@
 """Keeps one timer for each connection, in a heap.
 
-Floor 0, sans-IO.  A timer moves at nearly every packet, so moving it must be cheap: a new
-entry is pushed, and the old one stays in the heap until it comes up or most are stale.
+Floor 0, sans-IO.  The deadline of a connection moves at nearly every packet.  A timer must
+never be late, but may be early: its owner looks at the deadline again and sets a new timer.
+So a timer whose deadline has moved to a later time is left where it is as long as it will
+probably be looked at before it is due (:meth:`Timers.may_stay`).  One that is moved leaves
+its old entry in the heap, until that comes up or most entries are stale.
 """
 
 from __future__ import annotations
@@ -11,10 +14,20 @@ import itertools
 import math
 from typing import Generic, Protocol, TypeVar
 
-__all__ = ["STALE_TIMERS", "Timed", "Timers"]
+__all__ = ["INITIAL_PACE", "STALE_TIMERS", "Timed", "Timers"]
 
 #: Stale entries that may stay in the heap, besides four for each timer that is set.
 STALE_TIMERS = 64
+
+#: An early timer stays if the time until it is due is so many times that between looks at it.
+LOOKS_AHEAD = 2.0
+
+#: The part of the time between looks that the next look takes over, if they come faster then:
+#: the looks of an exchange come in a rapid sequence, and a pause follows.
+PACE_KEPT = 0.5
+
+#: Seconds between looks at a timer, before any are known.
+INITIAL_PACE = 0.002
 
 
 class Timed(Protocol):
@@ -22,6 +35,10 @@ class Timed(Protocol):
 
     scheduled_at: float
     """When it is due; infinite: it is not set."""
+    looked_at: float
+    """When its owner looked at it last; infinite: it has not."""
+    pace: float
+    """Seconds between looks, of late; starts at :data:`INITIAL_PACE`."""
 
 
 T = TypeVar("T", bound=Timed)
@@ -51,6 +68,19 @@ class Timers(Generic[T]):
         timed.scheduled_at = deadline
         heapq.heappush(self._heap, (deadline, next(self._sequence), timed))
         self._drop_stale()
+
+    def may_stay(self, timed: T, now: float) -> bool:
+        """Whether the timer of `timed` may stay if it is early; call it once for each look.
+
+        Otherwise it would probably wake the process for nothing, which costs more than to
+        move it.
+        """
+        gap = now - timed.looked_at
+        pace = timed.pace
+        if gap:
+            timed.looked_at = now
+            pace = timed.pace = max(gap, pace * PACE_KEPT)
+        return timed.scheduled_at - now > pace * LOOKS_AHEAD
 
     def cancel(self, timed: T) -> None:
         """The timer of `timed` is not due any more."""

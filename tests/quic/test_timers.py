@@ -7,13 +7,14 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phoenix_trio.quic.timers import STALE_TIMERS, Timers
+from phoenix_trio.quic.timers import INITIAL_PACE, STALE_TIMERS, Timers
 from tests.support import examples
 
 
 class Timed:
     def __init__(self) -> None:
-        self.scheduled_at = math.inf
+        self.scheduled_at = self.looked_at = math.inf
+        self.pace = INITIAL_PACE
 
 
 def all_due(timers: Timers[Timed], now: float) -> list[Timed]:
@@ -86,6 +87,35 @@ def test_a_thousand_cancelled_timers_leave_few_entries() -> None:
     for timed in crowd:
         timers.cancel(timed)
     assert len(timers) <= STALE_TIMERS + 4
+
+
+def looks(timers: Timers[Timed], timed: Timed, *times: float) -> list[bool]:
+    return [timers.may_stay(timed, at) for at in times]
+
+
+def test_an_early_timer_stays_while_looks_come_faster_than_it_is_due() -> None:
+    timers, timed = Timers[Timed](), Timed()
+    timers.schedule(timed, 1.0)
+    looks(timers, timed, *(number / 100 for number in range(50)))
+    assert looks(timers, timed, 0.50, 0.60, 0.61) == [True, True, True]
+    assert looks(timers, timed, 0.97, 0.99) == [False, False]
+
+
+def test_an_early_timer_moves_after_a_pause_longer_than_the_time_until_it_is_due() -> None:
+    timers, timed = Timers[Timed](), Timed()
+    timers.schedule(timed, 100.0)
+    looks(timers, timed, 99.0, 99.01, 99.02)
+    timers.schedule(timed, 110.0)
+    assert looks(timers, timed, 109.0, 109.01, 109.02) == [False] * 3
+    assert looks(timers, timed, *(109.02 + number / 1000 for number in range(20)))[-1]
+
+
+def test_looks_at_the_same_time_count_once() -> None:
+    timers, timed = Timers[Timed](), Timed()
+    looks(timers, timed, 0.0, 1.0)
+    pace = timed.pace
+    looks(timers, timed, *[1.0] * 100)
+    assert timed.pace == pace == 1.0
 
 
 TIMES = st.integers(0, 30).map(float)
