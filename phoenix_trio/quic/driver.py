@@ -30,6 +30,7 @@ from ..metrics import EndpointStatistics
 from . import events
 from .admission import Admission, Admit
 from .closing import ClosingConnection
+from .connection_timers import ConnectionTimers
 from .engine import Engine
 from .groups import unwrap_lone
 from .hand_over import HandOver
@@ -42,7 +43,6 @@ from .route import NO_SINK, Route, Sink
 from .routing_table import RESET_TOKEN_LENGTH, RoutingTable
 from .sending import Sender
 from .stalls import Arrivals
-from .timers import Timers
 from .turn_budget import Account, TurnBudget
 from .waiter import Lot
 
@@ -56,10 +56,6 @@ FLUSHES_WITHOUT_DRIVER = 2
 
 #: Flushes of the last packets before the socket closes, at most.
 LAST_FLUSHES = 100
-
-#: Seconds after which to look again at a timer that is due but has nothing to do (RFC 9002
-#: section 6.1.2: kGranularity).
-TIMER_GRANULARITY = 0.001
 
 #: Events that the driver itself acts on; see :meth:`SocketDriver._act_on_event`.
 _RARE_EVENTS = frozenset(
@@ -99,10 +95,8 @@ class SocketDriver:
         self._sender = Sender(
             socket, on_transmitted=self._on_transmitted, on_blocked=self._end_or_schedule
         )
-        self._held_work_at = math.inf  # when to do the work that the budget holds back
         self._was_idle = True  # whether there was nothing to do before the turn
-        self._timers: Timers[Route] = Timers()
-        self._sleep: trio.CancelScope | None = None
+        self._timers = ConnectionTimers(self._table)
         self._linger_lot = trio.lowlevel.ParkingLot()
         self._is_closed = False
         self._hand_over = HandOver(
@@ -382,9 +376,7 @@ class SocketDriver:
         # A task of its own: a cancel scope for each wait of the receiving task costs a
         # tenth of an exchange of small packets.
         while True:
-            with trio.CancelScope(deadline=self._next_deadline()) as self._sleep:
-                await trio.sleep_forever()
-            self._sleep = None
+            await self._timers.sleep()
             # (A whole turn: what has arrived meanwhile is read before timers are run.)
             self._was_idle = True
             self._turn()
@@ -396,17 +388,17 @@ class SocketDriver:
         """
         now = trio.current_time()
         touched: dict[Route, None] = {}
-        budget, sender = self._budget, self._sender
+        budget, sender, timers = self._budget, self._sender, self._timers
         size = self._receiver.read(now, touched, was_idle=self._was_idle)
         self._was_idle = False
         drained = size is None
         if drained or not self._arrivals.is_behind(now, drained=drained):
-            self._run_timers(now, touched)
+            timers.run_due(now, touched)
         self._arrivals.on_read(now, size or 0, drained=drained)
         # (Connections on which applications are writing just now are flushed soon.)
         answering = []
         for route in touched:
-            if route not in sender.dirty and not self._only_delayed_ack_pending(route, now):
+            if route not in sender.dirty and not timers.only_delayed_ack_pending(route, now):
                 answering.append(route)
             account = route.account
             if account is not None and account.is_dear:
@@ -418,25 +410,10 @@ class SocketDriver:
         sender.flush(now, answering)
         if sender.dirty or sender.unsent:
             sender.wake()
-        if budget.has_held or self._held_work_at < math.inf:
-            self._held_work_at = budget.next_work_at()
-            self._set_alarm()
-        return not drained or self._held_work_at <= now
-
-    def _only_delayed_ack_pending(self, route: Route, now: float) -> bool:
-        """Whether all there is to do is a delayed acknowledgement; its timer is set then.
-
-        It need not be flushed now, because it may leave with an answer of the application.
-        """
-        deadline = route.engine.only_acknowledgement_due()
-        if deadline is None or route.engine.reset_tokens_changed:
-            return False
-        may_stay = self._timers.may_stay(route, now)
-        if deadline < route.scheduled_at:
-            self._schedule(route, deadline)
-        elif not may_stay:
-            self._schedule(route, route.engine.next_deadline() or deadline)
-        return True
+        if budget.has_held or timers.held_work_at != math.inf:
+            timers.held_work_at = budget.next_work_at()
+            timers.set_alarm()
+        return not drained or timers.held_work_at <= now
 
     # ------------------------------------------------------------------ events
 
@@ -488,63 +465,7 @@ class SocketDriver:
             if engine.is_terminated:
                 self._forget(route, now)
                 return
-        deadline = engine.next_deadline()
-        if deadline is not None and deadline <= now and self._sender.unsent:
-            # Packets are due, but the socket is full.  The flush that waits for the socket
-            # comes here again.  Only the end of the connection must not wait for that.
-            deadline = engine.end_deadline
-        if deadline is None:
-            return
-        if deadline <= now and not engine.has_more_to_send(now):
-            # All that may be sent was sent, and still something is due.  Looking again at
-            # once would find the same, and keep the processor busy.
-            deadline = now + TIMER_GRANULARITY
-        if route.is_pending:
-            deadline = min(deadline, route.handshake_deadline)
-        may_stay = self._timers.may_stay(route, now)
-        scheduled = route.scheduled_at
-        if deadline < scheduled or (deadline > scheduled and not may_stay):
-            self._schedule(route, deadline)
-
-    # ------------------------------------------------------------------ timers
-
-    def _schedule(self, route: Route, deadline: float) -> None:
-        """Set the timer of a connection: early is wasteful, late is wrong."""
-        self._timers.schedule(route, deadline)
-        self._set_alarm()
-
-    def _set_alarm(self) -> None:
-        """Wake the task that watches timers when the next one is due."""
-        sleep = self._sleep
-        if sleep is not None:
-            deadline = self._next_deadline()
-            if deadline != sleep.deadline:  # (Setting it is expensive.)
-                sleep.deadline = deadline
-
-    def _next_deadline(self) -> float:
-        deadline = min(self._timers.next_deadline(), self._held_work_at)
-        # (Retired IDs leave the table on time, not when the next datagram comes.)
-        retired = self._table.retired
-        return min(deadline, retired[0][0]) if retired else deadline
-
-    def _run_timers(self, now: float, touched: dict[Route, None]) -> None:
-        while (route := self._timers.pop_due(now)) is not None:
-            engine = route.engine
-            if route.is_pending and route.handshake_deadline <= now:
-                engine.on_handshake_timeout()
-                touched[route] = None
-                continue
-            deadline = engine.next_deadline()
-            if deadline is not None and deadline <= now:
-                engine.on_timer(now)
-                touched[route] = None
-                deadline = engine.next_deadline()
-            if route.is_pending and route.handshake_deadline < (deadline or math.inf):
-                deadline = route.handshake_deadline
-            if deadline is not None and deadline > now:
-                # (A deadline that has passed means "flush", which follows at once.)
-                self._schedule(route, deadline)
-        self._table.remove_retired(now)
+        self._timers.update(route, now, is_blocked=bool(self._sender.unsent))
 
     # ------------------------------------------------------------------ begin and end
 
@@ -555,7 +476,7 @@ class SocketDriver:
         if route.initial_connection_id is not None:
             self._table.add_connection_id(route, route.initial_connection_id)
         if route.is_pending:
-            self._schedule(route, route.handshake_deadline)
+            self._timers.schedule(route, route.handshake_deadline)
 
     def _release(self, route: Route, now: float) -> None:
         """Free the engine of a connection that is over; keep what answers late packets."""

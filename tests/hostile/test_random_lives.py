@@ -216,6 +216,7 @@ steps = st.one_of(
 def left_over(driver: SocketDriver) -> dict[str, Any]:
     """What an endpoint still holds or counts, where it is not nothing."""
     places, memory, budget = driver._admission.places, driver.memory, driver._budget
+    next_deadline = driver._timers.next_deadline()
     found = {
         "connections": places.connections,
         "handshakes": places.handshakes,
@@ -233,7 +234,7 @@ def left_over(driver: SocketDriver) -> dict[str, Any]:
         "unsent": len(driver._sender.unsent),
         "held": budget._held_bytes + len(budget._held),
         "timers": max(0, len(driver._timers) - STALE_TIMERS),
-        "timer": 0.0 if driver._next_deadline() == math.inf else driver._next_deadline(),
+        "timer": 0.0 if next_deadline == math.inf else next_deadline,
     }
     return {name: value for name, value in found.items() if value != 0}
 

@@ -159,18 +159,17 @@ def asleep(driver: SocketDriver) -> Iterator[None]:
     def no_deadline() -> float:
         return math.inf
 
-    vars(driver_any).update(_turn=no_turn, _next_deadline=no_deadline)
+    vars(driver_any).update(_turn=no_turn)
+    vars(driver._timers).update(next_deadline=no_deadline)
     vars(socket_any).update(wait_readable=wait_until_woken)
-    if driver._sleep is not None:
-        driver._sleep.deadline = math.inf
+    driver._timers.set_alarm()
     try:
         yield
     finally:
-        for name in ("_turn", "_next_deadline"):
-            del vars(driver_any)[name]
+        del vars(driver_any)["_turn"]
+        del vars(driver._timers)["next_deadline"]
         del vars(socket_any)["wait_readable"]
-        if driver._sleep is not None:
-            driver._sleep.deadline = driver._next_deadline()
+        driver._timers.set_alarm()
         woken.set()
 
 

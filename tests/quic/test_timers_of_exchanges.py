@@ -11,7 +11,8 @@ import trio
 from trio.testing import MockClock
 
 import phoenix_trio
-from phoenix_trio.quic.driver import TIMER_GRANULARITY, SocketDriver
+from phoenix_trio.quic.connection_timers import TIMER_GRANULARITY
+from phoenix_trio.quic.driver import SocketDriver
 from phoenix_trio.quic.route import Route
 from phoenix_trio.quic.timers import Timers
 from phoenix_trio.testing import SimulatedNetwork
@@ -118,8 +119,8 @@ async def test_no_timer_is_late_whatever_the_rhythm_of_an_exchange(
             assert route.scheduled_at <= (due if deadline <= trio.current_time() else deadline)
             soonest = min(soonest, route.scheduled_at)
             checks += 1
-        if driver._sleep is not None:
-            assert driver._sleep.deadline <= soonest
+        if driver._timers._sleep is not None:
+            assert driver._timers._sleep.deadline <= soonest
 
     def checked_end_or_schedule(driver: SocketDriver, route: Route, now: float) -> None:
         end_or_schedule(driver, route, now)
