@@ -82,6 +82,7 @@ nitpick_ignore = [
 ]
 # Names of other projects resolve with intersphinx only.  Names of ours have to resolve.
 nitpick_ignore_regex = [
+    (r"py:class", r"phoenix_trio\.quic\.\w+\.(Connection|Sending|Receiving)T"),  # type variables
     (r"py:.*", r"(?!phoenix_trio\b)[a-z_]\w*(\.\w+)+"),  # trio.abc.Stream, collections.abc...
     (r"py:exc", r"[A-Z]\w*(Error|Warning)"),  # ValueError
     (r"py:.*", r".*[ ,`].*"),  # prose where a section has names as a rule

@@ -53,9 +53,9 @@ from .pool import (
 )
 from .quic.connection import QuicConnection, QuicStream, ReceiveStream, SendStream
 from .quic.endpoint import DEFAULT_ALPN, Endpoint, open_connection
+from .quic.handshake.tls import ClientTLS, ServerTLS, SessionStore
 from .quic.listener import QuicListener, StreamListener
 from .quic.serving import open_listener, open_stream_listener, serve
-from .quic.tls import ClientTLS, ServerTLS, SessionStore
 from .streams import (
     BatchReceiver,
     BatchSender,

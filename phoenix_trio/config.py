@@ -387,12 +387,6 @@ class TransportConfig:
     ``ConnectionStatistics.zero_copy_operations`` counts.  ``False`` copies everything, so
     that a large object of which a part was sent is not kept alive by it."""
 
-    enable_fast_path: bool = attrs.field(default=True, validator=attrs.validators.instance_of(bool))
-    """Whether plain stream data of established connections is built and read in batches.
-
-    The packets are the same; without it everything goes through aioquic's own code,
-    several times slower.  For diagnosis."""
-
     enable_ecn: bool = attrs.field(default=True, validator=attrs.validators.instance_of(bool))
     """Whether packets are marked as ECN-capable (RFC 9000 section 13.4), so that routers can
     signal congestion without dropping them.  A path or peer which does not report marks

@@ -27,12 +27,12 @@ from .pool.targets import Target, TargetLike, parse_target
 from .pool.transfer_source import SourceData, check_source
 from .quic.connection import QuicConnection
 from .quic.construction import NoPublicConstructor
+from .quic.datagram_socket import Network
 from .quic.endpoint import DEFAULT_ALPN, Endpoint
 from .quic.groups import unwrap_lone
+from .quic.handshake.tls import ClientTLS, ServerTLS
 from .quic.listener import QuicListener
-from .quic.packet_io import Network
 from .quic.serving import serve
-from .quic.tls import ClientTLS, ServerTLS
 from .transport_connection import PhoenixConnection
 
 __all__ = ["PhoenixTransport", "open_phoenix"]

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 import phoenix_trio
 from phoenix_trio.quic import events
-from phoenix_trio.quic.admission import Admit
+from phoenix_trio.quic.handshake.admission import Admit
 from phoenix_trio.quic.setup import make_client_engine, make_server_engine
 from tests.support import (
     ALPN,

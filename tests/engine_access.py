@@ -7,6 +7,7 @@ QUIC, not of how the engine keeps it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
@@ -14,22 +15,36 @@ from typing import Any, TextIO
 import attrs
 import pytest
 from aioquic import tls
-from aioquic.quic.connection import QuicNetworkPath
-from aioquic.quic.recovery import QuicPacketSpace
 
 import phoenix_trio
 from phoenix_trio.metrics import ConnectionStatistics
-from phoenix_trio.quic import engine as engine_module
 from phoenix_trio.quic.engine import Engine
-from phoenix_trio.quic.skipped_numbers import SkippedNumbers
-from phoenix_trio.quic.stream_state import StreamRecord
-from tests.engine_packets import EPOCHS
+from phoenix_trio.quic.established import keys as keys_module
+from phoenix_trio.quic.established import path_search
+from phoenix_trio.quic.established.connection import Established
+from phoenix_trio.quic.established.connection_ids import PeerIds
+from phoenix_trio.quic.established.paths import Path
+from phoenix_trio.quic.established.receive_stream import ReceiveStream
+from phoenix_trio.quic.established.received import ReceivedPackets
+from phoenix_trio.quic.established.recovery import Recovery
+from phoenix_trio.quic.established.send_stream import SendStream
+from phoenix_trio.quic.established.skipped_numbers import SkippedNumbers
+from phoenix_trio.quic.established.state import State
+from phoenix_trio.quic.handshake.connection import Handshake
+from phoenix_trio.quic.handshake.parameters import LocalParameters
+from phoenix_trio.quic.handshake.space import Space
+from phoenix_trio.quic.handshake.state import HandshakeState
+from phoenix_trio.quic.handshake.transmit import begin_probes
+from phoenix_trio.quic.wire.frames import CRYPTO
 from tests.packets import Level
 
 Address = tuple[Any, ...]
 
+#: Numbers of cipher suites (RFC 8446 appendix B.4).
+AES_128, AES_256, CHACHA20 = 0x1301, 0x1302, 0x1303
+
 #: What a connection is made of, below its Trio half.
-ENGINE_CLASSES = (Engine, tls.Context, StreamRecord)
+ENGINE_CLASSES = (Engine, State, Handshake, tls.Context, SendStream, ReceiveStream)
 
 
 def has_engine(connection: phoenix_trio.QuicConnection) -> bool:
@@ -57,29 +72,34 @@ def statistics(engine: Engine) -> ConnectionStatistics:
 # ------------------------------------------------------------------ packet numbers
 
 
-def next_packet_number(engine: Engine) -> int:
+def next_packet_number(engine: Engine, level: Level = Level.ONE_RTT) -> int:
     """The number of the packet which the engine sends next, if it does not skip it."""
-    return engine._packet_number
+    if level in (Level.ZERO_RTT, Level.ONE_RTT):
+        return engine.state.recovery.next_number
+    return _space(engine, level).next_number
 
 
-def set_next_packet_number(engine: Engine, number: int) -> None:
-    """Let the engine's next packet have this number."""
-    engine._packet_number = number
+def set_next_packet_number(engine: Engine, number: int, level: Level = Level.ONE_RTT) -> None:
+    """Let the engine's next packet of this level have this number."""
+    if level is Level.ONE_RTT:
+        engine.state.recovery.next_number = number
+    else:
+        _space(engine, level).next_number = number
 
 
 def leave_out_numbers(engine: Engine, count: int) -> None:
     """Let the engine leave out its next packet numbers, so many."""
-    engine._packet_number += count
+    engine.state.recovery.next_number += count
 
 
 def skipped_numbers(engine: Engine) -> SkippedNumbers:
     """The packet numbers which the engine leaves out (RFC 9000 section 21.4)."""
-    return engine.skipped
+    return engine.state.recovery.skipped
 
 
 def set_skipped_numbers(engine: Engine, skipped: SkippedNumbers) -> None:
     """Let the engine leave out the packet numbers which `skipped` chooses."""
-    engine.skipped = engine._recovery.skipped = skipped
+    engine.state.recovery.skipped = skipped
 
 
 # ------------------------------------------------------------------ packets received
@@ -87,31 +107,43 @@ def set_skipped_numbers(engine: Engine, skipped: SkippedNumbers) -> None:
 
 def largest_received(engine: Engine) -> int:
     """The largest number of a 1-RTT packet which was received."""
-    return _space(engine).largest_received_packet
+    return engine.state.received.largest
 
 
 def received_ranges(engine: Engine, level: Level = Level.ONE_RTT) -> list[range]:
     """The packet numbers which the engine would acknowledge, ascending."""
-    return list(_space(engine, level).ack_queue)
+    return list(_received(engine, level).to_acknowledge)
 
 
 def acknowledgement_due(engine: Engine) -> float | None:
     """When 1-RTT packets received are acknowledged at the latest; ``None``: none waits."""
-    return _space(engine).ack_at
+    at = engine.state.received.ack_at
+    return None if at == math.inf else at
 
 
 def make_acknowledgement_due(engine: Engine, at: float | None) -> None:
     """Let an acknowledgement of 1-RTT packets be due at this time; ``None``: none is due."""
-    _space(engine).ack_at = at
+    engine.state.received.ack_at = math.inf if at is None else at
 
 
 def set_ack_delay(engine: Engine, seconds: float) -> None:
     """Let the engine's acknowledgements wait so long for company (RFC 9000 section 13.2.1)."""
-    engine._ack_delay = seconds
+    engine.state.received.ack_delay = seconds
 
 
-def _space(engine: Engine, level: Level = Level.ONE_RTT) -> QuicPacketSpace:
-    return engine._spaces[EPOCHS[level]]
+def _handshake(engine: Engine) -> HandshakeState:
+    return engine.handshake._state
+
+
+def _space(engine: Engine, level: Level) -> Space:
+    state = _handshake(engine)
+    return state.initial if level is Level.INITIAL else state.handshake
+
+
+def _received(engine: Engine, level: Level) -> ReceivedPackets:
+    if level is Level.ONE_RTT:
+        return engine.state.received
+    return _space(engine, level).received
 
 
 # ------------------------------------------------------------------ packets sent, recovery
@@ -119,67 +151,79 @@ def _space(engine: Engine, level: Level = Level.ONE_RTT) -> QuicPacketSpace:
 
 def remembered_packets(engine: Engine, level: Level = Level.ONE_RTT) -> list[int]:
     """The numbers of the packets sent which are neither acknowledged, lost nor forgotten."""
-    return list(_space(engine, level).sent_packets)
+    if level is Level.ONE_RTT:
+        return list(engine.state.recovery.sent)
+    return list(_space(engine, level).sent)
 
 
 def packets_in_flight(engine: Engine) -> int:
     """How many 1-RTT packets sent count towards the bytes in flight (RFC 9002 section 2)."""
-    return sum(packet.in_flight for packet in _space(engine).sent_packets.values())
+    return sum(packet.in_flight for packet in engine.state.recovery.sent.values())
 
 
 def ack_eliciting_in_flight(engine: Engine, level: Level = Level.ONE_RTT) -> int:
     """How many ack-eliciting packets sent are neither acknowledged nor lost."""
-    return _space(engine, level).ack_eliciting_in_flight
+    if level is Level.ONE_RTT:
+        return engine.state.recovery.eliciting_in_flight
+    return _space(engine, level).eliciting_in_flight
 
 
 def crypto_packets_in_flight(engine: Engine, level: Level) -> int:
     """How many packets sent with CRYPTO frames are neither acknowledged nor lost."""
-    return sum(packet.is_crypto_packet for packet in _space(engine, level).sent_packets.values())
+    return sum(
+        any(kind == CRYPTO for kind, _, _ in packet.frames)
+        for packet in _space(engine, level).sent.values()
+    )
 
 
 def largest_acknowledged(engine: Engine) -> int:
     """The largest number of a 1-RTT packet sent which the peer has acknowledged."""
-    return _space(engine).largest_acked_packet
+    return engine.state.recovery.largest_acknowledged
 
 
 def set_congestion_window(engine: Engine, size: int) -> None:
     """Let the congestion window have so many bytes."""
-    engine._control.congestion_window = size
+    engine.control.congestion_window = size
 
 
 def fill_pacer(engine: Engine) -> None:
     """Let the pacer hold nothing back of the next burst, however large."""
-    engine._pacer._tokens = 1e9
+    engine.state.recovery.pacer.begin_path()  # (no rate, no limit)
 
 
 def sample_rtt(engine: Engine, seconds: float) -> None:
     """Let the engine have measured this round-trip time (RFC 9002 section 5.3)."""
-    engine._recovery._sample_rtt(seconds, 0.0, 0.0)
+    engine.rtt.sample(seconds, 0.0, 0.0, 0.025, True)
+    engine.control.on_rtt(seconds, 0.0)
 
 
 def forget_rtt(engine: Engine, now: float) -> None:
     """Let the round-trip time be that of a path which begins now (RFC 9000 section 9.4)."""
-    engine._recovery.begin_path(now)
+    engine.state.recovery.begin_path(now)
 
 
 def probe_timeout(engine: Engine) -> float:
     """The probe timeout's period in seconds, before it backs off (RFC 9002 section 6.2.1)."""
-    return engine._loss.get_probe_timeout()
+    return engine.state.recovery.probe_timeout()
 
 
 def probe_timeouts_in_a_row(engine: Engine) -> int:
     """The PTO count (RFC 9002 section 6.2.1)."""
-    return engine._loss._pto_count
+    if engine.state.is_confirmed:
+        return engine.state.recovery.pto_count
+    return _handshake(engine).recovery.pto_count
 
 
 def time_out_handshake_probe(engine: Engine) -> None:
     """Let a probe timeout of the handshake have passed."""
-    engine.note_handshake_timeout()
+    state = _handshake(engine)
+    if state.recovery.on_timeout(math.inf):
+        begin_probes(state)
 
 
 def marked_packets(engine: Engine) -> int:
     """How many packets were sent with an ECN mark on the present path."""
-    return engine._ecn._sent
+    return engine.state.ecn._sent
 
 
 # ------------------------------------------------------------------ flow control
@@ -187,51 +231,51 @@ def marked_packets(engine: Engine) -> int:
 
 def credit_used(engine: Engine) -> int:
     """What the peer has used of this side's MAX_DATA: the largest offsets of all streams."""
-    return engine._local_max_data.used
+    return engine.streams.receiving.received
 
 
 def credit_granted(engine: Engine) -> int:
     """The MAX_DATA which this side grants the peer at present."""
-    return engine._window.limit
+    return engine.streams.receiving.window.limit
 
 
 def data_sent(engine: Engine) -> int:
     """What this side has used of the peer's MAX_DATA."""
-    return engine._remote_max_data_used
+    return engine.streams.sending.peer_max_data_used
 
 
 def max_data(engine: Engine) -> int:
     """The MAX_DATA which the peer has granted."""
-    return engine._remote_max_data
+    return engine.streams.sending.peer_max_data
 
 
 def max_streams(engine: Engine) -> int:
     """The MAX_STREAMS which the peer has granted, of bidirectional streams."""
-    return engine._remote_max_streams_bidi
+    return engine.streams._local[0].permitted
 
 
 def initial_max_stream_data(engine: Engine) -> int:
     """What the peer grants each bidirectional stream which this side opens, at first."""
-    return engine._remote_max_stream_data_bidi_remote
+    return engine.streams._first_limit(0 if engine._is_client else 1)
 
 
 def believe_max_data(engine: Engine, maximum: int, *stream_ids: int) -> None:
     """Let the engine believe in this MAX_DATA, and in this MAX_STREAM_DATA of the streams."""
-    engine._remote_max_data = maximum
+    engine.streams.take_max_data(maximum)
     for stream_id in stream_ids:
-        engine._records[stream_id].max_stream_data_remote = maximum
+        engine.streams.senders[stream_id].raise_limit(maximum)
 
 
 def believe_max_streams(engine: Engine, maximum: int) -> None:
     """Let the engine believe in this MAX_STREAMS, of bidirectional streams."""
-    engine._remote_max_streams_bidi = maximum
+    engine.streams.permit_streams(maximum, False)
 
 
 def accept_data(engine: Engine, connection: int, stream: int) -> None:
     """Let the engine take data up to these offsets, and tell the peer nothing of it."""
-    engine._local_max_data.value = connection
-    for record in engine._records.values():
-        record.max_stream_data_local = stream
+    engine.streams.receiving.max_data = connection
+    for receiver in engine.streams.receivers.values():
+        receiver.limit = stream
 
 
 # ------------------------------------------------------------------ streams and datagrams
@@ -263,54 +307,56 @@ class StreamFacts:
 
 def stream_ids(engine: Engine) -> list[int]:
     """The streams of which the engine knows anything still."""
-    return list(engine._records)
+    return sorted({*engine.streams.senders, *engine.streams.receivers})
 
 
 def stream_facts(engine: Engine, stream_id: int) -> StreamFacts:
     """What the engine knows of one of its streams."""
-    record: StreamRecord = engine._records[stream_id]
-    receiver, sender = record.receiver, record.sender
+    sender = engine.streams.senders.get(stream_id)
+    receiver = engine.streams.receivers.get(stream_id)
     return StreamFacts(
-        sent=sender.highest_offset,
-        received=receiver.highest_offset,
-        final_size=receiver._final_size,
-        is_received=receiver.is_finished,
-        behind_gaps=receiver.pending_ranges,
-        max_stream_data=record.max_stream_data_remote,
-        resets=sender.reset_pending,
-        was_reset=sender.was_reset,
-        is_over=record.wire_done,
+        sent=sender.sent if sender else 0,
+        received=receiver.received if receiver else 0,
+        final_size=receiver.final_size if receiver and receiver.final_size >= 0 else None,
+        is_received=receiver is None or receiver.is_finished,
+        behind_gaps=receiver.pending.ranges() if receiver and receiver.pending else [],
+        max_stream_data=sender.limit if sender else 0,
+        resets=stream_id in engine.streams.sending.resets,
+        was_reset=sender is not None and sender.reset_code >= 0,
+        is_over=(sender is None or sender.is_finished)
+        and (receiver is None or receiver.is_finished),
     )
 
 
 def streams_with_new_limit(engine: Engine) -> list[int]:
     """The streams for which a MAX_STREAM_DATA frame is to be sent."""
-    return [record.stream_id for record in engine.take_streams_with_new_limit()]
+    return list(engine.streams.receiving.limits_to_send)
 
 
 def held_behind_gaps(engine: Engine) -> tuple[int, int]:
     """How many pieces of streams, and how many bytes, wait behind gaps."""
-    return engine.piece_limit.pieces, engine.piece_limit.held
+    pieces = engine.streams.receiving.pieces
+    return pieces.pieces, pieces.held
 
 
 def unsent_bytes(engine: Engine) -> int:
     """Bytes written to streams which were never sent."""
-    return engine._unsent
+    return engine.streams.sending.unsent
 
 
 def has_streams_to_send(engine: Engine) -> bool:
     """Whether any stream has data, an end, a reset or a stop to send."""
-    return bool(engine._active)
+    return bool(engine.streams.sending.active) or engine.streams.has_control()
 
 
 def queued_datagrams(engine: Engine) -> int:
     """How many datagrams (RFC 9221) wait to be sent."""
-    return len(engine._datagrams_pending)
+    return len(engine.state.datagrams.queue)
 
 
 def announce_datagram_frame_size(engine: Engine, size: int) -> None:
     """Server: let the engine announce this max_datagram_frame_size; before its first packet."""
-    engine._configuration.max_datagram_frame_size = size
+    engine.handshake._link._parameters.max_datagram_frame_size = size
 
 
 # ------------------------------------------------------------------ connection IDs
@@ -318,43 +364,43 @@ def announce_datagram_frame_size(engine: Engine, size: int) -> None:
 
 def connection_id_in_use(engine: Engine) -> tuple[int, bytes]:
     """The peer's connection ID to which the engine sends, and its sequence number."""
-    return engine._peer_cid.sequence_number, engine._peer_cid.cid
+    return engine.peer_ids.current.number, engine.peer_ids.current.cid
 
 
 def spare_connection_ids(engine: Engine) -> list[int]:
     """The sequence numbers of the peer's connection IDs which are not used yet."""
-    return [each.sequence_number for each in engine._peer_cid_available]
+    return [each.number for each in engine.peer_ids.available]
 
 
 def forget_spare_connection_ids(engine: Engine) -> None:
     """Let the peer have issued no connection ID besides the one in use."""
-    engine._peer_cid_available.clear()
+    engine.peer_ids.available.clear()
 
 
 def own_connection_id(engine: Engine) -> bytes:
     """The connection ID which the engine writes into its long headers."""
-    return engine.host_cid
+    return engine.state.local_ids.current if engine.state.is_complete else engine.handshake.host_cid
 
 
 def own_connection_id_numbers(engine: Engine) -> list[int]:
     """The sequence numbers of the engine's own connection IDs which are not retired."""
-    return [each.sequence_number for each in engine._host_cids]
+    return [each.number for each in engine.state.local_ids.all]
 
 
 def next_connection_id_number(engine: Engine) -> int:
     """The sequence number of the connection ID which the engine issues next."""
-    return engine._host_cid_seq
+    return engine.state.local_ids._next_number
 
 
 def lose_announcement(engine: Engine, number: int) -> None:
     """Let the NEW_CONNECTION_ID frame of this sequence number seem lost."""
-    (connection_id,) = [each for each in engine._host_cids if each.sequence_number == number]
-    connection_id.was_sent = False
+    engine.state.local_ids.on_lost(number)
 
 
 def change_connection_id(engine: Engine) -> None:
     """Send to another of the peer's connection IDs from now on, and retire the present one."""
-    engine.change_connection_id()
+    engine.peer_ids.change()
+    engine.state.spin = 0
 
 
 # ------------------------------------------------------------------ paths
@@ -362,67 +408,68 @@ def change_connection_id(engine: Engine) -> None:
 
 def path_in_use(engine: Engine) -> Address:
     """The peer's address to which the engine sends."""
-    address: Address = engine._network_paths[0].addr
-    return address
+    return engine.paths.all[0].addr
 
 
 def has_path(engine: Engine) -> bool:
     """Whether the engine knows any address of the peer."""
-    return bool(engine._network_paths)
+    return bool(engine.paths.all)
 
 
 def validated_addresses(engine: Engine) -> set[Address]:
     """The peer's addresses which are validated, of those remembered (RFC 9000 section 8)."""
-    return {path.addr for path in engine._network_paths if path.is_validated}
+    return {path.addr for path in engine.paths.all if path.is_validated}
 
 
 def is_path_validated(engine: Engine) -> bool:
     """Whether the address to which the engine sends is validated."""
-    return engine._network_paths[0].is_validated
+    return engine.paths.all[0].is_validated
 
 
 def challenges_to_answer(engine: Engine) -> int:
     """How many PATH_CHALLENGE frames of the path in use wait for their answers."""
-    return len(engine._network_paths[0].remote_challenges)
+    return len(engine.paths.all[0].challenges)
 
 
 def leave_room_before_validation(engine: Engine, size: int) -> None:
     """Let the limit of RFC 9000 section 8.1 leave so many bytes to the path in use."""
-    path = engine._network_paths[0]
+    path = engine.paths.all[0]
     path.bytes_sent = 3 * path.bytes_received - size
 
 
 def probe_path(engine: Engine, address: Address) -> None:
     """Client: challenge another address of the server, with a connection ID of its own."""
-    path = QuicNetworkPath(address)
-    path.peer_cid = engine._peer_cid_available.pop(0)
-    engine._add_network_path(path)
+    path = Path(address)
+    reserved = engine.peer_ids.reserve()
+    assert reserved is not None
+    path.reserved_id = reserved.number
+    engine.paths.add(path, engine.peer_ids)
 
 
 def spin_bit(engine: Engine) -> bool:
     """The spin bit of the engine's next packets (RFC 9000 section 17.4)."""
-    return engine._spin_bit
+    return engine.state.spin != 0
 
 
 def begin_mtu_search(engine: Engine) -> None:
     """Let the search for larger packets begin anew (RFC 8899)."""
-    engine._begin_mtu_search()
+    path_search.begin_search(engine.state)
 
 
 def mtu_search_deadline(engine: Engine) -> float:
     """When the search for larger packets begins anew by itself; ``math.inf``: it is under way."""
-    assert engine._mtu is not None
-    return engine._mtu.deadline
+    assert engine.state.mtu is not None
+    return engine.state.mtu.deadline
 
 
 def is_mtu_probe_under_way(engine: Engine) -> bool:
     """Whether a probe of the search for larger packets waits for its acknowledgement."""
-    return engine._mtu is not None and engine._mtu._probe is not None
+    return engine.state.mtu is not None and engine.state.mtu._probe is not None
 
 
 def set_datagram_size(engine: Engine, size: int) -> None:
     """Let the path carry UDP payloads of this size."""
-    engine._set_datagram_size(size)
+    path_search.set_datagram_size(engine.state, size)
 
 
 # ------------------------------------------------------------------ handshake
@@ -430,58 +477,81 @@ def set_datagram_size(engine: Engine, size: int) -> None:
 
 def is_handshake_complete(engine: Engine) -> bool:
     """Whether TLS has completed the handshake (RFC 9001 section 4.1.1)."""
-    return engine._handshake_complete
+    return engine.state.is_complete
 
 
 def is_handshake_confirmed(engine: Engine) -> bool:
     """Whether the handshake is confirmed (RFC 9001 section 4.1.2)."""
-    return engine._handshake_confirmed
+    return engine.state.is_confirmed
 
 
 def early_bytes(engine: Engine) -> int | None:
     """Bytes of packets which wait for their keys; ``None``: all keys are there."""
-    return None if engine._early is None else engine._early.held
+    early = _handshake(engine).early
+    return None if early is None else early.held
 
 
 def crypto_to_send(engine: Engine, level: Level) -> bytes:
     """The handshake messages of this level which are not acknowledged."""
-    return bytes(engine._crypto_streams[EPOCHS[level]].sender._buffer)
+    return bytes(_space(engine, level).crypto._data)
 
 
 def crypto_held(engine: Engine, *levels: Level) -> int:
     """Bytes of CRYPTO frames which wait for what is missing before them; by default, of all."""
-    receivers = engine._crypto_receivers
-    wanted = [EPOCHS[level] for level in levels] if levels else list(receivers)
-    return sum(receivers[epoch].held for epoch in wanted)
+    receivers = {
+        Level.INITIAL: _space(engine, Level.INITIAL).receiver,
+        Level.HANDSHAKE: _space(engine, Level.HANDSHAKE).receiver,
+        Level.ONE_RTT: engine.state.crypto_receive,
+    }
+    return sum(receivers[level].held for level in levels or receivers)
 
 
 def crypto_received(engine: Engine, level: Level) -> int:
     """Bytes of the CRYPTO stream of this level which TLS has got."""
-    return engine._crypto_receivers[EPOCHS[level]]._base
+    if level is Level.ONE_RTT:
+        return engine.state.crypto_receive._base
+    return _space(engine, level).receiver._base
 
 
 def write_key_log(engine: Engine, file: TextIO) -> None:
     """Write the TLS secrets which come from now on to a file."""
-    engine._configuration.secrets_log_file = file
+    _handshake(engine).settings.key_log = file
+
+
+def use_cipher(engine: Engine, suite: int) -> None:
+    """Change the cipher of 1-RTT packets; both sides derive the same keys from their secrets."""
+    keys, version = engine.state.keys, engine.state.version
+    assert keys.send is not None
+    assert keys.receive is not None
+    size = 48 if suite == AES_256 else 32
+    sent, received = (key.secret.ljust(size, b"x")[:size] for key in (keys.send, keys.receive))
+    keys.install(True, suite, sent, version)
+    keys.install(False, suite, received, version)
+
+
+def write_trace_into(engine: Engine, events: list[dict[str, Any]]) -> None:
+    """Let the engine append what it traces of established connections to a list."""
+    engine.state.trace = _ListedTrace(events)
+
+
+class _ListedTrace:
+    def __init__(self, events: list[dict[str, Any]]) -> None:
+        self._events = events
+
+    def log_event(self, *, category: str, event: str, data: dict[str, Any]) -> None:
+        self._events.append({"name": f"{category}:{event}", **data})
 
 
 def keep_alive_due(engine: Engine) -> float:
     """When the engine sends a PING if nothing comes until then."""
-    return engine._keep_alive_at
-
-
-def traced_events_in_memory(engine: Engine) -> int:
-    """Events of the engine's qlog trace which are not written to its file."""
-    trace = engine._quic_logger
-    assert trace is not None
-    return len(trace._events)
+    return engine.state.keep_alive_at
 
 
 @contextmanager
 def announced_udp_payload_size(size: int) -> Iterator[None]:
     """Engines which are made meanwhile announce this max_udp_payload_size."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine_module, "_OWN_UDP_PAYLOAD_LIMIT", size)
+        patch.setitem(LocalParameters.__init__.__kwdefaults__, "max_udp_payload_size", size)
         yield
 
 
@@ -492,8 +562,8 @@ def keys_worn_out_after(packets: int, *, retry_after: int) -> Iterator[None]:
     If the peer has not acknowledged the last update, they try it again `retry_after` packets.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine_module, "KEY_UPDATE_PACKETS", packets)
-        patch.setattr(engine_module, "_KEY_UPDATE_RETRY", retry_after)
+        patch.setattr(keys_module, "KEY_UPDATE_PACKETS", packets)
+        patch.setattr(keys_module, "_KEY_UPDATE_RETRY", retry_after)
         yield
 
 
@@ -502,20 +572,22 @@ def keys_worn_out_after(packets: int, *, retry_after: int) -> Iterator[None]:
 
 def close_code(engine: Engine) -> tuple[int, int | None] | None:
     """Error code and frame type of the CONNECTION_CLOSE; ``None``: there was none."""
-    event = engine._close_event
-    return None if event is None else (event.error_code, event.frame_type)
+    end = engine._end
+    return None if end is None else (end.code, end.frame_type)
 
 
 def intercept(engine: Engine, method: str, function: Callable[..., Any]) -> None:
     """Let calls of a public method of the engine go to `function`."""
     assert callable(getattr(engine, method))
     assert not method.startswith("_")
-    setattr(engine, method, function)
+    kind = type(engine)
+    intercepted = {"__slots__": (), method: staticmethod(function)}
+    engine.__class__ = type(kind.__name__, (kind,), intercepted)
 
 
 def fail_when_reading(engine: Engine) -> None:
     """Let the engine have a bug: reading NEW_CONNECTION_ID frames raises ZeroDivisionError."""
-    engine.take_other_frames = _explode  # type: ignore[method-assign,assignment]
+    engine.state.peer_ids.__class__ = _FailingIds
 
 
 def fail_when_building(engine: Engine, *, even_the_goodbye: bool = False) -> None:
@@ -523,28 +595,46 @@ def fail_when_building(engine: Engine, *, even_the_goodbye: bool = False) -> Non
 
     The packet which closes the connection can be built, unless `even_the_goodbye`.
     """
-    engine._transmit = _explode  # type: ignore[method-assign,assignment]
+    engine.established.__class__ = _FailingEstablished
     if even_the_goodbye:
-        engine.datagrams_to_send = _explode  # type: ignore[method-assign,assignment]
+        engine.state.recovery.__class__ = _FailingRecovery
 
 
-def _explode(*arguments: Any) -> Any:
-    raise ZeroDivisionError("a bug")
+class _FailingIds(PeerIds):
+    __slots__ = ()
+
+    def take(self, *arguments: Any) -> Any:
+        raise ZeroDivisionError("a bug")
+
+
+class _FailingEstablished(Established):
+    __slots__ = ()
+
+    def transmit(self, *arguments: Any) -> Any:
+        raise ZeroDivisionError("a bug")
+
+
+class _FailingRecovery(Recovery):
+    __slots__ = ()
+
+    def take_number(self) -> int:
+        raise ZeroDivisionError("a bug")
 
 
 @contextmanager
 def counted_stream_visits(engine: Engine) -> Iterator[Callable[[], int]]:
     """Counts how often the engine looks whether a stream has data for a packet."""
     count = 0
-    write = engine._write_stream_frame
 
-    def counting(*arguments: Any, **named: Any) -> int:
-        nonlocal count
-        count += 1
-        return write(*arguments, **named)
+    def counting(visit: Callable[[SendStream], Any]) -> Callable[[SendStream], Any]:
+        def counted(stream: SendStream) -> Any:
+            nonlocal count
+            count += 1
+            return visit(stream)
 
-    engine._write_stream_frame = counting  # type: ignore[method-assign]
-    try:
+        return counted
+
+    with pytest.MonkeyPatch.context() as patch:
+        for method in ("has_work", "next_range"):
+            patch.setattr(SendStream, method, counting(getattr(SendStream, method)))
         yield lambda: count
-    finally:
-        engine._write_stream_frame = write  # type: ignore[method-assign]

@@ -210,9 +210,10 @@ def short_packet(
     number_size: int = 2,
     spin: bool = False,
     reserved_bits: int = 0,
+    fixed_bit: bool = True,
 ) -> bytes:
     """A 1-RTT packet (RFC 9000 section 17.3.1)."""
-    first = 0x40 | spin << 5 | reserved_bits << 3 | key_phase << 2 | number_size - 1
+    first = fixed_bit << 6 | spin << 5 | reserved_bits << 3 | key_phase << 2 | number_size - 1
     header = bytes((first,)) + destination + _number(number, number_size)
     return seal(header, frames, number)
 

@@ -10,17 +10,18 @@ from functools import cache
 from typing import Any
 
 import attrs
+import pytest
 import trio
 import trustme
 from hypothesis import settings
 
 import phoenix_trio
 from phoenix_trio.quic import events
-from phoenix_trio.quic.admission import Admit
 from phoenix_trio.quic.engine import Engine
-from phoenix_trio.quic.memory_budget import EndpointMemory
+from phoenix_trio.quic.established.memory_budget import EndpointMemory
+from phoenix_trio.quic.established.skipped_numbers import SkippedNumbers
+from phoenix_trio.quic.handshake.admission import Admit
 from phoenix_trio.quic.setup import make_client_engine, make_server_engine
-from phoenix_trio.quic.skipped_numbers import SkippedNumbers
 from phoenix_trio.testing import SimulatedNetwork
 from tests.engine_access import set_skipped_numbers
 
@@ -223,8 +224,8 @@ class EnginePair:
                     self.server = self._make_server(data)
                 destination = self.server
             if not self.drop(destination, data):
-                self._arrive(destination, data, source)
-        self._deliver()
+                self.arrive(destination, data, source)
+        self.deliver()
         for side in self.sides:
             deadline = side.engine.next_deadline()
             if deadline is not None and deadline <= self.now:
@@ -232,7 +233,7 @@ class EnginePair:
             side.gather(self.now)
         return True
 
-    def _arrive(self, destination: Side, data: bytes, source: tuple[str, int]) -> None:
+    def arrive(self, destination: Side, data: bytes, source: tuple[str, int]) -> None:
         """Collect datagrams of one size into runs, as a kernel with GRO does."""
         run = self._run
         if run and (
@@ -242,12 +243,13 @@ class EnginePair:
             or len(run[3][-1]) < run[2]
             or not self.in_runs
         ):
-            self._deliver()
+            self.deliver()
         if not self._run:
             self._run = [destination, source, len(data), []]
         self._run[3].append(data)
 
-    def _deliver(self) -> None:
+    def deliver(self) -> None:
+        """Hand over what was collected."""
         if not self._run:
             return
         (destination, source, size, datagrams), self._run = self._run, []
@@ -277,6 +279,37 @@ class EnginePair:
         assert self.server is not None
         assert self.server.of(events.HandshakeCompleted), self.server.log
         return self
+
+
+#: A test runs twice: datagrams which arrive together are handed over in runs, or one at a time.
+in_runs_or_singly = pytest.mark.parametrize("in_runs", [True, False], ids=["runs", "singly"])
+
+
+def established(*, in_runs: bool = True, **config: Any) -> tuple[EnginePair, Side, Side]:
+    """A pair whose handshake is confirmed, its client and its server; see `EnginePair.in_runs`."""
+    settings = phoenix_trio.TransportConfig(**config)
+    pair = EnginePair(client_config=settings, server_config=settings, skips=None).connect()
+    pair.in_runs = in_runs
+    pair.run(2.0)
+    assert pair.server is not None
+    return pair, pair.client, pair.server
+
+
+def hand_over(pair: EnginePair, source: Side, target: Side, *datagrams: bytes) -> None:
+    """Let these datagrams arrive now, together; those of one size in a run, if the pair says so."""
+    for data in datagrams:
+        pair.arrive(target, data, source.address)
+    pair.deliver()
+    target.gather(pair.now)
+
+
+def ending(side: Side) -> str | None:
+    """How the engine ended the connection, if it did."""
+    ended = side.of(events.Terminated)
+    if not ended:
+        return None
+    assert isinstance(ended[0].error, phoenix_trio.ProtocolError)
+    return str(ended[0].error)
 
 
 # ------------------------------------------------------------------ Trio

@@ -6,6 +6,8 @@ that moves in aioquic is noticed, and so is a new dependency of ours.  After rea
 what has changed:
 
     python tools/list_aioquic_names.py > tests/quic/aioquic_names.txt
+
+Only modules which import aioquic, and those of ``quic/handshake``, are looked at.
 """
 
 from __future__ import annotations
@@ -13,25 +15,48 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
-import pkgutil
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-import aioquic
-import aioquic.quic
-import aioquic.quic.congestion
-
 import phoenix_trio
-import phoenix_trio.quic
 
 _PRIVATE = re.compile(r"_[A-Za-z]\w*\Z")
+_PACKAGE = Path(phoenix_trio.__path__[0])
 
 
-def _modules(package: ModuleType) -> Iterator[ModuleType]:
-    for found in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
-        yield importlib.import_module(found.name)
+def _imports(tree: ast.AST) -> set[str]:
+    """The modules of aioquic which a module imports, or imports names from."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {name for name in found if name.partition(".")[0] == "aioquic"}
+
+
+def modules_of_ours() -> dict[str, ast.Module]:
+    """The modules in which names of aioquic may be used."""
+    found: dict[str, ast.Module] = {}
+    for path in sorted(_PACKAGE.rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        relative = path.relative_to(_PACKAGE.parent).with_suffix("")
+        if _imports(tree) or "handshake" in relative.parts:
+            found[".".join(relative.parts).removesuffix(".__init__")] = tree
+    return found
+
+
+def modules_of_aioquic() -> list[ModuleType]:
+    """The modules of aioquic which ours import."""
+    found: list[ModuleType] = []
+    for name in sorted(set().union(*map(_imports, modules_of_ours().values()))):
+        try:
+            found.append(importlib.import_module(name))
+        except ModuleNotFoundError:
+            pass  # it is a class or a function
+    return [each for each in found if not hasattr(each, "__path__")]
 
 
 def _mangled(owner: str, name: str) -> str:
@@ -57,27 +82,47 @@ def _defined(tree: ast.ClassDef) -> set[str]:
 
 
 def names_in_aioquic() -> dict[str, set[str]]:
-    """The attributes of each class of aioquic's."""
-    packages = (aioquic, aioquic.quic, aioquic.quic.congestion)
+    """The attributes of each class of aioquic's, in the modules which ours import."""
     return {
         node.name: _defined(node)
-        for package in packages
-        for path in Path(package.__path__[0]).glob("*.py")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for module in modules_of_aioquic()
+        if (source := module.__file__) is not None and source.endswith(".py")
+        for node in ast.walk(ast.parse(Path(source).read_text(encoding="utf-8")))
         if isinstance(node, ast.ClassDef)
     }
 
 
+def _bases_in_aioquic(kind: type) -> list[type]:
+    return [base for base in kind.__mro__[1:] if base.__module__.partition(".")[0] == "aioquic"]
+
+
+def _classes(name: str) -> Iterator[type]:
+    for kind in vars(importlib.import_module(name)).values():
+        if inspect.isclass(kind) and kind.__module__ == name:
+            yield kind
+
+
 def private_names_touched() -> set[str]:
-    """Private attributes, also where a string names them, in modules that know aioquic."""
+    """Private attributes which ours use, also where a string names them.
+
+    Where `self` is no object of aioquic's, its attributes are ours.
+    """
     names: set[str] = set()
-    for path in sorted(Path(phoenix_trio.__path__[0], "quic").rglob("*.py")):
-        source = path.read_text(encoding="utf-8")
-        if "aioquic" not in source and "engine" not in source:
-            continue
-        for node in ast.walk(ast.parse(source)):
+    for module, tree in modules_of_ours().items():
+        ours = {kind.__name__ for kind in _classes(module) if not _bases_in_aioquic(kind)}
+        own = {
+            id(node)
+            for owner in ast.walk(tree)
+            if isinstance(owner, ast.ClassDef) and owner.name in ours
+            for node in ast.walk(owner)
+            if isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "self"
+        }
+        for node in ast.walk(tree):
             if isinstance(node, ast.Attribute) and _PRIVATE.match(node.attr):
-                names.add(node.attr)
+                if id(node) not in own:
+                    names.add(node.attr)
             elif isinstance(node, ast.Constant) and _PRIVATE.match(str(node.value)):
                 names.add(str(node.value))
     return names
@@ -85,18 +130,14 @@ def private_names_touched() -> set[str]:
 
 def overrides() -> set[str]:
     """``Class.name`` for each method of aioquic's that a class of ours replaces."""
-    found: set[str] = set()
-    for module in _modules(phoenix_trio.quic):
-        for kind in vars(module).values():
-            if not inspect.isclass(kind) or kind.__module__ != module.__name__:
-                continue
-            for base in kind.__mro__[1:]:
-                if base.__module__.partition(".")[0] == "aioquic":
-                    common = vars(kind).keys() & vars(base).keys()
-                    found |= {
-                        f"{base.__name__}.{n}" for n in common if not n.startswith(("__", "_abc_"))
-                    }
-    return found
+    return {
+        f"{base.__name__}.{name}"
+        for module in modules_of_ours()
+        for kind in _classes(module)
+        for base in _bases_in_aioquic(kind)
+        for name in vars(kind).keys() & vars(base).keys()
+        if not name.startswith(("__", "_abc_"))
+    }
 
 
 def dependencies() -> list[str]:

@@ -17,7 +17,7 @@ from functools import partial
 import trio
 
 import phoenix_trio
-from phoenix_trio.quic.certificates import create_development_ca, issue_certificate
+from phoenix_trio.quic.handshake.certificates import create_development_ca, issue_certificate
 from phoenix_trio.testing import SimulatedNetwork
 
 SERVER, CLIENT, PORT = "10.0.0.1", "10.0.0.2", 4433

@@ -10,7 +10,11 @@ from functools import partial
 import trio
 
 import phoenix_trio
-from phoenix_trio.quic.certificates import create_development_ca, fingerprint, issue_certificate
+from phoenix_trio.quic.handshake.certificates import (
+    create_development_ca,
+    fingerprint,
+    issue_certificate,
+)
 
 from . import protocol
 

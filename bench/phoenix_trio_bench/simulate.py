@@ -20,7 +20,7 @@ import trio
 import trio.testing
 
 import phoenix_trio
-from phoenix_trio.quic.packet_io import Network
+from phoenix_trio.quic.datagram_socket import Network
 from phoenix_trio.testing import SimulatedNetwork
 
 from . import protocol

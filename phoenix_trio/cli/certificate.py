@@ -7,7 +7,7 @@ import os
 
 import click
 
-from ..quic.certificates import create_development_ca, fingerprint, issue_certificate
+from ..quic.handshake.certificates import create_development_ca, fingerprint, issue_certificate
 from .failures import failures_in_one_line
 
 __all__ = ["certificate"]

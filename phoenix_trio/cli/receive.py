@@ -14,12 +14,12 @@ import click
 import trio
 
 from ..config import TransportConfig
-from ..quic.certificates import create_development_ca, fingerprint, issue_certificate
 from ..quic.connection import QuicConnection, QuicStream
-from ..quic.packet_io import Network
-from ..quic.places import peer_of
+from ..quic.datagram_socket import Network
+from ..quic.handshake.certificates import create_development_ca, fingerprint, issue_certificate
+from ..quic.handshake.places import peer_of
+from ..quic.handshake.tls import ServerTLS
 from ..quic.serving import serve
-from ..quic.tls import ServerTLS
 from .failures import failures_in_one_line, say
 from .options import SIZE, format_size, transport_config, transport_options
 from .parts import PartLimits

@@ -17,7 +17,7 @@ from ..config import TransportConfig
 from ..errors import ConnectionBroken, HandshakeFailed, HandshakeTimedOut
 from ..quic.connection import QuicConnection
 from ..quic.endpoint import open_connection
-from ..quic.tls import ClientTLS
+from ..quic.handshake.tls import ClientTLS
 from .failures import failures_in_one_line, say
 from .options import TARGET, format_size, transport_config, transport_options
 from .progress import Display, show_progress

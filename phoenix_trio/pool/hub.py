@@ -20,7 +20,7 @@ import trio
 from ..errors import ApplicationErrorCode
 from ..quic.connection import QuicConnection, ReceiveStream
 from ..quic.groups import unwrap_lone
-from ..quic.places import peer_of
+from ..quic.handshake.places import peer_of
 from ..streams.framing import VARINT_MAX, FramingError
 from ..streams.kinds import StreamKind
 from ..streams.reader import StreamReader

@@ -20,8 +20,8 @@ import trio
 
 from ..errors import ApplicationErrorCode, StreamStopped
 from ..quic.connection import QuicConnection, SendStream
+from ..quic.established.idle import keep_alive_interval
 from ..quic.groups import unwrap_lone
-from ..quic.idle import keep_alive_interval
 from ..streams.framing import FramingError
 from ..streams.kinds import StreamKind
 from ..streams.reader import StreamReader

@@ -16,6 +16,7 @@ from typing import TypeAlias
 
 import attrs
 
+from ..quic.wire.varint import decode_varint
 from ..streams.framing import FramingError, encode_frame, encode_varint
 
 __all__ = [
@@ -197,14 +198,11 @@ class _Fields:
         return self._at >= len(self._payload)
 
     def number(self) -> int:
-        payload, at = self._payload, self._at
-        if at >= len(payload):
-            raise FramingError("a record is too short")
-        length = 1 << (payload[at] >> 6)
-        if at + length > len(payload):
-            raise FramingError("a record ends in the middle of a number")
-        self._at = at + length
-        return int.from_bytes(payload[at : at + length], "big") & ((1 << (8 * length - 2)) - 1)
+        try:
+            number, self._at = decode_varint(self._payload, self._at)
+        except IndexError:
+            raise FramingError("a record ends before a number does") from None
+        return number
 
     def take(self, size: int) -> bytes:
         at = self._at

@@ -39,7 +39,7 @@ from .stream_errors import check_error_code, check_limit
 if TYPE_CHECKING:
     from .driver import SocketDriver
     from .engine import Engine
-    from .remains import ConnectionRemains
+    from .faces import ApplicationFace
 
 __all__ = ["QuicConnection", "QuicStream", "ReceiveStream", "SendStream"]
 
@@ -476,7 +476,7 @@ class QuicConnection(ConnectionState, trio.abc.AsyncResource, metaclass=NoPublic
             if handler is not None:
                 handler(self, event)
 
-    def on_released(self, remains: ConnectionRemains) -> None:
+    def on_released(self, remains: ApplicationFace) -> None:
         """Called by the driver: the connection is over, and its engine freed.
 
         Streams which were not accepted yet still can be.

@@ -7,7 +7,6 @@ of the connection's streams.  What applications call is in :mod:`.connection`.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Coroutine, MutableMapping
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
@@ -18,9 +17,15 @@ from ..errors import ApplicationErrorCode, StreamReset, StreamStopped
 from ..metrics import ConnectionStatistics
 from . import events
 from .conflict import ConflictDetector
-from .datagram_queue import DatagramQueue
-from .packet_io import display_address, local_socket_address
-from .path_address import Address, SocketAddress, local_of
+from .established.datagram_queue import DatagramQueue
+from .logs import bounded_logger
+from .path_address import (
+    Address,
+    SocketAddress,
+    display_address,
+    local_of,
+    local_socket_address,
+)
 from .receiving_part import ReceivingPart
 from .sending_part import SendingPart
 from .stream_errors import check_error_code, fresh
@@ -31,16 +36,16 @@ if TYPE_CHECKING:
 
     from .driver import SocketDriver
     from .engine import Engine
-    from .remains import ConnectionRemains
+    from .faces import ApplicationFace
     from .route import Route
 
 __all__ = ["ConnectionState"]
 
-logger = logging.getLogger("phoenix_trio.quic")
+logger = bounded_logger("phoenix_trio.quic")
 
 
 class ConnectionState:
-    """What is known of a connection, and who waits for it to change.
+    """The state of a connection, and the tasks which wait for it to change.
 
     It needs no task of its own: keep-alive, acknowledgements and timeouts are the driver's
     timers.  For users: :class:`QuicConnection`.
@@ -84,7 +89,7 @@ class ConnectionState:
         self._datagram_lot = trio.lowlevel.ParkingLot()
         self._key_update = ConflictDetector("another task is updating this connection's keys")
 
-    def _use(self, engine: Engine | ConnectionRemains) -> None:
+    def _use(self, engine: ApplicationFace) -> None:
         """Ask `engine` from now on."""
         self._engine = engine
         # What streams ask for each write, without a call in between.
@@ -315,7 +320,7 @@ class ConnectionState:
         """Called by the driver: from now on, `route` leads to the peer."""
         self._route = route
 
-    def on_released(self, remains: ConnectionRemains) -> None:
+    def on_released(self, remains: ApplicationFace) -> None:
         """Called by the driver: the connection is over, and its engine freed.
 
         What refers to this connection is let go of, so that it is freed as soon as the

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import logging
 import math
 from collections.abc import Awaitable, Callable
 
@@ -28,27 +27,27 @@ from ..config import TransportConfig
 from ..errors import ApplicationErrorCode
 from ..metrics import EndpointStatistics
 from . import events
-from .admission import Admission, Admit
-from .closing import ClosingConnection
 from .connection_timers import ConnectionTimers
+from .datagram_socket import DatagramSocket, ReceivedRun
 from .engine import Engine
+from .established.memory_budget import EndpointMemory
+from .established.stalls import Arrivals
 from .groups import unwrap_lone
 from .hand_over import HandOver
+from .handshake.admission import Admission, Admit
 from .incoming import Incoming
-from .memory_budget import EndpointMemory
-from .packet_io import DatagramSocket, ReceivedRun
+from .logs import bounded_logger
 from .path_address import SocketAddress
 from .receiving import Receiver
 from .route import NO_SINK, Route, Sink
 from .routing_table import RESET_TOKEN_LENGTH, RoutingTable
 from .sending import Sender
-from .stalls import Arrivals
 from .turn_budget import Account, TurnBudget
 from .waiter import Lot
 
 __all__ = ["SocketDriver"]
 
-logger = logging.getLogger("phoenix_trio.quic")
+logger = bounded_logger("phoenix_trio.quic")
 
 #: Flushes in a row while no task drives.  Two: what the first holds back because more may be
 #: written (:meth:`Engine.begin_pass`) would wait for a driver that may not come.
@@ -284,9 +283,8 @@ class SocketDriver:
         self.flush_now()
         # One more copy to peers that may not know yet, because this is the last chance.
         for route in list(self._routes):
-            if isinstance(route.engine, ClosingConnection):
-                route.engine.say_again()
-                self._sender.dirty[route] = None
+            route.engine.say_again()
+            self._sender.dirty[route] = None
         self.flush_now()
         self._is_closed = True
         self.accept = None
@@ -304,7 +302,7 @@ class SocketDriver:
         """
         await trio.lowlevel.checkpoint()
         with trio.move_on_after(self.config.close_linger):
-            while any(route.has_close_to_send for route in self._routes):
+            while any(route.engine.has_close_to_send for route in self._routes):
                 await self._linger_lot.park()
 
     def close_if_unused(self) -> None:
@@ -454,13 +452,11 @@ class SocketDriver:
         """Free a connection that is over, else set its timer."""
         engine = route.engine
         if engine.reset_tokens_changed:
-            engine.reset_tokens_changed = False
-            self._table.set_reset_tokens(route, engine.peer_reset_tokens())
+            self._table.set_reset_tokens(route, engine.take_reset_tokens())
         if engine.is_over:
-            if not isinstance(engine, ClosingConnection):
-                self._release(route, now)
-                engine = route.engine
-            if self._linger_lot and not route.has_close_to_send:
+            self._release(route, now)
+            engine = route.engine
+            if self._linger_lot and not engine.has_close_to_send:
                 self._linger_lot.unpark_all()
             if engine.is_terminated:
                 self._forget(route, now)
@@ -481,10 +477,10 @@ class SocketDriver:
     def _release(self, route: Route, now: float) -> None:
         """Free the engine of a connection that is over; keep what answers late packets."""
         self._deliver_events(route, now)
-        engine = route.engine
-        if isinstance(engine, ClosingConnection):
+        released = route.engine.release()
+        if released is None:
             return
-        route.engine, remains = engine.release()
+        route.engine, remains = released
         sink, route.sink = route.sink, NO_SINK
         route.writers.clear()
         self._table.set_reset_tokens(route, ())

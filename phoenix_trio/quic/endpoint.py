@@ -16,17 +16,19 @@ import trio
 from ..config import TransportConfig
 from ..errors import ApplicationErrorCode, HandshakeFailed
 from ..metrics import EndpointStatistics
-from .admission import Admit
 from .connection import QuicConnection
 from .construction import NoPublicConstructor
+from .datagram_socket import Network
 from .driver import SocketDriver
 from .engine import Engine
 from .groups import unwrap_lone
+from .handshake.admission import Admit
+from .handshake.tls import ClientTLS, ServerTLS
+from .handshake.trace import TraceDirectory
 from .listener import QuicListener
-from .packet_io import Network, SocketAddress, UdpNetwork, display_address
+from .packet_io import UdpNetwork
+from .path_address import SocketAddress, display_address
 from .setup import check_alpn, make_client_engine, make_server_engine
-from .tls import ClientTLS, ServerTLS
-from .trace import TraceDirectory
 
 __all__ = ["DEFAULT_ALPN", "Endpoint", "open_connection"]
 
@@ -117,7 +119,7 @@ class Endpoint(metaclass=NoPublicConstructor):
         config: TransportConfig | None,
         network: Network | None,
     ) -> Endpoint:
-        """An endpoint which nobody drives yet."""
+        """An endpoint which no task drives yet."""
         config = TransportConfig() if config is None else config
         network = UdpNetwork() if network is None else network
         traces = TraceDirectory(config.qlog_dir, trio.current_time) if config.qlog_dir else None
@@ -173,7 +175,7 @@ class Endpoint(metaclass=NoPublicConstructor):
         Args:
           host: a name or address.
           port: the UDP port.
-          tls: whom to trust and who to be; default: the system's authorities.
+          tls: trust, and this client's own certificate; default: the system's authorities.
           alpn: protocol names, the preferred one first.
           config: overrides the endpoint's.
 

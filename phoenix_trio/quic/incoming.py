@@ -1,24 +1,24 @@
 """Admits clients: answers first packets, makes connections, accounts for handshakes.
 
-Floor 2.  Carries out what :class:`~phoenix_trio.quic.admission.Admission` decides.
+Floor 2.  Carries out what :class:`~phoenix_trio.quic.handshake.admission.Admission` decides.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable
 
 from ..config import TransportConfig
-from .admission import Admission, Admit, Answer, Drop
+from .datagram_socket import DatagramSocket
 from .engine import Engine
-from .packet_io import DatagramSocket
+from .handshake.admission import Admission, Admit, Answer, Drop
+from .logs import bounded_logger
 from .path_address import Address, SocketAddress, remote_of
 from .route import Route, Sink
 
 __all__ = ["Incoming"]
 
-logger = logging.getLogger("phoenix_trio.quic")
+logger = bounded_logger("phoenix_trio.quic")
 
 
 class Incoming:
@@ -79,9 +79,7 @@ class Incoming:
         if route.is_pending and route.place is not None:
             self._end_handshake(route)
             engine = route.engine
-            route.place.on_handshake_completed(
-                proves_address=isinstance(engine, Engine) and engine.came_from_one_address
-            )
+            route.place.on_handshake_completed(proves_address=engine.came_from_one_address)
             self.connections_accepted += 1
 
     def on_terminated(self, route: Route, now: float) -> None:

@@ -16,7 +16,7 @@ from ..metrics import EndpointStatistics
 from .connection import QuicConnection, QuicStream
 from .construction import NoPublicConstructor
 from .driver import SocketDriver
-from .packet_io import SocketAddress
+from .path_address import SocketAddress
 
 __all__ = ["QuicListener", "StreamListener"]
 

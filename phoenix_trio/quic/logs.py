@@ -1,20 +1,17 @@
 """Keeps what peers do from filling the logs.
 
-Floor 0, sans-IO.  For the engine and the driver.  A fault of a peer is reported by the
-exception which the application gets, and logged at debug level only.  A fault of ours
-is logged as an error; where a peer can provoke it again and again, a filter drops all
-but a few of the records.
+Floor 0, sans-IO.  A fault of a peer is reported by the exception which the application
+gets, and logged at debug level only.  A fault of ours is logged as an error; where a
+peer can provoke it again and again, a filter drops all but a few of the records.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import MutableMapping
-from typing import Any
 
 from .rate_limit import RateLimit
 
-__all__ = ["BoundedRecords", "PeerFaults"]
+__all__ = ["BoundedRecords", "bounded_logger"]
 
 #: Records a second, and at once, of one place in the code.
 RECORDS_PER_SECOND = 1.0
@@ -49,31 +46,12 @@ class BoundedRecords(logging.Filter):
         return True
 
 
-# (A logger's filter sees the records of that logger only.)  The first reports errors of
-# handlers, which a peer may provoke as well.
-for name in ("phoenix_trio", "phoenix_trio.quic"):
-    logging.getLogger(name).addFilter(BoundedRecords())
+def bounded_logger(name: str) -> logging.Logger:
+    """The logger of this name, whose records are bounded.
 
-
-class PeerFaults(logging.LoggerAdapter[logging.Logger]):
-    """In the place of aioquic's logger for one connection: nothing above debug level.
-
-    aioquic writes a warning for each protocol error of a peer, which thus decides how much
-    is logged.
+    A logger's filter sees the records of that logger alone, not those of the loggers below it.
     """
-
-    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, Any]:
-        """Name the connection by its original destination connection ID."""
-        assert self.extra is not None
-        return f"[{self.extra['id']}] {msg}", kwargs
-
-    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
-        """Log at debug level, whatever `level` says."""
-        # (Asked first and at the logger itself: a handshake has twenty records.)
-        if self.logger.isEnabledFor(logging.DEBUG):
-            super().log(min(level, logging.DEBUG), msg, *args, **kwargs)
-
-    def debug(self, msg: object, *args: object, **kwargs: Any) -> None:
-        """Log at debug level."""
-        if self.logger.isEnabledFor(logging.DEBUG):
-            super().debug(msg, *args, **kwargs)
+    logger = logging.getLogger(name)
+    if not any(isinstance(each, BoundedRecords) for each in logger.filters):
+        logger.addFilter(BoundedRecords())
+    return logger

@@ -1,51 +1,42 @@
-"""Datagrams in and out: the interface to the network, and real UDP behind it.
+"""Datagrams in and out over real UDP.
 
-Floor 1.  For the driver, which is handed sockets and asks nothing else of the
-system.  :class:`Network` and :class:`DatagramSocket` are small on purpose, so
-that a simulated network (:mod:`phoenix_trio.testing`) drops in.
+Floor 1.  Sockets are raw and non-blocking, driven by ``trio.lowlevel``, which measured about
+three times cheaper per datagram than ``trio.socket``.  They are never connected: peers
+migrate, and a server's preferred address changes the target (RFC 9000 section 9).
 
-Real sockets are raw and non-blocking, driven by ``trio.lowlevel``, which
-measured about three times cheaper per datagram than ``trio.socket``.  They are
-never connected: peers migrate, and a server's preferred address changes the
-target (RFC 9000 section 9).
-
-Datagrams travel in *runs*: any number of the same size (the last one may be
-shorter) in one piece of memory.  On Linux the kernel takes and gives runs in
-one call (UDP GSO and GRO, ``udp(7)``); where it does not, or refuses once, the
-run is taken apart here and nothing above notices.
+On Linux the kernel takes and gives runs of datagrams in one call (UDP GSO and GRO,
+``udp(7)``); where it does not, or refuses once, the run is taken apart here and nothing
+above notices.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import logging
 import socket
 import sys
-from typing import Protocol, final
+from typing import final
 
-import attrs
 import trio
 
 from ..config import LARGEST_UDP_PAYLOAD, MAX_RUN_BYTES, MAX_RUN_SEGMENTS
-from . import packet_info
-from .ecn import NOT_ECT
-from .path_address import Address, PathAddress, SocketAddress, local_of, remote_of
+from . import packet_info, socket_options
+from .datagram_socket import ReceivedRun, SocketStatistics
+from .established.ecn import NOT_ECT
+from .logs import bounded_logger
+from .path_address import (
+    IPV4_MAPPED,
+    Address,
+    PathAddress,
+    SocketAddress,
+    display_address,
+    local_of,
+)
 from .receive_pool import LARGEST_DATAGRAM, ReceivePool
+from .socket_options import SOL_UDP, UDP_GRO, UDP_SEGMENT
 
-__all__ = [
-    "Address",
-    "DatagramSocket",
-    "Network",
-    "PathAddress",
-    "SocketAddress",
-    "SocketStatistics",
-    "UdpNetwork",
-    "UdpSocket",
-    "display_address",
-]
+__all__ = ["UdpNetwork", "UdpSocket"]
 
-logger = logging.getLogger("phoenix_trio.quic")
+logger = bounded_logger("phoenix_trio.quic")
 
 #: Errors which concern one datagram or one passing moment, not the socket: the datagram
 #: counts as lost, which is what QUIC is made to repair.
@@ -74,19 +65,8 @@ _SOFT_SEND_ERRORS = _SOFT_ERRORS | {
     errno.ETIMEDOUT,
 }
 
-# Linux has these; the socket module of Python 3.11 does not name them.
-_IP_MTU_DISCOVER = 10
-_IPV6_MTU_DISCOVER = 23
-_PMTUDISC_PROBE = 3
-_IP_MTU = 14
-_IPV6_MTU = 24
-_SO_SNDBUFFORCE = 32
-_SO_RCVBUFFORCE = 33
-_IP_RECVTOS = 13
-_IPV6_RECVTCLASS = 66
-_SOL_UDP = 17
-_UDP_SEGMENT = 103
-_UDP_GRO = 104
+_IPV4_AND_UDP_HEADERS = 20 + 8
+_IPV6_AND_UDP_HEADERS = 40 + 8
 
 #: What the kernel says where an interface or an old kernel cannot do GSO.
 _GSO_REFUSED = frozenset({errno.EIO, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOPROTOOPT})
@@ -129,141 +109,6 @@ _CONTROL_BYTES = 96 + packet_info.SPACE
 
 _ECN_MASK = 0b11
 
-_IPV4_AND_UDP_HEADERS = 20 + 8
-_IPV6_AND_UDP_HEADERS = 40 + 8
-
-_IPV4_MAPPED = "::ffff:"
-
-#: Kernel settings which were already complained of, with the size that was asked for.
-_warned: set[tuple[str, int]] = set()
-
-
-@attrs.frozen(kw_only=True)
-class SocketStatistics:
-    """One socket's counters at one moment."""
-
-    bytes_sent: int
-    bytes_received: int
-    datagrams_sent: int
-    datagrams_received: int
-    send_blocked: int
-    """Times the send buffer was full."""
-    soft_errors: int
-    """Datagrams refused for a passing reason (unreachable, too large, no buffers)."""
-    send_calls: int
-    """System calls which sent something; with GSO one call sends many datagrams."""
-    receive_calls: int
-    """The same for receiving, with GRO."""
-    ecn: bool
-    """Whether ECN marks are set and read."""
-    pooled_receives: int
-    """Calls which received into a buffer that had been used before, rather than new memory."""
-    gso: bool
-    """Whether runs of datagrams are handed to the kernel in one call."""
-    gro: bool
-    """Whether the kernel may hand up runs of datagrams."""
-    receive_buffer_size: int
-    """Bytes of the receive buffer which the system granted; on Linux without the equal
-    amount which it adds for its own bookkeeping."""
-    send_buffer_size: int
-    """The same for the send buffer."""
-
-
-#: Datagrams of one size (the last may be shorter) in one piece, their source (with our own
-#: address where there are several, see :meth:`DatagramSocket.report_local_addresses`), that
-#: size, their ECN codepoint (RFC 3168 section 5), and where they end: a buffer can be longer.
-ReceivedRun = tuple[bytes | bytearray, Address, int, int, int]
-
-
-class DatagramSocket(Protocol):
-    """One bound, non-blocking datagram socket."""
-
-    @property
-    def address(self) -> SocketAddress:
-        """The local address."""
-
-    @property
-    def statistics(self) -> SocketStatistics:
-        """A snapshot of the counters."""
-
-    def report_local_addresses(self) -> None:
-        """From now on, say of each run received at which local address it has arrived.
-
-        Sources are :class:`PathAddress` then, if the socket is bound to several
-        addresses and the system tells; else nothing changes.  Idempotent.
-        """
-
-    def receive_runs(self, limit: int, pool: ReceivePool | None = None) -> list[ReceivedRun]:
-        """Up to `limit` runs of datagrams.
-
-        With a `pool` they may lie in its buffers, where the next call puts others; those
-        beyond its size get new memory.
-
-        Never blocks; empty when none waits.
-        """
-
-    def send_run(
-        self,
-        data: bytes | memoryview,
-        address: Address,
-        segment_size: int | None = None,
-        mark: int = NOT_ECT,
-    ) -> int:
-        """Send a run of datagrams of `segment_size` bytes (``None``: one datagram).
-
-        They are marked with the ECN codepoint `mark` if the system can.  They leave from
-        the local address of a :class:`PathAddress`, or from the system's choice if
-        `address` says nothing of it, or if that address is not ours any more.
-
-        Never blocks.  Returns how many bytes were taken: sent, or lost to a passing
-        error, which is counted.  Fewer than all, in whole datagrams: the buffer is
-        full; call :meth:`wait_writable` and offer the rest again.
-        """
-
-    async def wait_readable(self) -> None:
-        """Wait until :meth:`receive_runs` has something; ClosedResourceError once closed."""
-
-    async def wait_writable(self) -> None:
-        """Wait until :meth:`send_run` has room; ClosedResourceError once closed."""
-
-    def close(self) -> None:
-        """Close; wakes those who wait with ClosedResourceError.  Idempotent."""
-
-    def reachable(self, address: SocketAddress) -> SocketAddress | None:
-        """`address` in the form which :meth:`send_run` takes; ``None``: not from this socket."""
-
-    def largest_payload(self, address: Address) -> int | None:
-        """The largest UDP payload which the interface towards `address` takes; ``None``: unknown.
-
-        The path may take less, which only trying it shows.
-        """
-
-
-class Network(Protocol):
-    """Where sockets and addresses come from."""
-
-    async def resolve(self, host: str, port: int) -> list[SocketAddress]:
-        """The addresses of a name, the preferred one first; OSError if it is unknown."""
-
-    async def open_socket(self, host: str | None, port: int, *, buffer_size: int) -> DatagramSocket:
-        """A socket bound to a local address; ``None``: all of them, IPv4 and IPv6."""
-
-
-def display_address(address: Address) -> SocketAddress:
-    """A peer's address as people write it: IPv4 addresses of a dual-stack socket unmapped."""
-    address = remote_of(address)
-    host, port = address[0], address[1]
-    if host.lower().startswith(_IPV4_MAPPED) and "." in host:
-        return (host[len(_IPV4_MAPPED) :], port)
-    return address
-
-
-def local_socket_address(local: str, port: int) -> SocketAddress:
-    """The local end of a path as a socket address, IPv4 unmapped."""
-    host, _, scope = local.partition("%")
-    host = host.removeprefix(_IPV4_MAPPED)
-    return (host, port, 0, int(scope or 0)) if ":" in host else (host, port)
-
 
 @final
 class UdpSocket:
@@ -285,15 +130,15 @@ class UdpSocket:
         self._send_calls = 0
         self._receive_calls = 0
         self._pooled_receives = 0
-        self._gso = _can_gso(raw)
+        self._gso = socket_options.can_gso(raw)
         self._gso_refusals = 0
         self._mark_refusals = 0
-        self._gro = _enable_gro(raw)
-        self._ecn = _enable_ecn(raw)
+        self._gro = socket_options.enable_gro(raw)
+        self._ecn = socket_options.enable_ecn(raw)
         self._control: dict[tuple[int, int, bool, str | None], list[tuple[int, int, bytes]]] = {}
         self._locals: dict[bytes, str | None] = {}
-        self._receive_buffer_size = _granted_buffer(raw, socket.SO_RCVBUF)
-        self._send_buffer_size = _granted_buffer(raw, socket.SO_SNDBUF)
+        self._receive_buffer_size = socket_options.granted_buffer(raw, socket.SO_RCVBUF)
+        self._send_buffer_size = socket_options.granted_buffer(raw, socket.SO_SNDBUF)
 
     def __repr__(self) -> str:
         return f"<UdpSocket on {self._address}{' (closed)' if self._closed else ''}>"
@@ -351,8 +196,8 @@ class UdpSocket:
             segment = size
             mark = NOT_ECT
             for level, kind, value in control:
-                if level == _SOL_UDP:
-                    if kind == _UDP_GRO:
+                if level == SOL_UDP:
+                    if kind == UDP_GRO:
                         segment = min(size, int.from_bytes(value[:4], sys.byteorder)) or size
                 elif (level, kind) in _MARK_MESSAGES:
                     mark = int.from_bytes(value[:4], sys.byteorder) & _ECN_MASK
@@ -433,7 +278,7 @@ class UdpSocket:
         if type(address) is PathAddress:
             local = address[-1]
             address = address[:-1]
-        is_ipv4 = len(address) == 2 or address[0].startswith(_IPV4_MAPPED)
+        is_ipv4 = len(address) == 2 or address[0].startswith(IPV4_MAPPED)
         key = (segment_size, mark, is_ipv4, local)
         control = self._control.get(key)
         if control is None:
@@ -458,7 +303,7 @@ class UdpSocket:
         control: list[tuple[int, int, bytes]] = []
         if segment_size:
             value = segment_size.to_bytes(2, sys.byteorder)
-            control.append((_SOL_UDP, _UDP_SEGMENT, value))
+            control.append((SOL_UDP, UDP_SEGMENT, value))
         if mark:
             level, kind = _IPV4_MARK if is_ipv4 else _IPV6_MARK
             control.append((level, kind, mark.to_bytes(4, sys.byteorder)))
@@ -539,30 +384,14 @@ class UdpSocket:
             return None if is_ipv6 else plain
         if is_ipv6:
             return plain
-        return (_IPV4_MAPPED + plain[0], plain[1], 0, 0) if self._dual_stack else None
+        return (IPV4_MAPPED + plain[0], plain[1], 0, 0) if self._dual_stack else None
 
     def largest_payload(self, address: Address) -> int | None:
-        if sys.platform != "linux":
-            return None
         plain = display_address(address)
-        local = local_of(address)
-        is_ipv6 = ":" in plain[0]
-        # Of a socket which is thrown away: connecting the real one would tie it to one peer.
-        try:
-            with socket.socket(
-                socket.AF_INET6 if is_ipv6 else socket.AF_INET, socket.SOCK_DGRAM
-            ) as scout:
-                if local is not None:
-                    # Routes can depend on it.
-                    scout.bind(local_socket_address(local, 0))
-                scout.connect(plain)
-                if is_ipv6:
-                    mtu = scout.getsockopt(socket.IPPROTO_IPV6, _IPV6_MTU)
-                else:
-                    mtu = scout.getsockopt(socket.IPPROTO_IP, _IP_MTU)
-        except OSError:
+        mtu = socket_options.interface_mtu(plain, local_of(address))
+        if mtu is None:
             return None
-        headers = _IPV6_AND_UDP_HEADERS if is_ipv6 else _IPV4_AND_UDP_HEADERS
+        headers = _IPV6_AND_UDP_HEADERS if ":" in plain[0] else _IPV4_AND_UDP_HEADERS
         return min(mtu - headers, LARGEST_UDP_PAYLOAD)
 
 
@@ -634,8 +463,8 @@ def _bind(address: SocketAddress, buffer_size: int) -> UdpSocket:
         raw.setblocking(False)
         if family == socket.AF_INET6:
             raw.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not dual_stack)
-        _forbid_fragments(raw, family)
-        _set_buffers(raw, buffer_size)
+        socket_options.forbid_fragments(raw, family)
+        socket_options.set_buffers(raw, buffer_size)
         raw.bind(address)
     except OSError as error:
         raw.close()
@@ -646,82 +475,3 @@ def _bind(address: SocketAddress, buffer_size: int) -> UdpSocket:
         raw.close()
         raise
     return UdpSocket(raw, dual_stack=dual_stack)
-
-
-def _forbid_fragments(raw: socket.socket, family: int) -> None:
-    """RFC 9000 section 14: QUIC packets must not be fragmented on the way."""
-    if sys.platform != "linux":
-        return
-    # Where a kernel lacks the option, packets are small enough by default.
-    with contextlib.suppress(OSError):
-        if family == socket.AF_INET6:
-            raw.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE)
-    with contextlib.suppress(OSError):
-        raw.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
-
-
-def _can_gso(raw: socket.socket) -> bool:
-    """Whether the kernel knows UDP GSO; an interface may still refuse it later."""
-    if sys.platform != "linux":
-        return False
-    try:
-        raw.getsockopt(_SOL_UDP, _UDP_SEGMENT)
-    except OSError:
-        return False
-    return True
-
-
-def _enable_gro(raw: socket.socket) -> bool:
-    """Ask for received datagrams in runs."""
-    if sys.platform != "linux":
-        return False
-    try:
-        raw.setsockopt(_SOL_UDP, _UDP_GRO, 1)
-    except OSError:
-        return False
-    return True
-
-
-def _enable_ecn(raw: socket.socket) -> bool:
-    """Ask for the marks of received datagrams; whether marks can be used both ways."""
-    if sys.platform != "linux":
-        return False
-    try:
-        # (On a dual-stack socket both are needed.)
-        raw.setsockopt(socket.IPPROTO_IP, _IP_RECVTOS, 1)
-        if raw.family == socket.AF_INET6:
-            raw.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVTCLASS, 1)
-    except OSError:
-        return False
-    return True
-
-
-def _granted_buffer(raw: socket.socket, option: int) -> int:
-    size = raw.getsockopt(socket.SOL_SOCKET, option)
-    # Linux reports twice what was asked for, the double being room for its bookkeeping.
-    return size // 2 if sys.platform == "linux" else size
-
-
-def _set_buffers(raw: socket.socket, size: int) -> None:
-    """Ask for buffers of `size` bytes; where the system grants less, say how to get more."""
-    for option, forced, setting in (
-        (socket.SO_RCVBUF, _SO_RCVBUFFORCE, "net.core.rmem_max"),
-        (socket.SO_SNDBUF, _SO_SNDBUFFORCE, "net.core.wmem_max"),
-    ):
-        with contextlib.suppress(OSError):
-            raw.setsockopt(socket.SOL_SOCKET, option, size)
-        if sys.platform == "linux" and _granted_buffer(raw, option) < size:
-            # With CAP_NET_ADMIN the kernel's limit (net.core.rmem_max, wmem_max) does not count.
-            with contextlib.suppress(OSError):
-                raw.setsockopt(socket.SOL_SOCKET, forced, size)
-        granted = _granted_buffer(raw, option)
-        if granted < size and (setting, size) not in _warned:
-            _warned.add((setting, size))
-            hint = f"; allow more: sysctl -w {setting}={size}" if sys.platform == "linux" else ""
-            logger.warning(
-                "asked for a UDP %s buffer of %d bytes, the system granted %d%s",
-                "receive" if option == socket.SO_RCVBUF else "send",
-                size,
-                granted,
-                hint,
-            )

@@ -17,7 +17,20 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias, cast, final
 
-__all__ = ["Address", "PathAddress", "SocketAddress", "ends_of", "local_of", "remote_of"]
+__all__ = [
+    "IPV4_MAPPED",
+    "Address",
+    "PathAddress",
+    "SocketAddress",
+    "display_address",
+    "ends_of",
+    "local_of",
+    "local_socket_address",
+    "remote_of",
+]
+
+#: How a dual-stack socket writes an IPv4 address (RFC 4291 section 2.5.5.2).
+IPV4_MAPPED = "::ffff:"
 
 #: As the :mod:`socket` module gives it: IPv4 ``(host, port)``, IPv6 with flow info and scope.
 SocketAddress: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
@@ -72,3 +85,19 @@ def ends_of(address: Address) -> tuple[str, str | None]:
     the network, of which nothing is known (RFC 9000 section 9.4).
     """
     return address[0], local_of(address)
+
+
+def display_address(address: Address) -> SocketAddress:
+    """A peer's address as people write it: IPv4 addresses of a dual-stack socket unmapped."""
+    address = remote_of(address)
+    host, port = address[0], address[1]
+    if host.lower().startswith(IPV4_MAPPED) and "." in host:
+        return (host[len(IPV4_MAPPED) :], port)
+    return address
+
+
+def local_socket_address(local: str, port: int) -> SocketAddress:
+    """The local end of a path as a socket address, IPv4 unmapped."""
+    host, _, scope = local.partition("%")
+    host = host.removeprefix(IPV4_MAPPED)
+    return (host, port, 0, int(scope or 0)) if ":" in host else (host, port)

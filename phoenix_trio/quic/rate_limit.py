@@ -1,4 +1,4 @@
-"""How many events a second are allowed?
+"""Limits how many events happen a second.
 
 Floor 0, sans-IO.  For admission and for logs.
 """

@@ -9,9 +9,9 @@ ones are held back while other connections are active
 from __future__ import annotations
 
 from ..config import TransportConfig
-from .admission import CONNECTION_ID_LENGTH, destination_connection_id
+from .datagram_socket import DatagramSocket, ReceivedRun
+from .handshake.admission import CONNECTION_ID_LENGTH, destination_connection_id
 from .incoming import Incoming
-from .packet_io import DatagramSocket, ReceivedRun
 from .path_address import Address, PathAddress
 from .receive_pool import receive_pool
 from .route import Route

@@ -1,21 +1,23 @@
-"""What an application may still ask of a connection which has ended.
+"""The facts of a connection which has ended, for the application.
 
 Floor 0, sans-IO.  For :class:`~phoenix_trio.QuicConnection`, which holds this in the
 place of its engine once the engine was freed: the last statistics, the peer's
-certificate, and how much of each stream was acknowledged.  What would send or wait does
-nothing, since the calls above raise the connection's error first.
+certificate, and how much of each stream was acknowledged.  It has an
+:class:`~phoenix_trio.quic.faces.ApplicationFace`, as the engine.  Methods which would send
+or wait do nothing, since the calls above raise the connection's error first.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 
 from ..config import TransportConfig
 from ..metrics import ConnectionStatistics
-from .memory_budget import MemoryAccount
+from .established.memory_budget import MemoryAccount
+from .path_address import Address
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
@@ -140,7 +142,7 @@ class ConnectionRemains:
         """Streams which this side has opened."""
         return self._statistics.streams_opened
 
-    def get_peer_address(self) -> Any:
+    def get_peer_address(self) -> Address | None:
         """``None``: the connection has noted it before."""
         return None
 
@@ -184,7 +186,7 @@ class ConnectionRemains:
         return 0
 
     def has_send_room(self, stream_id: int) -> bool:
-        """Nobody is to wait for room any more."""
+        """No writer is to wait for room any more."""
         return True
 
     def write(

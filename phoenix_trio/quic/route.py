@@ -12,11 +12,9 @@ from typing import Protocol
 import trio
 
 from . import events
-from .closing import ClosingConnection
-from .engine import Engine
+from .faces import ApplicationFace, DriverFace
+from .handshake.places import Place
 from .path_address import Address, PathAddress
-from .places import Place
-from .remains import ConnectionRemains
 from .timers import INITIAL_PACE
 from .turn_budget import Account
 
@@ -32,7 +30,7 @@ class Sink(Protocol):
     def handle_events(self, batch: list[events.Event]) -> None:
         """Take events, in order.  Must not block and must not raise."""
 
-    def on_released(self, remains: ConnectionRemains) -> None:
+    def on_released(self, remains: ApplicationFace) -> None:
         """The connection is over, and its engine freed; the last call."""
 
 
@@ -43,7 +41,7 @@ class _NoSink:
 
     def handle_events(self, batch: list[events.Event]) -> None: ...
 
-    def on_released(self, remains: ConnectionRemains) -> None: ...
+    def on_released(self, remains: ApplicationFace) -> None: ...
 
 
 NO_SINK: Sink = _NoSink()
@@ -53,7 +51,7 @@ class Route:
     """One connection: its engine, its sink, and the driver's records of it.
 
     Args:
-      engine: replaced by a :class:`ClosingConnection` when the connection is over.
+      engine: replaced when the connection is over, see :meth:`DriverFace.release`.
       sink: takes its events.
       place: an incoming connection's place among those of the endpoint; ``None`` if it was
         dialled from here.
@@ -75,8 +73,8 @@ class Route:
         "writers",
     )
 
-    def __init__(self, engine: Engine, sink: Sink, *, place: Place | None = None) -> None:
-        self.engine: Engine | ClosingConnection = engine
+    def __init__(self, engine: DriverFace, sink: Sink, *, place: Place | None = None) -> None:
+        self.engine = engine
         self.sink = sink
         self.place = place
         self.is_pending = place is not None
@@ -110,11 +108,3 @@ class Route:
         if type(address) is PathAddress and self.place is None:
             return address.remote
         return address
-
-    @property
-    def has_close_to_send(self) -> bool:
-        """Whether CONNECTION_CLOSE is still to be sent to the peer, or sent again."""
-        engine = self.engine
-        if isinstance(engine, ClosingConnection):
-            return engine.awaits_answer
-        return engine.is_ending

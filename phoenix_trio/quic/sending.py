@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterable
 
 import trio
 
-from .engine import Run
-from .fast_path import BUILD_BYTES
-from .packet_io import DatagramSocket
+from .datagram_socket import DatagramSocket
+from .established.runs import Run
+from .established.transmit import BUILD_BYTES
 from .route import Route
 
 __all__ = ["Sender"]

@@ -110,7 +110,7 @@ class SendingPart(trio.abc.SendStream, Generic[ConnectionT], metaclass=NoPublicC
     ) -> None:
         """More than there is room for now, which has to wait; given up once `is_futile`.
 
-        Whatever makes it futile has to wake the :meth:`_waiting_place`.
+        Every event which makes it futile has to wake the :meth:`_waiting_place`.
         """
         connection, stream_id = self._connection, self._id
         position, size = 0, len(view)
@@ -302,11 +302,11 @@ class SendingPart(trio.abc.SendStream, Generic[ConnectionT], metaclass=NoPublicC
         """Like :meth:`close`, as a checkpoint.
 
         On the socket of :func:`open_listener`, which is served only while some task
-        waits, it also waits until the peer has acknowledged everything: nobody
-        else might be there to repair a loss.
+        waits, it also waits until the peer has acknowledged everything: perhaps
+        no other task would repair a loss.
 
         Cancellation: the stream is closed, but reset rather than ended, since
-        whoever was cancelled may have sent a part only.
+        a cancelled task may have sent a part only.
         """
         try:
             await trio.lowlevel.checkpoint()

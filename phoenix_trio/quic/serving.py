@@ -5,7 +5,6 @@ Floor 3.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable, Sequence
 
 import trio
@@ -13,15 +12,17 @@ import trio
 from ..config import TransportConfig
 from ..errors import ApplicationErrorCode, ConnectionBroken
 from .connection import QuicConnection
+from .datagram_socket import Network
 from .endpoint import DEFAULT_ALPN, Endpoint
 from .groups import unwrap_lone
+from .handshake.tls import ServerTLS
 from .listener import QuicListener, StreamListener
-from .packet_io import Network, UdpNetwork
-from .tls import ServerTLS
+from .logs import bounded_logger
+from .packet_io import UdpNetwork
 
 __all__ = ["open_listener", "open_stream_listener", "serve"]
 
-logger = logging.getLogger("phoenix_trio")
+logger = bounded_logger("phoenix_trio")
 
 
 async def serve(
@@ -44,7 +45,7 @@ async def serve(
     (:meth:`QuicConnection.aclose`).  When it raises, the connection is closed with
     :attr:`ApplicationErrorCode.HANDLER_CRASHED`, the exception goes to `on_error`,
     and the server goes on; except that a :class:`ConnectionBroken` of a connection
-    which has ended is nobody's crash and is only logged at debug level.
+    which has ended is no crash of the handler and is only logged at debug level.
 
     The server ends when it is cancelled, or when all its listeners have been
     closed and their handlers have returned.
@@ -142,7 +143,7 @@ def _on_handler_error(
 ) -> None:
     remaining: BaseException | None = error
     if connection.close_reason is not None:
-        # The peer has gone: whatever call the handler was in said so.
+        # The peer has gone, which the call that the handler was in has raised.
         if isinstance(error, BaseExceptionGroup):
             remaining = error.split(ConnectionBroken)[1]
         elif isinstance(error, ConnectionBroken):
@@ -206,7 +207,7 @@ async def open_stream_listener(
 
     ``await trio.serve_listeners(handler, [await open_stream_listener(...)])`` runs
     `handler` for every bidirectional stream of every connection.  See
-    :func:`open_listener` for arguments, errors, and who serves the socket.
+    :func:`open_listener` for arguments, errors, and the task which serves the socket.
     """
     listener = await open_listener(
         port, tls=tls, host=host, alpn=alpn, config=config, network=network

@@ -1,4 +1,4 @@
-"""From our settings to an engine: what aioquic is told about TLS, versions, logs and tickets.
+"""Makes an engine from the settings of a client or a server.
 
 Floor 1, sans-IO.  For the endpoint, when it dials or admits a client.
 """
@@ -6,19 +6,15 @@ Floor 1, sans-IO.  For the endpoint, when it dials or admits a client.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TextIO
 
-from aioquic.quic.configuration import QuicConfiguration
-from aioquic.quic.logger import QuicLogger
-from aioquic.tls import SessionTicket
-
 from ..config import TransportConfig
-from .admission import CONNECTION_ID_LENGTH, SUPPORTED_VERSIONS, Admit
 from .engine import Engine
-from .memory_budget import EndpointMemory
-from .tls import ClientTLS, ServerTLS, normalize_server_name
-from .tls_context import client_policy, server_policy
+from .established.memory_budget import EndpointMemory
+from .handshake.admission import Admit
+from .handshake.settings import client_settings, server_settings
+from .handshake.tls import ClientTLS, ServerTLS
+from .wire.qlog import TraceLogger
 
 __all__ = ["check_alpn", "make_client_engine", "make_server_engine"]
 
@@ -43,23 +39,6 @@ def check_alpn(alpn: Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-def _configuration(
-    *,
-    is_client: bool,
-    alpn: tuple[str, ...],
-    key_log: TextIO | None,
-    trace_logger: QuicLogger | None,
-) -> QuicConfiguration:
-    return QuicConfiguration(
-        is_client=is_client,
-        alpn_protocols=list(alpn),
-        connection_id_length=CONNECTION_ID_LENGTH,
-        supported_versions=list(SUPPORTED_VERSIONS),
-        secrets_log_file=key_log,
-        quic_logger=trace_logger,
-    )
-
-
 def make_client_engine(
     *,
     config: TransportConfig,
@@ -69,35 +48,19 @@ def make_client_engine(
     alpn: tuple[str, ...],
     reset_token: Callable[[bytes], bytes],
     key_log: TextIO | None,
-    trace_logger: QuicLogger | None,
+    trace_logger: TraceLogger | None,
     memory: EndpointMemory | None = None,
 ) -> Engine:
     """An engine which will dial `host`, resuming a session if the store has a ticket for it."""
-    server_name = client_tls.server_name or normalize_server_name(host)
-    configuration = _configuration(
-        is_client=True, alpn=alpn, key_log=key_log, trace_logger=trace_logger
+    settings = client_settings(
+        client_tls=client_tls,
+        host=host,
+        port=port,
+        alpn=alpn,
+        key_log=key_log,
+        trace_logger=trace_logger,
     )
-    configuration.server_name = server_name
-    store = client_tls.session_store
-    ticket_handler: Callable[[SessionTicket], None] | None = None
-    if store is not None:
-        ticket = store.take(server_name, port, alpn)
-        if ticket is not None:
-            if not client_tls.early_data:
-                ticket = replace(ticket, max_early_data_size=None)  # resumption without 0-RTT
-            configuration.session_ticket = ticket
-
-        def ticket_handler(new: SessionTicket) -> None:
-            store.put(server_name, port, alpn, new)
-
-    return Engine(
-        config=config,
-        memory=memory,
-        configuration=configuration,
-        policy=client_policy(client_tls, server_name),
-        reset_token=reset_token,
-        session_ticket_handler=ticket_handler,
-    )
+    return Engine(config=config, memory=memory, settings=settings, reset_token=reset_token)
 
 
 def make_server_engine(
@@ -108,26 +71,16 @@ def make_server_engine(
     admit: Admit,
     reset_token: Callable[[bytes], bytes],
     key_log: TextIO | None,
-    trace_logger: QuicLogger | None,
+    trace_logger: TraceLogger | None,
     memory: EndpointMemory | None = None,
 ) -> Engine:
     """An engine for an admitted client, with the server's identity as it is now."""
-    identity = server_tls.identity
-    configuration = _configuration(
-        is_client=False, alpn=alpn, key_log=key_log, trace_logger=trace_logger
-    )
-    configuration.certificate = identity.certificate
-    configuration.certificate_chain = list(identity.chain)
-    configuration.private_key = identity.private_key
-    return Engine(
-        config=config,
-        memory=memory,
-        configuration=configuration,
-        policy=server_policy(identity, server_tls),
+    settings = server_settings(
+        server_tls=server_tls,
+        alpn=alpn,
+        admit=admit,
         reset_token=reset_token,
-        original_destination_connection_id=admit.original_destination_cid,
-        retry_source_connection_id=admit.retry_source_cid,
-        initial_keys=admit.initial_keys,
-        session_ticket_fetcher=server_tls.tickets.take,
-        session_ticket_handler=server_tls.tickets.add,
+        key_log=key_log,
+        trace_logger=trace_logger,
     )
+    return Engine(config=config, memory=memory, settings=settings, reset_token=reset_token)

@@ -1,14 +1,12 @@
-"""Why did a connection end? From the engine's facts to the exception which users see.
+"""Makes the exception which users see from the facts of a connection's end.
 
 Floor 0, sans-IO.  One table in one place, so that every cause has exactly one
-type and every text says what happened, who did it, and what to do.
+type and every text says what happened, which side did it, and what to do.
 """
 
 from __future__ import annotations
 
 from enum import Enum, auto
-
-from aioquic.quic.packet import QuicErrorCode
 
 from ..errors import (
     ConnectionClosedByPeer,
@@ -19,13 +17,14 @@ from ..errors import (
     StatelessReset,
     VersionNegotiationFailed,
 )
-from .tls_context import handshake_error
+from .handshake.tls_context import handshake_error
+from .wire.errors import CODE_NAMES, CONNECTION_REFUSED, NO_ERROR
 
 __all__ = ["Cause", "error_for"]
 
 
 class Cause(Enum):
-    """Who or what ended a connection."""
+    """The side, or the event, which ended a connection."""
 
     LOCAL = auto()
     """This side's application."""
@@ -39,10 +38,8 @@ class Cause(Enum):
 
 
 def _name(error_code: int) -> str:
-    try:
-        return f"{QuicErrorCode(error_code).name} (0x{error_code:x})"
-    except ValueError:
-        return f"0x{error_code:x}"
+    name = CODE_NAMES.get(error_code)
+    return f"{name} (0x{error_code:x})" if name else f"0x{error_code:x}"
 
 
 def error_for(
@@ -58,7 +55,7 @@ def error_for(
     """The exception for the end of a connection; ``None`` when the application closed it here.
 
     Args:
-      cause: who or what ended it.
+      cause: the side, or the event, which ended it.
       error_code: the code of the CONNECTION_CLOSE, sent or received.
       frame_type: ``None`` marks an application close (RFC 9000 section 19.19).
       reason: the reason phrase; from the peer it is untrusted text.
@@ -96,7 +93,7 @@ def error_for(
             is_application=True,
         )
     if 0x100 <= error_code <= 0x1FF or (
-        not handshake_complete and error_code == QuicErrorCode.CONNECTION_REFUSED
+        not handshake_complete and error_code == CONNECTION_REFUSED
     ):
         return handshake_error(
             error_code=error_code, reason=reason, by_peer=by_peer, failure=failure
@@ -112,7 +109,7 @@ def error_for(
         return kind(
             f"the handshake failed: {text}", error_code=error_code, reason=reason, by_peer=by_peer
         )
-    if by_peer and error_code == QuicErrorCode.NO_ERROR:
+    if by_peer and error_code == NO_ERROR:
         # A transport-level NO_ERROR is a clean close without an application's say.
         return ConnectionClosedByPeer(
             f"{peer} closed the connection without an error",

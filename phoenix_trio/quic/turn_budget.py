@@ -1,18 +1,18 @@
-"""How much time may the datagrams of one connection take from those of the others?
+"""Bounds the time which expensive datagrams of one connection take from other connections.
 
-Floor 0, sans-IO.  Some frames are cheap to send and dear to take.  A peer which sends
-nothing else could keep an endpoint busy for itself, for all connections share one task.
-So time is measured, not frames: a connection whose datagrams cost more than ordinary
-ones on average is *dear*, until they cost less.
+Floor 0, sans-IO.  Some frames are cheap to send and expensive to receive.  A peer which
+sends only those could keep an endpoint busy, for all connections share one task.  So
+time is measured, not frames: a connection whose datagrams cost more than ordinary ones
+on average is *dear*, until they cost less.
 
 Ordinary datagrams are never kept waiting, nor are those of a connection which is alone.
 While others are active, a dear connection has a part of the processor: two fifths, less
-what the others use, and a fifth at least.  What it sends beyond that waits, in a bounded
-line, and is dropped where that is full, as by a socket whose buffer is full.
+the share which the others use, and a fifth at least.  Further datagrams of it wait in a
+bounded line, and are dropped when that is full, as by a socket whose buffer is full.
 
 Two clocks.  One is read for every run of datagrams; it is cheap, but goes on while another
-process has the processor.  So all that it can do is arouse suspicion: the next datagrams
-of such a connection are measured by the processor time of this thread, which is exact and
+process has the processor.  So it can only arouse suspicion: the next datagrams of such a
+connection are measured by the processor time of this thread, which is exact and
 costs five times as much to read.
 """
 

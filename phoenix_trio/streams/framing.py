@@ -10,10 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-__all__ = ["FrameDecoder", "FrameTooLarge", "FramingError", "encode_frame", "encode_varint"]
+from ..quic.wire.varint import VARINT_MAX, decode_varint, encode_varint
 
-#: The largest value of a variable-length integer.
-VARINT_MAX = 2**62 - 1
+__all__ = [
+    "VARINT_MAX",
+    "FrameDecoder",
+    "FrameTooLarge",
+    "FramingError",
+    "encode_frame",
+    "encode_varint",
+]
 
 
 class FramingError(ValueError):
@@ -32,23 +38,6 @@ class FrameTooLarge(FramingError):
         super().__init__(f"a frame of {size} bytes is above the limit of {limit}")
         self.size = size
         self.limit = limit
-
-
-def encode_varint(value: int) -> bytes:
-    """A QUIC variable-length integer in its shortest form (RFC 9000 section 16).
-
-    Raises:
-      ValueError: `value` is negative or above 2**62 - 1.
-    """
-    if not 0 <= value <= VARINT_MAX:
-        raise ValueError(f"a variable-length integer is between 0 and 2**62 - 1, not {value}")
-    if value < 1 << 6:
-        return value.to_bytes(1, "big")
-    if value < 1 << 14:
-        return (value | 1 << 14).to_bytes(2, "big")
-    if value < 1 << 30:
-        return (value | 2 << 30).to_bytes(4, "big")
-    return (value | 3 << 62).to_bytes(8, "big")
 
 
 def encode_frame(payload: bytes) -> bytes:
@@ -86,13 +75,13 @@ class FrameDecoder:
         self._read_length()
 
     def _read_length(self) -> None:
+        if self._needed is not None:
+            return
         buffer = self._buffer
-        if self._needed is not None or not buffer:
-            return
-        length = 1 << (buffer[0] >> 6)
-        if len(buffer) < length:
-            return
-        size = int.from_bytes(buffer[:length], "big") & ((1 << (8 * length - 2)) - 1)
+        try:
+            size, length = decode_varint(buffer, 0)
+        except IndexError:
+            return  # It is not whole yet.
         if size > self._limit:
             buffer.clear()
             self._failure = FrameTooLarge(size, self._limit)

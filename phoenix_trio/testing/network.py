@@ -24,7 +24,7 @@ from typing import final
 import attrs
 import trio
 
-from ..quic.packet_io import ReceivedRun, SocketStatistics
+from ..quic.datagram_socket import ReceivedRun, SocketStatistics
 from ..quic.path_address import Address, PathAddress, SocketAddress, local_of
 from ..quic.receive_pool import ReceivePool
 

@@ -38,8 +38,8 @@ def test_another_seed_gives_another_transfer() -> None:
 
 
 def test_a_transfer_takes_at_least_what_the_link_needs() -> None:
-    outcome = simulate(Link(rtt=0.1, bandwidth=10 * MEGABIT), 2_000_000)
-    assert outcome.seconds > 2_000_000 * 8 / 10e6
+    outcome = simulate(Link(rtt=0.1, bandwidth=10 * MEGABIT), 2_400_000)
+    assert outcome.seconds > 2_400_000 * 8 / 10e6
     assert outcome.rate < 10e6
     assert outcome.share_in_second(0, 10e6) is None
     assert outcome.share_in_second(99, 10e6) is None

@@ -155,7 +155,7 @@ def old_acknowledgements(attacker: Attacker) -> bytes:
 
 def acknowledged_ranges(attacker: Attacker) -> bytes:
     """ACK frames with many ranges of what was acknowledged before."""
-    return filled(frame(0x02, 3, 0, 1, 0, 0, 0))
+    return filled(frame(0x02, 2, 0, 1, 0, 0, 0))
 
 
 def blocked_streams(attacker: Attacker) -> bytes:

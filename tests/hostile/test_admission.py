@@ -19,9 +19,13 @@ from trio.testing import MockClock
 
 import phoenix_trio
 from phoenix_trio import TransportConfig
-from phoenix_trio.quic.initial_protection import VERSION_1, VERSION_2, authenticate_initial
+from phoenix_trio.quic.handshake.initial_protection import (
+    VERSION_1,
+    VERSION_2,
+    authenticate_initial,
+)
+from phoenix_trio.quic.handshake.places import Place, Places, peer_of
 from phoenix_trio.quic.logs import RECORDS_AT_ONCE, BoundedRecords
-from phoenix_trio.quic.places import Place, Places, peer_of
 from phoenix_trio.quic.setup import make_client_engine
 from tests.engine_access import crypto_to_send, own_connection_id
 from tests.hostile.conftest import Figure

@@ -28,6 +28,7 @@ from tests.engine_access import (
     make_acknowledgement_due,
     mtu_search_deadline,
     path_in_use,
+    unsent_bytes,
 )
 from tests.engine_packets import seal_short
 from tests.hostile.conftest import Figure
@@ -43,6 +44,7 @@ from tests.support import (
     EnginePair,
     client_tls,
     connected_pair,
+    established,
     stream_pair,
 )
 
@@ -447,6 +449,25 @@ async def test_a_path_without_room_for_an_acknowledgement_costs_no_time(
         make_acknowledgement_due(engine, trio.current_time())
         server._driver.flush_soon(server._route)
         assert await turns_in(1.0, server) < 1500
+
+
+@pytest.mark.parametrize("room", [0, 39, 40, 43, 47, 48, 52, 60, 100])
+def test_data_waits_where_a_path_has_no_room_for_it(room: int) -> None:
+    """Else a client could change its address, and let the server look for room all the time."""
+    pair, client, server = established()
+    engine = server.engine
+    stream_id = engine.open_stream(unidirectional=True)
+    assert stream_id is not None
+    ping = seal_short(client.engine, b"\x01".ljust(300, b"\0"))
+    engine.receive_run(ping, 0, len(ping), (CLIENT, 9000), pair.now)
+    pair.flush(server)
+    assert not is_path_validated(engine)
+    engine.write(stream_id, bytes(100_000))
+    leave_room_before_validation(engine, room)
+    pair.wire.clear()
+    pair.flush(server)  # It comes to an end.
+    assert sum(len(data) for _, _, _, data, _ in pair.wire) <= room
+    assert unsent_bytes(engine) > 0
 
 
 def test_a_client_that_hops_does_not_keep_the_search_for_larger_packets_waiting() -> None:

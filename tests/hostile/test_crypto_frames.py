@@ -13,7 +13,7 @@ from aioquic import tls
 
 import phoenix_trio
 from phoenix_trio.quic import events
-from phoenix_trio.quic.crypto_stream import HANDSHAKE_WINDOW, INITIAL_WINDOW, MAX_GAPS
+from phoenix_trio.quic.established.crypto_stream import HANDSHAKE_WINDOW, INITIAL_WINDOW, MAX_GAPS
 from tests.engine_access import (
     crypto_held,
     crypto_received,
@@ -23,8 +23,7 @@ from tests.engine_access import (
 )
 from tests.engine_packets import seal_short
 from tests.packets import Level, crypto_frame, sealed_initial
-from tests.quic.test_wire_rules import established
-from tests.support import EnginePair, Side, client_tls, take_apart
+from tests.support import EnginePair, Side, client_tls, established, take_apart
 
 from .conftest import Figure
 from .world import first_initial
@@ -270,7 +269,8 @@ def test_a_hello_in_many_shuffled_frames_and_several_datagrams_is_read(
         )
         server.engine.receive(packet, pair.client.address, pair.now)
     server.gather(pair.now)
-    set_next_packet_number(pair.client.engine, packet_count)  # so many were sent in its name
+    # So many were sent in its name.
+    set_next_packet_number(pair.client.engine, packet_count, Level.INITIAL)
     answers = take_apart(server.engine.transmit(pair.now))
     assert len(answers) >= 1
     assert server.engine.tls_context.state is tls.State.SERVER_EXPECT_FINISHED

@@ -32,8 +32,17 @@ from tests.hostile.conftest import Figure
 from tests.hostile.floods import FLOODS, Attacker, Flood, empty_datagrams, harmless, retired_all
 from tests.hostile.world import World
 from tests.packets import frame
-from tests.quic.test_wire_rules import both_paths, ending, established, hand_over
-from tests.support import ALPN, CLIENT, PORT, SERVER, client_tls
+from tests.support import (
+    ALPN,
+    CLIENT,
+    PORT,
+    SERVER,
+    client_tls,
+    ending,
+    established,
+    hand_over,
+    in_runs_or_singly,
+)
 
 #: Calls of Python functions for one packet of 1150 bytes, at most; it holds up to 575 frames.
 MOST_CALLS = 4000
@@ -93,17 +102,17 @@ def test_what_a_packet_costs_is_bounded_and_does_not_grow(flood: Flood, figure: 
 # ------------------------------------------------------------------ connection IDs
 
 
-@both_paths
+@in_runs_or_singly
 @pytest.mark.parametrize(
     ("number", "reason"),
     [(None, "never issued"), (1 << 40, "never issued"), (0, "to which the packet was sent")],
     ids=["the next one", "far beyond", "in use"],
 )
 def test_only_connection_ids_which_were_issued_can_be_retired(
-    number: int | None, reason: str, fast: bool
+    number: int | None, reason: str, in_runs: bool
 ) -> None:
     """RFC 9000 section 19.16."""
-    pair, client, server = established(fast=fast)
+    pair, client, server = established(in_runs=in_runs)
     if number is None:
         number = next_connection_id_number(server.engine)
     hand_over(pair, client, server, seal_short(client.engine, frame(0x19, number)))
@@ -111,9 +120,9 @@ def test_only_connection_ids_which_were_issued_can_be_retired(
     assert reason in str(ending(server))
 
 
-@both_paths
-def test_a_connection_id_which_was_made_but_not_told_cannot_be_retired(fast: bool) -> None:
-    pair, client, server = established(fast=fast)
+@in_runs_or_singly
+def test_a_connection_id_which_was_made_but_not_told_cannot_be_retired(in_runs: bool) -> None:
+    pair, client, server = established(in_runs=in_runs)
     following = next_connection_id_number(server.engine)
     hand_over(
         pair, client, server, seal_short(client.engine, frame(0x19, 1) + frame(0x19, following))
@@ -121,9 +130,9 @@ def test_a_connection_id_which_was_made_but_not_told_cannot_be_retired(fast: boo
     assert "never issued" in str(ending(server)), "the new one has not left yet"
 
 
-@both_paths
-def test_a_connection_id_whose_announcement_seemed_lost_can_be_retired(fast: bool) -> None:
-    pair, client, server = established(fast=fast)
+@in_runs_or_singly
+def test_a_connection_id_whose_announcement_seemed_lost_can_be_retired(in_runs: bool) -> None:
+    pair, client, server = established(in_runs=in_runs)
     newest = own_connection_id_numbers(server.engine)[-1]
     lose_announcement(server.engine, newest)
     hand_over(pair, client, server, seal_short(client.engine, frame(0x19, newest)))
@@ -132,9 +141,9 @@ def test_a_connection_id_whose_announcement_seemed_lost_can_be_retired(fast: boo
     assert newest not in own_connection_id_numbers(server.engine)
 
 
-@both_paths
-def test_connection_ids_are_replaced_at_a_bounded_rate(fast: bool) -> None:
-    pair, client, server = established(fast=fast)
+@in_runs_or_singly
+def test_connection_ids_are_replaced_at_a_bounded_rate(in_runs: bool) -> None:
+    pair, client, server = established(in_runs=in_runs)
     attacker = Attacker(client.engine)
     began = pair.now
     for _ in range(400):
@@ -146,6 +155,20 @@ def test_connection_ids_are_replaced_at_a_bounded_rate(fast: bool) -> None:
     assert ending(server) is None, "another on the path can make a peer seem to move"
     pair.run(10.0)
     assert len(spare_connection_ids(client.engine)) == 7, "they come in time"
+
+
+@in_runs_or_singly
+def test_packets_which_overtake_each_other_use_up_one_connection_id(in_runs: bool) -> None:
+    """RFC 9000 section 9.5: what is late says nothing of where the peer wants its packets."""
+    pair, client, server = established(in_runs=in_runs)
+    spare = len(spare_connection_ids(server.engine))
+    late = [seal_short(client.engine, b"\x01") for _ in range(3)]
+    change_connection_id(client.engine)
+    for each in late:
+        hand_over(pair, client, server, seal_short(client.engine, b"\x01"))
+        hand_over(pair, client, server, each)
+    assert len(spare_connection_ids(server.engine)) == spare - 1
+    assert ending(server) is None
 
 
 async def test_the_tables_of_connection_ids_stay_small(autojump_clock: MockClock) -> None:

@@ -17,7 +17,7 @@ from trio.testing import MockClock
 
 import phoenix_trio
 from phoenix_trio import TransportConfig
-from phoenix_trio.quic.closing import ClosingConnection
+from phoenix_trio.quic.established.closing import ClosingConnection
 from phoenix_trio.testing import SimulatedNetwork
 from tests.engine_access import (
     ENGINE_CLASSES,

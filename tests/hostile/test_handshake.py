@@ -17,7 +17,7 @@ from trio.testing import MockClock
 import phoenix_trio
 from phoenix_trio import TransportConfig
 from phoenix_trio.quic import events
-from phoenix_trio.quic.early_packets import MAX_BYTES, MAX_PACKETS
+from phoenix_trio.quic.handshake.early_packets import MAX_BYTES, MAX_PACKETS
 from phoenix_trio.testing import SimulatedNetwork
 from tests.engine_access import (
     ack_eliciting_in_flight,

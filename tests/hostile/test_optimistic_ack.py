@@ -10,7 +10,7 @@ import pytest
 from phoenix_trio import TransportConfig
 from phoenix_trio.quic import events
 from phoenix_trio.quic.engine import Engine
-from phoenix_trio.quic.skipped_numbers import FIRST_PERIOD
+from phoenix_trio.quic.established.skipped_numbers import FIRST_PERIOD
 from tests.engine_access import (
     believe_max_data,
     fill_pacer,
@@ -21,8 +21,7 @@ from tests.engine_access import (
 from tests.engine_packets import seal_short
 from tests.hostile.conftest import Figure
 from tests.packets import ack_frame
-from tests.quic.test_wire_rules import ending, hand_over
-from tests.support import EnginePair, Side
+from tests.support import EnginePair, Side, ending, hand_over
 
 #: Of so many packets, the slow link of the attacker brings one.
 LINK = 4

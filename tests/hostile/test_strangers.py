@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from phoenix_trio.quic import events
-from phoenix_trio.quic.admission import destination_connection_id
+from phoenix_trio.quic.handshake.admission import destination_connection_id
 from phoenix_trio.quic.rate_limit import RateLimit
 from phoenix_trio.testing import SimulatedNetwork
 from tests.engine_access import (

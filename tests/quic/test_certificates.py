@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from OpenSSL import crypto
 
-from phoenix_trio.quic.certificates import (
+from phoenix_trio.quic.handshake.certificates import (
     CertificateAndKey,
     create_development_ca,
     fingerprint,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phoenix_trio.quic.crypto_stream import (
+from phoenix_trio.quic.established.crypto_stream import (
     CRYPTO_BUFFER_EXCEEDED,
     HANDSHAKE_WINDOW,
     INITIAL_WINDOW,

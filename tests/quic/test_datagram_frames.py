@@ -10,10 +10,10 @@ from trio.testing import MockClock
 import phoenix_trio
 from phoenix_trio import TransportConfig
 from phoenix_trio.quic import endpoint, events
-from phoenix_trio.quic.datagram_frame import largest_payload
 from phoenix_trio.quic.engine import Engine
-from phoenix_trio.quic.tls_context import PhoenixTLSContext
-from phoenix_trio.streams import encode_varint
+from phoenix_trio.quic.established.datagram_frame import largest_payload
+from phoenix_trio.quic.handshake.tls_context import PhoenixTLSContext
+from phoenix_trio.quic.wire.varint import encode_varint
 from tests.aioquic_pair import AioquicPair
 from tests.engine_access import announce_datagram_frame_size, set_datagram_size, statistics
 from tests.engine_packets import open_sent
@@ -42,11 +42,11 @@ def test_the_largest_payload_fills_the_frame() -> None:
 class Peer:
     """An aioquic server which announces a limit, and our client."""
 
-    def __init__(self, limit: int, *, fast: bool) -> None:
+    def __init__(self, limit: int) -> None:
         self.limit = limit
         self.pair = AioquicPair(
             we_are_client=True,
-            config=TransportConfig(enable_fast_path=fast, max_udp_payload_size=1200),
+            config=TransportConfig(max_udp_payload_size=1200),
             stock={"max_datagram_frame_size": limit},
         ).connect()
         self.client = self.pair.ours.engine
@@ -71,10 +71,9 @@ class Peer:
         assert not self.client.is_ending
 
 
-@pytest.mark.parametrize("fast", [True, False], ids=["fast", "aioquic"])
 @pytest.mark.parametrize("limit", LIMITS)
-def test_a_peer_never_sees_a_frame_above_its_limit(limit: int, fast: bool) -> None:
-    peer = Peer(limit, fast=fast)
+def test_a_peer_never_sees_a_frame_above_its_limit(limit: int) -> None:
+    peer = Peer(limit)
     maximum = peer.client.max_datagram_payload
     if limit < 2:
         assert maximum is None

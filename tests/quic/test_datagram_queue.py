@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phoenix_trio.quic.datagram_queue import DatagramQueue
-from phoenix_trio.quic.memory_budget import MemoryBudget
+from phoenix_trio.quic.established.datagram_queue import DatagramQueue
+from phoenix_trio.quic.established.memory_budget import MemoryBudget
 
 MINIMUM = 16 * 1024
 LIMIT = 1024 * 1024

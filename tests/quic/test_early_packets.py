@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from phoenix_trio.quic.early_packets import MAX_BYTES, MAX_PACKETS, EarlyPackets
+from phoenix_trio.quic.handshake.early_packets import MAX_BYTES, MAX_PACKETS, EarlyPackets
 
 
 def test_packets_come_out_as_they_came_in_once_their_keys_are_there() -> None:

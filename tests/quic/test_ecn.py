@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 import phoenix_trio
-from phoenix_trio.quic.ecn import CE, ECT_0, ECT_1, NOT_ECT, EcnMarking, ReceivedMarks
+from phoenix_trio.quic.established.ecn import CE, ECT_0, ECT_1, NOT_ECT, EcnMarking, ReceivedMarks
 from phoenix_trio.testing import Datagram, SimulatedNetwork
 from tests.engine_access import engine_of, keys_worn_out_after
 from tests.support import CLIENT, SERVER, connected_pair, examples, stream_pair
@@ -166,8 +166,6 @@ def test_a_true_report_is_always_believed(rounds: list[tuple[int, int, bool]]) -
 
 # ------------------------------------------------------------------ connections
 
-BOTH = pytest.mark.parametrize("fast", [True, False], ids=["fast", "slow"])
-
 
 async def transfer(
     client: phoenix_trio.QuicConnection, server: phoenix_trio.QuicConnection, size: int
@@ -188,12 +186,11 @@ async def transfer(
     await ours.wait_acked()
 
 
-@BOTH
 async def test_a_clean_path_is_validated_and_congestion_is_heard_without_loss(
-    fast: bool, autojump_clock: MockClock
+    autojump_clock: MockClock,
 ) -> None:
     network = SimulatedNetwork(delay=0.02)
-    config = phoenix_trio.TransportConfig(enable_fast_path=fast)
+    config = phoenix_trio.TransportConfig()
     async with connected_pair(network, config=config) as (client, server):
         await transfer(client, server, 300_000)
         assert client.statistics().ecn_validated
@@ -207,9 +204,8 @@ async def test_a_clean_path_is_validated_and_congestion_is_heard_without_loss(
         assert after.packets_lost == 0
 
 
-@BOTH
 async def test_a_path_which_wipes_marks_out_is_not_marked_any_more(
-    fast: bool, autojump_clock: MockClock
+    autojump_clock: MockClock,
 ) -> None:
     network = SimulatedNetwork(delay=0.02)
     seen: list[int] = []
@@ -220,7 +216,7 @@ async def test_a_path_which_wipes_marks_out_is_not_marked_any_more(
         return attrs.evolve(datagram, ecn=0)
 
     network.tap = wipe
-    config = phoenix_trio.TransportConfig(enable_fast_path=fast)
+    config = phoenix_trio.TransportConfig()
     async with connected_pair(network, config=config) as (client, server):
         await transfer(client, server, 300_000)
         assert ECT_0 in seen
@@ -287,12 +283,11 @@ async def test_marks_cross_loopback() -> None:
 # ------------------------------------------------------------------ key updates by themselves
 
 
-@BOTH
 async def test_keys_are_updated_before_their_cipher_is_worn_out(
-    fast: bool, autojump_clock: MockClock
+    autojump_clock: MockClock,
 ) -> None:
     network = SimulatedNetwork(seed=1, delay=0.01)
-    config = phoenix_trio.TransportConfig(enable_fast_path=fast)
+    config = phoenix_trio.TransportConfig()
     with keys_worn_out_after(200, retry_after=20):
         async with connected_pair(network, config=config) as (client, server):
             network.set_conditions(loss=0.01)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phoenix_trio.quic import events
+from phoenix_trio.quic.engine import Engine
 from tests.engine_access import next_packet_number
 from tests.engine_packets import can_seal, open_sent, seal, seal_short
 from tests.packets import (
@@ -29,39 +31,47 @@ from tests.support import EnginePair, Side
 TESTS = Path(__file__).parents[1]
 
 #: The layer itself.
-LAYER = {"engine_access.py", "engine_packets.py", "fast_path_access.py"}
+LAYER = {"engine_access.py", "engine_packets.py"}
 
-#: These make aioquic connections of their own, which are no engines.
-OTHERS = {"quic/test_tls_context.py", "interop/aioquic_peer.py"}
+#: Tests of the parts of which an engine is made.
+TESTS_OF_PARTS = {"quic/wire", "quic/established", "quic/handshake"}
 
-#: Attributes of other objects, which happen to have such a name.
-NAMESAKES = {"transfer._window"}
+#: Attributes of an engine which hold its parts.
+PARTS = {"control", "established", "handshake", "paths", "peer_ids", "rtt", "state", "streams"}
+
+#: What tests call an engine.
+ENGINE = re.compile(r"(engine|engine_of\(.*\))\Z")
 
 
-def private_uses(tree: ast.AST, names: set[str]) -> Iterator[str]:
+def ways_round(tree: ast.AST, private: set[str]) -> Iterator[str]:
+    """Where an engine's private names, or its parts, are used."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and node.attr in names:
-            expression = ast.unparse(node)
-            if not expression.startswith("self._") and expression not in NAMESAKES:
-                yield expression
+        if isinstance(node, ast.Attribute):
+            owner = ast.unparse(node.value)
+            if (node.attr in private and owner != "self") or (
+                node.attr in PARTS and ENGINE.search(owner)
+            ):
+                yield f"{owner}.{node.attr}"
 
 
-def test_no_test_uses_a_private_name_of_an_engine_besides_the_layer() -> None:
-    engine = EnginePair().connect().client.engine
-    names = {
-        name
-        for name in {*vars(engine), *dir(type(engine))}
-        if name.startswith("_") and not name.startswith("__")
-    }
-    assert "_packet_number" in names, "or another name which tests would like to use"
+def test_no_test_reaches_into_an_engine_besides_the_layer() -> None:
+    private = {name for name in dir(Engine) if re.match("_[a-z]", name)}
+    assert "_closing" in private, "or another name which tests would like to use"
+    assert set(dir(Engine)) >= PARTS
     found = [
         f"{path.relative_to(TESTS)}: {use}"
         for path in sorted(TESTS.rglob("*.py"))
-        if path.name not in LAYER and str(path.relative_to(TESTS)) not in OTHERS
-        for use in private_uses(ast.parse(path.read_text(encoding="utf-8")), names)
+        if path.name not in LAYER
+        and path.parent.relative_to(TESTS).as_posix() not in TESTS_OF_PARTS
+        for use in ways_round(ast.parse(path.read_text(encoding="utf-8")), private)
     ]
     assert not found, "tests/engine_access.py is the place for it"
-    assert list(private_uses(ast.parse("side.engine._packet_number += 1"), names))
+    for way in (
+        "side.engine._closing = None",
+        "pair.client.engine.state.recovery",
+        "engine_of(connection).paths.all",
+    ):
+        assert list(ways_round(ast.parse(way), private))
 
 
 # ------------------------------------------------------------------ packets
@@ -108,7 +118,7 @@ def test_what_an_engine_sends_can_be_opened_at_each_level() -> None:
                 continue  # the level was over before this arrived
             (packet,) = open_sent(sender.engine, header.data)
             assert packet.level is header.level
-            assert packet.number < next_packet_number(sender.engine)
+            assert packet.number < next_packet_number(sender.engine, header.level)
             for each in packet.of(0x06, *range(0x08, 0x10)):
                 opened[header.level] = opened.get(header.level, b"") + each.data
         return False

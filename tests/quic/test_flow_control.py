@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phoenix_trio.quic.flow_control import ReceiveWindow
+from phoenix_trio.quic.established.flow_control import ReceiveWindow
 
 
 def test_nothing_is_granted_while_nothing_is_read() -> None:

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import trio
-from aioquic.buffer import Buffer
 from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
@@ -19,9 +18,10 @@ from trio.testing import MockClock
 import phoenix_trio
 from phoenix_trio import TransportConfig
 from phoenix_trio.quic import events
-from phoenix_trio.quic.closing import REPEATS, ClosingConnection, repeat_times
-from phoenix_trio.quic.goodbye import has_close
+from phoenix_trio.quic.established.closing import REPEATS, ClosingConnection, repeat_times
+from phoenix_trio.quic.established.goodbye import has_close
 from phoenix_trio.testing import SimulatedNetwork
+from tests.packets import ack_frame
 from tests.support import (
     ALPN,
     CLIENT,
@@ -266,13 +266,9 @@ def test_any_payload_can_be_looked_into(payload: bytes) -> None:
 
 
 def test_a_close_is_found_behind_an_acknowledgement() -> None:
-    buf = Buffer(capacity=100)
-    for number in (2, 10, 0, 1, 3, 0, 2):  # an ACK with one more range
-        buf.push_uint_var(number)
-    buf.push_bytes(b"\x00\x00\x01")
-    assert not has_close(buf.data)
-    buf.push_bytes(b"\x1d\x00\x00")
-    assert has_close(buf.data)
+    before = ack_frame(10, 3, (0, 2)) + b"\x00\x00\x01"
+    assert not has_close(before)
+    assert has_close(before + b"\x1d\x00\x00")
     assert not has_close(b"\x06\x00\x01\x1d\x1d"), "inside another frame it is data"
     assert not has_close(b"\x02\x00\x00\xff\xff\xff\xff\xff\xff\xff\xff\x00")
 
@@ -311,14 +307,14 @@ def test_repeats_end_with_the_answer_or_the_period() -> None:
     assert repeat_times(0.0, 10.0, 5.0)[0] == pytest.approx(1.0), "the last one within a second"
     run: Any = (b"close", ("peer", 1), 5, 0)
     closing = ClosingConnection([run], 0.5, repeat_times(0.0, 0.1, 0.01), lambda data: data == b"!")
-    assert closing.awaits_answer
+    assert closing.has_close_to_send
     assert closing.next_deadline() == times[-1]
     closing.on_timer(times[-1])
     assert closing.transmit(times[-1]) == [run]
     closing.receive(b"late", None, 0.2)
     assert closing.transmit(0.2) == [run], "the first late packet is answered"
     closing.receive(b"!", None, 0.2)
-    assert not closing.awaits_answer
+    assert not closing.has_close_to_send
     assert closing.transmit(0.2) == []
     closing.receive(b"more", None, 0.3)
     assert closing.transmit(0.3) == [], "it drains"

@@ -11,7 +11,7 @@ from trio.testing import MockClock
 import phoenix_trio
 from phoenix_trio import TransportConfig
 from phoenix_trio.quic import events
-from phoenix_trio.quic.idle import keep_alive_interval
+from phoenix_trio.quic.established.idle import keep_alive_interval
 from phoenix_trio.testing import SimulatedNetwork
 from tests.engine_access import keep_alive_due
 from tests.support import (

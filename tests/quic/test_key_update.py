@@ -1,4 +1,4 @@
-"""Keys which change while packets are on their way, on both paths (RFC 9001 section 6)."""
+"""Keys which change while packets are on their way (RFC 9001 sections 4.9 and 6)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import phoenix_trio
 from phoenix_trio.quic import events
 from tests.engine_access import next_packet_number, statistics
-from tests.engine_packets import key_phase, seal_short, update_keys_too_early
-from tests.quic.test_wire_rules import both_paths, ending, established, hand_over
-from tests.support import EnginePair, Side, examples
+from tests.engine_packets import can_seal, key_phase, seal_short, update_keys_too_early
+from tests.packets import Level
+from tests.support import (
+    EnginePair,
+    Side,
+    client_tls,
+    ending,
+    established,
+    examples,
+    hand_over,
+    in_runs_or_singly,
+    server_tls,
+)
 
 
 def lost(side: Side) -> int:
@@ -24,11 +35,11 @@ def phases(*sides: Side) -> list[int]:
     return [key_phase(side.engine) for side in sides]
 
 
-@both_paths
+@in_runs_or_singly
 @pytest.mark.parametrize("who", ["reader", "writer", "both"])
-def test_an_update_in_the_middle_of_a_transfer_loses_nothing(fast: bool, who: str) -> None:
+def test_an_update_in_the_middle_of_a_transfer_loses_nothing(in_runs: bool, who: str) -> None:
     """RFC 9001 section 6.1: what was sent before the peer heard of it is still read."""
-    pair, client, server = established(fast=fast)
+    pair, client, server = established(in_runs=in_runs)
     stream_id = server.engine.open_stream(unidirectional=True)
     assert stream_id is not None
     data = random.Random(1).randbytes(900_000)
@@ -48,10 +59,10 @@ def test_an_update_in_the_middle_of_a_transfer_loses_nothing(fast: bool, who: st
     assert phases(client, server) == [0, 0]
 
 
-@both_paths
-def test_after_two_updates_of_the_peer_the_next_waits_for_an_acknowledgement(fast: bool) -> None:
+@in_runs_or_singly
+def test_after_two_updates_of_the_peer_the_next_waits_for_an_acknowledgement(in_runs: bool) -> None:
     """RFC 9001 section 6.1.  (The phase bit is then what it was before.)"""
-    pair, client, server = established(fast=fast)
+    pair, client, server = established(in_runs=in_runs)
     for number in range(2):
         assert server.engine.can_update_keys
         server.engine.update_keys()
@@ -65,9 +76,9 @@ def test_after_two_updates_of_the_peer_the_next_waits_for_an_acknowledgement(fas
     assert server.engine.can_update_keys
 
 
-@both_paths
-def test_a_peer_which_updates_twice_at_once_is_still_understood(fast: bool) -> None:
-    pair, client, server = established(fast=fast)
+@in_runs_or_singly
+def test_a_peer_which_updates_twice_at_once_is_still_understood(in_runs: bool) -> None:
+    pair, client, server = established(in_runs=in_runs)
     server.engine.update_keys()
     server.engine.send_ping(1)
     pair.run(0.011)
@@ -79,9 +90,9 @@ def test_a_peer_which_updates_twice_at_once_is_still_understood(fast: bool) -> N
     assert 2 in [event.uid for event in client.of(events.PingAcknowledged)]
 
 
-@both_paths
-def test_a_packet_of_the_old_phase_may_come_late(fast: bool) -> None:
-    pair, client, server = established(fast=fast)
+@in_runs_or_singly
+def test_a_packet_of_the_old_phase_may_come_late(in_runs: bool) -> None:
+    pair, client, server = established(in_runs=in_runs)
     late = [seal_short(client.engine, b"\x30late%d" % number) for number in range(2)]
     client.engine.update_keys()
     client.engine.send_ping(1)
@@ -97,10 +108,10 @@ def test_a_packet_of_the_old_phase_may_come_late(fast: bool) -> None:
     assert ending(server) is None
 
 
-@both_paths
-def test_the_old_keys_again_after_the_new_ones_end_the_connection(fast: bool) -> None:
+@in_runs_or_singly
+def test_the_old_keys_again_after_the_new_ones_end_the_connection(in_runs: bool) -> None:
     """RFC 9001 section 6.4."""
-    pair, client, server = established(fast=fast)
+    pair, client, server = established(in_runs=in_runs)
     pair.drop = lambda destination, data: True
     old = seal_short(client.engine, b"\x01", number=next_packet_number(client.engine) + 1)
     client.engine.update_keys()
@@ -111,9 +122,9 @@ def test_the_old_keys_again_after_the_new_ones_end_the_connection(fast: bool) ->
     assert "KEY_UPDATE_ERROR" in str(ending(server))
 
 
-@both_paths
-def test_a_forged_phase_bit_changes_nothing(fast: bool) -> None:
-    pair, client, server = established(fast=fast)
+@in_runs_or_singly
+def test_a_forged_phase_bit_changes_nothing(in_runs: bool) -> None:
+    pair, client, server = established(in_runs=in_runs)
     client.engine.update_keys()
     client.engine.send_ping(1)
     pair.run(0.5)
@@ -130,15 +141,15 @@ def test_a_forged_phase_bit_changes_nothing(fast: bool) -> None:
 
 @given(
     seed=st.integers(0, 2**32),
-    fast=st.booleans(),
+    in_runs=st.booleans(),
     loss=st.sampled_from([0.0, 0.05, 0.2]),
     jitter=st.sampled_from([0.0, 0.01, 0.03]),
 )
 @examples(25)
 def test_updates_at_any_time_under_loss_and_reordering_keep_every_byte(
-    seed: int, fast: bool, loss: float, jitter: float
+    seed: int, in_runs: bool, loss: float, jitter: float
 ) -> None:
-    pair, client, server = established(fast=fast)
+    pair, client, server = established(in_runs=in_runs)
     generator = random.Random(seed)
     pair.drop = lambda destination, data: generator.random() < loss
     pair.jitter = lambda: generator.random() * jitter
@@ -165,3 +176,25 @@ def assert_alike(pair: EnginePair) -> None:
     for side in (pair.client, pair.server):
         assert ending(side) is None
     assert phases(pair.client) == phases(pair.server)
+
+
+def test_keys_of_early_data_are_gone_when_those_of_1_rtt_packets_are_in_use() -> None:
+    """RFC 9001 section 4.9.3."""
+    tls: dict[str, Any] = {
+        "client": client_tls(session_store=phoenix_trio.SessionStore(), early_data=True),
+        "server": server_tls(early_data=True),
+    }
+    EnginePair(**tls).connect()
+    pair = EnginePair(**tls)
+    client = pair.client.engine
+    stream_id = client.open_stream(unidirectional=True)
+    assert stream_id is not None
+    client.write(stream_id, b"early", end_stream=True)
+    assert can_seal(client, Level.ZERO_RTT)
+    while not (pair.server and pair.server.received):
+        assert pair.step()
+    assert can_seal(pair.server.engine, Level.ZERO_RTT), "more of them may come"
+    pair.connect()
+    assert not can_seal(client, Level.ZERO_RTT)
+    assert not can_seal(pair.server.engine, Level.ZERO_RTT)
+    assert pair.server.received[stream_id] == b"early"

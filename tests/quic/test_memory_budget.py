@@ -12,8 +12,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 import phoenix_trio
 from phoenix_trio import TransportConfig
 from phoenix_trio.quic import events
-from phoenix_trio.quic.flow_control import ReceiveWindow
-from phoenix_trio.quic.memory_budget import EndpointMemory, MemoryAccount, MemoryBudget
+from phoenix_trio.quic.established.flow_control import ReceiveWindow
+from phoenix_trio.quic.established.memory_budget import EndpointMemory, MemoryAccount, MemoryBudget
 from tests.engine_access import credit_granted, initial_max_stream_data, max_data, statistics
 from tests.support import EnginePair, client_tls, examples, server_tls
 

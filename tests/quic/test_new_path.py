@@ -15,8 +15,7 @@ from tests.engine_access import (
     statistics,
     validated_addresses,
 )
-from tests.quic.test_wire_rules import both_paths, ending, established
-from tests.support import CLIENT, EnginePair, Side
+from tests.support import CLIENT, EnginePair, Side, ending, established, in_runs_or_singly
 
 ELSEWHERE = ("192.0.2.7", 5555)
 
@@ -29,18 +28,18 @@ def send(side: Side, size: int) -> tuple[int, bytes]:
     return stream_id, data
 
 
-def busy(*, fast: bool, **config: Any) -> tuple[EnginePair, Side, Side]:
+def busy(*, in_runs: bool, **config: Any) -> tuple[EnginePair, Side, Side]:
     """A pair whose server has learnt that its path carries much."""
-    pair, client, server = established(fast=fast, **config)
+    pair, client, server = established(in_runs=in_runs, **config)
     send(server, 3_000_000)
     pair.run(1.0)
     assert statistics(server.engine).congestion_window > 1_000_000
     return pair, client, server
 
 
-@both_paths
-def test_another_host_is_met_with_a_new_window_and_round_trip_time(fast: bool) -> None:
-    pair, client, server = busy(fast=fast, max_udp_payload_size=1200)
+@in_runs_or_singly
+def test_another_host_is_met_with_a_new_window_and_round_trip_time(in_runs: bool) -> None:
+    pair, client, server = busy(in_runs=in_runs, max_udp_payload_size=1200)
     stream_id, data = send(server, 2_000_000)
     pair.run(0.005)
     client.address = ELSEWHERE
@@ -58,9 +57,9 @@ def test_another_host_is_met_with_a_new_window_and_round_trip_time(fast: bool) -
     assert statistics(server.engine).rtt_min == pytest.approx(0.2, abs=0.01)
 
 
-@both_paths
-def test_another_port_of_the_same_host_changes_nothing(fast: bool) -> None:
-    pair, client, server = busy(fast=fast, max_udp_payload_size=1452)
+@in_runs_or_singly
+def test_another_port_of_the_same_host_changes_nothing(in_runs: bool) -> None:
+    pair, client, server = busy(in_runs=in_runs, max_udp_payload_size=1452)
     before = statistics(server.engine).congestion_window
     client.address = (CLIENT, 7777)
     stream_id, data = send(server, 500_000)
@@ -72,9 +71,9 @@ def test_another_port_of_the_same_host_changes_nothing(fast: bool) -> None:
     assert statistics(server.engine).path_mtu == 1452
 
 
-@both_paths
-def test_a_forged_address_does_not_slow_the_connection_down(fast: bool) -> None:
-    pair, client, server = busy(fast=fast)
+@in_runs_or_singly
+def test_a_forged_address_does_not_slow_the_connection_down(in_runs: bool) -> None:
+    pair, client, server = busy(in_runs=in_runs)
     before = statistics(server.engine).congestion_window
     client.address, true = ELSEWHERE, client.address
     client.engine.send_ping(1)
@@ -91,10 +90,10 @@ def test_a_forged_address_does_not_slow_the_connection_down(fast: bool) -> None:
     assert statistics(server.engine).congestion_window >= before // 2
 
 
-@both_paths
-def test_a_path_which_takes_less_is_validated_with_packets_which_pass(fast: bool) -> None:
+@in_runs_or_singly
+def test_a_path_which_takes_less_is_validated_with_packets_which_pass(in_runs: bool) -> None:
     """From jumbo frames to a common network, with data going both ways."""
-    pair, client, server = established(fast=fast, max_udp_payload_size=9000)
+    pair, client, server = established(in_runs=in_runs, max_udp_payload_size=9000)
     pair.run(1.0)
     assert statistics(server.engine).path_mtu == 9000
     stream_id, data = send(server, 300_000)
@@ -117,12 +116,12 @@ def test_a_path_which_takes_less_is_validated_with_packets_which_pass(fast: bool
     assert 1200 <= statistics(server.engine).path_mtu <= 1400
 
 
-@both_paths
+@in_runs_or_singly
 def test_what_was_sent_before_says_nothing_of_the_round_trip_time_of_another_path(
-    fast: bool,
+    in_runs: bool,
 ) -> None:
     """RFC 9000 section 9.4; it may be acknowledged only now, from wherever the peer is."""
-    pair, _, server = established(fast=fast)
+    pair, _, server = established(in_runs=in_runs)
     server.engine.send_ping(1)
     pair.flush(server)
     pair.now += 0.003
@@ -140,9 +139,9 @@ def test_what_was_sent_before_says_nothing_of_the_round_trip_time_of_another_pat
     assert facts.rtt_min == facts.rtt_latest == pytest.approx(0.2, abs=0.03)
 
 
-@both_paths
-def test_what_is_sent_at_the_very_moment_is_sent_on_the_new_path(fast: bool) -> None:
-    pair, _, server = established(fast=fast)
+@in_runs_or_singly
+def test_what_is_sent_at_the_very_moment_is_sent_on_the_new_path(in_runs: bool) -> None:
+    pair, _, server = established(in_runs=in_runs)
     forget_rtt(server.engine, pair.now)
     server.engine.send_ping(1)
     pair.flush(server)
@@ -150,14 +149,16 @@ def test_what_is_sent_at_the_very_moment_is_sent_on_the_new_path(fast: bool) -> 
     assert statistics(server.engine).rtt_latest is not None
 
 
-@both_paths
-def test_a_client_which_moves_while_a_full_window_is_lost_gets_all_of_it_soon(fast: bool) -> None:
+@in_runs_or_singly
+def test_a_client_which_moves_while_a_full_window_is_lost_gets_all_of_it_soon(
+    in_runs: bool,
+) -> None:
     """The challenge of its new address must not wait for what was sent to the old one.
 
     The client has nothing to say besides one small packet, so that the server may send
     little there before the address is validated.
     """
-    pair, client, server = established(fast=fast)
+    pair, client, server = established(in_runs=in_runs)
     stream_id, data = send(server, 300_000)
     pair.drop = lambda destination, data: destination is client
     pair.run(0.005)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from phoenix_trio.quic.pacer import Pacer
+from phoenix_trio.quic.established.pacer import Pacer
 
 
 def send_for(pacer: Pacer, seconds: float, *, wake_every: float) -> int:
@@ -49,3 +49,46 @@ def test_a_wait_is_as_long_as_one_packet_needs() -> None:
         pacer.update_after_send(now)
     assert 0.0099 <= at - now <= 0.02
     assert pacer.next_send_time(at) is None
+
+
+def burst(pacer: Pacer, now: float) -> int:
+    pacer.begin_call(1000)
+    packets = 0
+    while pacer.next_send_time(now) is None:
+        pacer.update_after_send(now)
+        packets += 1
+    return packets
+
+
+def test_after_a_pause_one_bounded_burst_leaves() -> None:
+    """RFC 9002 section 7.7; a slow path, so 2.5 ms of its rate are less than 16 packets."""
+    pacer = Pacer(1200)
+    pacer.update_rate(congestion_window=1200 * 100, smoothed_rtt=0.1)
+    assert burst(pacer, 50.0) == 16
+    assert burst(pacer, 50.0) == 0
+    pacer.begin_call()
+    assert pacer.next_send_time(60.0) is None
+    pacer.update_after_send(60.0)
+    assert burst(pacer, 60.0) == 15
+    assert burst(pacer, 60.001) in (1, 2), "1.25 packets a millisecond"
+
+
+def test_a_burst_on_a_path_of_high_rate_is_two_and_a_half_milliseconds_long() -> None:
+    pacer = Pacer(1200)
+    pacer.update_rate(congestion_window=1200 * 1000, smoothed_rtt=0.01)
+    assert pacer.packets_available(50.0) == 313
+    pacer.update_after_run(300)
+    assert pacer.packets_available(50.0) == 13
+    pacer.update_rate(congestion_window=1200 * 10, smoothed_rtt=0.01)
+    assert pacer.packets_available(60.0) == 17, "a smaller window has a smaller burst"
+
+
+def test_a_new_path_has_no_rate_until_its_first_sample() -> None:
+    pacer = Pacer(1200)
+    pacer.update_rate(congestion_window=1200 * 10, smoothed_rtt=1.0)
+    assert burst(pacer, 50.0) == 16
+    pacer.begin_path()
+    assert pacer.packets_available(50.0) == 64
+    assert burst(pacer, 50.0) == 1000, "as many as the call may take"
+    pacer.update_rate(congestion_window=1200 * 10, smoothed_rtt=1.0)
+    assert burst(pacer, 50.0) == 0

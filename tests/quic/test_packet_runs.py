@@ -14,8 +14,8 @@ import pytest
 import trio
 
 import phoenix_trio
-from phoenix_trio.quic import packet_io
-from phoenix_trio.quic.pacer import Pacer
+from phoenix_trio.quic import packet_io, socket_options
+from phoenix_trio.quic.established.pacer import Pacer
 from phoenix_trio.quic.packet_io import UdpNetwork, UdpSocket
 from phoenix_trio.testing import SimulatedNetwork
 from tests.support import connected_pair, stream_pair
@@ -58,7 +58,7 @@ class Refusing:
         self.refused = 0
 
     def sendmsg(self, *arguments: Any) -> Any:
-        is_run = any(level == packet_io._SOL_UDP for level, _, _ in arguments[1])
+        is_run = any(level == socket_options.SOL_UDP for level, _, _ in arguments[1])
         if self.refused < self.times and (is_run or not self.runs_only):
             self.refused += 1
             raise OSError(self.number, os.strerror(self.number))
@@ -200,8 +200,8 @@ async def test_a_system_which_takes_no_marks_still_sends() -> None:
 
 
 async def test_sockets_without_any_of_it_work_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    for feature in ("_can_gso", "_enable_gro", "_enable_ecn"):
-        monkeypatch.setattr(packet_io, feature, lambda raw: False)
+    for feature in ("can_gso", "enable_gro", "enable_ecn"):
+        monkeypatch.setattr(socket_options, feature, lambda raw: False)
     async with connected_pair(real=True) as (client, server):
         statistics = client._driver.socket.statistics
         assert not any((statistics.gso, statistics.gro, statistics.ecn))
@@ -237,8 +237,8 @@ async def test_gso_which_fails_in_mid_transfer_loses_no_connection() -> None:
 async def test_small_buffers_are_complained_of_once_with_the_setting_to_change(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(packet_io, "_warned", set())
-    monkeypatch.setattr(packet_io, "_granted_buffer", lambda raw, option: 1000)
+    monkeypatch.setattr(socket_options, "_warned", set())
+    monkeypatch.setattr(socket_options, "granted_buffer", lambda raw, option: 1000)
     with caplog.at_level(logging.WARNING, "phoenix_trio.quic"):
         for _ in range(2):
             (await UdpNetwork().open_socket("127.0.0.1", 0, buffer_size=123_456)).close()
@@ -296,11 +296,10 @@ def test_sockets_are_described_by_their_address() -> None:
         assert "127.0.0.1" in repr(UdpSocket(raw, dual_stack=False))
 
 
-def test_the_fast_path_and_ecn_can_be_switched_off() -> None:
-    config = phoenix_trio.TransportConfig(enable_fast_path=False, enable_ecn=False)
-    assert not config.enable_fast_path
+def test_ecn_can_be_switched_off() -> None:
+    assert not phoenix_trio.TransportConfig(enable_ecn=False).enable_ecn
     with pytest.raises(TypeError):
-        phoenix_trio.TransportConfig(enable_fast_path="no")  # type: ignore[arg-type]
+        phoenix_trio.TransportConfig(enable_ecn="no")  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------------ whose fault a refusal is

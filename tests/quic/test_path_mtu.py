@@ -13,7 +13,7 @@ from trio.testing import MockClock
 import phoenix_trio
 from phoenix_trio import TransportConfig
 from phoenix_trio.quic import events
-from phoenix_trio.quic.path_mtu import _COMMON, MtuSearch
+from phoenix_trio.quic.established.path_mtu import _COMMON, MtuSearch
 from phoenix_trio.testing import SimulatedNetwork
 from tests.engine_access import (
     ack_eliciting_in_flight,

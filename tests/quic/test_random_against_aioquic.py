@@ -24,7 +24,7 @@ from tests.engine_access import (
 )
 from tests.engine_packets import seal_short
 from tests.hostile.frames import random_frame
-from tests.packets import ack_frame
+from tests.packets import ack_frame, frames_of
 from tests.support import CLIENT, EnginePair, examples
 
 both_roles = pytest.mark.parametrize("we_are_client", [True, False], ids=["client", "server"])
@@ -295,25 +295,56 @@ WINDOW = 20_000
 
 #: RFC 9000 section 20.1.
 FINAL_SIZE_ERROR = 0x06
+FRAME_ENCODING_ERROR = 0x07
+PROTOCOL_VIOLATION = 0x0A
+
+NEW_CONNECTION_ID = 0x18
 
 
 def any_payload(generator: random.Random) -> bytes:
     """Some frames on which both ends should agree, as far as they are well-formed.
 
-    aioquic hands CRYPTO frames after the handshake to TLS, and believes in acknowledgements
-    of what it has not sent; we do neither.
+    aioquic hands CRYPTO frames after the handshake to TLS, believes in acknowledgements of
+    what it has not sent, and takes empty tokens; we do nothing of it.
     """
     frames = b""
     for _ in range(generator.choice((1, 1, 2))):
         frame = random_frame(generator)
         if frame[0] in (0x02, 0x03):
             frame = ack_frame(generator.randrange(3), generator.choice((0, 1, 5)))
-        frames += b"\x01" if frame[0] == 0x06 else frame
-    return frames[:1100]
+        frames += b"\x01" if frame[0] == 0x06 or frame[:2] == b"\x07\x00" else frame
+    return with_one_content(frames[:1100])
+
+
+def with_one_content(payload: bytes) -> bytes:
+    """The same frames, where each byte of a stream follows from its place.
+
+    What has come twice with different content (RFC 9000 section 2.2) may be read either way.
+    """
+    changed = bytearray(payload)
+    end = 0
+    try:
+        for each in frames_of(payload):
+            end += each.size
+            if each.kind & 0xF8 == 0x08:
+                stream_id, *others, data = each.fields
+                assert isinstance(data, bytes)
+                offset = others[0] if others else 0
+                assert isinstance(stream_id, int)
+                assert isinstance(offset, int)
+                start = end - len(data)
+                changed[start:end] = ((stream_id + offset + at) % 251 for at in range(len(data)))
+    except (IndexError, KeyError):
+        pass  # (malformed from there on)
+    return bytes(changed)
 
 
 def heard_by_us(payloads: list[bytes], *, client: bool) -> dict[str, Any]:
-    """What our client, or server, makes of these packets of its peer."""
+    """What our client, or server, makes of these packets of its peer.
+
+    Those which come after a broken rule are taken off the list: we ignore them, and aioquic
+    goes on until its CONNECTION_CLOSE has left.
+    """
     config = TransportConfig(
         stream_receive_buffer_size=WINDOW,
         receive_buffer_size=2 * WINDOW,
@@ -325,9 +356,12 @@ def heard_by_us(payloads: list[bytes], *, client: bool) -> dict[str, Any]:
     reader, writer = (pair.client, pair.server) if client else (pair.server, pair.client)
     reader.read_automatically = False
     assert reader.engine.open_stream(unidirectional=True) is not None
-    for payload in payloads:
-        packet = seal_short(writer.engine, payload)
+    count = 0
+    while count < len(payloads) and not reader.engine.is_ending:
+        packet = seal_short(writer.engine, payloads[count])
         reader.engine.receive_run(packet, 0, len(packet), writer.address, pair.now)
+        count += 1
+    del payloads[count:]
     reader.gather(pair.now)
     return {
         "closed": close_code(reader.engine),
@@ -360,7 +394,8 @@ def heard_by_aioquic(payloads: list[bytes], *, client: bool) -> dict[str, Any]:
     pair.run(5.0)  # if it has closed the connection, it says so when it has drained
     closed = pair.stock.of(stock_events.ConnectionTerminated)
     return {
-        "closed": (closed[0].error_code, closed[0].frame_type) if closed else None,
+        # (Frame type 0: none is known, RFC 9000 section 19.19.)
+        "closed": (closed[0].error_code, closed[0].frame_type or 0) if closed else None,
         "data": pair.stock.received,
         "ends": pair.stock.ended,
         "resets": [
@@ -381,6 +416,10 @@ def test_whatever_a_peer_says_we_understand_what_aioquic_does(seed: int, client:
     stock = heard_by_aioquic(payloads, client=client)
     for heard in (ours, stock):
         heard["data"] = {key: bytes(value) for key, value in heard["data"].items() if value}
+    # RFC 9000 section 19.15: a Retire Prior To above the sequence number is a wrong encoding.
+    if stock["closed"] == (PROTOCOL_VIOLATION, NEW_CONNECTION_ID):
+        assert ours["closed"] == (FRAME_ENCODING_ERROR, NEW_CONNECTION_ID)
+        stock["closed"] = ours["closed"]
     # We forget a one-way stream in the moment in which it ends (RFC 9000 section 4.5 permits
     # it), aioquic when it builds a packet the next time.
     forgotten = {key for key in (*ours["ends"], *dict(ours["resets"])) if key & 2}

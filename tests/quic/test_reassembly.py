@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phoenix_trio.quic.reassembly import FREE_PIECES, PieceLimit, ReassemblyBuffer
+from phoenix_trio.quic.established.reassembly import FREE_PIECES, PieceLimit, ReassemblyBuffer
 from tests.support import examples
 
 CONTENT = random.Random(1).randbytes(70_000)

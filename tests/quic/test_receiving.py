@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from phoenix_trio import TransportConfig
-from phoenix_trio.quic.admission import Admission
+from phoenix_trio.quic.handshake.admission import Admission
 from phoenix_trio.quic.incoming import Incoming
 from phoenix_trio.quic.packet_io import ReceivedRun
 from phoenix_trio.quic.receiving import BATCHES_PER_TURN, RUNS_PER_TURN, Receiver

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phoenix_trio.quic.retry import AddressTokens, InvalidToken
+from phoenix_trio.quic.handshake.retry import AddressTokens, InvalidToken
 
 connection_ids = st.binary(max_size=20)
 ports = st.integers(0, 65_535)

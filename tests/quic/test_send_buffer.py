@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phoenix_trio.quic.send_buffer import SendBuffer
+from phoenix_trio.quic.established.send_buffer import SendBuffer
 from tests.support import examples
 
 writes = st.lists(

@@ -409,7 +409,7 @@ async def test_sessions_are_resumed_and_early_data_needs_both_sides(
 
 
 async def test_early_data_survives_a_retry(autojump_clock: MockClock) -> None:
-    """aioquic 1.7.2 forgets what was in flight when it begins again after a Retry."""
+    """RFC 9000 section 17.2.5.3: the server has dropped it, so it is sent again."""
     simulated = Simulated()
     tls = client_tls(session_store=phoenix_trio.SessionStore(), early_data=True)
     config = TransportConfig(retry="always")

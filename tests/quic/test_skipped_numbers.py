@@ -8,9 +8,8 @@ from collections.abc import Callable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phoenix_trio import TransportConfig
 from phoenix_trio.quic import events
-from phoenix_trio.quic.skipped_numbers import (
+from phoenix_trio.quic.established.skipped_numbers import (
     FIRST_PERIOD,
     LONGEST_PERIOD,
     REMEMBERED,
@@ -23,8 +22,7 @@ from tests.engine_access import (
     skipped_numbers,
     statistics,
 )
-from tests.quic.test_wire_rules import both_paths, ending
-from tests.support import EnginePair, Side, examples, skip_numbers
+from tests.support import EnginePair, Side, ending, examples, in_runs_or_singly, skip_numbers
 
 
 def test_no_number_is_skipped_before_it_begins() -> None:
@@ -79,9 +77,10 @@ def test_it_answers_as_a_plain_list_of_numbers_would(
 # ------------------------------------------------------------------ in a connection
 
 
-def paired(fast: bool, skips: Callable[[int], int] | None) -> EnginePair:
-    config = TransportConfig(enable_fast_path=fast)
-    return EnginePair(client_config=config, server_config=config, skips=skips).connect()
+def paired(in_runs: bool, skips: Callable[[int], int] | None) -> EnginePair:
+    pair = EnginePair(skips=skips).connect()
+    pair.in_runs = in_runs
+    return pair
 
 
 def transfer(pair: EnginePair, source: Side, size: int) -> tuple[int, bytes]:
@@ -92,29 +91,31 @@ def transfer(pair: EnginePair, source: Side, size: int) -> tuple[int, bytes]:
     return stream_id, data
 
 
-@both_paths
-def test_a_gap_in_the_numbers_costs_no_packet_and_is_no_loss(fast: bool) -> None:
+@in_runs_or_singly
+def test_a_gap_in_the_numbers_costs_no_packet_and_is_no_loss(in_runs: bool) -> None:
     """Two packets may overtake a third one whether or not a number is left out between them."""
     generator = random.Random(3)
-    pair = paired(fast, lambda n: generator.randrange(12))
+    pair = paired(in_runs, lambda n: generator.randrange(12))
     assert pair.server is not None
     pair.run(2.0)
     stream_id, data = transfer(pair, pair.client, 2_000_000)
     engine = pair.client.engine
-    before = skipped_numbers(engine).count
+    skipped = skipped_numbers(engine).count
+    sent = statistics(engine).packets_sent
+    number = next_packet_number(engine)
     pair.run(20.0)
     assert pair.server.received[stream_id] == data
-    skipped = skipped_numbers(engine).count
-    assert skipped > before + 50
+    skipped = skipped_numbers(engine).count - skipped
+    assert skipped > 50
     assert statistics(engine).packets_lost == 0
-    assert statistics(engine).packets_sent == next_packet_number(engine) - skipped
+    assert statistics(engine).packets_sent - sent == next_packet_number(engine) - number - skipped
 
 
-@both_paths
+@in_runs_or_singly
 def test_packets_which_two_others_overtook_are_not_lost_beside_a_skipped_number(
-    fast: bool,
+    in_runs: bool,
 ) -> None:
-    pair = paired(fast, None)
+    pair = paired(in_runs, None)
     pair.run(2.0)
     client = pair.client.engine
     skip_numbers(client, lambda n: 0)
@@ -163,14 +164,14 @@ def test_marked_packets_are_counted_without_the_skipped_numbers() -> None:
     seed=st.integers(0, 2**32),
     loss=st.sampled_from([0.0, 0.02, 0.1]),
     jitter=st.sampled_from([0.0, 0.001, 0.02]),
-    fast=st.booleans(),
+    in_runs=st.booleans(),
 )
 def test_an_honest_peer_never_acknowledges_a_skipped_number(
-    seed: int, loss: float, jitter: float, fast: bool
+    seed: int, loss: float, jitter: float, in_runs: bool
 ) -> None:
     """Under loss, reordering, key updates, new ports and new connection IDs."""
     generator = random.Random(seed)
-    pair = paired(fast, lambda n: generator.randrange(8))
+    pair = paired(in_runs, lambda n: generator.randrange(8))
     server = pair.server
     assert server is not None
     pair.drop = lambda destination, data: generator.random() < loss

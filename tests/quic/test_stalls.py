@@ -18,10 +18,10 @@ from trio.testing import MockClock
 
 import phoenix_trio
 from phoenix_trio import TransportConfig
-from phoenix_trio.quic.congestion import CubicControl
 from phoenix_trio.quic.driver import SocketDriver
-from phoenix_trio.quic.idle import longest_backoff
-from phoenix_trio.quic.stalls import LONGEST_ROUND_TRIP, Arrivals, StallFilter
+from phoenix_trio.quic.established.congestion import CubicControl
+from phoenix_trio.quic.established.idle import longest_backoff
+from phoenix_trio.quic.established.stalls import LONGEST_ROUND_TRIP, Arrivals, StallFilter
 from phoenix_trio.testing import SimulatedNetwork
 from phoenix_trio.testing.network import Datagram
 from tests.support import (

@@ -23,13 +23,13 @@ from hypothesis.stateful import (
     rule,
 )
 
-from phoenix_trio.quic.certificates import (
+from phoenix_trio.quic.handshake.certificates import (
     CertificateAndKey,
     create_development_ca,
     fingerprint,
     issue_certificate,
 )
-from phoenix_trio.quic.tls import (
+from phoenix_trio.quic.handshake.tls import (
     ClientTLS,
     ServerTicketStore,
     ServerTLS,
@@ -358,7 +358,7 @@ def test_certifis_authorities_stand_in_for_missing_system_ones(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     loaded: list[Any] = []
-    from phoenix_trio.quic import tls as module
+    from phoenix_trio.quic import trust_stores as module
 
     def record(cafile: Any, version: int, capath: Any) -> Any:
         loaded.append((cafile, capath))

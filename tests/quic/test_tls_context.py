@@ -37,10 +37,10 @@ from phoenix_trio.errors import (
     HandshakeFailed,
     NoCommonProtocol,
 )
-from phoenix_trio.quic import tls_context
-from phoenix_trio.quic.certificates import fingerprint
-from phoenix_trio.quic.tls import ClientTLS, ServerTLS, SessionStore
-from phoenix_trio.quic.tls_context import (
+from phoenix_trio.quic.handshake import tls_context
+from phoenix_trio.quic.handshake.certificates import fingerprint
+from phoenix_trio.quic.handshake.tls import ClientTLS, ServerTLS, SessionStore
+from phoenix_trio.quic.handshake.tls_context import (
     RELIED_ON,
     ClientPolicy,
     PhoenixTLSContext,
@@ -373,9 +373,12 @@ def test_a_client_policy_without_any_trust_cannot_be_made() -> None:
 
 def test_the_client_offers_x25519_first_and_what_every_server_knows() -> None:
     adopted = adopt(tls.Context(is_client=True), ClientPolicy(server_name=NAME, accept_any=True))
-    assert adopted._supported_groups == [tls.Group.X25519, tls.Group.SECP256R1]
-    pair = connect(client(), server())
-    assert pair.server.tls._x25519_private_key is not None
+    output = {tls.Epoch.INITIAL: Buffer(capacity=4096)}
+    adopted.handle_message(b"", output)
+    hello = tls.pull_client_hello(Buffer(data=output[tls.Epoch.INITIAL].data))
+    assert hello.supported_groups == [tls.Group.X25519, tls.Group.SECP256R1]
+    assert hello.key_share is not None
+    assert [group for group, _ in hello.key_share] == [tls.Group.X25519]
 
 
 @pytest.mark.parametrize("group", ["x25519", "secp256r1", "secp384r1", "x448"])

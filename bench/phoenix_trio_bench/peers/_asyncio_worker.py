@@ -16,7 +16,7 @@ import tempfile
 import time
 from typing import Any
 
-from phoenix_trio.quic.certificates import create_development_ca, issue_certificate
+from phoenix_trio.quic.handshake.certificates import create_development_ca, issue_certificate
 
 from .. import protocol
 

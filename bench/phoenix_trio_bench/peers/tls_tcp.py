@@ -18,7 +18,7 @@ from typing import Any
 
 import trio
 
-from phoenix_trio.quic.certificates import create_development_ca, issue_certificate
+from phoenix_trio.quic.handshake.certificates import create_development_ca, issue_certificate
 
 from .. import protocol
 

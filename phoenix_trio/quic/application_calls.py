@@ -1,0 +1,325 @@
+"""The calls of an application on a connection, and its facts; none of them waits.
+
+Floor 1, sans-IO: the part of :class:`~phoenix_trio.quic.engine.Engine` that the
+application's calls use.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from ..config import TransportConfig
+from ..metrics import ConnectionStatistics
+from .established import path_search
+from .established.congestion import Control
+from .established.connection import Established
+from .established.paths import Paths
+from .established.rtt import RoundTrip
+from .established.state import NEVER, State
+from .established.streams import Streams
+from .handshake.connection import Handshake
+from .handshake.tls_context import PhoenixTLSContext
+from .path_address import Address
+
+if TYPE_CHECKING:
+    from cryptography.x509 import Certificate
+
+__all__ = ["ApplicationCalls"]
+
+
+class ApplicationCalls:
+    """The parts of a connection, and the calls on them."""
+
+    __slots__ = (
+        "_bytes_received",
+        "_bytes_sent",
+        "_udp_datagrams_received",
+        "_udp_datagrams_sent",
+        "config",
+        "control",
+        "established",
+        "handshake",
+        "paths",
+        "rtt",
+        "state",
+        "streams",
+    )
+
+    config: TransportConfig
+    """Limits, buffers and timers of this connection."""
+    control: Control
+    established: Established
+    handshake: Handshake
+    paths: Paths
+    rtt: RoundTrip
+    state: State
+    streams: Streams
+    _bytes_received: int
+    _bytes_sent: int
+    _udp_datagrams_received: int
+    _udp_datagrams_sent: int
+
+    # ------------------------------------------------------------------ facts
+
+    @property
+    def has_peer(self) -> bool:
+        """Whether a packet of the peer was ever authenticated."""
+        return self.handshake.has_peer
+
+    @property
+    def came_from_one_address(self) -> bool:
+        """Server: whether the whole handshake came from the address of its first packet."""
+        return self.handshake.came_from_one_address
+
+    @property
+    def can_send_early_data(self) -> bool:
+        """Client: whether 0-RTT keys are available now."""
+        return self.state.can_send_early
+
+    @property
+    def tls_context(self) -> PhoenixTLSContext | None:
+        """The TLS state, for certificates and failures; ``None``: TLS has not begun."""
+        return self.handshake.tls_context
+
+    @property
+    def peer_certificate(self) -> Certificate | None:
+        """The peer's certificate, if it was accepted."""
+        return self.handshake.peer_certificate
+
+    @property
+    def client_certificate_requested(self) -> bool:
+        """Client: whether the server has asked for a certificate."""
+        return self.handshake.client_certificate_requested
+
+    @property
+    def connection_ids(self) -> list[bytes]:
+        """The connection IDs by which the peer may address us at present."""
+        return [each.cid for each in self.state.local_ids.all]
+
+    def peer_reset_tokens(self) -> set[bytes]:
+        """The stateless reset tokens which the peer's connection IDs carry at present."""
+        return self.state.peer_ids.reset_tokens()
+
+    def take_reset_tokens(self) -> set[bytes]:
+        """The same; :attr:`reset_tokens_changed` is false until they change again."""
+        self.state.peer_ids.tokens_changed = False
+        return self.state.peer_ids.reset_tokens()
+
+    @property
+    def reset_tokens_changed(self) -> bool:
+        """Whether :meth:`take_reset_tokens` would return other ones than the last time."""
+        return self.state.peer_ids.tokens_changed
+
+    def get_peer_address(self) -> Address | None:
+        """The address to which packets are sent at present; ``None``: there is none yet."""
+        return self.paths.all[0].addr if self.paths.all else None
+
+    @property
+    def idle_timeout(self) -> float:
+        """The smaller of both sides' idle timeouts, in seconds; ``math.inf``: there is none."""
+        seconds = min(self.state.own_idle_timeout, self.state.peer_idle_timeout)
+        return math.inf if seconds >= NEVER else seconds
+
+    @property
+    def keep_alive(self) -> float | None:
+        """Seconds of silence after which a PING is sent; ``None``: never."""
+        return self.established.keep_alive_interval()
+
+    # ------------------------------------------------------------------ streams
+
+    def open_stream(self, *, unidirectional: bool) -> int | None:
+        """Open a stream; ``None`` while the peer does not permit another one."""
+        return self.streams.open_stream(unidirectional=unidirectional)
+
+    @property
+    def available_streams(self) -> int:
+        """How many bidirectional streams the peer permits to open now."""
+        return self.streams.available_streams(unidirectional=False)
+
+    def streams_left(self, *, unidirectional: bool) -> int:
+        """How many streams of this kind the peer permits to open now."""
+        return self.streams.available_streams(unidirectional=unidirectional)
+
+    @property
+    def streams_opened(self) -> int:
+        """Streams opened by this side."""
+        return self.streams.opened
+
+    def want_stream(self, change: int, *, unidirectional: bool) -> None:
+        """A call begins (1) or ends (-1) to wait until :meth:`open_stream` has one."""
+        self.streams.want_stream(change, unidirectional=unidirectional)
+
+    def send_room(self, stream_id: int, wanted: int = 1) -> int:
+        """Bytes which may be written to the stream now without exceeding the send buffers."""
+        return self.streams.send_room(stream_id, wanted)
+
+    def has_send_room(self, stream_id: int) -> bool:
+        """Whether a writer that had to wait should go on: the buffers are half empty."""
+        return self.streams.has_send_room(stream_id)
+
+    def write(
+        self, stream_id: int, data: bytes | bytearray | memoryview, *, end_stream: bool = False
+    ) -> None:
+        """Append to a stream's send buffer (the caller has asked :meth:`send_room`)."""
+        self.streams.write(stream_id, data, end_stream=end_stream)
+
+    def written(self, stream_id: int) -> int:
+        """Bytes written to the stream so far."""
+        return self.streams.written(stream_id)
+
+    def is_acknowledged(self, stream_id: int, offset: int, *, with_fin: bool) -> bool:
+        """Whether the peer has acknowledged everything below `offset` (and the end)."""
+        return self.streams.is_acknowledged(stream_id, offset, with_fin=with_fin)
+
+    @property
+    def has_unacknowledged_streams(self) -> bool:
+        """Whether any stream holds data, or an end, which the peer has not acknowledged."""
+        return self.streams.has_unacknowledged_streams()
+
+    def reset_sending(self, stream_id: int, error_code: int) -> None:
+        """Send RESET_STREAM, and drop what was not acknowledged."""
+        self.streams.reset_sending(stream_id, error_code)
+
+    def stop_receiving(self, stream_id: int, error_code: int) -> None:
+        """Send STOP_SENDING, and discard what still arrives; its credit is given back."""
+        self.streams.stop_receiving(stream_id, error_code)
+
+    def consume(self, stream_id: int, count: int) -> bool:
+        """The application has read `count` more bytes: credit them to the peer.
+
+        Returns whether :meth:`extend_credit` has something to do.
+        """
+        return self.streams.consume(stream_id, count)
+
+    def extend_credit(self, stream_id: int, now: float) -> None:
+        """Announce what was read since; see :meth:`consume`."""
+        self.streams.extend_credit(stream_id, now, self.rtt.smoothed or self.rtt.initial)
+
+    @property
+    def has_limits_to_send(self) -> bool:
+        """Whether credit waits to be announced to the peer."""
+        return self.streams.has_limits_to_send()
+
+    def let_go(self, stream_id: int, *, sending: bool = False, receiving: bool = False) -> bool:
+        """The application is done with these directions of the stream.
+
+        Returns whether that was the last of the stream, so that it is forgotten.
+        """
+        return self.streams.let_go(stream_id, sending=sending, receiving=receiving)
+
+    @property
+    def is_congested(self) -> bool:
+        """Whether more waits to be sent than the congestion window lets through at a time."""
+        in_flight = self.control.bytes_in_flight
+        window = self.state.recovery.congestion_window
+        return self.streams.sending.buffered - in_flight >= window and 2 * in_flight > window
+
+    @property
+    def has_full_packet(self) -> bool:
+        """Whether so much stream data was never sent as fills a packet."""
+        return self.streams.sending.unsent >= self.state.max_datagram_size
+
+    # ------------------------------------------------------------------ datagrams, pings, keys
+
+    @property
+    def max_datagram_payload(self) -> int | None:
+        """The largest payload of a datagram at present; ``None``: the peer takes none."""
+        return path_search.max_datagram_payload(self.state)
+
+    @property
+    def datagram_queue_is_full(self) -> bool:
+        """Whether `datagram_queue_length` datagrams wait to be sent."""
+        return self.state.datagrams.is_full
+
+    @property
+    def has_queued_datagrams(self) -> bool:
+        """Whether any datagram waits to be sent."""
+        return bool(self.state.datagrams.queue)
+
+    def want_datagram_room(self) -> None:
+        """Report :class:`~phoenix_trio.quic.events.SendProgress` when the queue has room again."""
+        self.state.datagrams.wants_room = True
+
+    def send_datagram(self, data: bytes) -> None:
+        """Queue a datagram; if the queue is full, the oldest one is dropped and counted."""
+        self.state.datagrams.add(data)
+
+    def send_ping(self, uid: int) -> None:
+        """Send a PING; its acknowledgement is reported with the same `uid`, 0 or more."""
+        self.state.pings.append(uid)
+
+    @property
+    def can_update_keys(self) -> bool:
+        """Whether the peer has acknowledged a packet with the present keys."""
+        return self.established.can_update_keys()
+
+    def update_keys(self) -> None:
+        """Begin a key update (RFC 9001 section 6.1) if :attr:`can_update_keys`."""
+        self.established.update_keys()
+
+    # ------------------------------------------------------------------ statistics
+
+    @property
+    def congestion_window(self) -> int:
+        """Bytes which may be in flight (RFC 9002 section 7)."""
+        return self.state.recovery.congestion_window
+
+    @property
+    def rtt_smoothed(self) -> float | None:
+        """The smoothed round-trip time in seconds; ``None`` before the first sample."""
+        return self.rtt.smoothed if self.rtt.has_sample else None
+
+    @property
+    def path_mtu(self) -> int:
+        """The largest UDP payload which is sent, in bytes."""
+        return self.state.max_datagram_size
+
+    def statistics(
+        self,
+        *,
+        datagrams_dropped_incoming: int,
+        flow_control_stalls: int,
+        stream_credit_stalls: int,
+        receive_buffer_bytes: int,
+    ) -> ConnectionStatistics:
+        """A snapshot; the arguments are what the Trio half counts."""
+        s, streams, handshake, rtt = self.state, self.streams, self.handshake, self.rtt
+        recovery, sending, datagrams = s.recovery, streams.sending, s.datagrams
+        sampled = rtt.has_sample
+        return ConnectionStatistics(
+            bytes_sent=self._bytes_sent,
+            bytes_received=self._bytes_received,
+            udp_datagrams_sent=self._udp_datagrams_sent,
+            udp_datagrams_received=self._udp_datagrams_received,
+            packets_sent=handshake.packets_sent + recovery.next_number - recovery.skipped.count,
+            packets_acknowledged=handshake.packets_acknowledged + recovery.packets_acknowledged,
+            packets_lost=handshake.packets_lost + recovery.packets_lost,
+            stream_bytes_sent=sending.bytes_written,
+            stream_bytes_acknowledged=sending.bytes_acknowledged,
+            stream_bytes_received=streams.bytes_received,
+            stream_bytes_read=streams.receiving.window.released,
+            zero_copy_operations=sending.zero_copy_operations,
+            streams_opened=streams.opened,
+            streams_accepted=streams.accepted,
+            datagrams_sent=datagrams.queued - datagrams.dropped - len(datagrams.queue),
+            datagrams_received=s.datagrams_received,
+            datagrams_dropped_outgoing=datagrams.dropped,
+            datagrams_dropped_incoming=datagrams_dropped_incoming,
+            rtt_latest=rtt.latest if sampled else None,
+            rtt_min=rtt.minimum if sampled else None,
+            rtt_smoothed=rtt.smoothed if sampled else None,
+            rtt_variance=rtt.variance if sampled else None,
+            congestion_window=recovery.congestion_window,
+            bytes_in_flight=self.control.bytes_in_flight,
+            path_mtu=s.max_datagram_size,
+            probe_timeouts=handshake.probe_timeouts + recovery.probe_timeouts,
+            send_buffer_bytes=sending.buffered,
+            receive_buffer_bytes=receive_buffer_bytes,
+            receive_window=streams.receiving.window.size,
+            flow_control_stalls=flow_control_stalls,
+            stream_credit_stalls=stream_credit_stalls,
+            key_updates=s.keys.updates_begun,
+            ecn_validated=s.ecn.is_validated,
+            ecn_congestion_signals=s.ecn.signals,
+        )

@@ -1,0 +1,121 @@
+"""Receive windows: they extend the peer's credit as the application reads.
+
+Floor 0, sans-IO.  For the engine, which keeps one window a stream and one a
+connection.  Goals: credit follows what the application has *read*, never what
+has arrived (a reader that stalls must not make memory grow); few updates; and
+a window that grows to what the path needs while the reader keeps up, bounded
+by the configuration (RFC 9000 section 4.2 leaves the policy to us).
+
+The growth rule: when more than half a window was read within two round trips,
+the window, not the reader, is the limit, so it doubles.  A connection's window
+has an account with the endpoint's memory, which may grant less than that.
+"""
+
+from __future__ import annotations
+
+from .memory_budget import MemoryAccount
+
+__all__ = ["ReceiveWindow"]
+
+#: An update is worth a frame once this share of the window can be granted.
+_UPDATE_SHARE = 4  # a quarter
+
+#: RFC 9000 section 16: no offset reaches this.
+_NEVER = 2**62
+
+
+class ReceiveWindow:
+    """The sliding flow-control window of one stream or connection.
+
+    Args:
+      initial: bytes which the peer may send at first (announced in the
+        transport parameters).
+      maximum: bytes the window may grow to.
+      account: grants memory; ``None``: the window is bounded by another one.  `initial`
+        was granted by it.
+    """
+
+    __slots__ = (
+        "_account",
+        "_due",
+        "_epoch_released",
+        "_epoch_start",
+        "_has_ended",
+        "limit",
+        "maximum",
+        "released",
+        "size",
+    )
+
+    def __init__(self, initial: int, maximum: int, account: MemoryAccount | None = None) -> None:
+        self.maximum = maximum
+        self.size = min(initial, maximum)
+        self.limit = self.size
+        """The highest offset which the peer was or will be allowed to reach."""
+        self.released = 0
+        """Bytes which were read or discarded."""
+        self._due = self.size // _UPDATE_SHARE
+        self._epoch_start: float | None = None
+        self._epoch_released = 0
+        self._account = account
+        self._has_ended = False
+
+    def release(self, count: int) -> None:
+        """Note that `count` more bytes left the buffer."""
+        self.released += count
+
+    def update(self, now: float, rtt: float, *, ceiling: int | None = None) -> bool:
+        """Raise :attr:`limit` where that is worth a frame, growing the window if the path needs it.
+
+        Args:
+          now: the time.
+          rtt: the round-trip time, in seconds.
+          ceiling: bytes which may be outstanding at most, for this time.
+
+        Returns whether the limit was raised.
+        """
+        if not self.is_due:
+            return False
+        if self._has_ended:
+            self._settle()
+            return False
+        if self._epoch_start is None:
+            self._epoch_start = now
+            self._epoch_released = self.released
+        elif (read := self.released - self._epoch_released) * 2 > self.size:
+            if now - self._epoch_start < 2 * rtt:
+                self.size = min(2 * self.size, self.maximum)
+            self._epoch_start = now
+            self._epoch_released += read
+        size = self.size
+        if ceiling is not None and ceiling < size:
+            size = ceiling
+        if self._account is not None:
+            # Where less is granted, the window grows from there by the same rule.
+            size = self.size = self._account.adjust(self.limit - self.released, size)
+        limit = max(self.limit, self.released + size)
+        self._due = limit - size + size // _UPDATE_SHARE
+        if limit == self.limit:
+            return False
+        self.limit = limit
+        return True
+
+    def end(self, received: int) -> None:
+        """The connection has ended: nothing comes beyond the offset `received`.
+
+        What is read from now on is given back to the account.
+        """
+        self._has_ended = True
+        self.limit = min(self.limit, received)
+        self._settle()
+
+    def _settle(self) -> None:
+        unread = max(0, self.limit - self.released)
+        if self._account is not None:
+            self._account.end(unread)
+        self._due = self.released + max(1, unread // _UPDATE_SHARE) if unread else _NEVER
+
+    @property
+    def is_due(self) -> bool:
+        """Whether so much was released that :meth:`update` has something to do."""
+        return self.released >= self._due

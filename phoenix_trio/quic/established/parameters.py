@@ -1,0 +1,92 @@
+"""The peer's transport parameters which matter once packets of application data flow.
+
+Floor 1, data only.  The handshake half parses and checks the parameters (RFC 9000
+section 18.2) and gives them here; the values of an absent parameter are the RFC's
+defaults.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+__all__ = ["PeerParameters", "PreferredAddress"]
+
+#: RFC 9000 section 18.2: what an absent parameter stands for.
+_DEFAULT_ACK_DELAY_EXPONENT = 3
+_DEFAULT_MAX_ACK_DELAY = 0.025
+_DEFAULT_MAX_UDP_PAYLOAD = 65_527
+_DEFAULT_CONNECTION_ID_LIMIT = 2
+
+
+class PreferredAddress:
+    """The address to which a server wants its client to move (RFC 9000 section 9.6).
+
+    Args:
+      ipv4: host and port; ``None``: none of this family.
+      ipv6: the same.
+      connection_id: for that address, with sequence number 1.
+      reset_token: the stateless reset token of that connection ID.
+    """
+
+    __slots__ = ("connection_id", "ipv4", "ipv6", "reset_token")
+
+    def __init__(
+        self,
+        ipv4: tuple[str, int] | None,
+        ipv6: tuple[str, int] | None,
+        connection_id: bytes,
+        reset_token: bytes,
+    ) -> None:
+        self.ipv4 = ipv4
+        self.ipv6 = ipv6
+        self.connection_id = connection_id
+        self.reset_token = reset_token
+
+
+class PeerParameters:
+    """The values, in the units of the code: seconds and bytes."""
+
+    __slots__ = (
+        "ack_delay_exponent",
+        "active_connection_id_limit",
+        "available_versions",
+        "max_ack_delay",
+        "max_data",
+        "max_datagram_frame_size",
+        "max_idle_timeout",
+        "max_stream_data_bidi_local",
+        "max_stream_data_bidi_remote",
+        "max_stream_data_uni",
+        "max_streams_bidi",
+        "max_streams_uni",
+        "max_udp_payload_size",
+        "preferred_address",
+        "stateless_reset_token",
+    )
+
+    def __init__(self) -> None:
+        self.ack_delay_exponent = _DEFAULT_ACK_DELAY_EXPONENT
+        """A received ACK delay is shifted left by this, and is microseconds then."""
+        self.active_connection_id_limit = _DEFAULT_CONNECTION_ID_LIMIT
+        """Connection IDs which the peer keeps for us at a time."""
+        self.available_versions: Sequence[int] = ()
+        """QUIC versions, from the version information (RFC 9368); empty: not said."""
+        self.max_ack_delay = _DEFAULT_MAX_ACK_DELAY
+        """Seconds for which the peer delays acknowledgements at most."""
+        self.max_data = 0
+        self.max_datagram_frame_size = 0
+        """Bytes of a DATAGRAM frame, header included (RFC 9221 section 3); 0: none is taken."""
+        self.max_idle_timeout = math.inf
+        """Seconds; infinite: the peer has no idle timeout."""
+        self.max_stream_data_bidi_local = 0
+        """For bidirectional streams which the peer opens."""
+        self.max_stream_data_bidi_remote = 0
+        """For bidirectional streams which this side opens."""
+        self.max_stream_data_uni = 0
+        self.max_streams_bidi = 0
+        self.max_streams_uni = 0
+        self.max_udp_payload_size = _DEFAULT_MAX_UDP_PAYLOAD
+        self.preferred_address: PreferredAddress | None = None
+        self.stateless_reset_token = b""
+        """Of the server's first connection ID; empty: none."""

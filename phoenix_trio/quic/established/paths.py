@@ -1,0 +1,265 @@
+"""The network paths of a connection: validation and migration (RFC 9000 sections 8.2 and 9).
+
+Floor 1, sans-IO.  A path is a peer's address, together with the local address where a
+host has several.  The first path of the list is the active one.  A server follows its
+client to a new address and validates it there; a client only moves to the preferred
+address of its server.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import os
+
+from ..path_address import Address
+from .connection_ids import PeerIds
+from .parameters import PreferredAddress
+
+__all__ = ["PROBE_SIZE", "Path", "Paths"]
+
+#: Paths which are known at a time; one more takes the place of one that is not in use.
+_MAX_PATHS = 8
+
+#: Challenges of a peer which wait for their answer; a peer needs the answer to one.
+_PATH_CHALLENGES = 4
+
+#: Our challenges on a path, any of which may still be answered.
+_OWN_CHALLENGES = 5
+
+#: The size to which a datagram with a PATH_CHALLENGE or PATH_RESPONSE is expanded (RFC 9000
+#: section 8.2.1).
+PROBE_SIZE = 1200
+
+
+class Path:
+    """One path.
+
+    Args:
+      address: the peer's.
+      is_validated: whether the peer is known to receive there.
+    """
+
+    __slots__ = (
+        "addr",
+        "bytes_received",
+        "bytes_sent",
+        "challenge_sent",
+        "challenges",
+        "is_validated",
+        "own_challenges",
+        "reserved_id",
+        "validation_deadline",
+    )
+
+    def __init__(self, address: Address, is_validated: bool = False) -> None:
+        self.addr = address
+        self.bytes_received = 0
+        """UDP payload received while the path was not validated."""
+        self.bytes_sent = 0
+        self.is_validated = is_validated
+        self.challenge_sent = False
+        """Whether a PATH_CHALLENGE has left which is not known to be lost."""
+        self.own_challenges: list[bytes] = []
+        """Those which may still be answered."""
+        self.challenges: list[bytes] = []
+        """The peer's, which wait for their PATH_RESPONSE."""
+        self.reserved_id = -1
+        """The sequence number of the peer's connection ID for this path alone; -1: none."""
+        self.validation_deadline = math.inf
+
+    def can_send(self, size: int) -> bool:
+        """Whether the anti-amplification limit permits so many bytes (RFC 9000 section 8.1)."""
+        return self.is_validated or self.bytes_sent + size <= 3 * self.bytes_received
+
+    def room(self) -> float:
+        """Bytes which the anti-amplification limit leaves; infinite on a validated path."""
+        if self.is_validated:
+            return math.inf
+        return 3 * self.bytes_received - self.bytes_sent
+
+    def needs_challenge(self) -> bool:
+        """Whether a PATH_CHALLENGE is to be sent."""
+        return not self.is_validated and not self.challenge_sent
+
+    def has_frames(self) -> bool:
+        """Whether a PATH_CHALLENGE or PATH_RESPONSE is to be sent."""
+        return bool(self.challenges) or self.needs_challenge()
+
+    def new_challenge(self) -> bytes:
+        """The data of a PATH_CHALLENGE which leaves now."""
+        data = os.urandom(8)
+        self.own_challenges.append(data)
+        if len(self.own_challenges) > _OWN_CHALLENGES:
+            del self.own_challenges[0]
+        self.challenge_sent = True
+        return data
+
+    def take_challenge(self, data: bytes) -> None:
+        """A PATH_CHALLENGE of the peer; only the newest few are answered."""
+        self.challenges.append(data)
+        if len(self.challenges) > _PATH_CHALLENGES:
+            del self.challenges[0]
+
+
+class Paths:
+    """The paths of one connection.
+
+    Args:
+      is_client: which side this is.
+    """
+
+    __slots__ = ("_is_client", "all", "has_frames", "preferred")
+
+    def __init__(self, is_client: bool) -> None:
+        self._is_client = is_client
+        self.all: list[Path] = []
+        """The active one first."""
+        self.preferred: PreferredAddress | None = None
+        """The server's preferred address, until it was tried."""
+        self.has_frames = False
+        """Whether any path may have a PATH_CHALLENGE or PATH_RESPONSE to send.  Not if it
+        lacks a connection ID or room: it is asked anew when either has come."""
+
+    def begin(self, address: Address, *, is_validated: bool) -> None:
+        """The path of the handshake."""
+        self.all[:] = [Path(address, is_validated)]
+
+    def find(self, address: Address) -> Path:
+        """The path with this address, or a new one which is not in :attr:`all`."""
+        for path in self.all:
+            if path.addr == address:
+                return path
+        return Path(address)
+
+    def knows(self, address: Address) -> bool:
+        """Whether a path has this address."""
+        return any(path.addr == address for path in self.all)
+
+    def add(self, path: Path, ids: PeerIds) -> None:
+        """Remember a path, in the place of another one if there are many.
+
+        The active one stays, and of the others one which is not validated goes first.
+        """
+        if len(self.all) >= _MAX_PATHS:
+            others = self.all[1:]
+            evicted = next((each for each in others if not each.is_validated), others[0])
+            self.all.remove(evicted)
+            if evicted.reserved_id >= 0:
+                ids.retire_reserved(evicted.reserved_id)
+        self.all.append(path)
+        self.has_frames = True
+
+    def promote(self, path: Path, ids: PeerIds) -> bool:
+        """The peer has moved to this path (RFC 9000 section 9.3).
+
+        Returns whether a connection ID reserved for the path is used from now on.
+        """
+        self.all.remove(path)
+        self.all.insert(0, path)
+        self.has_frames = True
+        used_reserved = path.reserved_id >= 0
+        if used_reserved:
+            ids.use_reserved(path.reserved_id)
+            path.reserved_id = -1
+        if not path.is_validated:
+            # A challenge which was sent while the path was only probed is not repeated.
+            path.challenge_sent = False
+            path.validation_deadline = math.inf
+        return used_reserved
+
+    def take_response(self, data: bytes, ids: PeerIds) -> bool:
+        """A PATH_RESPONSE; whether the active path is another one or is validated now.
+
+        One which answers no challenge of ours is ignored: the challenge may have been
+        forgotten (RFC 9000 section 19.18).
+        """
+        for path in self.all:
+            if data in path.own_challenges:
+                path.is_validated = True
+                path.own_challenges.clear()
+                if self._is_client and path.reserved_id >= 0:
+                    # RFC 9000 section 9.6.1: the preferred address works.
+                    ids.use_reserved(path.reserved_id)
+                    path.reserved_id = -1
+                    self.all.remove(path)
+                    self.all.insert(0, path)
+                    return True
+                return path is self.all[0]
+        return False
+
+    def pending(self) -> bool:
+        """Whether a PATH_CHALLENGE or PATH_RESPONSE is to be sent on any path."""
+        if not self.has_frames:
+            return False
+        self.has_frames = any(path.has_frames() for path in self.all)
+        return self.has_frames
+
+    def deadline(self) -> float:
+        """When the validation of the active path is given up; infinite: never."""
+        if not self.all or self.all[0].is_validated:
+            return math.inf
+        return self.all[0].validation_deadline
+
+    def abandon(self) -> bool:
+        """Go back to a validated path (RFC 9000 section 9.3.2); whether there is one."""
+        active = self.all[0]
+        for path in self.all:
+            if path.is_validated:
+                self.all.remove(active)
+                self.all.remove(path)
+                self.all.insert(0, path)
+                return True
+        return False
+
+    def on_challenge_lost(self) -> None:
+        """A PATH_CHALLENGE on the active path was lost: another one is sent (section 8.2.1)."""
+        active = self.all[0]
+        if not active.is_validated:
+            active.challenge_sent = False
+            self.has_frames = True
+
+    def try_preferred(self, ids: PeerIds) -> None:
+        """Client: begin to validate the server's preferred address (section 9.6.1)."""
+        preferred, self.preferred = self.preferred, None
+        if preferred is None:
+            return
+        address = _preferred_address(preferred, self.all[0].addr)
+        if address is None:
+            return
+        reserved = ids.reserve()
+        if reserved is None:
+            return
+        path = Path(address)
+        path.reserved_id = reserved.number
+        self.add(path, ids)
+
+
+def _preferred_address(preferred: PreferredAddress, active: Address) -> Address | None:
+    """The preferred address in the family and form of the active one; ``None``: none fits."""
+    try:
+        host = ipaddress.ip_address(active[0])
+    except ValueError:
+        return None
+    prefix = ""
+    chosen = preferred.ipv6
+    if host.version == 4:
+        chosen = preferred.ipv4
+    elif host.ipv4_mapped is not None:
+        # So does a dual-stack socket report peers of IPv4.
+        host, prefix, chosen = host.ipv4_mapped, "::ffff:", preferred.ipv4
+    if chosen is None:
+        return None
+    target = ipaddress.ip_address(chosen[0])
+    if (
+        chosen[1] == 0
+        or target.is_multicast
+        or target == ipaddress.IPv4Address("255.255.255.255")
+        or (target.is_loopback and not host.is_loopback)
+        or (isinstance(target, ipaddress.IPv6Address) and target.ipv4_mapped is not None)
+    ):
+        return None  # malformed, or of use for request forgery (RFC 9000 section 21.5.6)
+    address: Address = (prefix + chosen[0], chosen[1])
+    if len(active) == 4:
+        address = (prefix + chosen[0], chosen[1], 0, 0)
+    return None if address == active else address

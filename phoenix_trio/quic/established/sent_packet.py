@@ -1,0 +1,74 @@
+"""The record of a packet in flight, which is kept until it is acknowledged or lost.
+
+Floor 1, sans-IO.  One record stands for a single packet, or for a run of equal ones: packets
+of one stream's data which were built together, with consecutive numbers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .send_stream import SendStream
+
+__all__ = ["SentPacket"]
+
+
+class SentPacket:
+    """One packet, or a run of equal ones, of the application packet number space.
+
+    The packet builder makes it with its number and time, sets what applies, and hands it to
+    :meth:`~phoenix_trio.quic.established.recovery.Recovery.on_sent`.
+
+    Attributes:
+      number: the packet number, of a run that of its first packet.
+      count: packets; more than one only in a run.
+      time: when it was sent, in seconds.
+      size: bytes of each packet, as a UDP payload.
+      eliciting: whether it has to be acknowledged (RFC 9002 section 2).
+      in_flight: whether it counts against the congestion window.
+      is_zero_rtt: whether it is a 0-RTT packet, which a server may refuse.
+      acknowledges: the largest packet number in its ACK frame; -1: it has none.
+      sender: the stream of its first STREAM frame, which carries the bytes from `start`
+        to `stop`, and with `fin` the end of the stream.
+      capacity: bytes of the stream in each packet of a run.  Packet ``n`` of a run carries
+        ``capacity`` bytes from ``start + (n - number) * capacity``; no packet of a run
+        carries an end, further frames, or an acknowledgement.
+      streams: further STREAM frames: sender, start, stop, fin.
+      control: other frames of which the owner wants to hear: frame type and two numbers.
+    """
+
+    __slots__ = (
+        "acknowledges",
+        "capacity",
+        "control",
+        "count",
+        "eliciting",
+        "fin",
+        "in_flight",
+        "is_zero_rtt",
+        "number",
+        "sender",
+        "size",
+        "start",
+        "stop",
+        "streams",
+        "time",
+    )
+
+    def __init__(self, number: int, time: float) -> None:
+        self.number: int = number
+        self.count: int = 1
+        self.time: float = time
+        self.size: int = 0
+        self.eliciting: bool = False
+        self.in_flight: bool = False
+        self.is_zero_rtt: bool = False
+        self.acknowledges: int = -1
+        self.sender: SendStream | None = None
+        self.start: int = 0
+        self.stop: int = 0
+        self.fin: bool = False
+        self.capacity: int = 0
+        self.streams: list[tuple[SendStream, int, int, bool]] | None = None
+        self.control: list[tuple[int, int, int]] | None = None

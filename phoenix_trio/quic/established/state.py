@@ -1,0 +1,291 @@
+"""The state of an established connection: its parts, and the few values which they share.
+
+Floor 1, data only.  :mod:`~phoenix_trio.quic.established.receive` and
+:mod:`~phoenix_trio.quic.established.transmit` work on it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from ...config import LARGEST_UDP_PAYLOAD, SMALLEST_UDP_PAYLOAD, TransportConfig
+from .. import events
+from ..path_address import Address
+from ..rate_limit import RateLimit
+from ..wire.errors import TransportError
+from ..wire.protection import HeaderKey, PacketKey
+from ..wire.qlog import Trace
+from .congestion import Control
+from .connection_ids import LocalIds, PeerIds
+from .crypto import CryptoSender
+from .crypto_stream import CryptoReceiver
+from .datagrams import DatagramSender
+from .ecn import EcnMarking
+from .idle import keep_alive_interval, longest_backoff
+from .keys import OneRttKeys
+from .pacer import Pacer
+from .path_mtu import MtuSearch
+from .paths import Path, Paths
+from .received import ReceivedPackets
+from .recovery import FrameOwner, Recovery
+from .rtt import RoundTrip
+from .streams import Streams
+
+__all__ = ["HANDSHAKE_PING", "KEEP_ALIVE_PING", "NEVER", "PeerClose", "State"]
+
+#: For "never" where a number is wanted: 31 years, in seconds.
+NEVER = 1e9
+
+#: The uid of PINGs which the keep-alive timer sends.
+KEEP_ALIVE_PING = -1
+
+#: The uid of PINGs which show a server the client's address while the client does not know
+#: whether the handshake is confirmed.
+HANDSHAKE_PING = -2
+
+#: Session tickets which a client takes, at once and a second.  Each costs several key
+#: derivations, and a packet has room for sixty; a server sends a few (RFC 8446 section 4.6.1).
+_TICKETS_AT_ONCE = 8
+_TICKETS_PER_SECOND = 1.0
+
+
+class PeerClose:
+    """The peer's CONNECTION_CLOSE (RFC 9000 section 19.19).
+
+    Args:
+      code: the error code.
+      frame_type: the frame that is at fault; -1: the application has closed.
+      reason: the reason phrase.
+    """
+
+    __slots__ = ("code", "frame_type", "reason")
+
+    def __init__(self, code: int, frame_type: int, reason: str) -> None:
+        self.code = code
+        self.frame_type = frame_type
+        self.reason = reason
+
+
+class State:
+    """The parts of one connection's application packet number space.
+
+    Args:
+      is_client: which side this is.
+      config: limits, buffers and timers.
+      streams: its streams.
+      local_cid: this side's first connection ID.
+      peer_cid: the first one of the peer, as far as it is known.
+      reset_token: derives the stateless reset token of a connection ID.
+      rtt: the round-trip estimator, shared with the handshake.
+      control: congestion control, shared with the handshake.
+      pacer: spreads a window over its round trip.
+      paths: the network paths, shared with the handshake.
+      queue: takes the events.
+      frames: hears which frames were acknowledged or lost.
+      trace: takes qlog events; ``None``: there is no trace.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "ack_delay_exponent",
+        "arrival_cid",
+        "arrival_path",
+        "can_send_early",
+        "config",
+        "control",
+        "crypto_receive",
+        "crypto_send",
+        "datagrams",
+        "datagrams_received",
+        "ecn",
+        "ecn_path",
+        "eliciting_sent_since_receipt",
+        "events",
+        "fault",
+        "first_one_rtt",
+        "handshake_done_pending",
+        "idle_since",
+        "is_client",
+        "is_complete",
+        "is_confirmed",
+        "keep_alive_at",
+        "keys",
+        "known_path",
+        "local_cid",
+        "local_ids",
+        "longest_silence",
+        "max_datagram_size",
+        "more",
+        "mtu",
+        "mtu_address",
+        "now",
+        "on_handshake_done",
+        "on_ticket",
+        "own_idle_timeout",
+        "pacing_at",
+        "path_ceiling",
+        "paths",
+        "peer_close",
+        "peer_idle_timeout",
+        "peer_ids",
+        "peer_max_udp_payload",
+        "pings",
+        "probe_pending",
+        "received",
+        "recovery",
+        "rtt",
+        "spin",
+        "spin_number",
+        "streams",
+        "tail_held",
+        "ticket_limit",
+        "trace",
+        "used_peer_changes",
+        "version",
+        "wrote_before",
+        "zero_rtt_header",
+        "zero_rtt_key",
+    )
+
+    def __init__(
+        self,
+        *,
+        is_client: bool,
+        config: TransportConfig,
+        streams: Streams,
+        local_cid: bytes,
+        peer_cid: bytes,
+        reset_token: Callable[[bytes], bytes],
+        rtt: RoundTrip,
+        control: Control,
+        pacer: Pacer,
+        paths: Paths,
+        queue: list[events.Event],
+        frames: FrameOwner,
+        trace: Trace | None,
+    ) -> None:
+        self.is_client = is_client
+        self.config = config
+        self.events = queue
+        self.trace = trace
+        self.local_cid = local_cid
+        """This side's first connection ID, the source of 0-RTT packets."""
+        self.version = 0
+
+        # Keys.
+        self.keys = OneRttKeys()
+        self.zero_rtt_key: PacketKey | None = None
+        """A client seals, a server opens 0-RTT packets with it, while it may."""
+        self.zero_rtt_header: HeaderKey | None = None
+        self.can_send_early = False
+        """Client: whether 0-RTT packets may be sent."""
+
+        # Parts.
+        self.paths = paths
+        self.local_ids = LocalIds(local_cid, reset_token, queue)
+        self.peer_ids = PeerIds(peer_cid)
+        self.rtt = rtt
+        self.control = control
+        self.recovery = Recovery(rtt, control, pacer, frames)
+        self.received = ReceivedPackets()
+        self.streams = streams
+        self.datagrams = DatagramSender(config.datagram_queue_length)
+        self.crypto_send = CryptoSender()
+        self.crypto_receive = CryptoReceiver()
+        self.ecn = EcnMarking(enabled=config.enable_ecn)
+        self.mtu: MtuSearch | None = None
+        self.ticket_limit = RateLimit(_TICKETS_PER_SECOND, _TICKETS_AT_ONCE)
+
+        # The handshake.
+        self.first_one_rtt = 0
+        """The number of the first 1-RTT packet; 0-RTT packets have smaller ones."""
+        self.is_complete = False
+        self.is_confirmed = False
+        self.handshake_done_pending = False
+        self.on_handshake_done: Callable[[], None] | None = None
+        self.on_ticket: Callable[[bytes], None] | None = None
+        """Client: takes TLS messages of 1-RTT packets."""
+
+        # The end.
+        self.fault: TransportError | None = None
+        """The rule which the peer has broken; the connection is to be closed."""
+        self.peer_close: PeerClose | None = None
+
+        # Things to send besides what the parts know.
+        self.pings: list[int] = []
+        self.probe_pending = False
+
+        # Paths.
+        self.mtu_address: Address | None = None
+        """The address for which the path MTU is searched."""
+        self.known_path: Address | None = None
+        """The address of the path of which congestion control and round-trip times tell."""
+        self.ecn_path: Path | None = None
+        self.used_peer_changes = 0
+        """How often the peer's connection ID had changed when a packet was sent last."""
+        self.path_ceiling: Callable[[Address], int | None] = _unknown_path
+        """The largest payload which the interface towards an address takes."""
+        self.max_datagram_size = SMALLEST_UDP_PAYLOAD
+        self.peer_max_udp_payload = LARGEST_UDP_PAYLOAD
+        self.spin = 0
+        """The spin bit of packets to send (RFC 9000 section 17.4)."""
+        self.spin_number = -1
+
+        # Times.
+        self.now = 0.0
+        self.arrival_path: Path | None = None
+        """The path of the packets which are being received."""
+        self.arrival_cid = local_cid
+        """Its destination connection ID."""
+        self.datagrams_received = 0
+        self.ack_delay_exponent = 3
+        """The peer's."""
+        self.own_idle_timeout = max(min(config.max_idle_timeout, NEVER), 0.001)
+        self.peer_idle_timeout = math.inf
+        self.idle_since = math.inf
+        """When the idle timer was restarted; infinite: it does not run yet."""
+        self.eliciting_sent_since_receipt = False
+        self.keep_alive_at = math.inf
+        self.longest_silence = keep_alive_interval(math.inf, self.own_idle_timeout)
+        self.pacing_at = math.inf
+        self.recovery.longest_backoff = longest_backoff(self.own_idle_timeout)
+
+        # One pass of sending.
+        self.more = False
+        """Whether more may be sent at once than the last call has given."""
+        self.wrote_before = False
+        self.tail_held = False
+        """Whether a packet which is not full waits for more data."""
+
+    def idle_timeout(self) -> float:
+        """Seconds of silence which end the connection (RFC 9000 section 10.1)."""
+        seconds = self.own_idle_timeout
+        if self.peer_idle_timeout < seconds:
+            seconds = self.peer_idle_timeout
+        return max(seconds, 3 * self.recovery.probe_timeout())
+
+    def touch_keep_alive(self, now: float) -> None:
+        """Something was received: a PING is due later."""
+        interval = self.config.keep_alive
+        if interval is not None:
+            if interval > self.longest_silence:
+                # (Or longer: the idle timeout lasts three probe timeouts at least.)
+                interval = keep_alive_interval(interval, self.idle_timeout())
+            self.keep_alive_at = now + interval
+
+    def has_rare_frames(self) -> bool:
+        """Whether anything is to be sent besides acknowledgements, data and limits."""
+        return bool(
+            self.pings
+            or self.probe_pending
+            or self.handshake_done_pending
+            or self.local_ids.has_pending
+            or self.peer_ids.retiring
+            or self.crypto_send.has_pending
+            or self.paths.has_frames
+        )
+
+
+def _unknown_path(address: Address) -> int | None:
+    return None

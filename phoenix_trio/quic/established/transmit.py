@@ -1,0 +1,594 @@
+"""Builds 1-RTT and 0-RTT packets: which frames, in which packets, and when.
+
+Floor 1, sans-IO.  Each call gives one paced run of datagrams, or a few.  A stream with
+many full packets to send is built in a loop and sealed at once; any other packet is put
+together from all frames which are due.
+"""
+
+from __future__ import annotations
+
+import math
+
+from ..path_address import Address, local_of
+from ..wire import frames
+from ..wire.frames import HANDSHAKE_DONE_FRAME, LONG_VARINT, PING_FRAME
+from ..wire.protection import (
+    FIRST_BYTE,
+    NUMBER_SIZE,
+    TAG_SIZE,
+    seal_one,
+    seal_run,
+    seal_zero_rtt,
+)
+from ..wire.qlog import log_packet
+from .ecn import NOT_ECT
+from .path_search import next_probe
+from .paths import PROBE_SIZE, Path
+from .runs import Run, group, kernel_run
+from .sending import BulkTurn
+from .sent_packet import SentPacket
+from .state import State
+
+__all__ = ["BUILD_BYTES", "MTU_PROBE", "build_close", "coalesce", "transmit"]
+
+#: Bytes which are built before the first of them is sent: enough to share the cost of a
+#: turn among a few of the largest packets, few enough to keep both ends busy.
+BUILD_BYTES = 4 * 65_536
+
+#: The same in packets, where they are small.
+_BUILD_PACKETS = 128
+
+#: Packets in one run at most.
+_RUN_PACKETS = 64
+
+#: Packets of everyday frames which are built at a time.
+_SMALL_PACKETS = 16
+
+#: In a packet's `control` list: a probe of the path MTU, and its size.  (No frame type.)
+MTU_PROBE = -1
+
+
+#: Our ACK delays are shifted right by this (RFC 9000 section 18.2, the default).
+_ACK_DELAY_EXPONENT = 3
+
+#: Bytes of an ACK frame at most (RFC 9000 section 19.3).
+_LARGEST_ACK = 64
+
+#: A packet for which there is no room at all: header, tag and the smallest frame.
+_SMALLEST_PACKET = 40
+
+#: PATH_CHALLENGE and PATH_RESPONSE, each with its type.
+_PATH_FRAME = 9
+
+
+def transmit(s: State, now: float, slab: bytearray | None) -> list[Run]:
+    """One paced run of UDP payloads, or a few; empty when all is said for now.
+
+    Args:
+      s: a connection which is neither closing nor over.
+      now: the time.
+      slab: room for a run, which the result may be a view of; it is valid until the slab
+        is used again.
+    """
+    s.now = now
+    s.more = False
+    keys = s.keys
+    if keys.send is None:
+        return _transmit_early(s, now) if s.can_send_early else []
+    streams, recovery = s.streams, s.recovery
+    streams.now, streams.rtt = now, s.rtt.smoothed or s.rtt.initial
+    mark = NOT_ECT
+    if s.is_confirmed:
+        mark = _mark_to_send(s)
+        if recovery.next_number >= keys.next_update:
+            keys.consider_update(recovery.next_number, recovery.largest_acknowledged)
+        if keys.update_pending:
+            keys.begin_update()
+        if keys.has_previous:
+            keys.age(now, 3 * recovery.probe_timeout())
+        if s.mtu is not None:
+            probe = _build_mtu_probe(s, now)
+            if probe is not None:
+                s.more = True
+                if mark:
+                    s.ecn.on_sent(recovery.next_number - 1, recovery.next_number)
+                return [(probe, s.paths.all[0].addr, len(probe), mark)]
+    first = recovery.next_number
+    runs = _transmit(s, now, slab, mark)
+    if mark and recovery.next_number > first:
+        s.ecn.on_sent(first, recovery.next_number)
+    return runs
+
+
+def _mark_to_send(s: State) -> int:
+    """The ECN codepoint of what is sent now; packets of the handshake are not marked."""
+    path = s.paths.all[0]
+    if path is not s.ecn_path:
+        last = s.ecn_path
+        if (
+            last is not None
+            and local_of(path.addr) != local_of(last.addr)
+            and s.peer_ids.changes == s.used_peer_changes
+            and s.peer_ids.change()
+        ):
+            # RFC 9000 section 9.5: one connection ID must not be used from two local
+            # addresses.  The peer may not know of the change: something between can send
+            # its packets to another address of ours.
+            s.spin = 0
+        s.ecn_path = path
+        s.ecn.begin_path()
+    s.used_peer_changes = s.peer_ids.changes
+    # (Probes of another path in the same run would count as if they were of this one.)
+    return s.ecn.codepoint if len(s.paths.all) == 1 else NOT_ECT
+
+
+def _transmit(s: State, now: float, slab: bytearray | None, mark: int) -> list[Run]:
+    """The same, for packets of everyday frames."""
+    recovery, streams, pacer = s.recovery, s.streams, s.recovery.pacer
+    sending, queue = streams.sending, s.datagrams.queue
+    size = s.max_datagram_size
+    path = s.paths.all[0]
+    datagrams: list[tuple[bytes, Address]] = []
+    s.pacing_at = math.inf
+    has_rare = s.has_rare_frames()
+    if has_rare and s.is_complete and s.paths.has_frames:
+        if s.paths.pending():
+            size = min(size, PROBE_SIZE)  # (As long as it goes: the path may carry no more.)
+            _probe_other_paths(s, now, datagrams)
+            s.paths.has_frames = path.has_frames()  # (the others wait for what they lack)
+        has_rare = s.has_rare_frames()
+    has_control = has_rare or s.received.ack_at <= now or streams.has_control()
+    if not has_control and not sending.active and not queue:
+        return group(datagrams, mark) if datagrams else []
+    if not path.is_validated:
+        room = path.room()
+        if room < size:
+            size = int(room)
+            if size < _SMALLEST_PACKET:
+                return group(datagrams, mark) if datagrams else []
+    in_flight = s.control.bytes_in_flight
+    packets = recovery.room() // s.max_datagram_size
+    is_blocked = packets <= 0 and in_flight > 0 and not s.probe_pending
+    paced_until = pacer.next_send_time(now)
+    if paced_until is not None and paced_until > now:
+        if (sending.active or queue) and not is_blocked:
+            s.pacing_at = paced_until
+        is_blocked = True
+    if is_blocked and not has_control:
+        return group(datagrams, mark) if datagrams else []
+    peer_id = s.peer_ids.current.cid
+    turn: BulkTurn | None = None
+    if sending.active and packets > 0 and not queue and path.is_validated:
+        turn = sending.next_bulk(s.max_datagram_size - 1 - len(peer_id) - NUMBER_SIZE - TAG_SIZE)
+    if turn is not None and not has_control and not datagrams:
+        runs = _transmit_run(s, turn, packets, now, slab, mark)
+        if runs:
+            return runs
+    if (
+        s.tail_held
+        and not has_control
+        and turn is None
+        and not queue
+        and sending.unsent < size
+        and in_flight
+        and not datagrams
+    ):
+        s.more = True
+        return []
+    # What else there is to say leaves alone if a run of full packets follows.
+    with_data = not is_blocked
+    pacer.begin_call(_RUN_PACKETS)
+    address = path.addr
+    built = 0
+    while built < _SMALL_PACKETS:
+        data = _build(s, now, path, size, has_rare, with_data, with_data and turn is None)
+        if data is None:
+            break
+        built += 1
+        datagrams.append((data, address))
+        if not path.is_validated:
+            size = min(size, int(path.room()))
+            if size < _SMALLEST_PACKET:
+                break
+        has_more = (sending.active and turn is None) or queue
+        if with_data and has_more:
+            if (
+                recovery.room() < s.max_datagram_size
+                or pacer.next_send_time(now) is not None
+                or recovery.next_number >= recovery.skipped.next
+            ):
+                break
+        elif not (s.has_rare_frames() or streams.has_control()):
+            break
+        has_rare = s.has_rare_frames()
+    runs = group(datagrams, mark) if datagrams else []
+    if not is_blocked:
+        if built:
+            s.more = bool(sending.active or queue)
+        elif turn is not None:
+            runs += _transmit_run(s, turn, packets, now, slab, mark)
+    return runs
+
+
+def _transmit_run(
+    s: State, turn: BulkTurn, packets: int, now: float, slab: bytearray | None, mark: int
+) -> list[Run]:
+    """Full packets with the next bytes of one stream, one behind the other in the slab."""
+    recovery, pacer = s.recovery, s.recovery.pacer
+    size = s.max_datagram_size
+    run = kernel_run(size)
+    number = recovery.take_number()
+    count = min(
+        packets,
+        turn.packets,
+        max(1, min(_BUILD_PACKETS, BUILD_BYTES // size) // run * run),
+        pacer.packets_available(now),
+        recovery.skipped.next - number,
+    )
+    if count <= 0:
+        return []
+    keys, path, cid = s.keys, s.paths.all[0], s.peer_ids.current.cid
+    assert keys.send is not None
+    assert keys.header_send is not None
+    total = count * size
+    if slab is None or len(slab) < total:
+        slab = bytearray(total)
+    head, capacity, offset = turn.head, turn.capacity, turn.start
+    buffer = turn.stream.buffer
+    join = b"".join
+    payloads: list[bytes] = []
+    # In most runs all bytes are in one chunk; slicing it is cheaper than finding pieces.
+    held = buffer.pieces(offset, offset + count * capacity)
+    if len(held) == 1:
+        chunk = held[0]
+        for at in range(0, count * capacity, capacity):
+            encoded = (offset + at | LONG_VARINT).to_bytes(8, "big")
+            payloads.append(join((head, encoded, chunk[at : at + capacity])))
+    else:
+        for at in range(offset, offset + count * capacity, capacity):
+            encoded = (at | LONG_VARINT).to_bytes(8, "big")
+            payloads.append(join((head, encoded, *buffer.pieces(at, at + capacity))))
+    first = FIRST_BYTE | s.spin | keys.phase << 2
+    seal_run(first, cid, number, payloads, keys.send, keys.header_send, slab, 0)
+    packet = SentPacket(number, now)
+    packet.count, packet.size, packet.eliciting, packet.in_flight = count, size, True, True
+    packet.sender, packet.start, packet.stop = turn.stream, offset, offset + capacity
+    packet.capacity = capacity
+    recovery.on_sent(packet)
+    s.streams.sending.sent_bulk(turn, count)
+    pacer.update_after_run(count)
+    path.bytes_sent += total
+    _note_eliciting(s, now)
+    if s.trace is not None:
+        for index, payload in enumerate(payloads):
+            log_packet(s.trace, "packet_sent", "1RTT", cid, number + index, size, payload)
+    s.more = bool(s.streams.sending.active)
+    view = memoryview(slab)[:total]
+    step = run * size
+    if total <= step:
+        return [(view, path.addr, size, mark)]
+    return [(view[at : at + step], path.addr, size, mark) for at in range(0, total, step)]
+
+
+def _build(
+    s: State,
+    now: float,
+    path: Path,
+    size: int,
+    has_rare: bool,
+    with_data: bool,
+    with_streams: bool,
+    must_fill: bool = False,
+) -> bytes | None:
+    """One packet with what there is to say; ``None``: nothing, or there is no room for it.
+
+    With `must_fill`, PADDING makes it `size` bytes long.
+    """
+    recovery, received, streams = s.recovery, s.received, s.streams
+    cid = s.peer_ids.current.cid
+    number = recovery.take_number()
+    packet = SentPacket(number, now)
+    parts: list[bytes] = []
+    room = size - 1 - len(cid) - NUMBER_SIZE - TAG_SIZE
+    acknowledges = received.ack_at < math.inf
+    if acknowledges:
+        marks = received.marks
+        frame = frames.build_ack(
+            received.to_acknowledge,
+            max(0, int((now - received.largest_time) * 1_000_000)) >> _ACK_DELAY_EXPONENT,
+            min(room, _LARGEST_ACK),
+            None if marks is None else marks.as_fields(),
+        )
+        if frame:
+            parts.append(frame)
+            room -= len(frame)
+            packet.acknowledges = received.largest
+        else:
+            acknowledges = False
+    if has_rare:
+        if s.is_complete and s.paths.has_frames:
+            before = room
+            room = _fill_path_frames(s, path, parts, room, now, packet)
+            if room < before:
+                must_fill = True  # RFC 9000 section 8.2.1
+                with_data = False
+        room = _fill_rare(s, parts, room, packet)
+    if streams.has_control():
+        room = streams.fill_control(parts, room, packet)
+    if with_data:
+        if s.datagrams.queue:
+            room = s.datagrams.fill(parts, room)
+        if with_streams and streams.sending.active:
+            room = streams.sending.fill_data(parts, room, packet)
+    eliciting = len(parts) > acknowledges
+    if not eliciting:
+        if not acknowledges or received.ack_at > now or must_fill:
+            return None
+        # Now and then, ask for an acknowledgement, so that old ranges are forgotten (RFC 9000
+        # section 13.2.4), and what was sent as well.
+        if (
+            with_data and len(received.to_acknowledge) > 1 and number % 8 == 0
+        ) or recovery.wants_acknowledgement():
+            parts.append(PING_FRAME)
+            eliciting = True
+    if must_fill and room > 0:
+        parts.append(bytes(room))
+    payload = parts[0] if len(parts) == 1 else b"".join(parts)
+    if len(payload) < 4 - NUMBER_SIZE:
+        payload += b"\0"  # RFC 9001 section 5.4.2: enough to be sampled
+    keys = s.keys
+    assert keys.send is not None
+    assert keys.header_send is not None
+    first = FIRST_BYTE | s.spin | keys.phase << 2
+    data = seal_one(first, cid, number, payload, keys.send, keys.header_send)
+    packet.size = len(data)
+    packet.eliciting = packet.in_flight = eliciting
+    recovery.on_sent(packet)
+    if acknowledges:
+        received.on_ack_sent()
+    if eliciting:
+        recovery.pacer.update_after_send(now)
+        _note_eliciting(s, now)
+    path.bytes_sent += packet.size
+    if s.trace is not None:
+        log_packet(s.trace, "packet_sent", "1RTT", cid, number, packet.size, payload)
+    return data
+
+
+def coalesce(s: State, now: float, room: int, must_fill: bool) -> bytes:
+    """A packet of at most `room` bytes for the end of a datagram; empty: there is none.
+
+    With `must_fill`, a 1-RTT packet has exactly so many: it has no length field, so nothing
+    can be put behind it (RFC 9000 section 12.2).
+    """
+    recovery, streams, pacer = s.recovery, s.streams, s.recovery.pacer
+    if s.keys.send is None:
+        return (_build_early(s, now, room) or b"") if s.can_send_early else b""
+    s.now = now
+    streams.now, streams.rtt = now, s.rtt.smoothed or s.rtt.initial
+    pacer.begin_call(_RUN_PACKETS)
+    with_data = recovery.room() >= room and pacer.next_send_time(now) is None
+    path, has_rare = s.paths.all[0], s.has_rare_frames()
+    return _build(s, now, path, room, has_rare, with_data, with_data, must_fill) or b""
+
+
+def _note_eliciting(s: State, now: float) -> None:
+    """RFC 9000 section 10.1: the first ack-eliciting packet since the last receipt restarts the
+    idle timer."""
+    if not s.eliciting_sent_since_receipt:
+        s.idle_since = now
+        s.eliciting_sent_since_receipt = True
+
+
+def _fill_path_frames(
+    s: State, path: Path, parts: list[bytes], room: int, now: float, packet: SentPacket
+) -> int:
+    """PATH_CHALLENGE and PATH_RESPONSE on the active path; returns the room left."""
+    if path.needs_challenge() and room >= _PATH_FRAME:
+        parts.append(frames.build_path_challenge(path.new_challenge()))
+        room -= _PATH_FRAME
+        _note_control(packet, frames.PATH_CHALLENGE, 0)
+        if path.validation_deadline == math.inf:
+            # RFC 9000 section 8.2.4: three times the larger of the present probe timeout and
+            # that of a new path.
+            path.validation_deadline = now + 3 * max(
+                s.recovery.probe_timeout(), 2 * s.config.initial_rtt
+            )
+    while path.challenges and room >= _PATH_FRAME:
+        parts.append(frames.build_path_response(path.challenges.pop(0)))
+        room -= _PATH_FRAME
+    return room
+
+
+def _fill_rare(s: State, parts: list[bytes], room: int, packet: SentPacket) -> int:
+    """Frames which are seldom due; returns the room left."""
+    if s.is_complete:
+        if s.handshake_done_pending and room > 0:
+            parts.append(HANDSHAKE_DONE_FRAME)
+            room -= 1
+            s.handshake_done_pending = False
+            _note_control(packet, frames.HANDSHAKE_DONE, 0)
+        control = packet.control if packet.control is not None else []
+        room = s.local_ids.fill(parts, room, control)
+        room = s.peer_ids.fill(parts, room, control)
+        if control:
+            packet.control = control
+    if s.pings and room > 0:
+        parts.append(PING_FRAME)
+        room -= 1
+        for uid in s.pings:
+            _note_control(packet, frames.PING, uid)
+        s.pings.clear()
+    if s.probe_pending and room > 0:
+        parts.append(PING_FRAME)
+        room -= 1
+        s.probe_pending = False
+    if s.crypto_send.has_pending:
+        control = packet.control if packet.control is not None else []
+        room = s.crypto_send.fill(parts, room, control)
+        if control:
+            packet.control = control
+    return room
+
+
+def _note_control(packet: SentPacket, kind: int, value: int) -> None:
+    if packet.control is None:
+        packet.control = []
+    packet.control.append((kind, value, 0))
+
+
+def _probe_other_paths(s: State, now: float, datagrams: list[tuple[bytes, Address]]) -> None:
+    """Probing frames on paths which are not active (RFC 9000 section 9.1).
+
+    They use a connection ID of their own (section 9.5); without a spare one, nothing can
+    be sent.  They are not limited by congestion control.
+    """
+    for path in s.paths.all[1:]:
+        if not path.challenges and not path.needs_challenge():
+            continue
+        if path.reserved_id < 0:
+            reserved = s.peer_ids.reserve()
+            if reserved is None:
+                continue
+            path.reserved_id = reserved.number
+        cid = s.peer_ids.reserved[path.reserved_id].cid
+        size = PROBE_SIZE
+        if not path.is_validated and (path.challenge_sent or not s.is_client):
+            size = min(size, int(path.room()))
+            if size < _SMALLEST_PACKET:
+                continue
+        parts: list[bytes] = []
+        room = size - 1 - len(cid) - NUMBER_SIZE - TAG_SIZE
+        if room < _PATH_FRAME:
+            continue
+        packet = SentPacket(s.recovery.take_number(), now)
+        if path.needs_challenge():
+            parts.append(frames.build_path_challenge(path.new_challenge()))
+            room -= _PATH_FRAME
+        while path.challenges and room >= _PATH_FRAME:
+            parts.append(frames.build_path_response(path.challenges.pop(0)))
+            room -= _PATH_FRAME
+        parts.append(bytes(room))
+        payload = b"".join(parts)
+        data = _seal(s, cid, packet, payload)
+        packet.eliciting = packet.in_flight = True
+        s.recovery.on_sent(packet)
+        _note_eliciting(s, now)
+        path.bytes_sent += packet.size
+        datagrams.append((data, path.addr))
+
+
+def _seal(s: State, cid: bytes, packet: SentPacket, payload: bytes) -> bytes:
+    keys = s.keys
+    assert keys.send is not None
+    assert keys.header_send is not None
+    first = FIRST_BYTE | s.spin | keys.phase << 2
+    data = seal_one(first, cid, packet.number, payload, keys.send, keys.header_send)
+    packet.size = len(data)
+    if s.trace is not None:
+        log_packet(s.trace, "packet_sent", "1RTT", cid, packet.number, packet.size, payload)
+    return data
+
+
+def _build_mtu_probe(s: State, now: float) -> bytes | None:
+    """A padded PING of the size which the search wants to try, if any (RFC 9000 section 14.4).
+
+    It is not counted in flight, so its loss is no congestion (RFC 8899 section 3).
+    """
+    size = next_probe(s, now)
+    if size < 0:
+        return None
+    cid = s.peer_ids.current.cid
+    packet = SentPacket(s.recovery.take_number(), now)
+    payload = PING_FRAME + bytes(size - 1 - len(cid) - NUMBER_SIZE - TAG_SIZE - 1)
+    data = _seal(s, cid, packet, payload)
+    packet.eliciting = True
+    packet.control = [(MTU_PROBE, size, 0)]
+    s.recovery.on_sent(packet)
+    s.paths.all[0].bytes_sent += size
+    _note_eliciting(s, now)
+    return data
+
+
+def build_close(s: State, now: float, frame: bytes) -> bytes | None:
+    """A packet with a CONNECTION_CLOSE frame; ``None``: there are no keys yet, or no more.
+
+    Behind what is still to be acknowledged: nothing is acknowledged after it (RFC 9000
+    section 10.2), and a peer whose data was read would otherwise have to believe that it
+    was lost.
+    """
+    if s.keys.send is None:
+        return None
+    received = s.received
+    payload = frame
+    if received.ack_at < math.inf:
+        marks = received.marks
+        payload = (
+            frames.build_ack(
+                received.to_acknowledge,
+                max(0, int((now - received.largest_time) * 1_000_000)) >> _ACK_DELAY_EXPONENT,
+                _LARGEST_ACK,
+                None if marks is None else marks.as_fields(),
+            )
+            + frame
+        )
+    packet = SentPacket(s.recovery.take_number(), now)
+    data = _seal(s, s.peer_ids.current.cid, packet, payload)
+    s.recovery.on_sent(packet)
+    s.paths.all[0].bytes_sent += len(data)
+    return data
+
+
+def _transmit_early(s: State, now: float) -> list[Run]:
+    """0-RTT packets of a client (RFC 9000 section 17.2.3)."""
+    address = s.paths.all[0].addr
+    datagrams: list[tuple[bytes, Address]] = []
+    while len(datagrams) < _SMALL_PACKETS:
+        data = _build_early(s, now, s.max_datagram_size)
+        if data is None:
+            break
+        datagrams.append((data, address))
+    s.more = len(datagrams) == _SMALL_PACKETS
+    return group(datagrams) if datagrams else []
+
+
+def _build_early(s: State, now: float, size: int) -> bytes | None:
+    """One 0-RTT packet of at most `size` bytes; ``None``: there is nothing to say, or no room."""
+    key, header_key = s.zero_rtt_key, s.zero_rtt_header
+    streams, recovery = s.streams, s.recovery
+    if key is None or header_key is None:
+        return None
+    if recovery.room() < size and s.control.bytes_in_flight:
+        return None
+    streams.now, streams.rtt = now, s.rtt.smoothed or s.rtt.initial
+    cid = s.peer_ids.current.cid
+    packet = SentPacket(recovery.take_number(), now)
+    parts: list[bytes] = []
+    # First byte, version, both connection IDs, length.
+    room = size - 9 - len(cid) - len(s.local_cid) - NUMBER_SIZE - TAG_SIZE
+    if s.pings:
+        parts.append(PING_FRAME)
+        room -= 1
+        for uid in s.pings:
+            _note_control(packet, frames.PING, uid)
+        s.pings.clear()
+    if streams.has_control():
+        room = streams.fill_control(parts, room, packet)
+    if s.datagrams.queue:
+        room = s.datagrams.fill(parts, room)
+    if streams.sending.active:
+        room = streams.sending.fill_data(parts, room, packet)
+    if not parts:
+        return None
+    payload = b"".join(parts)
+    if len(payload) < 4 - NUMBER_SIZE:
+        payload += b"\0"
+    data = seal_zero_rtt(s.version, cid, s.local_cid, packet.number, payload, key, header_key)
+    packet.size = len(data)
+    packet.eliciting = packet.in_flight = packet.is_zero_rtt = True
+    recovery.on_sent(packet)
+    _note_eliciting(s, now)
+    s.paths.all[0].bytes_sent += packet.size
+    if s.trace is not None:
+        log_packet(s.trace, "packet_sent", "0RTT", cid, packet.number, packet.size, payload)
+    return data

@@ -1,0 +1,298 @@
+"""The two faces of a connection: one towards the driver, one towards the application's calls.
+
+Floor 1, types only.  :class:`~phoenix_trio.quic.engine.Engine` has both.  When a connection
+is over, its engine is freed: towards the driver,
+:class:`~phoenix_trio.quic.established.closing.ClosingConnection` takes its place, and towards
+the application :class:`~phoenix_trio.quic.remains.ConnectionRemains`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from ..config import TransportConfig
+from ..metrics import ConnectionStatistics
+from . import events
+from .established.ecn import NOT_ECT
+from .established.runs import Run
+from .path_address import Address
+
+if TYPE_CHECKING:
+    from cryptography.x509 import Certificate
+
+__all__ = ["ApplicationFace", "DriverFace"]
+
+
+class DriverFace(Protocol):
+    """What the driver needs: datagrams, timers, events, and the end."""
+
+    # ------------------------------------------------------------------ receiving
+
+    def receive(self, data: bytes, address: Address, now: float, mark: int = NOT_ECT) -> None:
+        """Take one UDP payload, with its ECN codepoint, which was routed to this connection."""
+
+    def receive_run(
+        self,
+        data: bytes | bytearray,
+        start: int,
+        size: int,
+        address: Address,
+        now: float,
+        mark: int = NOT_ECT,
+        stop: int | None = None,
+    ) -> int:
+        """Take datagrams of `size` bytes (the last may be shorter) from `start` on.
+
+        They end at `stop` (``None``: with `data`).  Returns the position of the first one
+        which was not taken; at least one is taken.
+        """
+
+    # ------------------------------------------------------------------ sending
+
+    def begin_pass(self) -> None:
+        """A new round of sending begins."""
+
+    def transmit(self, now: float, slab: bytearray | None = None) -> list[Run]:
+        """A few runs of UDP payloads which may leave now; they may be views of `slab`."""
+
+    def has_more_to_send(self, now: float) -> bool:
+        """Whether :meth:`transmit` stopped only because its run was full."""
+
+    @property
+    def has_full_packet(self) -> bool:
+        """Whether so much stream data was never sent as fills a packet."""
+
+    # ------------------------------------------------------------------ timers
+
+    def next_deadline(self) -> float | None:
+        """When :meth:`on_timer` and :meth:`transmit` are due; ``None``: never."""
+
+    def on_timer(self, now: float) -> None:
+        """That time has come, or passed."""
+
+    def only_acknowledgement_due(self) -> float | None:
+        """When an acknowledgement is due, if that is all there is to do; else ``None``."""
+
+    # ------------------------------------------------------------------ events
+
+    @property
+    def has_events(self) -> bool:
+        """Whether :meth:`take_events` has any."""
+
+    def take_events(self) -> list[events.Event]:
+        """What has happened since the last call."""
+
+    @property
+    def reset_tokens_changed(self) -> bool:
+        """Whether :meth:`take_reset_tokens` would return other ones than the last time."""
+
+    def take_reset_tokens(self) -> set[bytes]:
+        """The stateless reset tokens of the peer's connection IDs at present."""
+
+    # ------------------------------------------------------------------ the end
+
+    @property
+    def came_from_one_address(self) -> bool:
+        """Server: whether the whole handshake came from the address of its first packet."""
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether the connection has ended, or a CONNECTION_CLOSE waits to be sent."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is sent or taken any more, except for answers to late packets."""
+
+    @property
+    def is_terminated(self) -> bool:
+        """Whether the closing period is over too, so that the connection can be forgotten."""
+
+    @property
+    def end_deadline(self) -> float | None:
+        """When the connection ends if nothing happens any more; ``None``: never."""
+
+    @property
+    def has_close_to_send(self) -> bool:
+        """Whether CONNECTION_CLOSE is still to be sent to the peer, or sent again."""
+
+    def close_application(self, error_code: int, reason: str) -> None:
+        """Close with an application code; stream data which is still buffered is dropped."""
+
+    def say_again(self) -> None:
+        """Send one more CONNECTION_CLOSE now, unless the peer is known to have it."""
+
+    def on_stateless_reset(self, now: float) -> None:
+        """A datagram ended in a stateless reset token of the peer (RFC 9000 section 10.3.1)."""
+
+    def on_handshake_timeout(self) -> None:
+        """Server: the handshake has taken too long; forget the client."""
+
+    def release(self) -> tuple[DriverFace, ApplicationFace] | None:
+        """Free the memory of a connection that is over.
+
+        Returns what takes its place towards the driver and the application; ``None``:
+        its memory was freed before.
+        """
+
+
+class ApplicationFace(Protocol):
+    """What :class:`~phoenix_trio.QuicConnection` needs.  No call waits."""
+
+    @property
+    def config(self) -> TransportConfig:
+        """Limits, buffers and timers of this connection."""
+
+    # ------------------------------------------------------------------ facts
+
+    def get_peer_address(self) -> Address | None:
+        """The address to which packets are sent at present; ``None``: there is none."""
+
+    @property
+    def peer_certificate(self) -> Certificate | None:
+        """The peer's certificate, if it was accepted."""
+
+    @property
+    def client_certificate_requested(self) -> bool:
+        """Client: whether the server has asked for a certificate."""
+
+    @property
+    def can_send_early_data(self) -> bool:
+        """Client: whether 0-RTT keys are available now."""
+
+    @property
+    def idle_timeout(self) -> float:
+        """The smaller of both sides' idle timeouts, in seconds; ``math.inf``: there is none."""
+
+    @property
+    def keep_alive(self) -> float | None:
+        """Seconds of silence after which a PING is sent; ``None``: never."""
+
+    def statistics(
+        self,
+        *,
+        datagrams_dropped_incoming: int,
+        flow_control_stalls: int,
+        stream_credit_stalls: int,
+        receive_buffer_bytes: int,
+    ) -> ConnectionStatistics:
+        """A snapshot; the arguments are what the Trio half counts."""
+
+    # ------------------------------------------------------------------ streams
+
+    def open_stream(self, *, unidirectional: bool) -> int | None:
+        """Open a stream; ``None`` while the peer does not permit another one."""
+
+    def want_stream(self, change: int, *, unidirectional: bool) -> None:
+        """A call begins (1) or ends (-1) to wait until :meth:`open_stream` has one."""
+
+    @property
+    def available_streams(self) -> int:
+        """How many bidirectional streams the peer permits to open now."""
+
+    def streams_left(self, *, unidirectional: bool) -> int:
+        """How many streams of this kind the peer permits to open now."""
+
+    @property
+    def streams_opened(self) -> int:
+        """Streams opened by this side."""
+
+    def let_go(self, stream_id: int, *, sending: bool = False, receiving: bool = False) -> bool:
+        """The application is done with these directions of the stream.
+
+        Returns whether that was the last of the stream, so that it is forgotten.
+        """
+
+    # ------------------------------------------------------------------ sending on streams
+
+    def send_room(self, stream_id: int, wanted: int = 1) -> int:
+        """Bytes which may be written to the stream now without exceeding the send buffers."""
+
+    def has_send_room(self, stream_id: int) -> bool:
+        """Whether a writer that had to wait should go on."""
+
+    def write(
+        self, stream_id: int, data: bytes | bytearray | memoryview, *, end_stream: bool = False
+    ) -> None:
+        """Append to a stream's send buffer; there is room for it."""
+
+    def written(self, stream_id: int) -> int:
+        """Bytes written to the stream so far."""
+
+    def is_acknowledged(self, stream_id: int, offset: int, *, with_fin: bool) -> bool:
+        """Whether the peer has acknowledged everything below `offset` (and the end)."""
+
+    @property
+    def has_unacknowledged_streams(self) -> bool:
+        """Whether any stream holds data, or an end, which the peer has not acknowledged."""
+
+    @property
+    def congestion_window(self) -> int:
+        """Bytes which may be in flight."""
+
+    @property
+    def rtt_smoothed(self) -> float | None:
+        """The smoothed round-trip time in seconds; ``None`` before the first sample."""
+
+    @property
+    def path_mtu(self) -> int:
+        """The largest UDP payload which is sent, in bytes."""
+
+    @property
+    def is_congested(self) -> bool:
+        """Whether more waits to be sent than the congestion window lets through at a time."""
+
+    def reset_sending(self, stream_id: int, error_code: int) -> None:
+        """Send RESET_STREAM, and drop what was not acknowledged."""
+
+    # ------------------------------------------------------------------ receiving on streams
+
+    def consume(self, stream_id: int, count: int) -> bool:
+        """The application has read `count` more bytes.
+
+        Returns whether :meth:`extend_credit` has something to do.
+        """
+
+    def extend_credit(self, stream_id: int, now: float) -> None:
+        """Announce to the peer that it may send as much more as was read."""
+
+    @property
+    def has_limits_to_send(self) -> bool:
+        """Whether credit waits to be announced to the peer."""
+
+    def stop_receiving(self, stream_id: int, error_code: int) -> None:
+        """Send STOP_SENDING, and discard what still arrives."""
+
+    # ------------------------------------------------------------------ datagrams, pings, keys
+
+    @property
+    def max_datagram_payload(self) -> int | None:
+        """The largest payload of a datagram at present; ``None``: the peer takes none."""
+
+    @property
+    def datagram_queue_is_full(self) -> bool:
+        """Whether the queue of datagrams to send has no room."""
+
+    @property
+    def has_queued_datagrams(self) -> bool:
+        """Whether any datagram waits to be sent."""
+
+    def want_datagram_room(self) -> None:
+        """Report :class:`~phoenix_trio.quic.events.SendProgress` when the queue has room again."""
+
+    def send_datagram(self, data: bytes) -> None:
+        """Queue a datagram; if the queue is full, the oldest one is dropped and counted."""
+
+    def send_ping(self, uid: int) -> None:
+        """Send a PING; its acknowledgement is reported with the same `uid`, 0 or more."""
+
+    @property
+    def can_update_keys(self) -> bool:
+        """Whether the peer has acknowledged a packet with the present keys."""
+
+    def update_keys(self) -> None:
+        """Begin a key update (RFC 9001 section 6.1) if :attr:`can_update_keys`."""
+
+    # ------------------------------------------------------------------ the end
+
+    def close_application(self, error_code: int, reason: str) -> None:
+        """Close with an application code; stream data which is still buffered is dropped."""

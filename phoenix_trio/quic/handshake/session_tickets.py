@@ -1,0 +1,182 @@
+"""Session tickets in memory: those which a server has issued, and those of a client.
+
+Floor 0.  For :mod:`~phoenix_trio.quic.handshake.tls`.  Tickets resume sessions (RFC 8446
+section 2.2).
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final, TypeAlias, final
+
+import attrs
+from aioquic.tls import SessionTicket
+
+__all__ = ["ServerTicketStore", "SessionStore", "TrustScopedSessions"]
+
+#: RFC 8446 section 4.6.1: no ticket may be kept for longer, whatever the server says.
+_LONGEST_TICKET_LIFETIME = dt.timedelta(days=7)
+
+#: Bytes of a ticket at most.  It travels in the ClientHello, which must not outgrow the 16 KiB
+#: of a handshake flight.
+_LARGEST_TICKET = 4096
+
+
+@final
+class ServerTicketStore:
+    """The session tickets a server has issued, each good for one resumption.
+
+    A ticket is taken out when it comes back, so no second ClientHello can
+    resume with it, which protects against replayed 0-RTT data (RFC 8446 section
+    8.1) within one process: tickets are not shared with other processes, nor kept
+    over a restart.  The oldest goes when
+    the store is full, and its client makes a full handshake.
+
+    Args:
+      max_tickets: how many tickets are kept, at least 1.
+    """
+
+    def __init__(self, max_tickets: int = 8192) -> None:
+        if max_tickets < 1:
+            raise ValueError(f"max_tickets must be at least 1, not {max_tickets}")
+        self._max_tickets = max_tickets
+        self._tickets: OrderedDict[bytes, SessionTicket] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._tickets)
+
+    def __repr__(self) -> str:
+        return f"<ServerTicketStore with {len(self)} of {self._max_tickets} tickets>"
+
+    def add(self, ticket: SessionTicket) -> None:
+        """Remember a ticket which was issued just now."""
+        self._tickets[ticket.ticket] = ticket
+        self._tickets.move_to_end(ticket.ticket)
+        while len(self._tickets) > self._max_tickets:
+            self._tickets.popitem(last=False)
+
+    def take(self, label: bytes) -> SessionTicket | None:
+        """The ticket with this label, which is forgotten; ``None``: unknown, used or expired."""
+        ticket = self._tickets.pop(label, None)
+        return ticket if ticket is not None and ticket.is_valid else None
+
+    def clear(self) -> None:
+        """Forget all tickets: every client makes a full handshake next time."""
+        self._tickets.clear()
+
+
+_SessionKey: TypeAlias = tuple[bytes, str, int, tuple[str, ...]]
+
+
+@final
+class SessionStore:
+    """A client's session tickets, in memory: they make the next handshake shorter.
+
+    A resumed handshake shows no certificate: the ticket stands for the
+    verification of the first one.  So tickets are found only by a
+    :class:`ClientTLS` with the same trust settings as the one which earned
+    them, also if several share a store.  Each ticket is used once (RFC 8446
+    appendix C.4: a second use would let observers link the connections).
+    The ticket which was used least recently goes when the store is full.
+
+    Args:
+      max_tickets: how many tickets are kept, at least 1.
+    """
+
+    #: Several connections at once need a ticket each; more would only be old ones.
+    TICKETS_PER_SERVER: Final = 4
+
+    def __init__(self, max_tickets: int = 256) -> None:
+        if max_tickets < 1:
+            raise ValueError(f"max_tickets must be at least 1, not {max_tickets}")
+        self._max_tickets = max_tickets
+        # Per server the oldest first; servers in the order of their last use.
+        self._tickets: OrderedDict[_SessionKey, list[SessionTicket]] = OrderedDict()
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __repr__(self) -> str:
+        return f"<SessionStore with {self._count} of {self._max_tickets} tickets>"
+
+    def put(
+        self,
+        server: str,
+        port: int,
+        alpn: Sequence[str],
+        ticket: SessionTicket,
+        *,
+        scope: bytes = b"",
+    ) -> None:
+        """Remember a ticket; one which is expired or larger than 4096 bytes is not kept.
+
+        Args:
+          server: the name which was verified.
+          port: the server's port.
+          alpn: the protocols which were offered.
+          ticket: what the server sent.
+          scope: stands for the trust settings under which it was earned.
+        """
+        if len(ticket.ticket) > _LARGEST_TICKET or not ticket.is_valid:
+            return
+        latest = ticket.not_valid_before + _LONGEST_TICKET_LIFETIME
+        if ticket.not_valid_after > latest:
+            ticket = replace(ticket, not_valid_after=latest)
+        key = (scope, server, port, tuple(alpn))
+        tickets = self._tickets.setdefault(key, [])
+        self._tickets.move_to_end(key)
+        tickets.append(ticket)
+        self._count += 1
+        if len(tickets) > self.TICKETS_PER_SERVER:
+            del tickets[0]
+            self._count -= 1
+        while self._count > self._max_tickets:
+            oldest_key, oldest = next(iter(self._tickets.items()))
+            del oldest[0]
+            self._count -= 1
+            if not oldest:
+                del self._tickets[oldest_key]
+
+    def take(
+        self, server: str, port: int, alpn: Sequence[str], *, scope: bytes = b""
+    ) -> SessionTicket | None:
+        """The newest valid ticket for this server, which is removed; ``None``: there is none."""
+        key = (scope, server, port, tuple(alpn))
+        tickets = self._tickets.get(key)
+        if tickets is None:
+            return None
+        self._tickets.move_to_end(key)
+        found = None
+        while tickets and found is None:
+            ticket = tickets.pop()
+            self._count -= 1
+            if ticket.is_valid:
+                found = ticket
+        if not tickets:
+            del self._tickets[key]
+        return found
+
+    def clear(self) -> None:
+        """Forget all tickets."""
+        self._tickets.clear()
+        self._count = 0
+
+
+@attrs.frozen(eq=False)
+class TrustScopedSessions:
+    """A :class:`SessionStore` as one :class:`ClientTLS` sees it: only tickets of equal trust."""
+
+    store: SessionStore
+    scope: bytes = attrs.field(repr=False)
+
+    def put(self, server: str, port: int, alpn: Sequence[str], ticket: SessionTicket) -> None:
+        """As :meth:`SessionStore.put`."""
+        self.store.put(server, port, alpn, ticket, scope=self.scope)
+
+    def take(self, server: str, port: int, alpn: Sequence[str]) -> SessionTicket | None:
+        """As :meth:`SessionStore.take`."""
+        return self.store.take(server, port, alpn, scope=self.scope)

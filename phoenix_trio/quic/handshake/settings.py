@@ -1,0 +1,186 @@
+"""From the settings of a client or a server to those of one handshake.
+
+Floor 1, sans-IO.  Made for each connection, so it costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Final, TextIO
+
+from aioquic import tls
+from aioquic.tls import SessionTicket
+
+from ..identities import Identity
+from ..server_names import normalize_server_name
+from ..wire.qlog import TraceLogger
+from .admission import CONNECTION_ID_LENGTH, SUPPORTED_VERSIONS, Admit
+from .initial_protection import InitialKeys
+from .tls import ClientTLS, ServerTLS
+from .tls_context import PhoenixTLSContext, Policy, adopt, client_policy, server_policy
+
+__all__ = ["HandshakeSettings", "MAX_EARLY_DATA", "client_settings", "server_settings"]
+
+#: RFC 9001 section 4.6.1: the only value which a ticket for 0-RTT may have.
+MAX_EARLY_DATA: Final = 0xFFFF_FFFF
+
+
+class HandshakeSettings:
+    """The values which are known before a handshake begins.
+
+    Args:
+      policy: how the peer's certificate is judged.
+      alpn: application protocols, the preferred one first.
+      key_log: takes the secrets in the format of NSS; ``None``: nothing does.
+      trace_logger: takes qlog events; ``None``: nothing does.
+      is_client: whether this side is the client.
+    """
+
+    __slots__ = (
+        "alpn",
+        "cid_length",
+        "destination_cid",
+        "find_ticket",
+        "identity",
+        "initial_keys",
+        "is_client",
+        "keep_ticket",
+        "key_log",
+        "original_destination_cid",
+        "policy",
+        "reset_token",
+        "retry_source_cid",
+        "server_name",
+        "ticket",
+        "trace_logger",
+        "versions",
+    )
+
+    def __init__(
+        self,
+        *,
+        policy: Policy,
+        alpn: Sequence[str],
+        key_log: TextIO | None,
+        trace_logger: TraceLogger | None,
+        is_client: bool,
+    ) -> None:
+        self.is_client = is_client
+        self.policy = policy
+        self.alpn = list(alpn)
+        self.key_log = key_log
+        self.trace_logger = trace_logger
+        self.versions: Sequence[int] = SUPPORTED_VERSIONS
+        """QUIC versions, the preferred one first."""
+        self.cid_length = CONNECTION_ID_LENGTH
+
+        # Clients.
+        self.server_name: str | None = None
+        self.ticket: SessionTicket | None = None
+        """Resumes a session."""
+
+        # Servers.
+        self.identity: Identity | None = None
+        self.find_ticket: Callable[[bytes], SessionTicket | None] | None = None
+        self.destination_cid = b""
+        """Of the packet which was admitted."""
+        self.original_destination_cid = b""
+        self.retry_source_cid: bytes | None = None
+        self.initial_keys: InitialKeys | None = None
+        """The client's, if they were derived to see that its packet is authentic."""
+        self.reset_token: Callable[[bytes], bytes] | None = None
+        """Derives the stateless reset token of a connection ID."""
+
+        # Both.
+        self.keep_ticket: Callable[[SessionTicket], None] | None = None
+        """Takes new tickets; ``None``: they are of no use."""
+
+    def make_context(self) -> tls.Context:
+        """The state of TLS; :meth:`adopt` follows once its callbacks are set."""
+        context = tls.Context(
+            is_client=self.is_client,
+            alpn_protocols=self.alpn,
+            max_early_data=None if self.is_client else MAX_EARLY_DATA,
+            server_name=self.server_name,
+        )
+        if self.identity is not None:
+            context.certificate = self.identity.certificate
+            context.certificate_chain = list(self.identity.chain)
+            context.certificate_private_key = self.identity.private_key
+        context.get_session_ticket_cb = self.find_ticket
+        return context
+
+    def adopt(self, context: tls.Context) -> PhoenixTLSContext:
+        """Put the context under the policy."""
+        identity = self.identity
+        return adopt(
+            context, self.policy, b"" if identity is None else identity.certificate_message
+        )
+
+
+def client_settings(
+    *,
+    client_tls: ClientTLS,
+    host: str,
+    port: int,
+    alpn: Sequence[str],
+    key_log: TextIO | None = None,
+    trace_logger: TraceLogger | None = None,
+) -> HandshakeSettings:
+    """For dialling `host`, to resume a session if the store has a ticket for it.
+
+    Raises:
+      ValueError: `host` is neither a DNS name nor an IP address.
+    """
+    server_name = client_tls.server_name or normalize_server_name(host)
+    settings = HandshakeSettings(
+        is_client=True,
+        policy=client_policy(client_tls, server_name),
+        alpn=alpn,
+        key_log=key_log,
+        trace_logger=trace_logger,
+    )
+    settings.server_name = server_name
+    store = client_tls.session_store
+    if store is not None:
+        names = tuple(alpn)
+        ticket = store.take(server_name, port, names)
+        if ticket is not None and not client_tls.early_data:
+            ticket = replace(ticket, max_early_data_size=None)  # resumption without 0-RTT
+        settings.ticket = ticket
+
+        def keep_ticket(new: SessionTicket) -> None:
+            store.put(server_name, port, names, new)
+
+        settings.keep_ticket = keep_ticket
+    return settings
+
+
+def server_settings(
+    *,
+    server_tls: ServerTLS,
+    alpn: Sequence[str],
+    admit: Admit,
+    reset_token: Callable[[bytes], bytes],
+    key_log: TextIO | None = None,
+    trace_logger: TraceLogger | None = None,
+) -> HandshakeSettings:
+    """For a client which was admitted, with the server's identity as it is now."""
+    identity = server_tls.identity
+    settings = HandshakeSettings(
+        is_client=False,
+        policy=server_policy(identity, server_tls),
+        alpn=alpn,
+        key_log=key_log,
+        trace_logger=trace_logger,
+    )
+    settings.identity = identity
+    settings.find_ticket = server_tls.tickets.take
+    settings.keep_ticket = server_tls.tickets.add
+    settings.destination_cid = admit.destination_cid
+    settings.original_destination_cid = admit.original_destination_cid
+    settings.retry_source_cid = admit.retry_source_cid
+    settings.initial_keys = admit.initial_keys
+    settings.reset_token = reset_token
+    return settings

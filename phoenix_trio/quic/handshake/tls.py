@@ -1,0 +1,355 @@
+"""The TLS settings of servers and clients: certificates, keys, trust, sessions.
+
+Floor 0.  For users, who make :class:`ServerTLS` and :class:`ClientTLS`, and for
+handshakes, which apply them.  Everything is read, parsed and checked when it is made, so
+that a mistake shows where it was made, and no handshake ever touches a file.  Reading
+files blocks for a moment: make these objects before the nursery gets busy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Final, final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from OpenSSL import crypto
+
+from ..identities import Identity, ServerIdentity
+from ..server_names import normalize_server_name
+from ..trust_stores import store_of, system_store
+from .pem import (
+    PEMSource,
+    PrivateKey,
+    check_pair,
+    load_certificates,
+    load_private_key,
+    name_of,
+    password_bytes,
+)
+from .session_tickets import ServerTicketStore, SessionStore, TrustScopedSessions
+from .verdicts import Verdicts
+
+__all__ = [
+    "DEFAULT_GROUPS",
+    "KNOWN_GROUPS",
+    "ClientTLS",
+    "Identity",
+    "PEMSource",
+    "PrivateKey",
+    "ServerIdentity",
+    "ServerTLS",
+    "ServerTicketStore",
+    "SessionStore",
+    "TrustScopedSessions",
+    "normalize_server_name",
+]
+
+#: The names of groups for key exchange (RFC 8446 section 4.2.7) which are known here.
+KNOWN_GROUPS = ("x25519", "secp256r1", "secp384r1", "x448")
+
+DEFAULT_GROUPS = ("x25519", "secp256r1")
+
+_RESET_SECRET_LABEL = b"phoenix_trio stateless reset secret"
+
+
+@final
+class ServerTLS:
+    """A server's certificate and key, and whether clients have to show certificates.
+
+    Each of the first three arguments is a path, or PEM (bytes, or text which
+    holds ``-----BEGIN``); certificate and key may be in one file.
+
+    Args:
+      certificate: the server's certificate, followed by those of intermediate
+        authorities, if any.
+      private_key: the certificate's key: P-256, P-384, Ed25519, Ed448 or RSA.
+      client_ca: authorities for client certificates.  If given, clients *must*
+        show a certificate which one of them has signed, and every connection
+        makes a full handshake, because a resumed one shows no certificate.
+      early_data: let clients which come back send data in their first flight
+        (0-RTT).  **An attacker can replay it** (RFC 8446 section 8, RFC 9001
+        section 9.2).  Tickets can be used once, which stops replays within one
+        process; several processes with the same key do not know of each other's.
+        Open it only to what may happen twice, or wait for the confirmed handshake.
+      password: of an encrypted `private_key`.
+
+    Raises:
+      OSError: a file cannot be read (FileNotFoundError, PermissionError and so
+        on); the text names the argument and the file.
+      TypeError: an argument has the wrong type.
+      ValueError: something cannot be parsed, the key does not belong to the
+        certificate, or is of a kind which TLS 1.3 here cannot use; the text
+        names the argument and the file.
+    """
+
+    def __init__(
+        self,
+        certificate: PEMSource,
+        private_key: PEMSource,
+        *,
+        client_ca: PEMSource | None = None,
+        early_data: bool = False,
+        password: bytes | str | None = None,
+    ) -> None:
+        if not isinstance(early_data, bool):
+            raise TypeError(f"early_data must be True or False, not {early_data!r}")
+        self._sources: tuple[PEMSource, PEMSource, PEMSource | None] = (
+            certificate,
+            private_key,
+            client_ca,
+        )
+        self._password = password_bytes(password)
+        self._identity = self._load(*self._sources)
+        self.early_data: Final = early_data
+        self.tickets: Final = ServerTicketStore()
+
+    def __repr__(self) -> str:
+        certificate, private_key, client_ca = self._sources
+        authority = "None" if client_ca is None else name_of(client_ca)
+        return (
+            f"ServerTLS({name_of(certificate)}, {name_of(private_key)}, "
+            f"client_ca={authority}, early_data={self.early_data})"
+        )
+
+    def _load(
+        self, certificate: PEMSource, private_key: PEMSource, client_ca: PEMSource | None
+    ) -> ServerIdentity:
+        certificates = load_certificates("certificate", certificate)
+        key = load_private_key("private_key", private_key, self._password)
+        check_pair(certificates, certificate, key, private_key)
+        store = None
+        if client_ca is not None:
+            store = store_of("client_ca", load_certificates("client_ca", client_ca))
+        return ServerIdentity(certificates[0], certificates[1:], key, store)
+
+    @property
+    def identity(self) -> ServerIdentity:
+        """The identity which connections take that are accepted from now on."""
+        return self._identity
+
+    def reload(
+        self,
+        certificate: PEMSource | None = None,
+        private_key: PEMSource | None = None,
+        client_ca: PEMSource | None = None,
+    ) -> None:
+        """Take a renewed certificate into use without a restart.
+
+        Connections which exist keep what they have.  What is not given is read
+        again from where it came from, so without arguments all files are read anew.
+
+        Raises:
+          OSError, TypeError, ValueError: as on construction; the old identity
+            stays in use, nothing has changed.
+        """
+        sources = tuple(
+            old if new is None else new
+            for old, new in zip(self._sources, (certificate, private_key, client_ca), strict=True)
+        )
+        new_certificate, new_key, new_client_ca = sources
+        assert new_certificate is not None
+        assert new_key is not None
+        self._identity = self._load(new_certificate, new_key, new_client_ca)
+        self._sources = (new_certificate, new_key, new_client_ca)
+
+    def stateless_reset_secret(self) -> bytes:
+        """32 bytes derived from the private key (RFC 9000 section 10.3.2).
+
+        The same after a restart with the same key, so that clients of the old
+        process learn at once that their connections are gone.
+        """
+        der = self._identity.private_key.private_bytes(
+            serialization.Encoding.DER,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+        return HKDF(hashes.SHA256(), 32, salt=None, info=_RESET_SECRET_LABEL).derive(der)
+
+
+def _pin(value: str | bytes) -> bytes:
+    if isinstance(value, bytes):
+        if len(value) != 32:
+            raise ValueError(f"pinned_sha256 must have 32 bytes, not {len(value)}")
+        return value
+    if not isinstance(value, str):
+        raise TypeError(f"pinned_sha256 must be text or bytes, not {type(value).__name__}")
+    text = value.replace(":", "")
+    # fromhex() alone would skip white space, and a short pin would go unnoticed.
+    if len(text) != 64 or not set(text) <= set("0123456789abcdefABCDEF"):
+        raise ValueError(
+            f"pinned_sha256 must be 64 hexadecimal digits, with or without colons, not {value!r}"
+        )
+    return bytes.fromhex(text)
+
+
+def _check_groups(groups: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(groups, str) or not all(isinstance(each, str) for each in groups):
+        raise TypeError(f"groups must be a sequence of names, not {groups!r}")
+    unknown = [each for each in groups if each not in KNOWN_GROUPS]
+    if unknown or not groups:
+        raise ValueError(f"groups must be some of {', '.join(KNOWN_GROUPS)}, not {groups!r}")
+    return tuple(dict.fromkeys(groups))
+
+
+@final
+class ClientTLS:
+    """Which servers a client trusts, and the certificate it shows to those which ask.
+
+    By default the server's certificate must lead to an authority which the
+    system trusts, be valid now, and name the server which was dialled.
+
+    Args:
+      ca: trust these authorities instead of the system's: a path, or PEM.
+      server_name: the DNS name or IP address which the certificate must name,
+        and which is sent to the server (SNI); ``None``: the host which is dialled.
+      certificate: a certificate to show to servers which ask for one, followed by
+        those of intermediate authorities; a path, or PEM.
+      private_key: the key of `certificate`; a path, or PEM.
+      pinned_sha256: accept exactly the certificate with this SHA-256 fingerprint
+        (32 bytes, or hexadecimal digits with or without colons), with any
+        signature and any name; it still has to be valid now.
+      session_store: where tickets are kept, to resume sessions.
+      early_data: send data in the first flight to servers which allow it.  **An
+        attacker can replay it** (RFC 8446 section 8); needs a `session_store`.
+      danger_accept_any_certificate: verify nothing but that the server has the key
+        of its certificate.  Any host on the path can pose as the server: for
+        experiments alone.
+      password: of an encrypted `private_key`.
+      groups: the groups for key exchange which are offered, the preferred one first:
+        of ``"x25519"``, ``"secp256r1"``, ``"secp384r1"``, ``"x448"``.  Every server
+        has to know ``"secp256r1"`` (RFC 8446 section 9.1), unless its profile forbids
+        that.  The first message has a key of the preferred group alone: a server which does
+        not know that group asks for another one, which takes one more round trip and refuses
+        early data.
+
+    Raises:
+      OSError: a file cannot be read; the text names the argument and the file.
+      TypeError: an argument has the wrong type.
+      ValueError: something cannot be parsed, or two arguments contradict each
+        other; the text names them.
+    """
+
+    def __init__(
+        self,
+        *,
+        ca: PEMSource | None = None,
+        server_name: str | None = None,
+        certificate: PEMSource | None = None,
+        private_key: PEMSource | None = None,
+        pinned_sha256: str | bytes | None = None,
+        session_store: SessionStore | None = None,
+        early_data: bool = False,
+        danger_accept_any_certificate: bool = False,
+        password: bytes | str | None = None,
+        groups: Sequence[str] = DEFAULT_GROUPS,
+    ) -> None:
+        for name, flag in (
+            ("early_data", early_data),
+            ("danger_accept_any_certificate", danger_accept_any_certificate),
+        ):
+            if not isinstance(flag, bool):
+                raise TypeError(f"{name} must be True or False, not {flag!r}")
+        if session_store is not None and not isinstance(session_store, SessionStore):
+            raise TypeError(f"session_store must be a SessionStore, not {session_store!r}")
+        kinds_of_trust = [
+            name
+            for name, is_given in (
+                ("ca", ca is not None),
+                ("pinned_sha256", pinned_sha256 is not None),
+                ("danger_accept_any_certificate", danger_accept_any_certificate),
+            )
+            if is_given
+        ]
+        if len(kinds_of_trust) > 1:
+            raise ValueError(
+                f"{' and '.join(kinds_of_trust)} contradict each other: each says by itself "
+                "which servers to trust"
+            )
+        if early_data and session_store is None:
+            raise ValueError("early_data needs a session_store: 0-RTT resumes an earlier session")
+        if (certificate is None) != (private_key is None):
+            given, missing = (
+                ("certificate", "private_key")
+                if private_key is None
+                else ("private_key", "certificate")
+            )
+            raise ValueError(f"{given} is of no use without {missing}")
+        if password is not None and private_key is None:
+            raise ValueError("password is of no use without private_key")
+
+        self.server_name: Final = (
+            None if server_name is None else normalize_server_name(server_name)
+        )
+        self.pinned_sha256: Final = None if pinned_sha256 is None else _pin(pinned_sha256)
+        self.early_data: Final = early_data
+        self.groups: Final = _check_groups(groups)
+        self.accepts_any_certificate: Final = danger_accept_any_certificate
+
+        trusted: tuple[x509.Certificate, ...] = ()
+        store: crypto.X509Store | None = None
+        self._ca_name: str | None = None
+        if ca is not None:
+            trusted = load_certificates("ca", ca)
+            store = store_of("ca", trusted)
+            self._ca_name = name_of(ca)
+        elif not kinds_of_trust:
+            store = system_store()
+        identity: Identity | None = None
+        if certificate is not None and private_key is not None:
+            certificates = load_certificates("certificate", certificate)
+            key = load_private_key("private_key", private_key, password_bytes(password))
+            check_pair(certificates, certificate, key, private_key)
+            identity = Identity(certificates[0], certificates[1:], key)
+        #: The trusted authorities; ``None`` where no chain is verified.
+        self.store: Final = store
+        #: About chains which `store` has verified.
+        self.verdicts: Final = Verdicts()
+        #: The certificate which is shown to servers that ask for one.
+        self.identity: Final = identity
+        #: Where this client's tickets are kept and found.
+        self.session_store: Final = (
+            None
+            if session_store is None
+            else TrustScopedSessions(session_store, self._trust_scope(trusted))
+        )
+
+    def _trust_scope(self, trusted: tuple[x509.Certificate, ...]) -> bytes:
+        """Equal for equal trust: what a ticket was worth when it was earned."""
+        digest = hashlib.sha256()
+        if self.accepts_any_certificate:
+            digest.update(b"any")
+        elif self.pinned_sha256 is not None:
+            digest.update(b"pin" + self.pinned_sha256)
+        elif trusted:
+            digest.update(b"ca")
+            for fingerprint in sorted(c.fingerprint(hashes.SHA256()) for c in trusted):
+                digest.update(fingerprint)
+        else:
+            digest.update(b"system")
+        # To the server, the ticket stands for the client's certificate as well.
+        digest.update(b"|")
+        if self.identity is not None:
+            digest.update(self.identity.certificate.fingerprint(hashes.SHA256()))
+        return digest.digest()
+
+    def __repr__(self) -> str:
+        fields = []
+        if self._ca_name is not None:
+            fields.append(f"ca={self._ca_name}")
+        if self.server_name is not None:
+            fields.append(f"server_name={self.server_name!r}")
+        if self.identity is not None:
+            subject = self.identity.certificate.subject.rfc4514_string()
+            fields.append(f"certificate=<{subject}>")
+        if self.pinned_sha256 is not None:
+            fields.append(f"pinned_sha256={self.pinned_sha256.hex()!r}")
+        if self.session_store is not None:
+            fields.append(f"session_store={self.session_store.store!r}")
+        if self.early_data:
+            fields.append("early_data=True")
+        if self.accepts_any_certificate:
+            fields.append("danger_accept_any_certificate=True")
+        return f"ClientTLS({', '.join(fields)})"

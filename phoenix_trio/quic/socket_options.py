@@ -1,0 +1,151 @@
+"""Options of a real UDP socket: fragmentation, buffers, GSO, GRO, ECN, and the interface's MTU.
+
+Floor 1.  Where the system lacks an option, the functions say so or do nothing.  Runs and
+marks are known on Linux only (``udp(7)``, ``ip(7)``, ``ipv6(7)``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import sys
+
+from .logs import bounded_logger
+from .path_address import SocketAddress, local_socket_address
+
+__all__ = [
+    "SOL_UDP",
+    "UDP_GRO",
+    "UDP_SEGMENT",
+    "can_gso",
+    "enable_ecn",
+    "enable_gro",
+    "forbid_fragments",
+    "granted_buffer",
+    "interface_mtu",
+    "set_buffers",
+]
+
+logger = bounded_logger("phoenix_trio.quic")
+
+# Linux has these; the socket module of Python 3.11 does not name them.
+_IP_MTU_DISCOVER = 10
+_IPV6_MTU_DISCOVER = 23
+_PMTUDISC_PROBE = 3
+_IP_MTU = 14
+_IPV6_MTU = 24
+_SO_SNDBUFFORCE = 32
+_SO_RCVBUFFORCE = 33
+_IP_RECVTOS = 13
+_IPV6_RECVTCLASS = 66
+SOL_UDP = 17
+UDP_SEGMENT = 103
+UDP_GRO = 104
+
+#: Kernel settings which were already complained of, with the size that was asked for.
+_warned: set[tuple[str, int]] = set()
+
+
+def forbid_fragments(raw: socket.socket, family: int) -> None:
+    """RFC 9000 section 14: QUIC packets must not be fragmented on the way."""
+    if sys.platform != "linux":
+        return
+    # Where a kernel lacks the option, packets are small enough by default.
+    with contextlib.suppress(OSError):
+        if family == socket.AF_INET6:
+            raw.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE)
+    with contextlib.suppress(OSError):
+        raw.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
+
+
+def can_gso(raw: socket.socket) -> bool:
+    """Whether the kernel knows UDP GSO; an interface may still refuse it later."""
+    if sys.platform != "linux":
+        return False
+    try:
+        raw.getsockopt(SOL_UDP, UDP_SEGMENT)
+    except OSError:
+        return False
+    return True
+
+
+def enable_gro(raw: socket.socket) -> bool:
+    """Ask for received datagrams in runs."""
+    if sys.platform != "linux":
+        return False
+    try:
+        raw.setsockopt(SOL_UDP, UDP_GRO, 1)
+    except OSError:
+        return False
+    return True
+
+
+def enable_ecn(raw: socket.socket) -> bool:
+    """Ask for the marks of received datagrams; whether marks can be used both ways."""
+    if sys.platform != "linux":
+        return False
+    try:
+        # (On a dual-stack socket both are needed.)
+        raw.setsockopt(socket.IPPROTO_IP, _IP_RECVTOS, 1)
+        if raw.family == socket.AF_INET6:
+            raw.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVTCLASS, 1)
+    except OSError:
+        return False
+    return True
+
+
+def granted_buffer(raw: socket.socket, option: int) -> int:
+    """The size of a buffer, ``SO_RCVBUF`` or ``SO_SNDBUF``, which the system has granted."""
+    size = raw.getsockopt(socket.SOL_SOCKET, option)
+    # Linux reports twice what was asked for, the double being room for its bookkeeping.
+    return size // 2 if sys.platform == "linux" else size
+
+
+def set_buffers(raw: socket.socket, size: int) -> None:
+    """Ask for buffers of `size` bytes; where the system grants less, say how to get more."""
+    for option, forced, setting in (
+        (socket.SO_RCVBUF, _SO_RCVBUFFORCE, "net.core.rmem_max"),
+        (socket.SO_SNDBUF, _SO_SNDBUFFORCE, "net.core.wmem_max"),
+    ):
+        with contextlib.suppress(OSError):
+            raw.setsockopt(socket.SOL_SOCKET, option, size)
+        if sys.platform == "linux" and granted_buffer(raw, option) < size:
+            # With CAP_NET_ADMIN the kernel's limit (net.core.rmem_max, wmem_max) does not count.
+            with contextlib.suppress(OSError):
+                raw.setsockopt(socket.SOL_SOCKET, forced, size)
+        granted = granted_buffer(raw, option)
+        if granted < size and (setting, size) not in _warned:
+            _warned.add((setting, size))
+            hint = f"; allow more: sysctl -w {setting}={size}" if sys.platform == "linux" else ""
+            logger.warning(
+                "asked for a UDP %s buffer of %d bytes, the system granted %d%s",
+                "receive" if option == socket.SO_RCVBUF else "send",
+                size,
+                granted,
+                hint,
+            )
+
+
+def interface_mtu(address: SocketAddress, local: str | None) -> int | None:
+    """The MTU of the interface towards `address`, in bytes; ``None``: unknown.
+
+    Args:
+      address: IPv4 addresses unmapped.
+      local: our own address, on which routes can depend; ``None``: the system's choice.
+    """
+    if sys.platform != "linux":
+        return None
+    is_ipv6 = ":" in address[0]
+    # Of a socket which is thrown away: connecting the real one would tie it to one peer.
+    try:
+        with socket.socket(
+            socket.AF_INET6 if is_ipv6 else socket.AF_INET, socket.SOCK_DGRAM
+        ) as scout:
+            if local is not None:
+                scout.bind(local_socket_address(local, 0))
+            scout.connect(address)
+            if is_ipv6:
+                return scout.getsockopt(socket.IPPROTO_IPV6, _IPV6_MTU)
+            return scout.getsockopt(socket.IPPROTO_IP, _IP_MTU)
+    except OSError:
+        return None

@@ -1,0 +1,67 @@
+"""Where qlog events go, and the events of 0-RTT and 1-RTT packets.
+
+Floor 0.  A connection has one trace, which it gets from a :class:`TraceLogger`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from .describe import describe_frames
+
+__all__ = ["Trace", "TraceLogger", "log_packet"]
+
+
+class Trace(Protocol):
+    """Takes the qlog events of one connection."""
+
+    def log_event(self, *, category: str, event: str, data: dict[str, Any]) -> None:
+        """Note one event."""
+
+
+class TraceLogger(Protocol):
+    """Makes the traces of connections."""
+
+    def start_trace(self, is_client: bool, odcid: bytes) -> Trace:
+        """The trace of a new connection.
+
+        Args:
+          is_client: which side writes it.
+          odcid: the original destination connection ID, by which traces are told apart.
+        """
+
+    def end_trace(self, trace: Any) -> None:
+        """The connection of this trace is over."""
+
+
+def log_packet(
+    trace: Trace,
+    event: str,
+    packet_type: str,
+    cid: bytes,
+    number: int,
+    size: int,
+    payload: bytes | bytearray,
+) -> None:
+    """Note that a packet was sent or received.
+
+    Args:
+      trace: takes the event.
+      event: ``"packet_sent"`` or ``"packet_received"``.
+      packet_type: ``"0RTT"`` or ``"1RTT"``.
+      cid: the destination connection ID.
+      number: the packet number.
+      size: bytes of the whole packet.
+      payload: its frames.
+    """
+    data: dict[str, Any] = {
+        "frames": describe_frames(payload),
+        "header": {
+            "packet_number": number,
+            "packet_type": packet_type,
+            "dcid": cid.hex(),
+            "scid": "",
+        },
+        "raw": {"length": size},
+    }
+    trace.log_event(category="transport", event=event, data=data)
