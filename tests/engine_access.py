@@ -406,6 +406,16 @@ def change_connection_id(engine: Engine) -> None:
 # ------------------------------------------------------------------ paths
 
 
+def bytes_sent_on_path(engine: Engine) -> int:
+    """Bytes which the engine has sent to the address in use, as it counts them."""
+    return engine.paths.all[0].bytes_sent
+
+
+def use_connection_id(engine: Engine, connection_id: bytes) -> None:
+    """Let the engine send to another of the peer's connection IDs, and retire nothing."""
+    engine.peer_ids.current.cid = connection_id
+
+
 def path_in_use(engine: Engine) -> Address:
     """The peer's address to which the engine sends."""
     return engine.paths.all[0].addr

@@ -97,12 +97,11 @@ class ApplicationCalls:
         """The connection IDs by which the peer may address us at present."""
         return [each.cid for each in self.state.local_ids.all]
 
-    def peer_reset_tokens(self) -> set[bytes]:
-        """The stateless reset tokens which the peer's connection IDs carry at present."""
-        return self.state.peer_ids.reset_tokens()
-
     def take_reset_tokens(self) -> set[bytes]:
-        """The same; :attr:`reset_tokens_changed` is false until they change again."""
+        """The stateless reset tokens which the peer's connection IDs carry at present.
+
+        :attr:`reset_tokens_changed` is false until they change again.
+        """
         self.state.peer_ids.tokens_changed = False
         return self.state.peer_ids.reset_tokens()
 

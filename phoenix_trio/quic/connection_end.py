@@ -211,7 +211,7 @@ class ConnectionEnd(ApplicationCalls):
         )
 
     def on_stateless_reset(self, now: float) -> None:
-        """A datagram ended in one of :meth:`peer_reset_tokens` (RFC 9000 section 10.3.1)."""
+        """A datagram ended in one of :meth:`take_reset_tokens` (RFC 9000 section 10.3.1)."""
         self._end_silently(Cause.STATELESS_RESET, NO_ERROR, "Stateless reset")
 
     def on_handshake_timeout(self) -> None:

@@ -146,7 +146,7 @@ async def idle_timeout(place: Meeting) -> None:
 async def stateless_reset(place: Meeting) -> None:
     async with place.dial() as client:
         server = await place.talk(client)
-        driver, token = server._driver, next(iter(engine_of(client).peer_reset_tokens()))
+        driver, token = server._driver, next(iter(engine_of(client).take_reset_tokens()))
         driver.socket.send_run(b"\x41" + os.urandom(30) + token, client_address(place))
         await trio.sleep(0.1)
         assert isinstance(client.close_reason, phoenix_trio.StatelessReset)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import phoenix_trio
 from phoenix_trio.quic import events
+from tests.engine_access import bytes_sent_on_path, use_connection_id
 from tests.engine_packets import open_sent
 from tests.packets import Level, Packet, headers_of
 from tests.support import EnginePair, Side, client_tls, server_tls
@@ -55,7 +56,7 @@ def levels(datagram: bytes) -> list[Level]:
 def assert_all_counted(pair: Recorded) -> None:
     """What the paths believe that was sent is what was sent (RFC 9000 section 8.1)."""
     for side in pair.sides:
-        counted = side.engine.paths.all[0].bytes_sent
+        counted = bytes_sent_on_path(side.engine)
         assert counted == sum(map(len, pair.sent_by(client=side is pair.client)))
 
 
@@ -168,7 +169,7 @@ def test_all_packets_of_a_datagram_have_the_same_connection_id() -> None:
     pair = Recorded()
     pair.step_until_the_client_is_done()
     pair.ask()
-    pair.client.engine.peer_ids.current.cid = b"another!"
+    use_connection_id(pair.client.engine, b"another!")
     before = len(pair.datagrams)
     pair.flush(pair.client)
     sent = [levels(datagram) for _, datagram in pair.datagrams[before:]]

@@ -358,7 +358,7 @@ def test_certifis_authorities_stand_in_for_missing_system_ones(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     loaded: list[Any] = []
-    from phoenix_trio.quic import trust_stores as module
+    from phoenix_trio.quic.handshake import trust_stores as module
 
     def record(cafile: Any, version: int, capath: Any) -> Any:
         loaded.append((cafile, capath))

@@ -84,7 +84,7 @@ class LocalIds:
         self.largest_issued = 0
         """The largest sequence number of which the peer was told."""
         self.replace_at = math.inf
-        """When to replace those which were retired too soon one after the other."""
+        """When to replace retired ones, if the peer has retired many at once; else infinite."""
         self._length = len(first)
         self._limit = 0
         self._next_number = 1

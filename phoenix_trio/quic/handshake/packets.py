@@ -1,7 +1,7 @@
 """Packets with long headers: what their headers say, how they are sealed and opened.
 
 Floor 1, sans-IO, pure functions (RFC 9000 section 17.2, RFC 9369 section 3.2).  Headers
-are not authenticated yet: malformed ones, or such that are cut short, are no packet at all.
+are not authenticated yet: a malformed or truncated one is no packet.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ from typing import TypeAlias
 import attrs
 from OpenSSL import crypto
 
-from ..identities import Identity, ServerIdentity
-from ..server_names import normalize_server_name
+from .identities import Identity, ServerIdentity
+from .server_names import normalize_server_name
 from .tls import DEFAULT_GROUPS, ClientTLS, ServerTLS
 from .verdicts import Verdicts
 

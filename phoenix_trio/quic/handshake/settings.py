@@ -12,11 +12,11 @@ from typing import Final, TextIO
 from aioquic import tls
 from aioquic.tls import SessionTicket
 
-from ..identities import Identity
-from ..server_names import normalize_server_name
 from ..wire.qlog import TraceLogger
 from .admission import CONNECTION_ID_LENGTH, SUPPORTED_VERSIONS, Admit
+from .identities import Identity
 from .initial_protection import InitialKeys
+from .server_names import normalize_server_name
 from .tls import ClientTLS, ServerTLS
 from .tls_context import PhoenixTLSContext, Policy, adopt, client_policy, server_policy
 

@@ -17,9 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from OpenSSL import crypto
 
-from ..identities import Identity, ServerIdentity
-from ..server_names import normalize_server_name
-from ..trust_stores import store_of, system_store
+from .identities import Identity, ServerIdentity
 from .pem import (
     PEMSource,
     PrivateKey,
@@ -29,7 +27,9 @@ from .pem import (
     name_of,
     password_bytes,
 )
+from .server_names import normalize_server_name
 from .session_tickets import ServerTicketStore, SessionStore, TrustScopedSessions
+from .trust_stores import store_of, system_store
 from .verdicts import Verdicts
 
 __all__ = [

@@ -291,7 +291,7 @@ def build_close(s: HandshakeState, now: float) -> list[tuple[bytes, Address]]:
 
 
 def early_close(code: int, frame_type: int | None, reason: str) -> tuple[int, int, str]:
-    """What is told before the handshake is complete: no reason (RFC 9000 section 10.2.3)."""
+    """RFC 9000 section 10.2.3: reasons of an application are for an authenticated peer only."""
     if frame_type is None:
         return APPLICATION_ERROR, 0, ""
     return code, frame_type, reason

@@ -10,9 +10,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from OpenSSL import crypto
 
-from .handshake.pem import PrivateKey
-from .handshake.tls_messages import build_certificate
-from .handshake.verdicts import Verdicts
+from .pem import PrivateKey
+from .tls_messages import build_certificate
+from .verdicts import Verdicts
 
 __all__ = ["Identity", "ServerIdentity"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 from functools import lru_cache
 
-from .handshake.certificates import ascii_dns_name
+from .certificates import ascii_dns_name
 
 __all__ = ["normalize_server_name"]
 
