@@ -56,6 +56,7 @@ from .quic.endpoint import DEFAULT_ALPN, Endpoint, open_connection
 from .quic.handshake.tls import ClientTLS, ServerTLS, SessionStore
 from .quic.listener import QuicListener, StreamListener
 from .quic.serving import open_listener, open_stream_listener, serve
+from .quic.wire.compiled import is_compiled
 from .streams import (
     BatchReceiver,
     BatchSender,
@@ -106,6 +107,7 @@ __all__ = [
     "TransportConfig",
     "VersionNegotiationFailed",
     "__version__",
+    "is_compiled",
     "open_connection",
     "open_listener",
     "open_stream_listener",

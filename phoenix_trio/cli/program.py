@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .. import __version__
+from .. import __version__, is_compiled
 from .bench import benchmark_commands
 from .certificate import certificate
 from .demo import demo
@@ -15,7 +15,11 @@ __all__ = ["program"]
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(__version__, prog_name="phoenix-trio")
+@click.version_option(
+    __version__,
+    prog_name="phoenix-trio",
+    message=f"%(prog)s %(version)s ({'compiled' if is_compiled else 'pure Python'})",
+)
 def program() -> None:
     """Move files over QUIC, and see what QUIC over Trio can do.
 

@@ -366,8 +366,10 @@ def heard_by_us(payloads: list[bytes], *, client: bool) -> dict[str, Any]:
         count += 1
     del payloads[count:]
     reader.gather(pair.now)
+    closed = close_code(reader.engine)
     return {
-        "closed": close_code(reader.engine),
+        # (Frame type 0: none is known, RFC 9000 section 19.19; aioquic then says nothing.)
+        "closed": (closed[0], closed[1] or 0) if closed else None,
         "data": reader.received,
         "ends": {e.stream_id for e in reader.of(events.StreamDataReceived) if e.end_stream},
         "resets": [
@@ -397,7 +399,6 @@ def heard_by_aioquic(payloads: list[bytes], *, client: bool) -> dict[str, Any]:
     pair.run(5.0)  # if it has closed the connection, it says so when it has drained
     closed = pair.stock.of(stock_events.ConnectionTerminated)
     return {
-        # (Frame type 0: none is known, RFC 9000 section 19.19.)
         "closed": (closed[0].error_code, closed[0].frame_type or 0) if closed else None,
         "data": pair.stock.received,
         "ends": pair.stock.ended,

@@ -37,6 +37,9 @@ class DatagramQueue:
     def __len__(self) -> int:
         return len(self._queue)
 
+    def __bool__(self) -> bool:
+        return bool(self._queue)
+
     def append(self, data: bytes) -> None:
         """Add a datagram, dropping older ones where there is no room for it."""
         queue = self._queue

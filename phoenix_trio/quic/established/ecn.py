@@ -12,8 +12,6 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 
-import attrs
-
 __all__ = ["CE", "ECT_0", "ECT_1", "NOT_ECT", "EcnMarking", "ReceivedMarks"]
 
 # The two bits in the IP header (RFC 3168 section 5).
@@ -28,13 +26,15 @@ TESTING_PACKETS = 10
 _NEVER = 1 << 62
 
 
-@attrs.define
 class ReceivedMarks:
     """Packets received of one packet number space, by their mark."""
 
-    ect_0: int = 0
-    ect_1: int = 0
-    congestion: int = 0
+    __slots__ = ("congestion", "ect_0", "ect_1")
+
+    def __init__(self) -> None:
+        self.ect_0 = 0
+        self.ect_1 = 0
+        self.congestion = 0
 
     def count(self, mark: int, packets: int = 1) -> None:
         """`packets` more, all with the same mark."""

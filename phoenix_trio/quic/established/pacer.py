@@ -83,10 +83,10 @@ class Pacer:
             self._updated_at = now
         capacity = _BURST_SECONDS * rate
         if capacity > window:
-            capacity = window
+            capacity = float(window)
         least = _BURST_PACKETS * self.max_datagram_size
         if capacity < least:
-            capacity = least
+            capacity = float(least)
         if tokens > capacity:
             tokens = capacity
         self._tokens = tokens

@@ -67,6 +67,9 @@ class ReassemblyBuffer:
         """Pieces held."""
         return len(self._starts)
 
+    def __bool__(self) -> bool:
+        return len(self._starts) > 0
+
     def add(self, offset: int, data: bytes) -> None:
         """Keep what is new of `data`, which begins at `offset`.
 

@@ -10,18 +10,15 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from itertools import islice
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final, Protocol
 
 from ..wire import frames
 from ..wire.errors import PROTOCOL_VIOLATION, TransportError
 from .congestion import NO_THRESHOLD, Control
 from .pacer import Pacer
 from .rtt import RoundTrip
-from .sent_packet import SentPacket
+from .sent_packet import DataSender, SentPacket
 from .skipped_numbers import SkippedNumbers
-
-if TYPE_CHECKING:
-    from .send_stream import SendStream
 
 __all__ = ["MAX_UNACKNOWLEDGED_PACKETS", "FrameOwner", "Recovery"]
 
@@ -258,7 +255,7 @@ class Recovery:
         eliciting = size = largest_size = 0
         acknowledges = -1
         # STREAM frames of one stream which follow each other are reported as one.
-        sender: SendStream | None = None
+        sender: DataSender | None = None
         start = stop = 0
         fin = False
         index, total = 0, len(numbers)
@@ -378,7 +375,7 @@ class Recovery:
         sent, owner = self.sent, self.owner
         size = largest_size = eliciting = 0
         latest = -_NEVER
-        sender: SendStream | None = None
+        sender: DataSender | None = None
         start = stop = 0
         fin = False
         for number in numbers:

@@ -33,6 +33,9 @@ class SendBuffer:
     def __len__(self) -> int:
         return self.stop - self.start
 
+    def __bool__(self) -> bool:
+        return self.stop > self.start
+
     def append(self, data: bytes | bytearray | memoryview, *, keep: bool = True) -> bool:
         """Add `data` at the end.
 

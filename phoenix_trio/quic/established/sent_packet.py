@@ -6,12 +6,25 @@ of one stream's data which were built together, with consecutive numbers.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from .send_stream import SendStream
+__all__ = ["DataSender", "SentPacket"]
 
-__all__ = ["SentPacket"]
+
+class DataSender(Protocol):
+    """The sending part of a stream, as recovery sees it.
+
+    Each call is about the bytes from `start` to `stop`, and with `fin` about the stream's end.
+    """
+
+    def on_acknowledged(self, start: int, stop: int, fin: bool) -> None:
+        """The peer has them."""
+
+    def on_lost(self, start: int, stop: int, fin: bool) -> None:
+        """They are lost, and to be sent again."""
+
+    def repeat(self, start: int, stop: int, fin: bool) -> None:
+        """They are to be sent once more, by a probe: they may not be lost."""
 
 
 class SentPacket:
@@ -65,10 +78,10 @@ class SentPacket:
         self.in_flight: bool = False
         self.is_zero_rtt: bool = False
         self.acknowledges: int = -1
-        self.sender: SendStream | None = None
+        self.sender: DataSender | None = None
         self.start: int = 0
         self.stop: int = 0
         self.fin: bool = False
         self.capacity: int = 0
-        self.streams: list[tuple[SendStream, int, int, bool]] | None = None
+        self.streams: list[tuple[DataSender, int, int, bool]] | None = None
         self.control: list[tuple[int, int, int]] | None = None

@@ -108,6 +108,9 @@ class Ranges:
         """How many ranges there are; an empty set is false."""
         return len(self.starts)
 
+    def __bool__(self) -> bool:
+        return len(self.starts) > 0
+
     def __iter__(self) -> Iterator[range]:
         return map(range, self.starts, self.stops)
 

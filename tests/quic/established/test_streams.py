@@ -867,8 +867,9 @@ def early_client() -> tuple[Side, PeerParameters]:
 
 def copy(parameters: PeerParameters, **changes: int) -> PeerParameters:
     result = PeerParameters()
-    for name in PeerParameters.__slots__:
-        setattr(result, name, changes.get(name, getattr(parameters, name)))
+    for name in dir(parameters):
+        if not name.startswith("_"):
+            setattr(result, name, changes.get(name, getattr(parameters, name)))
     return result
 
 
@@ -1011,11 +1012,12 @@ def test_an_ended_connection_holds_only_what_can_still_be_read() -> None:
 def test_released_streams_are_freed_at_once() -> None:
     """Packets in flight keep their stream alive, not all of them."""
 
-    class Marked(Streams):
-        __slots__ = ("__weakref__",)
+    class Events(list[events.Event]):
+        """What only the streams refer to."""
 
     config = TransportConfig()
-    streams = Marked(True, config, EndpointMemory(config), [])
+    queue = Events()
+    streams = Streams(True, config, EndpointMemory(config), queue)
     streams.set_peer_limits(parameters_of(Side(False, config).streams, config))
     stream_id = streams.open_stream(unidirectional=False)
     assert stream_id is not None
@@ -1023,7 +1025,8 @@ def test_released_streams_are_freed_at_once() -> None:
     streams.stop_receiving(stream_id, 1)
     record = SentPacket(0, 0.0)
     streams.sending.fill_data([], 1200, record)
-    reference = weakref.ref(streams)
+    reference = weakref.ref(queue)
+    del queue
     gc.collect()
     gc.disable()
     try:
