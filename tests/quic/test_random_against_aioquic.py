@@ -303,6 +303,18 @@ PROTOCOL_VIOLATION = 0x0A
 
 NEW_CONNECTION_ID = 0x18
 
+#: How we close, and aioquic does not: CRYPTO of a client after the handshake (RFC 9001 section
+#: 4.4), an acknowledgement of what was not sent (RFC 9000 section 13.1), an empty token (19.7),
+#: retiring a connection ID which was not announced yet (19.16), a long frame type (12.4).
+OURS_ALONE = (
+    (PROTOCOL_VIOLATION, 0x00),
+    (PROTOCOL_VIOLATION, 0x19),
+    (0x010A, 0x06),
+    (PROTOCOL_VIOLATION, 0x02),
+    (PROTOCOL_VIOLATION, 0x03),
+    (FRAME_ENCODING_ERROR, 0x07),
+)
+
 
 def any_payload(generator: random.Random) -> bytes:
     """Some frames on which both ends should agree, as far as they are well-formed.
@@ -412,6 +424,9 @@ def heard_by_aioquic(payloads: list[bytes], *, client: bool) -> dict[str, Any]:
 
 @pytest.mark.parametrize("client", [True, False], ids=["client", "server"])
 @given(seed=st.integers(0, 2**32))
+@example(seed=13207)
+@example(seed=2005955)
+@example(seed=1008795)
 @examples(100)
 def test_whatever_a_peer_says_we_understand_what_aioquic_does(seed: int, client: bool) -> None:
     generator = random.Random(seed)
@@ -420,6 +435,8 @@ def test_whatever_a_peer_says_we_understand_what_aioquic_does(seed: int, client:
     stock = heard_by_aioquic(payloads, client=client)
     for heard in (ours, stock):
         heard["data"] = {key: bytes(value) for key, value in heard["data"].items() if value}
+    # Such frames also come about where lengths are wrong; see `any_payload`.
+    assume(ours["closed"] not in OURS_ALONE)
     # RFC 9000 section 19.15: a Retire Prior To above the sequence number is a wrong encoding.
     if stock["closed"] == (PROTOCOL_VIOLATION, NEW_CONNECTION_ID):
         assert ours["closed"] == (FRAME_ENCODING_ERROR, NEW_CONNECTION_ID)
