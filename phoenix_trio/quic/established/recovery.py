@@ -470,8 +470,8 @@ class Recovery:
     def on_timeout(self, now: float, can_probe: bool = True) -> bool:
         """The :meth:`deadline` may have come; whether a probe is to be sent.
 
-        The probe carries what is in the oldest packet (RFC 9002 section 6.2.4), which counts
-        as lost, but not as a sign of congestion.
+        The probe carries what is in the oldest packet (RFC 9002 section 6.2.4) which has to
+        be repeated: that one counts as lost, but not as a sign of congestion.
         """
         due = self.deadline(can_probe)
         if now < due or due == _NEVER:
@@ -486,10 +486,15 @@ class Recovery:
         self.probe_timeouts += 1
         if patience * (2 << self.pto_count) <= self.longest_backoff:
             self.pto_count += 1
+        oldest = -1
         for number, packet in self.sent.items():
-            if packet.eliciting:
-                self.declare_lost([number], False, now)
+            if packet.eliciting and _has_to_be_repeated(packet):
+                oldest = number
                 break
+            if packet.eliciting and oldest < 0:
+                oldest = number
+        if oldest >= 0:
+            self.declare_lost([oldest], False, now)
         return True
 
     def repeat_oldest(self) -> bool:
@@ -565,6 +570,14 @@ def _newly_acknowledged(sent: dict[int, SentPacket], ranges: list[tuple[int, int
                 found += numbers[bisect_left(numbers, start) : bisect_left(numbers, stop)]
         return found
     return []
+
+
+def _has_to_be_repeated(packet: SentPacket) -> bool:
+    """Whether it has more than PINGs and DATAGRAMs; probes of the path MTU are not in flight."""
+    if packet.sender is not None:
+        return True
+    kinds = [kind for kind, _, _ in packet.control or () if kind != frames.PING]
+    return packet.in_flight and bool(kinds)
 
 
 def _never_sent() -> TransportError:

@@ -586,6 +586,32 @@ def test_the_data_of_the_oldest_packet_is_sent_again_without_a_sign_of_congestio
     assert sender.owner.lost_packets[0][1] == SIZE, "large packets may vanish on this path"
 
 
+def test_a_probe_repeats_data_sooner_than_what_is_worth_nothing() -> None:
+    """Each probe waits twice as long as the one before it."""
+    sender = Sender()
+    now = sender.sample(1.0)
+    for in_flight, control in (
+        (False, [(-1, 1400, 0)]),
+        (True, [(frames.PING, -1, 0)]),
+        (True, None),
+    ):
+        packet = sender.packet(now)
+        packet.in_flight, packet.control = in_flight, control
+        sender.recovery.on_sent(packet)
+    packet = sender.packet(now)
+    packet.control = [(frames.PING, 5, 0), (frames.MAX_DATA, 1000, 0)]
+    sender.recovery.on_sent(packet)
+    sender.send(now)
+    assert sender.recovery.on_timeout(sender.recovery.deadline())
+    assert sender.owner.lost == [(frames.PING, 5, 0), (frames.MAX_DATA, 1000, 0)]
+    assert sender.recovery.on_timeout(sender.recovery.deadline())
+    assert sender.stream.lost == [(CAPACITY, 2 * CAPACITY, False)]
+    # The others after that, for large packets may vanish on this path.
+    assert len(sender.recovery.sent) == 3
+    assert sender.recovery.on_timeout(sender.recovery.deadline())
+    assert sender.owner.lost[2:] == [(-1, 1400, 0)]
+
+
 def test_no_probe_is_due_before_the_handshake_is_confirmed_or_without_room_for_it() -> None:
     """RFC 9002 sections 6.2.1 and 6.2.2.1."""
     sender = Sender(confirmed=False)
