@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from typing import Final
 
-from ..config import TransportConfig
+from ..config import SMALLEST_UDP_PAYLOAD, TransportConfig
 from . import events
 from .connection_end import ConnectionEnd
 from .established.congestion import make_control
@@ -39,8 +39,6 @@ __all__ = ["Engine"]
 #: Seconds by which a timer is taken to be later than it is: the sum which makes a deadline
 #: may be rounded up, and the clock may stand still.
 _TIMER_SLACK: Final = 1e-6
-
-_SMALLEST_DATAGRAM: Final = 1200
 
 
 class Engine(ConnectionEnd):
@@ -73,7 +71,7 @@ class Engine(ConnectionEnd):
         self.receive_memory = memory.receive
         self.paths = Paths(settings.is_client)
         self.rtt = RoundTrip(config.initial_rtt)
-        self.control = make_control(config.congestion_control, _SMALLEST_DATAGRAM)
+        self.control = make_control(config.congestion_control, SMALLEST_UDP_PAYLOAD)
         # More than can be buffered cannot be in flight; packets' own overhead is on top.
         self.control.maximum_window = 2 * config.send_buffer_size
         self.streams = Streams(

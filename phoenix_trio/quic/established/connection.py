@@ -270,7 +270,7 @@ class Established:
         if now >= s.local_ids.replace_at:
             s.local_ids.replace(now)
         active = s.paths.all[0]
-        can_probe = active.is_validated or active.can_send(_LARGEST_ACK_PACKET)
+        can_probe = active.can_send(_LARGEST_ACK_PACKET)
         if s.recovery.on_timeout(now, can_probe):
             s.probe_pending = True
         return now < s.paths.deadline() or s.paths.abandon()

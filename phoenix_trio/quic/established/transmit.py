@@ -292,13 +292,7 @@ def _build(
     room = size - 1 - len(cid) - NUMBER_SIZE - TAG_SIZE
     acknowledges = received.ack_at < math.inf
     if acknowledges:
-        marks = received.marks
-        frame = frames.build_ack(
-            received.to_acknowledge,
-            max(0, int((now - received.largest_time) * 1_000_000)) >> _ACK_DELAY_EXPONENT,
-            min(room, _LARGEST_ACK),
-            None if marks is None else marks.as_fields(),
-        )
+        frame = _ack_frame(s, now, min(room, _LARGEST_ACK))
         if frame:
             parts.append(frame)
             room -= len(frame)
@@ -510,6 +504,18 @@ def _build_mtu_probe(s: State, now: float) -> bytes | None:
     return data
 
 
+def _ack_frame(s: State, now: float, room: int) -> bytes:
+    """The ACK frame of what was received, in at most *room* bytes (RFC 9000 section 19.3)."""
+    received = s.received
+    marks = received.marks
+    return frames.build_ack(
+        received.to_acknowledge,
+        max(0, int((now - received.largest_time) * 1_000_000)) >> _ACK_DELAY_EXPONENT,
+        room,
+        None if marks is None else marks.as_fields(),
+    )
+
+
 def build_close(s: State, now: float, frame: bytes) -> bytes | None:
     """A packet with a CONNECTION_CLOSE frame; ``None``: there are no keys yet, or no more.
 
@@ -519,19 +525,9 @@ def build_close(s: State, now: float, frame: bytes) -> bytes | None:
     """
     if s.keys.send is None:
         return None
-    received = s.received
     payload = frame
-    if received.ack_at < math.inf:
-        marks = received.marks
-        payload = (
-            frames.build_ack(
-                received.to_acknowledge,
-                max(0, int((now - received.largest_time) * 1_000_000)) >> _ACK_DELAY_EXPONENT,
-                _LARGEST_ACK,
-                None if marks is None else marks.as_fields(),
-            )
-            + frame
-        )
+    if s.received.ack_at < math.inf:
+        payload = _ack_frame(s, now, _LARGEST_ACK) + frame
     packet = SentPacket(s.recovery.take_number(), now)
     data = _seal(s, s.peer_ids.current.cid, packet, payload)
     s.recovery.on_sent(packet)
