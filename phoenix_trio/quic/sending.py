@@ -28,8 +28,15 @@ __all__ = ["Sender"]
 BUILDS_PER_CONNECTION = 4
 
 #: Passes of the scheduler for which small packets wait while applications go on writing,
-#: besides the first.  An exchange of messages takes about six passes at each end.
-PASSES_TO_COALESCE = 5
+#: besides the first, and seconds.  Tasks that were woken by one packet answer in different
+#: passes: with 100 requests at a time, answers in one packet instead of several save a
+#: fifth of the processor time.  The time bounds the delay where passes are long.
+PASSES_TO_COALESCE = 15
+SECONDS_TO_COALESCE = 0.001
+
+#: Of these, passes without a write for which to wait for a task that has written and is
+#: still running.  Between an answer and the end of its stream are two.
+QUIET_PASSES = 2
 
 #: Dirty connections above which waiting longer gains nothing.
 ENOUGH_DIRTY_ROUTES = 16
@@ -164,18 +171,25 @@ class Sender:
 
         Frames that belong together should leave together: the answer, then, after a look
         for more to read, the end of the stream.  So should what other streams say at the
-        same time, because a packet costs far more than a frame.  The wait is short, and a
-        full packet ends it.
+        same time, because a packet costs far more than a frame.  A task that has written
+        and does not wait yet is probably not done: between its writes are calls that write
+        nothing, and each takes a pass.  The wait is short, and a full packet ends it.
         """
         if not self.dirty:
             return  # (All was sent when its writers came to rest.)
+        until = trio.current_time() + SECONDS_TO_COALESCE
+        quiet_passes = 0
         await trio.lowlevel.checkpoint()
         for _ in range(PASSES_TO_COALESCE):
             if not self.dirty:
                 break
             self.is_quiet = True
             await trio.lowlevel.checkpoint()
-            if self.is_quiet or len(self.dirty) > ENOUGH_DIRTY_ROUTES:
+            if self.is_quiet:
+                quiet_passes += 1
+                if quiet_passes > QUIET_PASSES or not any(route.writers for route in self.dirty):
+                    break
+            if len(self.dirty) > ENOUGH_DIRTY_ROUTES or trio.current_time() > until:
                 break
             if any(route.engine.has_full_packet for route in self.dirty):
                 break
