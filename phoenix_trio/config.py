@@ -150,8 +150,11 @@ class TransportConfig:
     max_message_size: int = attrs.field(
         default=16 * MEBIBYTE, validator=_integer(1, 1024 * MEBIBYTE)
     )
-    """The largest message, or item of a sequence, which is taken in, in bytes, unless the
-    call says otherwise (1 to 1 GiB).  Larger ones are refused; others are not concerned."""
+    """The largest message, or item of a sequence, which is taken in, in bytes (1 to 1 GiB).
+
+    Peers are told, so that they do not send larger ones; what comes all the same is refused
+    by its header.  A call which receives may take less.  16 MiB: what is larger is better
+    sent as a striped transfer, which needs no memory of its size."""
 
     batch_bytes: int = attrs.field(default=64 * KIBIBYTE, validator=_integer(1, 64 * MEBIBYTE))
     """A batch of small messages leaves at this size, in bytes, unless the call says otherwise.

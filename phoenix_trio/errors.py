@@ -22,6 +22,7 @@ __all__ = [
     "CertificatePinMismatch",
     "CertificateUntrusted",
     "ClientCertificateRequired",
+    "CompressionUnsupported",
     "ConnectionBroken",
     "ConnectionClosedByPeer",
     "ConnectionRefused",
@@ -30,6 +31,9 @@ __all__ = [
     "DatagramsUnsupported",
     "HandshakeFailed",
     "HandshakeTimedOut",
+    "MessageRefused",
+    "MessageRefusedByPeer",
+    "MessageTooLarge",
     "NoCommonProtocol",
     "ProtocolError",
     "StatelessReset",
@@ -214,6 +218,27 @@ class StreamStopped(StreamBroken):
     """Sending: the peer does not want the rest of this stream (STOP_SENDING)."""
 
 
+class MessageRefusedByPeer(StreamStopped):
+    """Sending: the peer does not take this message, or this item of a sequence or batch.
+
+    The connection, and other messages on it, go on.
+
+    Attributes:
+      stream_id: the stream's ID.
+      error_code: why, an :class:`ApplicationErrorCode` where the peer uses one.
+      size: the size of the message in bytes, before compression.  Of a sequence or a batching
+        channel it is the largest item which was sent.
+      limit: the largest message which the peer takes, in bytes; ``None``: it did not say.
+    """
+
+    def __init__(
+        self, message: str, *, stream_id: int, error_code: int, size: int, limit: int | None
+    ) -> None:
+        super().__init__(message, stream_id=stream_id, error_code=error_code)
+        self.size = size
+        self.limit = limit
+
+
 class StreamTooLarge(trio.BrokenResourceError):
     """The peer sent more on a stream than the receiving call takes; the connection goes on.
 
@@ -230,6 +255,51 @@ class StreamTooLarge(trio.BrokenResourceError):
         self.stream_id = stream_id
         self.maximum = maximum
         self.code = code
+
+
+class MessageRefused(trio.BrokenResourceError):
+    """A message could not be taken in; the connection and other messages go on.
+
+    Attributes:
+      code: what the sender was told, an :class:`ApplicationErrorCode`.
+      size: bytes of the message as its sender announced them; ``None``: it did not, or the
+        size is not the reason.
+      limit: the largest message which is taken, in bytes; ``None`` where `size` is.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        code: ApplicationErrorCode,
+        *,
+        size: int | None = None,
+        limit: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.size = size
+        self.limit = limit
+
+
+class MessageTooLarge(ValueError):
+    """A message, or an item, is above the limit which its receiver announced, or which was set
+    here; it was not sent.
+
+    Attributes:
+      size: the size of the message in bytes, before compression.
+      limit: the largest message which can be sent, in bytes.
+    """
+
+    def __init__(self, size: int, limit: int, *, whose: str = "the peer's limit") -> None:
+        super().__init__(
+            f"a message of {size} bytes was not sent: {whose} (max_message_size) is {limit} bytes"
+        )
+        self.size = size
+        self.limit = limit
+
+
+class CompressionUnsupported(RuntimeError):
+    """The peer has announced that it cannot unpack this compression; nothing was sent."""
 
 
 class DatagramTooLarge(ValueError):

@@ -33,6 +33,7 @@ from .quic.groups import unwrap_lone
 from .quic.handshake.tls import ClientTLS, ServerTLS
 from .quic.listener import QuicListener
 from .quic.serving import serve
+from .streams.limits import ANNOUNCING_PROTOCOL
 from .transport_connection import PhoenixConnection
 
 __all__ = ["PhoenixTransport", "open_phoenix"]
@@ -40,6 +41,9 @@ __all__ = ["PhoenixTransport", "open_phoenix"]
 #: Bytes of one striped transfer which wait in memory at most, and of one stripe.
 _LARGEST_WINDOW = 64 * MEBIBYTE
 _LARGEST_STRIPE = MEBIBYTE
+
+#: The protocols of both sides: the first one, where the peer has it, announces limits.
+_ALPN = (ANNOUNCING_PROTOCOL, *DEFAULT_ALPN)
 
 #: A server's handler.
 Handler = Callable[[PhoenixConnection], Awaitable[object]]
@@ -318,7 +322,7 @@ class PhoenixTransport(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
                     port,
                     host=host,
                     tls=tls,
-                    alpn=DEFAULT_ALPN,
+                    alpn=_ALPN,
                     config=self._config,
                     on_error=on_error,
                     strict=strict,
@@ -425,6 +429,7 @@ class PhoenixTransport(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
     async def _served(self, quic: QuicConnection) -> AsyncIterator[PhoenixConnection]:
         """A connection with its dispatching task, as long as the block lasts."""
         connection: PhoenixConnection = PhoenixConnection._create(quic, self._config, self._hub)
+        connection._announce()
         self._connections[quic] = connection
         self._opened += 1
         try:
@@ -449,7 +454,9 @@ class PhoenixTransport(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
         self, endpoint: Endpoint, tls: ClientTLS | None, target: Target
     ) -> AsyncIterator[QuicConnection]:
         async with (
-            endpoint.connect(target.host, target.port, tls=tls, config=self._config) as quic,
+            endpoint.connect(
+                target.host, target.port, tls=tls, alpn=_ALPN, config=self._config
+            ) as quic,
             self._served(quic) as connection,
         ):
             connection._on_drain = self._pool.drain

@@ -21,17 +21,25 @@ from .errors import ApplicationErrorCode, ConnectionClosedByPeer, StreamReset
 from .metrics import ConnectionMetrics, RateWindow
 from .pool.hub import TransferHub
 from .pool.receiving import IncomingTransfer
-from .quic.connection import QuicConnection, QuicStream, ReceiveStream
+from .quic.connection import QuicConnection, QuicStream, ReceiveStream, SendStream
 from .quic.construction import NoPublicConstructor
 from .streams.batching import BatchReceiver, BatchSender, open_batching_channel
 from .streams.framing import FramingError, encode_varint
 from .streams.generator import SequenceReceiver, SequenceSource, send_sequence
 from .streams.kinds import StreamKind
+from .streams.limits import (
+    ANNOUNCING_PROTOCOL,
+    Limits,
+    PeerLimits,
+    encode_limits,
+    read_limits,
+)
 from .streams.messages import (
     Decode,
     Encode,
     MessageReceiver,
     MessageRefused,
+    known_codecs,
     send_message,
 )
 from .streams.reader import StreamReader
@@ -91,6 +99,15 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
         self._hub = hub
         self._messages: _Queue[MessageReceiver] = _Queue()
         self._sequences: _Queue[StreamReader] = _Queue()
+        self._has_announced = False
+        self._has_peer_limits = False
+        # (None: early data is sent, and the protocol is not known yet.)  A peer which may open
+        # no unidirectional stream has no way to announce anything.
+        awaited = (
+            quic.alpn_protocol in (ANNOUNCING_PROTOCOL, None)
+            and config.max_unidirectional_streams > 0
+        )
+        self._peer_limits = PeerLimits(quic, is_awaited=awaited)
         self._on_drain: Callable[[QuicConnection], None] | None = None
         self._dispatched = False
         self._is_draining = False
@@ -123,10 +140,12 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
     ) -> None:
         """Send one message on a stream of its own.
 
-        Returns when the peer's transport has acknowledged every byte.  See
+        Returns when the peer's transport has acknowledged every byte, and has not refused
+        the message by the limits which it announced.  See
         :func:`phoenix_trio.streams.send_message` for arguments, cancellation and errors.
         """
-        await send_message(self._quic, data, encode=encode, compress=compress)
+        limits = self._peer_limits
+        await send_message(self._quic, data, encode=encode, compress=compress, limits=limits)
         self._messages_sent += 1
         self._operations += 1
 
@@ -150,8 +169,10 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
         wait for each other goes over different connections, or in datagrams.
 
         Args:
-          max_size: the largest message, in bytes; ``None``: the configuration's
-            ``max_message_size``.
+          max_size: the largest message, in bytes; ``None``, or more than that: the
+            configuration's ``max_message_size``, which the peer was told.  Of a message
+            above a smaller one the sender hears only if it is still sending: its
+            transport has handed the others over, which is what it waits for.
           decode: makes a value of its bytes.
 
         Cancellation: nothing is lost; the message is received by the next call.
@@ -169,7 +190,11 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
         if max_size is not None and (not isinstance(max_size, int) or isinstance(max_size, bool)):
             raise TypeError(f"max_size must be an integer or None, not {max_size!r}")
         stream_id, message = await self._next(self._messages)
-        message.max_size = self._config.max_message_size if max_size is None else max_size
+        if message.is_refused:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            await message.receive_header()  # raises why
+        limit = self._config.max_message_size
+        message.max_size = limit if max_size is None else min(limit, max_size)
         try:
             data = await message.receive()
         except trio.Cancelled:
@@ -210,7 +235,7 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
 
         See :func:`phoenix_trio.streams.send_sequence` for arguments, cancellation and errors.
         """
-        count = await send_sequence(self._quic, source, encode=encode)
+        count = await send_sequence(self._quic, source, encode=encode, limits=self._peer_limits)
         self._operations += 1
         return count
 
@@ -222,8 +247,8 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
         ``async with await connection.receive_stream_data() as items: async for item in items``
 
         Args:
-          max_item_size: the largest item, in bytes; ``None``: the configuration's
-            ``max_message_size``.
+          max_item_size: the largest item, in bytes; ``None``, or more than that: the
+            configuration's ``max_message_size``, which the peer was told.
           decode: makes a value of an item's bytes.
 
         Cancellation: nothing is lost.
@@ -234,11 +259,10 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
         await trio.lowlevel.checkpoint()
         _, reader = await self._next(self._sequences)
         self._operations += 1
+        limit = self._config.max_message_size
         return SequenceReceiver(
             reader,
-            max_item_size=(
-                self._config.max_message_size if max_item_size is None else max_item_size
-            ),
+            max_item_size=limit if max_item_size is None else min(limit, max_item_size),
             decode=decode,
         )
 
@@ -347,6 +371,38 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
             await queue.lot.park()
         return found
 
+    def _announce(self) -> None:
+        """Say what this side takes, if that can be done at once.
+
+        Called before the application can open streams, so that its messages, which may wait
+        for the peer's application, do not take the stream's place.
+        """
+        if self._has_announced or self._quic.alpn_protocol != ANNOUNCING_PROTOCOL:
+            return
+        try:
+            stream_id = self._quic._open_now(unidirectional=True)
+        except _ENDED:
+            return
+        if stream_id is not None:
+            self._announce_on(self._quic._make_sender(stream_id))
+
+    def _announce_on(self, stream: SendStream) -> None:
+        self._has_announced = True
+        stream._finish(encode_limits(self._config.max_message_size, known_codecs()))
+
+    async def _announce_later(self) -> None:
+        """The same once the protocol is known and the peer permits a stream."""
+        quic = self._quic
+        try:
+            if quic.alpn_protocol is None:
+                await quic.wait_confirmed()  # A client's early data is sent before.
+            if quic.alpn_protocol == ANNOUNCING_PROTOCOL:
+                self._announce_on(await quic.open_send_stream())
+            elif not self._peer_limits.is_settled:
+                self._peer_limits.settle(Limits())
+        except _ENDED:
+            await trio.lowlevel.checkpoint()  # there is nobody to tell any more
+
     async def _dispatch(self) -> None:
         """Look at each unidirectional stream; until the connection ends.
 
@@ -355,6 +411,9 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
         """
         try:
             async with trio.open_nursery() as nursery:
+                self._announce()
+                if not self._has_announced:
+                    nursery.start_soon(self._announce_later)
                 while True:
                     try:
                         stream = await self._quic.accept_receive_stream()
@@ -363,26 +422,28 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
                     nursery.start_soon(self._sort, stream)
         finally:
             self._dispatched = True
+            self._peer_limits.end()
             self._messages.lot.unpark_all()
             self._sequences.lot.unpark_all()
 
     async def _sort(self, stream: ReceiveStream) -> None:
         reader = StreamReader(stream)
+        # What is read has no credit any more, so it is bounded here: many messages which
+        # are not received have to hold their sender back.
+        waiting = len(self._messages) + len(self._sequences)
+        ahead = _READ_AHEAD if waiting < _MOST_READ_AHEAD else 0
         try:
-            # What is read has no credit any more, so it is bounded here: many messages which
-            # are not received have to hold their sender back.
-            waiting = len(self._messages) + len(self._sequences)
-            ahead = _READ_AHEAD if waiting < _MOST_READ_AHEAD else 0
             kind = await reader.read_varint(read_ahead=ahead)
         except FramingError:
             kind = None
         except _ENDED:
             return  # reset before it had said what it was, or the connection has ended
         if kind == StreamKind.MESSAGE:
-            message = MessageReceiver(reader, max_size=self._config.max_message_size)
-            self._messages.put(stream.id, message)
+            await self._sort_message(stream, reader, at_once=ahead > 0)
         elif kind == StreamKind.SEQUENCE:
             self._sequences.put(stream.id, reader)
+        elif kind == StreamKind.LIMITS:
+            await self._take_limits(stream, reader)
         elif kind in _TRANSFER_KINDS:
             await self._hub.handle_stream(kind, reader, self._quic)
         elif kind == StreamKind.DRAIN:
@@ -392,6 +453,42 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
                 self._on_drain(self._quic)
         else:
             stream.stop_receiving(ApplicationErrorCode.MALFORMED)
+
+    async def _sort_message(
+        self, stream: ReceiveStream, reader: StreamReader, *, at_once: bool
+    ) -> None:
+        """Refuse a message at once, whether or not the application waits for one.
+
+        Unless many wait: a stream which was refused, or is read to its end, as the header of
+        an empty message is, does not hold its sender back any more.
+        """
+        message = MessageReceiver(reader, max_size=self._config.max_message_size)
+        try:
+            if at_once:
+                await message.receive_header()
+        except MessageRefused:
+            self._messages_refused += 1  # and the application's call raises it
+        except _ENDED:
+            return  # reset before it had said how large it is, or the connection has ended
+        self._messages.put(stream.id, message)
+
+    async def _take_limits(self, stream: ReceiveStream, reader: StreamReader) -> None:
+        limits = self._peer_limits
+        if self._has_peer_limits:
+            stream.stop_receiving(ApplicationErrorCode.MALFORMED)  # They are said once.
+            return
+        self._has_peer_limits = True
+        try:
+            limits.settle(await read_limits(reader))
+        except FramingError as error:
+            logger.info("%s: the peer's limits cannot be read: %s", self, error)
+            stream.stop_receiving(ApplicationErrorCode.MALFORMED)
+            limits.settle(Limits())
+        except _ENDED:
+            if not self._quic.is_closed:
+                limits.settle(Limits())  # it was reset: nothing more will be said
+        else:
+            stream.close()
 
     @staticmethod
     def _close(stream: trio.abc.ReceiveStream) -> None:

@@ -28,7 +28,7 @@ from .path_address import (
 )
 from .receiving_part import ReceivingPart
 from .sending_part import SendingPart
-from .stream_errors import check_error_code, fresh
+from .stream_errors import check_error_code, describe_code, fresh
 from .waiter import Lot
 
 if TYPE_CHECKING:
@@ -343,7 +343,8 @@ class ConnectionState:
         if receiver is not None:
             receiver._on_reset(
                 StreamReset(
-                    f"the peer reset stream {event.stream_id} with code 0x{event.error_code:x}",
+                    f"the peer reset stream {event.stream_id} with code"
+                    f" {describe_code(event.error_code, self._alpn_protocol)}",
                     stream_id=event.stream_id,
                     error_code=event.error_code,
                 )
@@ -354,7 +355,8 @@ class ConnectionState:
         if sender is not None:
             sender._on_stopped(
                 StreamStopped(
-                    f"the peer stopped stream {event.stream_id} with code 0x{event.error_code:x}",
+                    f"the peer stopped stream {event.stream_id} with code"
+                    f" {describe_code(event.error_code, self._alpn_protocol)}",
                     stream_id=event.stream_id,
                     error_code=event.error_code,
                 )

@@ -1,13 +1,30 @@
-"""What streams and connections do alike: check codes and limits, copy sticky exceptions.
+"""What streams and connections do alike: check, name and read codes, copy sticky exceptions.
 
-Floor 0.
+Floor 0.  A code of the library may carry a limit: ``MESSAGE_TOO_LARGE`` with the largest
+size which is taken, so that the sender can name it (``docs/specification.md``).
 """
 
 from __future__ import annotations
 
 from typing import TypeVar
 
-__all__ = ["check_error_code", "check_limit", "fresh"]
+from ..errors import ApplicationErrorCode
+
+__all__ = [
+    "check_error_code",
+    "check_limit",
+    "describe_code",
+    "fresh",
+    "split_code",
+    "too_large_code",
+]
+
+#: The protocol names of the library's own application layer begin with this.
+_OUR_PROTOCOLS = "phoenix/"
+
+#: Codes from here on, as many as the largest limit, are ``MESSAGE_TOO_LARGE`` with a limit.
+_TOO_LARGE = 1 << 61
+_LARGEST_LIMIT = (1 << 40) - 1
 
 #: RFC 9000 section 16: the largest value a variable-length integer holds.
 _ERROR_CODE_MAX = 2**62 - 1
@@ -31,6 +48,40 @@ def check_error_code(code: int) -> int:
     if not 0 <= code <= _ERROR_CODE_MAX:
         raise ValueError(f"an application error code must be between 0 and 2**62 - 1, not {code}")
     return int(code)
+
+
+def too_large_code(limit: int) -> int:
+    """``MESSAGE_TOO_LARGE`` with the largest size which is taken, in bytes, if it fits."""
+    if 0 <= limit <= _LARGEST_LIMIT:
+        return _TOO_LARGE + limit
+    return ApplicationErrorCode.MESSAGE_TOO_LARGE
+
+
+def split_code(code: int) -> tuple[int, int | None]:
+    """The plain code, and the limit which it carries; ``None``: it carries none."""
+    limit = code - _TOO_LARGE
+    if 0 <= limit <= _LARGEST_LIMIT:
+        return ApplicationErrorCode.MESSAGE_TOO_LARGE, limit
+    return code, None
+
+
+def describe_code(code: int, alpn: str | None) -> str:
+    """A stream's code for people, by its name if it is one of the library's.
+
+    Args:
+      code: as the peer sent it.
+      alpn: the connection's protocol.  Another protocol than the library's may use the same
+        small numbers for something else, so they are not named there.
+    """
+    plain, limit = split_code(code)
+    if limit is not None:
+        return f"MESSAGE_TOO_LARGE (0x{plain:x}), the limit is {limit} bytes"
+    if alpn is not None and alpn.startswith(_OUR_PROTOCOLS):
+        try:
+            return f"{ApplicationErrorCode(code).name} (0x{code:x})"
+        except ValueError:
+            pass  # it is the application's own
+    return f"0x{code:x}"
 
 
 def check_limit(max_bytes: int) -> None:

@@ -8,6 +8,7 @@ from .batching import BatchReceiver, BatchSender, open_batch_sender, open_batchi
 from .framing import FrameDecoder, FrameTooLarge, FramingError, encode_frame, encode_varint
 from .generator import SequenceReceiver, send_sequence
 from .kinds import StreamKind
+from .limits import Limits, PeerLimits, encode_limits, read_limits
 from .messages import MessageReceiver, MessageRefused, receive_message, send_message
 from .reader import StreamReader
 
@@ -17,15 +18,19 @@ __all__ = [
     "FrameDecoder",
     "FrameTooLarge",
     "FramingError",
+    "Limits",
     "MessageReceiver",
     "MessageRefused",
+    "PeerLimits",
     "SequenceReceiver",
     "StreamKind",
     "StreamReader",
     "encode_frame",
+    "encode_limits",
     "encode_varint",
     "open_batch_sender",
     "open_batching_channel",
+    "read_limits",
     "receive_message",
     "send_message",
     "send_sequence",

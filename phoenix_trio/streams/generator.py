@@ -16,12 +16,14 @@ from typing import Any, TypeAlias, final
 
 import trio
 
-from ..errors import ApplicationErrorCode
+from ..errors import ApplicationErrorCode, MessageTooLarge, StreamStopped
 from ..quic.conflict import ConflictDetector
 from ..quic.connection import QuicConnection, ReceiveStream, SendStream
+from ..quic.stream_errors import split_code, too_large_code
 from .framing import FrameTooLarge, FramingError, encode_varint
 from .kinds import StreamKind
-from .messages import Decode, Encode, MessageRefused
+from .limits import PeerLimits, refused_by_peer
+from .messages import PLAIN, Decode, Encode, MessageRefused, as_view
 from .reader import StreamReader
 from .watching import while_open
 
@@ -38,7 +40,11 @@ _JOIN = 16 * 1024
 
 
 async def send_sequence(
-    connection: QuicConnection, source: SequenceSource, *, encode: Encode | None = None
+    connection: QuicConnection,
+    source: SequenceSource,
+    *,
+    encode: Encode | None = None,
+    limits: PeerLimits | None = None,
 ) -> int:
     """Send all items of `source`; returns how many, once the peer's transport has them all.
 
@@ -46,12 +52,17 @@ async def send_sequence(
       source: an iterable, an async iterable, or a function, async or not, which is called
         for each item until it returns ``None``.  Generators are closed in any case.
       encode: makes bytes of an item; ``None``: items are bytes-like.
+      limits: what the peer takes, as for :func:`send_message`.
 
     Cancellation: the receiver gets :class:`StreamReset` after what it has read, unless all
     was given to the stream already: then it may arrive whole.
 
     Raises:
       TypeError: it is no such source, or an item is not bytes-like.
+      MessageTooLarge: the peer has announced that it does not take an item so large; those
+        before it were sent, and the receiver gets :class:`StreamReset` with
+        ``MESSAGE_TOO_LARGE``.
+      MessageRefusedByPeer: the receiver does not take an item as large.
       StreamStopped: the receiver does not want more, also while the source is waiting;
         with the code ``NO_ERROR`` it has had enough.
       trio.ClosedResourceError, ConnectionBroken: the connection was closed, or ended.
@@ -59,47 +70,80 @@ async def send_sequence(
       ``SOURCE_FAILED``.
     """
     give = _make_giver(source)
+    items = _Items(give, encode, limits)
     try:
         async with await connection.open_send_stream() as stream:
-            count = await while_open(stream, partial(_send_all_items, stream, give, encode))
-            await stream.send_eof()
-            await stream.wait_acked()
+            try:
+                await while_open(stream, partial(_send_all_items, stream, items))
+                await stream.send_eof()
+                await stream.wait_acked()
+            except StreamStopped as error:
+                code = error.error_code
+                if split_code(code)[0] != ApplicationErrorCode.MESSAGE_TOO_LARGE:
+                    raise
+                limit = None if limits is None else limits.max_message_size
+                raise refused_by_peer(
+                    stream.id, code, size=items.largest, limit=limit, what="a sequence with an item"
+                ) from error
+            if limits is not None:
+                await limits.confirm(items.largest, PLAIN, stream_id=stream.id)
     finally:
         await give.aclose()
-    return count
+    return items.count
 
 
-async def _send_all_items(stream: SendStream, give: _Giver, encode: Encode | None) -> int:
+class _Items:
+    """The items of a source on their way: their bytes, how many, the largest one."""
+
+    def __init__(self, give: _Giver, encode: Encode | None, limits: PeerLimits | None) -> None:
+        self.give = give
+        self._encode = encode
+        self._limits = limits
+        self.count = 0
+        self.largest = 0
+
+    async def some(self) -> list[memoryview]:
+        """At least one item, but for the end: nothing."""
+        encode = self._encode
+        views = [as_view(item, encode, "an item") for item in await self.give.some()]
+        self.count += len(views)
+        for view in views:
+            if len(view) > self.largest:
+                self.largest = len(view)
+                if self._limits is not None:
+                    self._limits.check_size(self.largest)
+        return views
+
+
+async def _send_all_items(stream: SendStream, items: _Items) -> None:
     # The source is closed within the nursery in which it was iterated, because a generator may
     # have a scope of its own.
     try:
-        count = await _send_items(stream, give, encode)
+        await _send_items(stream, items)
     except BaseException:
         try:
-            await give.aclose()
+            await items.give.aclose()
         except trio.Cancelled:
             pass  # a stream which was reset ends this nursery: what went wrong counts
         raise
-    await give.aclose()
-    return count
+    await items.give.aclose()
 
 
-async def _send_items(stream: SendStream, give: _Giver, encode: Encode | None) -> int:
+async def _send_items(stream: SendStream, items: _Items) -> None:
     # At once, so that the receiver knows of it while the source makes its first item.
     await stream.send_all(encode_varint(StreamKind.SEQUENCE))
     pending = bytearray()
-    count = 0
     at_end = False
     while not at_end:
         try:
-            items = await give.some()
-            payloads = items if encode is None else [encode(item) for item in items]
-            views = [memoryview(payload).cast("B") for payload in payloads]
+            views = await items.some()
+        except MessageTooLarge:
+            stream.reset(ApplicationErrorCode.MESSAGE_TOO_LARGE)
+            raise
         except Exception:
             stream.reset(ApplicationErrorCode.SOURCE_FAILED)
             raise
-        at_end = not items
-        count += len(items)
+        at_end = not views
         for view in views:
             pending += encode_varint(len(view))
             if len(view) < _JOIN:
@@ -113,7 +157,6 @@ async def _send_items(stream: SendStream, give: _Giver, encode: Encode | None) -
         if pending:
             await stream.send_all(bytes(pending))
             pending.clear()
-    return count
 
 
 class _Giver(ABC):
@@ -258,19 +301,24 @@ class SequenceReceiver(trio.abc.ReceiveChannel[Any]):
             try:
                 item = await self._reader.read_frame(self._max_item_size)
             except FrameTooLarge as error:
-                raise self._refuse(error, ApplicationErrorCode.MESSAGE_TOO_LARGE) from error
+                self._stop(too_large_code(error.limit))
+                raise MessageRefused(
+                    f"a sequence was refused: {error}",
+                    ApplicationErrorCode.MESSAGE_TOO_LARGE,
+                    size=error.size,
+                    limit=error.limit,
+                ) from error
             except FramingError as error:
-                raise self._refuse(error, ApplicationErrorCode.MALFORMED) from error
+                self._stop(ApplicationErrorCode.MALFORMED)
+                raise MessageRefused(
+                    f"a sequence was refused: {error}", ApplicationErrorCode.MALFORMED
+                ) from error
             if item is None:
                 self._at_end = True
                 raise trio.EndOfChannel
         return item if self._decode is None else self._decode(item)
 
-    def _refuse(self, error: Exception, code: ApplicationErrorCode) -> MessageRefused:
-        self._stop(code)
-        return MessageRefused(f"a sequence was refused: {error}", code)
-
-    def _stop(self, code: ApplicationErrorCode) -> None:
+    def _stop(self, code: int) -> None:
         self._closed = True
         stream = self._reader.stream
         if isinstance(stream, ReceiveStream):

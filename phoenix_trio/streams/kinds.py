@@ -35,3 +35,6 @@ class StreamKind(IntEnum):
 
     DRAIN = 0x6
     """The sender of this stream wants no further streams on the connection."""
+
+    LIMITS = 0x7
+    """What the sender of this stream takes; see :mod:`.limits`."""

@@ -3,31 +3,38 @@
 Floor 4.  Messages are independent: one which is lost and sent again holds no other up
 on the way.  For many small ones a stream each is dear; see :mod:`.batching`.
 
-After the kind comes a header: the codec as a varint (0: none; 1: zstd, then the size
-of the message as a varint), then the message to the end of the stream.
+After the kind comes a header: the codec (0: none; 1: zstd) and the size of the message,
+before compression, as varints; then its bytes to the end of the stream.  So a receiver
+refuses what is too large when it has the header.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any, TypeAlias, final
 
 import trio
 
-from ..errors import ApplicationErrorCode, StreamTooLarge
+from ..errors import ApplicationErrorCode, MessageRefused, StreamStopped, StreamTooLarge
 from ..quic.connection import QuicConnection, ReceiveStream
 from ..quic.receive_buffer import ReceiveBuffer
+from ..quic.stream_errors import too_large_code
 from .framing import FramingError, encode_varint
 from .kinds import StreamKind
+from .limits import PeerLimits, refused_by_peer
 from .reader import StreamReader
 
 __all__ = [
+    "PLAIN",
     "Buffer",
     "Decode",
     "Encode",
     "MessageReceiver",
     "MessageRefused",
+    "as_view",
     "check_compression",
+    "known_codecs",
     "receive_message",
     "send_message",
 ]
@@ -38,7 +45,8 @@ Buffer: TypeAlias = "bytes | bytearray | memoryview"
 Encode: TypeAlias = Callable[[Any], Buffer]
 Decode: TypeAlias = Callable[[bytes], Any]
 
-_PLAIN = 0
+#: The codec of a message which is not compressed.
+PLAIN = 0
 _ZSTD = 1
 
 #: Messages below this are sent as they are: compressing them gains nothing.
@@ -57,16 +65,38 @@ _IN_THREAD = 256 * 1024
 _WINDOW_LOG = 23
 
 
-class MessageRefused(trio.BrokenResourceError):
-    """A message could not be taken in; the connection and other messages go on.
+def known_codecs() -> list[int]:
+    """The codecs which this side can unpack."""
+    return [PLAIN, _ZSTD] if find_spec("zstandard") is not None else [PLAIN]
 
-    Attributes:
-      code: what the sender was told, an :class:`ApplicationErrorCode`.
+
+def as_view(value: Any, encode: Encode | None, what: str = "a message") -> memoryview:
+    """The bytes of a value.
+
+    Raises:
+      TypeError: they are not bytes-like; it says what to do.
+      And what `encode` raises.
     """
+    data = value if encode is None else encode(value)
+    try:
+        return memoryview(data).cast("B")
+    except TypeError:
+        raise not_bytes(data, encode, what) from None
 
-    def __init__(self, message: str, code: ApplicationErrorCode) -> None:
-        super().__init__(message)
-        self.code = code
+
+def not_bytes(data: object, encode: Encode | None, what: str) -> TypeError:
+    """What is raised for a value which is not bytes-like."""
+    kind = type(data).__name__
+    if encode is not None:
+        return TypeError(f"encode= must return bytes, not {kind}")
+    if isinstance(data, memoryview):
+        return TypeError(f"{what} must be contiguous in memory: pass bytes(...) of it")
+    if isinstance(data, str):
+        return TypeError(f"{what} must be bytes, not str: pass text.encode(), or encode=str.encode")
+    return TypeError(
+        f"{what} must be bytes, not {kind}: pass encode=, a function which makes bytes of it,"
+        " for instance encode=msgspec.msgpack.encode"
+    )
 
 
 def _zstandard() -> Any:
@@ -124,6 +154,7 @@ async def send_message(
     *,
     encode: Encode | None = None,
     compress: str | None = None,
+    limits: PeerLimits | None = None,
 ) -> None:
     """Send one message, and wait until the peer's transport has acknowledged all of it.
 
@@ -132,6 +163,9 @@ async def send_message(
       encode: makes bytes of it.
       compress: ``"zstd"`` (RFC 8878), which the receiver needs to have as well; 256 KiB
         or more are compressed in a thread.  ``None``: as it is.
+      limits: what the peer takes, as far as it is known.  If the peer announces it, this
+        also waits for that (once a connection, and usually for no time), so a message
+        which the announced limits forbid never counts as sent.
 
     Cancellation: the message arrives whole or not at all.
 
@@ -139,32 +173,50 @@ async def send_message(
       TypeError: it is not bytes-like, and there is no `encode`.
       ValueError: no such compression.
       ModuleNotFoundError: its package is missing here.
-      StreamStopped: the receiver refuses it: ``MESSAGE_TOO_LARGE``, ``UNSUPPORTED``
-        (the compression) or ``MALFORMED``.  Only if it does so before its transport has
-        all of it: of a message which is small, or read late, this call has returned.
+      MessageTooLarge: the peer has announced that it does not take so much; nothing was sent.
+      CompressionUnsupported: the peer has announced that it lacks this compression.
+      MessageRefusedByPeer: the receiver refuses it: ``MESSAGE_TOO_LARGE``, ``UNSUPPORTED``
+        (the compression) or ``MALFORMED``.  A receiver which announces nothing, or takes
+        less than it announced, can say so only before its transport has all of the message:
+        if that is small, or read late, this call has returned.
       trio.ClosedResourceError, ConnectionBroken: the connection was closed, or ended.
       And what `encode` raises.
     """
     check_compression(compress)
-    payload = memoryview(data if encode is None else encode(data)).cast("B")
-    header = encode_varint(StreamKind.MESSAGE)
-    if compress is not None and len(payload) >= _WORTH_COMPRESSING:
-        header += encode_varint(_ZSTD) + encode_varint(len(payload))
-        packed = await _run(len(payload), _compress, _zstandard(), payload)
-        payload = memoryview(packed)
-    else:
-        header += encode_varint(_PLAIN)
+    payload = as_view(data, encode)
+    size, codec = len(payload), PLAIN
+    if compress is not None and size >= _WORTH_COMPRESSING:
+        codec = _ZSTD
+    if limits is not None:
+        _check_limits(limits, size, codec)
+    if codec == _ZSTD:
+        payload = memoryview(await _run(size, _compress, _zstandard(), payload))
+    header = encode_varint(StreamKind.MESSAGE) + encode_varint(codec) + encode_varint(size)
     stream = await connection.open_send_stream()
     try:
+        if limits is not None:
+            _check_limits(limits, size, codec)  # They may have arrived meanwhile.
         if len(payload) < _WORTH_A_WRITE:
             await stream.send_all(header + payload, end=True)
         else:
             await stream.send_all(header)
             await stream.send_all(payload, end=True)
         await stream.wait_acked()
+        if limits is not None:
+            await limits.confirm(size, codec, stream_id=stream.id)
+    except StreamStopped as error:
+        stream.reset()
+        limit = None if limits is None else limits.max_message_size
+        raise refused_by_peer(stream.id, error.error_code, size=size, limit=limit) from error
     except BaseException:
         stream.reset()  # although it may have been ended already
         raise
+
+
+def _check_limits(limits: PeerLimits, size: int, codec: int) -> None:
+    limits.check_size(size)
+    if codec == _ZSTD:
+        limits.check_codec(codec, "zstd")
 
 
 @final
@@ -181,7 +233,8 @@ class MessageReceiver:
         self.max_size = max_size
         """The largest message; it may be changed between calls."""
         self._codec: int | None = None
-        self._announced: int | None = None
+        self._size: int | None = None
+        self._refusal: MessageRefused | None = None
         # Joins small pieces: a message which trickles in costs its bytes, not an object each.
         self._received = ReceiveBuffer()
 
@@ -189,6 +242,34 @@ class MessageReceiver:
     def stream(self) -> trio.abc.ReceiveStream:
         """The stream below."""
         return self._reader.stream
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the message was refused."""
+        return self._refusal is not None
+
+    async def receive_header(self) -> None:
+        """Read the header, and refuse the message at once if that is all there is to do.
+
+        Nothing behind the header is taken out of the stream.  Without effect the second time.
+
+        Cancellation, errors: those of :meth:`receive`.
+        """
+        self._check_not_refused()
+        try:
+            if self._codec is None:
+                self._codec = await self._read_number()
+            if self._codec not in (PLAIN, _ZSTD):
+                raise self._refuse(
+                    f"codec {self._codec} is not known", ApplicationErrorCode.UNSUPPORTED
+                )
+            if self._size is None:
+                self._size = await self._read_number()
+        except FramingError as error:
+            raise self._malformed(error) from error
+        self._check_size()
+        if self._codec == _ZSTD:
+            self._check_zstandard()
 
     async def receive(self) -> bytes:
         """The message; the stream is at its end afterwards.
@@ -201,25 +282,64 @@ class MessageReceiver:
           StreamReset: the sender has given it up.
           trio.ClosedResourceError, ConnectionBroken: the connection was closed, or ended.
         """
+        if self._size is None or self._refusal is not None:
+            await self.receive_header()
+        self._check_size()  # The limit may have changed.
+        assert self._size is not None
         try:
-            if self._codec is None:
-                self._codec = await self._read_number()
-            if self._codec == _PLAIN:
-                return await self._read_all(self.max_size)
             if self._codec == _ZSTD:
-                return await self._read_zstd()
+                return await self._read_zstd(self._size)
+            data = await self._read_all(self._size)
+            if len(data) != self._size:
+                raise FramingError(f"{self._size} bytes were announced, {len(data)} came")
         except FramingError as error:
-            raise self._refuse(str(error), ApplicationErrorCode.MALFORMED) from error
-        raise self._refuse(f"codec {self._codec} is not known", ApplicationErrorCode.UNSUPPORTED)
+            raise self._malformed(error) from error
+        return data
 
-    def _refuse(self, what: str, code: ApplicationErrorCode) -> MessageRefused:
+    def _check_not_refused(self) -> None:
+        refusal = self._refusal
+        if refusal is not None:
+            raise MessageRefused(
+                str(refusal), refusal.code, size=refusal.size, limit=refusal.limit
+            ) from refusal.__cause__
+
+    def _check_size(self) -> None:
+        size, limit = self._size, self.max_size
+        assert size is not None
+        if size <= limit:
+            return
+        code = ApplicationErrorCode.MESSAGE_TOO_LARGE
+        what = f"it has {size} bytes, more than {limit}"
+        raise self._refuse(what, code, told=too_large_code(limit), size=size, limit=limit)
+
+    def _check_zstandard(self) -> Any:
+        try:
+            return _zstandard()
+        except ModuleNotFoundError as error:
+            raise self._refuse(
+                "it is compressed with zstd, and zstandard is not installed",
+                ApplicationErrorCode.UNSUPPORTED,
+            ) from error
+
+    def _malformed(self, error: FramingError) -> MessageRefused:
+        return self._refuse(str(error), ApplicationErrorCode.MALFORMED)
+
+    def _refuse(
+        self,
+        what: str,
+        code: ApplicationErrorCode,
+        *,
+        told: int | None = None,
+        size: int | None = None,
+        limit: int | None = None,
+    ) -> MessageRefused:
         self._received.clear()
         if isinstance(self.stream, ReceiveStream):
-            self.stream.stop_receiving(code)
-        return MessageRefused(f"a message was refused: {what}", code)
-
-    def _too_large(self, what: str) -> MessageRefused:
-        return self._refuse(what, ApplicationErrorCode.MESSAGE_TOO_LARGE)
+            self.stream.stop_receiving(code if told is None else told)
+        self._refusal = MessageRefused(
+            f"a message was refused: {what}", code, size=size, limit=limit
+        )
+        return self._refusal
 
     async def _read_number(self) -> int:
         number = await self._reader.read_varint(read_ahead=0)
@@ -228,34 +348,24 @@ class MessageReceiver:
         return number
 
     async def _read_all(self, limit: int) -> bytes:
-        """Everything to the end of the stream."""
+        """Everything to the end of the stream, which is `limit` bytes at most."""
         received, stream = self._received, self.stream
         if isinstance(stream, ReceiveStream):
             self._reader.give_back(stream)
             try:
-                received.append(await stream.receive_all(limit))
+                data = await stream.receive_all(limit, code=ApplicationErrorCode.MALFORMED)
             except StreamTooLarge as error:
-                raise self._too_large(f"it has more than {limit} bytes") from error
+                raise FramingError(f"more than the {limit} bytes came which it may have") from error
+            received.append(data)
             return received.join()
         while piece := await self._reader.read_some():
             received.append(piece)
             if received.size > limit:
-                raise self._too_large(f"it has more than {limit} bytes")
+                raise FramingError(f"more than the {limit} bytes came which it may have")
         return received.join()
 
-    async def _read_zstd(self) -> bytes:
-        try:
-            zstandard = _zstandard()
-        except ModuleNotFoundError as error:
-            raise self._refuse(
-                "it is compressed with zstd, and zstandard is not installed",
-                ApplicationErrorCode.UNSUPPORTED,
-            ) from error
-        if self._announced is None:
-            self._announced = await self._read_number()
-        size = self._announced
-        if size > self.max_size:
-            raise self._too_large(f"it has {size} bytes, more than {self.max_size}")
+    async def _read_zstd(self, size: int) -> bytes:
+        zstandard = self._check_zstandard()
         # What is compressed is hardly larger than what it came from (zstd's own bound).
         packed = await self._read_all(size + size // 128 + 1024)
         # (By the announced size, since a bomb is small itself.)

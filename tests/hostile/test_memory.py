@@ -19,6 +19,7 @@ import phoenix_trio
 from phoenix_trio import TransportConfig
 from phoenix_trio.quic import events
 from phoenix_trio.quic.receive_buffer import ReceiveBuffer
+from phoenix_trio.streams.framing import encode_varint
 from phoenix_trio.streams.messages import MessageReceiver
 from phoenix_trio.streams.reader import StreamReader
 from phoenix_trio.testing import SimulatedNetwork
@@ -221,7 +222,7 @@ async def test_a_message_which_trickles_in_costs_its_bytes(figure: Figure) -> No
 
     stream = Trickle()
     reader = StreamReader(stream)
-    reader._buffer += b"\0"  # the codec: as it is
+    reader._buffer += b"\0" + encode_varint(size)  # the codec: as it is
     receiver = MessageReceiver(reader, max_size=MEBIBYTE)
     with growth() as grown:
         async with trio.open_nursery() as nursery:
