@@ -35,6 +35,7 @@ from .streams.limits import (
     read_limits,
 )
 from .streams.messages import (
+    Buffer,
     Decode,
     Encode,
     MessageReceiver,
@@ -59,6 +60,7 @@ _READ_AHEAD = 4096
 _MOST_READ_AHEAD = 256
 
 R = TypeVar("R")
+S = TypeVar("S")
 
 
 class _Queue(Generic[R]):
@@ -268,23 +270,47 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
 
     # ------------------------------------------------------------------ batches, streams
 
+    @overload
+    def open_batching_channel(
+        self, stream: trio.abc.Stream, *, encode: None = None, decode: None = None
+    ) -> AbstractAsyncContextManager[tuple[BatchSender[Buffer], BatchReceiver[bytes]]]: ...
+
+    @overload
+    def open_batching_channel(
+        self, stream: trio.abc.Stream, *, encode: Callable[[S], Buffer], decode: None = None
+    ) -> AbstractAsyncContextManager[tuple[BatchSender[S], BatchReceiver[bytes]]]: ...
+
+    @overload
+    def open_batching_channel(
+        self, stream: trio.abc.Stream, *, encode: None = None, decode: Callable[[bytes], R]
+    ) -> AbstractAsyncContextManager[tuple[BatchSender[Buffer], BatchReceiver[R]]]: ...
+
+    @overload
     def open_batching_channel(
         self,
         stream: trio.abc.Stream,
         *,
-        encode: Encode | None = None,
-        decode: Decode | None = None,
-    ) -> AbstractAsyncContextManager[tuple[BatchSender, BatchReceiver]]:
-        """Batching channels over a stream, with the configuration's size and delay.
+        encode: Callable[[S], Buffer],
+        decode: Callable[[bytes], R],
+    ) -> AbstractAsyncContextManager[tuple[BatchSender[S], BatchReceiver[R]]]: ...
+
+    def open_batching_channel(
+        self, stream: trio.abc.Stream, *, encode: Encode | None = None, decode: Decode | None = None
+    ) -> AbstractAsyncContextManager[tuple[BatchSender[Any], BatchReceiver[Any]]]:
+        """Batching channels over a stream, with the configuration's sizes and delay.
+
+        What is sent is also bounded by the limit which the peer has announced by now.
 
         See :func:`phoenix_trio.open_batching_channel`.
         """
-        config = self._config
-        return open_batching_channel(
+        config, limit = self._config, self._peer_limits.max_message_size
+        channel: Any = open_batching_channel  # its types are those of the overloads
+        return channel(  # type: ignore[no-any-return]
             stream,
             max_batch_bytes=config.batch_bytes,
             max_delay=config.batch_delay,
             max_message_size=config.max_message_size,
+            max_sent_size=limit,
             encode=encode,
             decode=decode,
         )

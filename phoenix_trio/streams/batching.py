@@ -1,29 +1,25 @@
-"""How do many small messages travel?  Together: as batches on one stream.
+"""How do many small messages travel?  Together.  The receiving side, and both sides as channels.
 
-Floor 4.  A message alone costs a checkpoint, a frame and a share of a packet; a thousand
-in a batch cost hardly more than their bytes.  A batch leaves when it is full, when its
-first message has waited for `max_delay`, or when somebody asks for it.
-
-On the stream each batch is a frame, and in it each message a frame of its own.  Works over
-any :class:`trio.abc.Stream`, and over one direction of one.
+Floor 4.  A stream of batches, as :mod:`.batch_sending` writes it, is taken apart.  Works
+over any :class:`trio.abc.Stream`, and over one direction of one.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
-from typing import Any, final
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, TypeVar, cast, final, overload
 
-import attrs
 import trio
 
 from ..errors import ApplicationErrorCode
 from ..quic.conflict import ConflictDetector
 from ..quic.connection import QuicStream, ReceiveStream
-from ..quic.groups import unwrap_lone
-from .framing import FrameTooLarge, FramingError, encode_varint
-from .messages import Decode, Encode, MessageRefused
+from ..quic.stream_errors import too_large_code
+from .batch_sending import KIBIBYTE, MEBIBYTE, BatchSender, check_sizes, open_batch_sender
+from .framing import FrameTooLarge, FramingError
+from .messages import Buffer, MessageRefused
 from .reader import StreamReader
 
 __all__ = [
@@ -33,363 +29,16 @@ __all__ = [
     "open_batching_channel",
 ]
 
-_KIBIBYTE = 1024
-_MEBIBYTE = 1024 * _KIBIBYTE
-
-#: The length of a batch is always written in this form, so that there is room for it
-#: before anything is known of what follows: 4 bytes, values to 2**30 - 1.
-_LENGTH = 4
-_LENGTH_FORM = 2 << 30
-_LARGEST = (1 << 30) - 1 - 8
+T_co = TypeVar("T_co", covariant=True)
+SentT = TypeVar("SentT")
+ReceivedT = TypeVar("ReceivedT")
 
 #: Bytes of a batch which are made messages at once.
-_AT_ONCE = 64 * _KIBIBYTE
-
-
-def _check_sizes(max_batch_bytes: int, max_delay: float, max_message_size: int) -> None:
-    if not 1 <= max_batch_bytes <= _LARGEST:
-        raise ValueError(f"max_batch_bytes must be between 1 and {_LARGEST}, not {max_batch_bytes}")
-    if not 0 <= max_delay <= 3600:
-        raise ValueError(f"max_delay must be between 0 and 3600 seconds, not {max_delay!r}")
-    if not 1 <= max_message_size <= _LARGEST:
-        raise ValueError(
-            f"max_message_size must be between 1 and {_LARGEST}, not {max_message_size}"
-        )
-
-
-@attrs.define(eq=False)
-class _Place:
-    """A message for which there is no room yet."""
-
-    payload: bytes
-    express: bool
-    is_queued: bool = False
+_AT_ONCE = 64 * KIBIBYTE
 
 
 @final
-class BatchSender(trio.abc.SendChannel[Any]):
-    """Puts messages into batches.  From :func:`open_batching_channel`.
-
-    Any number of tasks may send.  What is queued is at most one full batch, and one which
-    is on its way into the stream; who comes then waits, and is served in the order of
-    coming: a large message which needs an empty batch is not overtaken by small ones.
-    """
-
-    def __init__(
-        self,
-        stream: trio.abc.SendStream,
-        *,
-        max_batch_bytes: int,
-        max_delay: float,
-        max_message_size: int,
-        encode: Encode | None,
-    ) -> None:
-        _check_sizes(max_batch_bytes, max_delay, max_message_size)
-        self._stream = stream
-        self._max_batch_bytes = max_batch_bytes
-        self._max_delay = max_delay
-        self._max_message_size = max_message_size
-        self._encode = encode
-        self._batch = bytearray(_LENGTH)
-        self._count = 0
-        self._since = 0.0
-        self._urgent = False
-        self._queued = 0
-        self._written = 0
-        self._batches = 0
-        self._error: BaseException | None = None
-        self._closed = False
-        self._left = False
-        self._work_lot = trio.lowlevel.ParkingLot()  # the writing task's
-        # Those who want to send, in the order of coming.  While there are any, the batch is
-        # urgent, and nobody else puts anything into it.
-        self._line: OrderedDict[trio.lowlevel.Task, _Place] = OrderedDict()
-        self._written_lot = trio.lowlevel.ParkingLot()  # those who flush
-
-    @property
-    def messages_sent(self) -> int:
-        """Messages which were handed to the stream so far."""
-        return self._written
-
-    @property
-    def batches_sent(self) -> int:
-        """Batches in which they were."""
-        return self._batches
-
-    async def send(self, value: Any, *, express: bool = False) -> None:
-        """Queue one message; waits while the batch is full and the last one is being written.
-
-        Args:
-          value: bytes-like, or whatever `encode` takes.
-          express: send it at once, together with what was queued before it.
-
-        Cancellation: the message was queued whole, or not at all; the latter if
-        :exc:`trio.Cancelled` is raised.
-
-        Raises:
-          ValueError: it is larger than `max_message_size`.
-          trio.ClosedResourceError: the channel was closed here.
-          trio.BrokenResourceError: the stream has failed; a subclass says how.
-          And what `encode` raises.
-        """
-        await trio.lowlevel.checkpoint()
-        self._check_open()
-        encode = self._encode
-        payload = value if encode is None else encode(value)
-        if type(payload) is not bytes:
-            payload = bytes(memoryview(payload))
-        size = len(payload)
-        if size > self._max_message_size:
-            self._check_size(payload)
-        batch = self._batch
-        if self._line or not self._count or len(batch) + size + 4 >= self._max_batch_bytes:
-            await self._queue(payload, express)
-            return
-        # The same as _append, for the usual case.
-        if size < 64:
-            batch.append(size)
-        else:
-            batch += encode_varint(size)
-        batch += payload
-        self._count += 1
-        self._queued += 1
-        if express:
-            self._hurry()
-
-    async def send_many(self, values: Iterable[Any], *, express: bool = False) -> int:
-        """Queue many messages in order, with one checkpoint for all which find room at once.
-
-        Args:
-          values: taken one by one, as there is room.
-          express: send them at once.
-
-        Returns how many there were.
-
-        Cancellation: some may have been queued, in order and each whole; of an iterator,
-        at most one more was taken.
-
-        Raises:
-          The same as :meth:`send`; those before the one which is wrong were queued.
-        """
-        await trio.lowlevel.checkpoint_if_cancelled()
-        self._check_open()
-        encode, limit = self._encode, self._max_message_size
-        count = 0
-        for value in values:
-            payload = value if encode is None else encode(value)
-            if type(payload) is not bytes:
-                payload = bytes(memoryview(payload))
-            size = len(payload)
-            if size > limit:
-                self._check_size(payload)
-            batch = self._batch
-            if self._line or not self._count or len(batch) + size + 4 >= self._max_batch_bytes:
-                await self._queue(payload, False)
-            else:
-                # The same as _append, for the usual case.
-                if size < 64:
-                    batch.append(size)
-                else:
-                    batch += encode_varint(size)
-                batch += payload
-                self._count += 1
-                self._queued += 1
-            count += 1
-        if express and self._count:
-            self._hurry()
-        await trio.lowlevel.cancel_shielded_checkpoint()
-        return count
-
-    def _check_size(self, payload: bytes) -> None:
-        if len(payload) > self._max_message_size:
-            raise ValueError(
-                f"a message of {len(payload)} bytes is above max_message_size,"
-                f" {self._max_message_size}"
-            )
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise trio.ClosedResourceError("this channel was closed for sending")
-        if self._error is not None:
-            raise trio.BrokenResourceError(f"the stream has failed: {self._error}") from self._error
-
-    def _has_room(self, size: int) -> bool:
-        # One which is larger than a batch travels alone.
-        return not self._count or len(self._batch) + size + 4 <= self._max_batch_bytes
-
-    async def _queue(self, payload: bytes, express: bool) -> None:
-        """Queue one message now if there is room and nobody waits for it, or in its turn.
-
-        A checkpoint only if it waits.
-        """
-        if not self._line and self._has_room(len(payload)):
-            self._append(payload)
-            if express:
-                self._hurry()
-            return
-        task = trio.lowlevel.current_task()
-        place = self._line[task] = _Place(payload, express)
-        self._hurry()
-
-        def leave(_: object) -> trio.lowlevel.Abort:
-            del self._line[task]
-            self._serve_line()
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        await trio.lowlevel.wait_task_rescheduled(leave)
-        if not place.is_queued:
-            self._check_open()
-
-    def _serve_line(self) -> None:
-        """Queue for those who wait, as long as there is room for the first of them."""
-        line = self._line
-        while line:
-            task, place = next(iter(line.items()))
-            if not self._has_room(len(place.payload)):
-                self._hurry()
-                return
-            del line[task]
-            self._append(place.payload)
-            if place.express:
-                self._hurry()
-            place.is_queued = True
-            trio.lowlevel.reschedule(task)
-
-    def _dissolve_line(self) -> None:
-        """Nobody in it will be served; each finds out why."""
-        while self._line:
-            task, _ = self._line.popitem(last=False)
-            trio.lowlevel.reschedule(task)
-
-    def _append(self, payload: bytes) -> None:
-        if not self._count:
-            self._since = trio.current_time()
-            self._work_lot.unpark()
-        self._batch += encode_varint(len(payload))
-        self._batch += payload
-        self._count += 1
-        self._queued += 1
-        if len(self._batch) >= self._max_batch_bytes:
-            self._hurry()
-
-    def _hurry(self) -> None:
-        if not self._urgent:
-            self._urgent = True
-            self._work_lot.unpark()
-
-    async def flush(self) -> None:
-        """Send what is queued now, and wait until the stream has taken it.
-
-        That says nothing of the peer; a QUIC stream's ``wait_acked`` does.
-
-        Cancellation: it is sent all the same.
-
-        Raises:
-          trio.ClosedResourceError, trio.BrokenResourceError: as :meth:`send`.
-        """
-        await trio.lowlevel.checkpoint()
-        self._check_open()
-        await self._flush()
-
-    async def _flush(self) -> None:
-        goal = self._queued
-        while self._written < goal:
-            self._check_not_left()
-            if self._error is not None:
-                raise trio.BrokenResourceError("the stream has failed") from self._error
-            if self._count:
-                self._hurry()
-            await self._written_lot.park()
-
-    async def aclose(self) -> None:
-        """Send what is queued, and end the stream's direction.  Idempotent.
-
-        Cancellation: what the stream has not taken yet is lost, and the stream is closed
-        forcefully, so that the peer does not take a part for the whole.
-
-        Raises:
-          trio.BrokenResourceError: what was queued could not be sent.
-        """
-        if self._closed:
-            await trio.lowlevel.checkpoint()
-            return
-        self._closed = True
-        self._dissolve_line()
-        try:
-            await trio.lowlevel.checkpoint()
-            if self._error is None:
-                await self._flush_closed()
-            if isinstance(self._stream, trio.abc.HalfCloseableStream):
-                await self._stream.send_eof()
-            else:
-                await self._stream.aclose()
-        except BaseException:
-            await trio.aclose_forcefully(self._stream)
-            raise
-
-    def _check_not_left(self) -> None:
-        if self._left:
-            raise trio.ClosedResourceError(
-                "the block of this channel was left by an exception: what was queued is dropped"
-            )
-
-    async def _leave(self) -> None:
-        """The block of the channel is left: nobody writes any more.
-
-        Where that drops messages, the peer must not take a part for the whole.
-        """
-        was_closed, self._closed = self._closed, True
-        if self._written < self._queued:
-            self._left = True
-        self._dissolve_line()
-        self._written_lot.unpark_all()
-        if not self._left or was_closed:
-            return  # (closing has seen to the stream)
-        if isinstance(self._stream, QuicStream):
-            self._stream.send_stream.reset()
-        else:
-            await trio.aclose_forcefully(self._stream)
-
-    async def _flush_closed(self) -> None:
-        while self._written < self._queued:
-            if self._count:
-                self._hurry()
-            await self._written_lot.park()
-            self._check_not_left()
-            if self._error is not None:
-                raise trio.BrokenResourceError(
-                    f"{self._queued - self._written} messages were queued when the stream"
-                    f" failed: {self._error}"
-                ) from self._error
-
-    async def _write(self) -> None:
-        """The writing task: sleeps while nothing is queued, and until it is time."""
-        while True:
-            while not self._count:
-                await self._work_lot.park()
-            with trio.move_on_at(self._since + self._max_delay):
-                while not self._urgent:
-                    await self._work_lot.park()
-            batch, count = self._batch, self._count
-            self._batch = bytearray(_LENGTH)
-            self._count = 0
-            self._urgent = False
-            batch[:_LENGTH] = (_LENGTH_FORM | (len(batch) - _LENGTH)).to_bytes(_LENGTH, "big")
-            self._serve_line()
-            try:
-                await self._stream.send_all(batch)
-            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-                self._error = error
-                self._dissolve_line()
-                self._written_lot.unpark_all()
-                return
-            self._written += count
-            self._batches += 1
-            self._written_lot.unpark_all()
-
-
-@final
-class BatchReceiver(trio.abc.ReceiveChannel[Any]):
+class BatchReceiver(trio.abc.ReceiveChannel[T_co]):
     """Takes batches apart.  From :func:`open_batching_channel`, or over any stream.
 
     Args:
@@ -398,17 +47,39 @@ class BatchReceiver(trio.abc.ReceiveChannel[Any]):
       max_batch_bytes: the largest batch, in bytes, though one of a single message may have
         `max_message_size`.  One batch is held at most, and taken apart by 64 KiB.
       decode: makes a value of a message's bytes.
+
+    Generic in what `decode` makes; without it, in bytes.
     """
+
+    @overload
+    def __init__(
+        self: BatchReceiver[bytes],
+        stream: trio.abc.ReceiveStream,
+        *,
+        max_message_size: int = MEBIBYTE,
+        max_batch_bytes: int = MEBIBYTE,
+        decode: None = None,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        stream: trio.abc.ReceiveStream,
+        *,
+        max_message_size: int = MEBIBYTE,
+        max_batch_bytes: int = MEBIBYTE,
+        decode: Callable[[bytes], T_co],
+    ) -> None: ...
 
     def __init__(
         self,
         stream: trio.abc.ReceiveStream,
         *,
-        max_message_size: int = _MEBIBYTE,
-        max_batch_bytes: int = _MEBIBYTE,
-        decode: Decode | None = None,
+        max_message_size: int = MEBIBYTE,
+        max_batch_bytes: int = MEBIBYTE,
+        decode: Callable[[bytes], Any] | None = None,
     ) -> None:
-        _check_sizes(max_batch_bytes, 0, max_message_size)
+        check_sizes(max_batch_bytes, 0, max_message_size)
         self._reader = StreamReader(stream)
         self._max_message_size = max_message_size
         self._limit = max(max_batch_bytes, max_message_size + 8)
@@ -420,7 +91,7 @@ class BatchReceiver(trio.abc.ReceiveChannel[Any]):
         self._error: MessageRefused | None = None
         self._conflict = ConflictDetector("another task is already receiving from this channel")
 
-    async def receive(self) -> Any:
+    async def receive(self) -> T_co:
         """The next message.
 
         Cancellation: nothing is lost.
@@ -441,9 +112,10 @@ class BatchReceiver(trio.abc.ReceiveChannel[Any]):
             else:
                 await self._fill()
             message = self._messages.popleft()
-        return message if self._decode is None else self._decode(message)
+        value: T_co = cast(T_co, message) if self._decode is None else self._decode(message)
+        return value
 
-    async def receive_many(self) -> list[Any]:
+    async def receive_many(self) -> list[T_co]:
         """All messages which have arrived and were not received yet, but at least one.
 
         Those of 64 KiB of one batch at most; one checkpoint for all of them.
@@ -471,20 +143,27 @@ class BatchReceiver(trio.abc.ReceiveChannel[Any]):
         self._check_open()
         if self._error is not None:
             await trio.lowlevel.checkpoint()
-            raise MessageRefused(str(self._error), self._error.code)
+            error = self._error
+            raise MessageRefused(str(error), error.code, size=error.size, limit=error.limit)
         try:
             if self._position < len(self._batch):
                 await trio.lowlevel.checkpoint()
                 self._check_open()
                 self._take_apart()
             while not self._messages:
-                batch = await self._reader.read_frame(self._limit)
+                try:
+                    batch = await self._reader.read_frame(self._limit)
+                except FrameTooLarge as error:
+                    # (Without a limit: that of a batch says nothing of messages.)
+                    code = ApplicationErrorCode.MESSAGE_TOO_LARGE
+                    raise self._refuse(error, code) from error
                 if batch is None:
                     raise trio.EndOfChannel
                 self._batch, self._position = batch, 0
                 self._take_apart()
         except FrameTooLarge as error:
-            raise self._refuse(error, ApplicationErrorCode.MESSAGE_TOO_LARGE) from error
+            code = ApplicationErrorCode.MESSAGE_TOO_LARGE
+            raise self._refuse(error, code, told=too_large_code(error.limit)) from error
         except FramingError as error:
             raise self._refuse(error, ApplicationErrorCode.MALFORMED) from error
 
@@ -518,11 +197,16 @@ class BatchReceiver(trio.abc.ReceiveChannel[Any]):
         if position == stop:
             self._batch, self._position = b"", 0
 
-    def _refuse(self, error: Exception, code: ApplicationErrorCode) -> MessageRefused:
+    def _refuse(
+        self, error: FramingError, code: ApplicationErrorCode, *, told: int | None = None
+    ) -> MessageRefused:
         stream = self._reader.stream
         if isinstance(stream, (ReceiveStream, QuicStream)):
-            stream.stop_receiving(code)
-        self._error = MessageRefused(f"a batch was refused: {error}", code)
+            stream.stop_receiving(code if told is None else told)
+        size, limit = (
+            (error.size, error.limit) if isinstance(error, FrameTooLarge) else (None, None)
+        )
+        self._error = MessageRefused(f"a batch was refused: {error}", code, size=size, limit=limit)
         return self._error
 
     async def aclose(self) -> None:
@@ -543,44 +227,68 @@ class BatchReceiver(trio.abc.ReceiveChannel[Any]):
             await stream.aclose()
 
 
-@asynccontextmanager
-async def open_batch_sender(
-    stream: trio.abc.SendStream,
-    *,
-    max_batch_bytes: int = 64 * _KIBIBYTE,
-    max_delay: float = 0.002,
-    max_message_size: int = _MEBIBYTE,
-    encode: Encode | None = None,
-) -> AsyncIterator[BatchSender]:
-    """The sending half of :func:`open_batching_channel`, for one direction alone."""
-    sender = BatchSender(
-        stream,
-        max_batch_bytes=max_batch_bytes,
-        max_delay=max_delay,
-        max_message_size=max_message_size,
-        encode=encode,
-    )
-    with unwrap_lone():
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(sender._write)
-            try:
-                yield sender
-                await sender.aclose()
-            finally:
-                await sender._leave()
-            nursery.cancel_scope.cancel()
-
-
-@asynccontextmanager
-async def open_batching_channel(
+@overload
+def open_batching_channel(
     stream: trio.abc.Stream,
     *,
-    max_batch_bytes: int = 64 * _KIBIBYTE,
+    max_batch_bytes: int = 64 * KIBIBYTE,
     max_delay: float = 0.002,
-    max_message_size: int = _MEBIBYTE,
-    encode: Encode | None = None,
-    decode: Decode | None = None,
-) -> AsyncIterator[tuple[BatchSender, BatchReceiver]]:
+    max_message_size: int = MEBIBYTE,
+    max_sent_size: int | None = None,
+    encode: None = None,
+    decode: None = None,
+) -> AbstractAsyncContextManager[tuple[BatchSender[Buffer], BatchReceiver[bytes]]]: ...
+
+
+@overload
+def open_batching_channel(
+    stream: trio.abc.Stream,
+    *,
+    max_batch_bytes: int = 64 * KIBIBYTE,
+    max_delay: float = 0.002,
+    max_message_size: int = MEBIBYTE,
+    max_sent_size: int | None = None,
+    encode: Callable[[SentT], Buffer],
+    decode: None = None,
+) -> AbstractAsyncContextManager[tuple[BatchSender[SentT], BatchReceiver[bytes]]]: ...
+
+
+@overload
+def open_batching_channel(
+    stream: trio.abc.Stream,
+    *,
+    max_batch_bytes: int = 64 * KIBIBYTE,
+    max_delay: float = 0.002,
+    max_message_size: int = MEBIBYTE,
+    max_sent_size: int | None = None,
+    encode: None = None,
+    decode: Callable[[bytes], ReceivedT],
+) -> AbstractAsyncContextManager[tuple[BatchSender[Buffer], BatchReceiver[ReceivedT]]]: ...
+
+
+@overload
+def open_batching_channel(
+    stream: trio.abc.Stream,
+    *,
+    max_batch_bytes: int = 64 * KIBIBYTE,
+    max_delay: float = 0.002,
+    max_message_size: int = MEBIBYTE,
+    max_sent_size: int | None = None,
+    encode: Callable[[SentT], Buffer],
+    decode: Callable[[bytes], ReceivedT],
+) -> AbstractAsyncContextManager[tuple[BatchSender[SentT], BatchReceiver[ReceivedT]]]: ...
+
+
+def open_batching_channel(
+    stream: trio.abc.Stream,
+    *,
+    max_batch_bytes: int = 64 * KIBIBYTE,
+    max_delay: float = 0.002,
+    max_message_size: int = MEBIBYTE,
+    max_sent_size: int | None = None,
+    encode: Callable[[Any], Buffer] | None = None,
+    decode: Callable[[bytes], Any] | None = None,
+) -> AbstractAsyncContextManager[tuple[BatchSender[Any], BatchReceiver[Any]]]:
     """Two Trio channels over a stream, which send many small messages in few batches.
 
     When the block is left normally, what is queued is sent, and our direction ended; when
@@ -599,23 +307,42 @@ async def open_batching_channel(
         a second share batches already.  0: as soon as the tasks which are sending just
         now have had their turn.
       max_message_size: the largest message, in bytes, both ways (1 to 2**30 - 9).
+      max_sent_size: the largest message which is sent, in bytes, if that is less, for
+        instance since the peer takes less; ``None``: `max_message_size`.
       encode, decode: from an application's value to bytes and back, as
-        ``msgspec.msgpack.encode``; ``None``: messages are bytes.
+        ``msgspec.msgpack.encode``; ``None``: messages are bytes.  The channels
+        have the types of their values.
 
     Raises:
       ValueError: an argument is out of range.
     """
-    receiver = BatchReceiver(
+    return _open_batching_channel(
+        stream, max_batch_bytes, max_delay, max_message_size, max_sent_size, encode, decode
+    )
+
+
+@asynccontextmanager
+async def _open_batching_channel(
+    stream: trio.abc.Stream,
+    max_batch_bytes: int,
+    max_delay: float,
+    max_message_size: int,
+    max_sent_size: int | None,
+    encode: Callable[[Any], Buffer] | None,
+    decode: Callable[[bytes], Any] | None,
+) -> AsyncIterator[tuple[BatchSender[Any], BatchReceiver[Any]]]:
+    sent = max_message_size if max_sent_size is None else min(max_message_size, max_sent_size)
+    receiver: BatchReceiver[Any] = BatchReceiver(
         stream,
         max_message_size=max_message_size,
-        max_batch_bytes=max(max_batch_bytes, _MEBIBYTE),
-        decode=decode,
+        max_batch_bytes=max(max_batch_bytes, MEBIBYTE),
+        decode=cast(Any, decode),
     )
     async with open_batch_sender(
         stream,
         max_batch_bytes=max_batch_bytes,
         max_delay=max_delay,
-        max_message_size=max_message_size,
-        encode=encode,
+        max_message_size=sent,
+        encode=cast(Any, encode),
     ) as sender:
         yield sender, receiver

@@ -31,6 +31,7 @@ from phoenix_trio import (
 )
 from phoenix_trio.quic.stream_errors import describe_code, split_code, too_large_code
 from phoenix_trio.streams import (
+    BatchReceiver,
     FramingError,
     Limits,
     MessageReceiver,
@@ -39,6 +40,7 @@ from phoenix_trio.streams import (
     StreamReader,
     encode_limits,
     encode_varint,
+    open_batch_sender,
     read_limits,
     receive_message,
     send_message,
@@ -46,6 +48,7 @@ from phoenix_trio.streams import (
 )
 from phoenix_trio.testing import SimulatedNetwork
 from tests.support import CLIENT, PORT, SERVER, client_tls, connected_pair, examples, server_tls
+from tests.support import stream_pair as quic_stream_pair
 
 MEBIBYTE = 1024 * 1024
 TARGET = f"{SERVER}:{PORT}"
@@ -678,6 +681,36 @@ async def test_an_item_which_its_receiver_refuses_is_named_to_the_sender(
         assert (caught.value.size, caught.value.limit) == (1500, 1000)
 
 
+async def test_a_batch_which_is_refused_is_named_to_the_sender(autojump_clock: MockClock) -> None:
+    async with connected_pair() as pair:
+        client, server = await quic_stream_pair(*pair)
+        with pytest.raises(MessageRefusedByPeer, match=r"1500 bytes.*1000 bytes") as caught:
+            async with open_batch_sender(client) as sender:
+                await sender.send(bytes(1500), express=True)
+                with pytest.raises(MessageRefused, match="1500"):
+                    await BatchReceiver(server, max_message_size=1000).receive()
+                await trio.sleep(1)
+                while True:
+                    await sender.send(b"x", express=True)
+        assert (caught.value.size, caught.value.limit) == (1500, 1000)
+        assert not pair[0].is_closed
+
+
+async def test_a_batching_channel_sends_nothing_above_the_announced_limit(
+    autojump_clock: MockClock,
+) -> None:
+    async def handler(connection: PhoenixConnection) -> None:
+        await connection.quic.wait_closed()
+
+    async with lease(handler) as connection, await connection.open_stream() as stream:
+        await trio.sleep(0.1)
+        async with connection.open_batching_channel(stream) as (send, _):
+            with pytest.raises(MessageTooLarge) as caught:
+                await send.send(bytes(1001))
+            assert (caught.value.size, caught.value.limit) == (1001, 1000)
+            await send.send(bytes(1000))
+
+
 # ------------------------------------------------------------------ codes and types in texts
 
 
@@ -714,3 +747,9 @@ async def test_what_is_no_bytes_says_how_to_send_it(
             await send_sequence(client, [value])
         with pytest.raises(TypeError, match="encode= must return bytes, not"):
             await send_message(client, value, encode=lambda each: each)
+        stream = await client.open_stream()
+        async with open_batch_sender(stream) as sender:
+            with pytest.raises(TypeError, match=text):
+                await sender.send(value)
+            with pytest.raises(TypeError, match=text):
+                await sender.send_many([value])

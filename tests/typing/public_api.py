@@ -13,6 +13,7 @@ import trio
 from cryptography.x509 import Certificate
 
 import phoenix_trio
+import phoenix_trio.streams
 from phoenix_trio import (
     ApplicationErrorCode,
     ClientTLS,
@@ -29,6 +30,7 @@ from phoenix_trio import (
     StreamListener,
     TransportConfig,
 )
+from phoenix_trio.streams.messages import Buffer
 
 
 async def dialling() -> None:
@@ -176,8 +178,10 @@ async def application(
         assert_type(connection.metrics(), phoenix_trio.ConnectionMetrics)
         async with await connection.open_stream() as stream:
             async with phoenix_trio.open_batching_channel(stream) as (send, receive):
-                assert_type(send, phoenix_trio.BatchSender)
-                assert_type(receive, phoenix_trio.BatchReceiver)
+                assert_type(send, phoenix_trio.BatchSender[Buffer])
+                assert_type(receive, phoenix_trio.BatchReceiver[bytes])
+                assert_type(await receive.receive_many(), list[bytes])
+            await batches(connection, stream)
     summary = await phoenix.send_multiplexed("there:1", b"data")
     assert_type(summary, phoenix_trio.TransferSummary)
     async with await phoenix.receive_multiplexed() as transfer:
@@ -187,6 +191,44 @@ async def application(
         assert_type(leased, QuicConnection)
     assert_type(pool.statistics(), phoenix_trio.PoolStatistics)
     assert_type(TransportConfig.video(), TransportConfig)
+
+
+def encode(value: float) -> bytes:
+    return repr(value).encode()
+
+
+def decode(data: bytes) -> float:
+    return float(data)
+
+
+async def batches(connection: phoenix_trio.PhoenixConnection, stream: QuicStream) -> None:
+    async with phoenix_trio.open_batching_channel(stream, encode=encode, decode=decode) as (
+        send,
+        receive,
+    ):
+        assert_type(send, phoenix_trio.BatchSender[float])
+        assert_type(receive, phoenix_trio.BatchReceiver[float])
+        assert_type(await receive.receive(), float)
+        sending: trio.abc.SendChannel[float] = send
+        receiving: trio.abc.ReceiveChannel[float] = receive
+        await sending.aclose()
+        await receiving.aclose()
+        await send.send("text")  # type: ignore[arg-type] # encode= takes a number
+        await send.send_many([1.0, "text"])  # type: ignore[list-item]
+        async for value in receive:
+            assert_type(value, float)
+    async with connection.open_batching_channel(stream, decode=decode) as (raw, typed):
+        assert_type(raw, phoenix_trio.BatchSender[Buffer])
+        assert_type(typed, phoenix_trio.BatchReceiver[float])
+    async with connection.open_batching_channel(stream, encode=encode) as (numbers, parts):
+        assert_type(numbers, phoenix_trio.BatchSender[float])
+        assert_type(parts, phoenix_trio.BatchReceiver[bytes])
+    async with phoenix_trio.streams.open_batch_sender(stream, encode=encode) as sender:
+        assert_type(sender, phoenix_trio.BatchSender[float])
+    assert_type(phoenix_trio.BatchReceiver(stream), phoenix_trio.BatchReceiver[bytes])
+    assert_type(
+        phoenix_trio.BatchReceiver(stream, decode=decode), phoenix_trio.BatchReceiver[float]
+    )
 
 
 def transport_layer_security() -> None:
