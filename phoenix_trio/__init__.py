@@ -63,8 +63,11 @@ from .quic.wire.compiled import is_compiled
 from .streams import (
     BatchReceiver,
     BatchSender,
+    Broadcast,
+    BroadcastStatistics,
     MessageRefused,
     SequenceReceiver,
+    SubscriberSummary,
     open_batching_channel,
 )
 from .transport import PhoenixTransport, open_phoenix
@@ -136,8 +139,11 @@ __all__ = [
     "open_pool",
     "BatchReceiver",
     "BatchSender",
+    "Broadcast",
+    "BroadcastStatistics",
     "MessageRefused",
     "SequenceReceiver",
+    "SubscriberSummary",
     "open_batching_channel",
     "PhoenixTransport",
     "open_phoenix",

@@ -77,6 +77,9 @@ class ApplicationErrorCode(IntEnum):
     SOURCE_FAILED = 0x7
     """The source of a sequence raised in the middle; the exception's text is never sent."""
 
+    TOO_SLOW = 0x8
+    """A subscriber of a broadcast did not keep up with it."""
+
 
 class ConnectionBroken(trio.BrokenResourceError):
     """A connection has ended, and not because this side closed it in good order.

@@ -5,6 +5,7 @@ has all of it as methods.
 """
 
 from .batching import BatchReceiver, BatchSender, open_batch_sender, open_batching_channel
+from .broadcast import Broadcast, BroadcastStatistics, SubscriberSummary
 from .framing import FrameDecoder, FrameTooLarge, FramingError, encode_frame, encode_varint
 from .generator import SequenceReceiver, send_sequence
 from .kinds import StreamKind
@@ -15,6 +16,8 @@ from .reader import StreamReader
 __all__ = [
     "BatchReceiver",
     "BatchSender",
+    "Broadcast",
+    "BroadcastStatistics",
     "FrameDecoder",
     "FrameTooLarge",
     "FramingError",
@@ -25,6 +28,7 @@ __all__ = [
     "SequenceReceiver",
     "StreamKind",
     "StreamReader",
+    "SubscriberSummary",
     "encode_frame",
     "encode_limits",
     "encode_varint",

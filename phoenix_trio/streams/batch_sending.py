@@ -26,7 +26,15 @@ from .framing import encode_varint
 from .limits import refused_by_peer
 from .messages import Buffer, not_bytes
 
-__all__ = ["KIBIBYTE", "MEBIBYTE", "BatchSender", "check_sizes", "open_batch_sender"]
+__all__ = [
+    "KIBIBYTE",
+    "LARGEST_BATCH",
+    "MEBIBYTE",
+    "BatchSender",
+    "batch_of",
+    "check_sizes",
+    "open_batch_sender",
+]
 
 T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
@@ -38,7 +46,7 @@ MEBIBYTE = 1024 * KIBIBYTE
 #: before anything is known of what follows: 4 bytes, values to 2**30 - 1.
 _LENGTH = 4
 _LENGTH_FORM = 2 << 30
-_LARGEST = (1 << 30) - 1 - 8
+LARGEST_BATCH = (1 << 30) - 1 - 8
 
 
 def check_sizes(max_batch_bytes: int, max_delay: float, max_message_size: int) -> None:
@@ -47,14 +55,22 @@ def check_sizes(max_batch_bytes: int, max_delay: float, max_message_size: int) -
     Raises:
       ValueError: one is not.
     """
-    if not 1 <= max_batch_bytes <= _LARGEST:
-        raise ValueError(f"max_batch_bytes must be between 1 and {_LARGEST}, not {max_batch_bytes}")
+    if not 1 <= max_batch_bytes <= LARGEST_BATCH:
+        raise ValueError(
+            f"max_batch_bytes must be between 1 and {LARGEST_BATCH}, not {max_batch_bytes}"
+        )
     if not 0 <= max_delay <= 3600:
         raise ValueError(f"max_delay must be between 0 and 3600 seconds, not {max_delay!r}")
-    if not 1 <= max_message_size <= _LARGEST:
+    if not 1 <= max_message_size <= LARGEST_BATCH:
         raise ValueError(
-            f"max_message_size must be between 1 and {_LARGEST}, not {max_message_size}"
+            f"max_message_size must be between 1 and {LARGEST_BATCH}, not {max_message_size}"
         )
+
+
+def batch_of(frames: list[bytes]) -> bytes:
+    """One batch of messages which are frames already; `LARGEST_BATCH` bytes at most."""
+    size = _LENGTH_FORM | sum(map(len, frames))
+    return b"".join((size.to_bytes(_LENGTH, "big"), *frames))
 
 
 @attrs.define(eq=False)

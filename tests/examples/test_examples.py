@@ -215,6 +215,28 @@ def test_sensors(certificates: Path) -> None:
     assert growth < 10, output
 
 
+def test_fan_out(certificates: Path) -> None:
+    with server(certificates, "fan_out.py", "relay") as (port, output):
+        publisher = subprocess.Popen(
+            command("fan_out.py", "publish", "--port", port, "--rate", "500"),
+            cwd=certificates,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            for count in ("20", "50"):
+                got = run(certificates, "fan_out.py", "subscribe", "--port", port, "--count", count)
+                assert got.startswith("the last one: message ")
+                assert got.endswith(f"{count} messages\n")
+            assert publisher.poll() is None, "a subscriber which leaves ends nothing else"
+        finally:
+            publisher.terminate()
+            publisher.communicate(timeout=20)
+        time.sleep(0.2)
+    assert output[0].count("left: ") == 2, output
+    assert output[0].count(" 0 dropped") == 2, output
+
+
 def test_video(certificates: Path) -> None:
     with server(certificates, "video.py", "watch") as (port, output):
         sent = run(certificates, "video.py", "stream", "--port", port, "--seconds", "1.5")

@@ -231,6 +231,16 @@ async def batches(connection: phoenix_trio.PhoenixConnection, stream: QuicStream
     )
 
 
+async def broadcasts(stream: QuicStream) -> None:
+    with phoenix_trio.Broadcast(encode=encode) as numbers:
+        assert_type(numbers, phoenix_trio.Broadcast[float])
+        await numbers.publish(1.0)
+        numbers.publish_nowait("text")  # type: ignore[arg-type] # encode= takes a number
+        assert_type(await numbers.serve(stream), phoenix_trio.SubscriberSummary)
+        assert_type(numbers.statistics(), phoenix_trio.BroadcastStatistics)
+    assert_type(phoenix_trio.Broadcast(when_slow="end"), phoenix_trio.Broadcast[Buffer])
+
+
 def transport_layer_security() -> None:
     ServerTLS("server.pem", "server.key")
     ServerTLS(b"-----BEGIN...", b"-----BEGIN...", client_ca="authority.pem")
