@@ -193,8 +193,8 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
             raise TypeError(f"max_size must be an integer or None, not {max_size!r}")
         stream_id, message = await self._next(self._messages)
         if message.is_refused:
-            await trio.lowlevel.cancel_shielded_checkpoint()
-            await message.receive_header()  # raises why
+            with trio.CancelScope(shield=True):  # (It is not in the queue any more.)
+                await message.receive_header()  # raises why
         limit = self._config.max_message_size
         message.max_size = limit if max_size is None else min(limit, max_size)
         try:

@@ -16,7 +16,14 @@ from typing import Any, TypeAlias, final
 
 import trio
 
-from ..errors import ApplicationErrorCode, MessageRefused, StreamStopped, StreamTooLarge
+from ..errors import (
+    ApplicationErrorCode,
+    CompressionUnsupported,
+    MessageRefused,
+    MessageTooLarge,
+    StreamStopped,
+    StreamTooLarge,
+)
 from ..quic.connection import QuicConnection, ReceiveStream
 from ..quic.receive_buffer import ReceiveBuffer
 from ..quic.stream_errors import too_large_code
@@ -188,7 +195,11 @@ async def send_message(
     if compress is not None and size >= _WORTH_COMPRESSING:
         codec = _ZSTD
     if limits is not None:
-        _check_limits(limits, size, codec)
+        try:
+            _check_limits(limits, size, codec)
+        except (MessageTooLarge, CompressionUnsupported):
+            await trio.lowlevel.checkpoint()
+            raise
     if codec == _ZSTD:
         payload = memoryview(await _run(size, _compress, _zstandard(), payload))
     header = encode_varint(StreamKind.MESSAGE) + encode_varint(codec) + encode_varint(size)
@@ -255,6 +266,7 @@ class MessageReceiver:
 
         Cancellation, errors: those of :meth:`receive`.
         """
+        await trio.lowlevel.checkpoint()
         self._check_not_refused()
         try:
             if self._codec is None:
@@ -282,9 +294,9 @@ class MessageReceiver:
           StreamReset: the sender has given it up.
           trio.ClosedResourceError, ConnectionBroken: the connection was closed, or ended.
         """
-        if self._size is None or self._refusal is not None:
+        # (Again if the limit has changed since.)
+        if self._size is None or self._size > self.max_size or self._refusal is not None:
             await self.receive_header()
-        self._check_size()  # The limit may have changed.
         assert self._size is not None
         try:
             if self._codec == _ZSTD:
@@ -342,7 +354,9 @@ class MessageReceiver:
         return self._refusal
 
     async def _read_number(self) -> int:
-        number = await self._reader.read_varint(read_ahead=0)
+        number = self._reader.take_varint()
+        if number is None:
+            number = await self._reader.read_varint(read_ahead=0)
         if number is None:
             raise FramingError("it ended within its header")
         return number

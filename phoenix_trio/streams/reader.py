@@ -93,10 +93,19 @@ class StreamReader:
         await self._begin()
         if not await self._fill(1, read_ahead):
             return None
-        length = 1 << (self._buffer[0] >> 6)
-        await self._fill(length, read_ahead)
-        value = int.from_bytes(self._buffer[:length], "big") & ((1 << (8 * length - 2)) - 1)
-        del self._buffer[:length]
+        await self._fill(1 << (self._buffer[0] >> 6), read_ahead)
+        return self.take_varint()
+
+    def take_varint(self) -> int | None:
+        """A variable-length integer which was received already; ``None``: not all of it was."""
+        buffer = self._buffer
+        if not buffer:
+            return None
+        length = 1 << (buffer[0] >> 6)
+        if len(buffer) < length:
+            return None
+        value = int.from_bytes(buffer[:length], "big") & ((1 << (8 * length - 2)) - 1)
+        del buffer[:length]
         return value
 
     async def read_frame(self, max_frame_size: int) -> bytes | None:
