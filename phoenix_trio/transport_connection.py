@@ -11,7 +11,7 @@ import heapq
 import itertools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Generic, TypeVar, final, overload
 
 import trio
@@ -299,21 +299,31 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
     ) -> AbstractAsyncContextManager[tuple[BatchSender[Any], BatchReceiver[Any]]]:
         """Batching channels over a stream, with the configuration's sizes and delay.
 
-        What is sent is also bounded by the limit which the peer has announced by now.
+        What is sent is also bounded by the limit which the peer announces: entering the
+        block waits for that, once a connection and usually for no time.
 
-        See :func:`phoenix_trio.open_batching_channel`.
+        See :func:`phoenix_trio.open_batching_channel`.  Entering also raises
+        :class:`ConnectionBroken` or :class:`trio.ClosedResourceError` if the connection ends.
         """
-        config, limit = self._config, self._peer_limits.max_message_size
+        return self._open_batching_channel(stream, encode, decode)
+
+    @asynccontextmanager
+    async def _open_batching_channel(
+        self, stream: trio.abc.Stream, encode: Encode | None, decode: Decode | None
+    ) -> AsyncIterator[tuple[BatchSender[Any], BatchReceiver[Any]]]:
+        await self._peer_limits.wait_settled()
+        config = self._config
         channel: Any = open_batching_channel  # its types are those of the overloads
-        return channel(  # type: ignore[no-any-return]
+        async with channel(
             stream,
             max_batch_bytes=config.batch_bytes,
             max_delay=config.batch_delay,
             max_message_size=config.max_message_size,
-            max_sent_size=limit,
+            max_sent_size=self._peer_limits.max_message_size,
             encode=encode,
             decode=decode,
-        )
+        ) as channels:
+            yield channels
 
     async def request(
         self, data: bytes | bytearray | memoryview, *, max_answer: int | None = None

@@ -331,7 +331,9 @@ async def _open_batching_channel(
     encode: Callable[[Any], Buffer] | None,
     decode: Callable[[bytes], Any] | None,
 ) -> AsyncIterator[tuple[BatchSender[Any], BatchReceiver[Any]]]:
-    sent = max_message_size if max_sent_size is None else min(max_message_size, max_sent_size)
+    sent = max_message_size
+    if max_sent_size is not None:
+        sent = max(1, min(sent, max_sent_size))  # (A peer may have said anything.)
     receiver: BatchReceiver[Any] = BatchReceiver(
         stream,
         max_message_size=max_message_size,

@@ -153,7 +153,7 @@ class PeerLimits:
         return codecs is None or bool(codecs >> codec & 1)
 
     async def wait_settled(self) -> None:
-        """Wait until the peer has announced its limits; a checkpoint only if it waits.
+        """Wait until the peer has announced its limits; at once if it does not.
 
         Raises:
           trio.ClosedResourceError, ConnectionBroken: the connection was closed, or ended,

@@ -704,12 +704,33 @@ async def test_a_batching_channel_sends_nothing_above_the_announced_limit(
         await connection.quic.wait_closed()
 
     async with lease(handler) as connection, await connection.open_stream() as stream:
-        await trio.sleep(0.1)
         async with connection.open_batching_channel(stream) as (send, _):
             with pytest.raises(MessageTooLarge) as caught:
                 await send.send(bytes(1001))
             assert (caught.value.size, caught.value.limit) == (1001, 1000)
             await send.send(bytes(1000))
+
+
+async def test_a_peer_which_takes_nothing_at_all_gets_nothing_and_can_still_send(
+    autojump_clock: MockClock,
+) -> None:
+    async def handler(connection: PhoenixConnection) -> None:
+        await connection._peer_limits.wait_settled()
+        connection._peer_limits.settle(Limits(max_message_size=0))
+        with pytest.raises(MessageTooLarge, match="is 0 bytes"):
+            await connection.send_data(b"x")
+        await connection.send_data(b"")
+        async with (
+            await connection.open_stream() as stream,
+            connection.open_batching_channel(stream) as (send, _),
+        ):
+            with pytest.raises(MessageTooLarge):
+                await send.send(b"xx")
+        assert await connection.receive_data() == b"good"
+
+    async with lease(handler) as connection:
+        await connection.send_data(b"good")
+        await connection.quic.wait_closed()
 
 
 # ------------------------------------------------------------------ codes and types in texts
