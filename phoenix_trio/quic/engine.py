@@ -396,7 +396,7 @@ class Engine(ConnectionEnd):
         self.established.on_retry(self.state.now)
 
     def on_probe(self, needs_ping: bool) -> None:
-        """A probe timeout of the handshake."""
+        """A probe of the handshake leaves."""
         self.established.on_handshake_probe(needs_ping=needs_ping)
 
     def on_received(self, now: float) -> None:

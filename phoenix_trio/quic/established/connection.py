@@ -24,6 +24,7 @@ from .idle import keep_alive_interval, longest_backoff
 from .pacer import Pacer
 from .parameters import PeerParameters
 from .paths import Paths
+from .recovery import PROBES
 from .rtt import RoundTrip
 from .runs import Run
 from .state import HANDSHAKE_PING, KEEP_ALIVE_PING, State
@@ -168,10 +169,9 @@ class Established:
         s.streams.on_early_data_refused()
 
     def on_handshake_probe(self, *, needs_ping: bool) -> None:
-        """A probe timeout before the handshake is confirmed (RFC 9002 section 6.2.4)."""
+        """A probe before the handshake is confirmed (RFC 9002 section 6.2.4)."""
         s = self.state
-        s.recovery.repeat_oldest()
-        if needs_ping:
+        if not s.recovery.repeat_oldest() and needs_ping:
             s.pings.append(HANDSHAKE_PING)
 
     # ------------------------------------------------------------------ packets
@@ -272,7 +272,7 @@ class Established:
         active = s.paths.all[0]
         can_probe = active.can_send(_LARGEST_ACK_PACKET)
         if s.recovery.on_timeout(now, can_probe):
-            s.probe_pending = True
+            s.probes_due = PROBES
         return now < s.paths.deadline() or s.paths.abandon()
 
     def keep_alive_interval(self) -> float | None:
@@ -300,6 +300,7 @@ class Established:
             or s.recovery.loss_time != math.inf
             or s.streams.has_control()
             or s.has_rare_frames()
+            or s.probes_due
             or (mtu is not None and (mtu.is_probing or mtu.deadline <= at))
         ):
             return None

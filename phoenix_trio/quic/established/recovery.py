@@ -10,17 +10,20 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from itertools import islice
-from typing import Final, Protocol
+from typing import Final
 
 from ..wire import frames
 from ..wire.errors import PROTOCOL_VIOLATION, TransportError
 from .congestion import NO_THRESHOLD, Control
 from .pacer import Pacer
 from .rtt import RoundTrip
-from .sent_packet import DataSender, SentPacket
+from .sent_packet import NO_OWNER, DataSender, FrameOwner, SentPacket
 from .skipped_numbers import SkippedNumbers
 
-__all__ = ["MAX_UNACKNOWLEDGED_PACKETS", "FrameOwner", "Recovery"]
+__all__ = ["MAX_UNACKNOWLEDGED_PACKETS", "PROBES", "Recovery"]
+
+#: Datagrams for each probe timeout (RFC 9002 section 6.2.4 permits two).
+PROBES: Final = 2
 
 #: Packets beyond which nothing more is sent.  Two bytes of each packet number are sent, which
 #: is unambiguous for at most 32,767 packets in flight (RFC 9000 section 17.1); this is half of
@@ -35,54 +38,6 @@ _PERSISTENT_CONGESTION_THRESHOLD: Final = 3  # RFC 9002 section 7.6.1
 #: older ones are forgotten.
 _UNACKNOWLEDGED_ACKS: Final = 32
 _FORGOTTEN_ACKS: Final = 2048
-
-
-class FrameOwner(Protocol):
-    """What recovery tells the connection; STREAM frames are reported to their streams.
-
-    A list of frames is the `control` list of a sent packet.
-    """
-
-    def on_frames_acknowledged(self, frames: list[tuple[int, int, int]]) -> None:
-        """A packet with these frames was acknowledged."""
-
-    def on_frames_lost(self, frames: list[tuple[int, int, int]]) -> None:
-        """A packet with these frames is lost."""
-
-    def on_ack_acknowledged(self, largest: int) -> None:
-        """A packet was acknowledged whose ACK frame covers packets up to `largest`."""
-
-    def on_size_acknowledged(self, size: int) -> None:
-        """Packets in flight of up to `size` bytes were acknowledged.
-
-        Called after losses only, until a packet as large as the lost ones has arrived: only
-        then is the path MTU in doubt.
-        """
-
-    def on_packets_lost(self, numbers: list[int], size: int) -> None:
-        """These packets are lost; those of them in flight had up to `size` bytes, or 0."""
-
-
-class _NoOwner:
-    """In the place of a connection which is over."""
-
-    def on_frames_acknowledged(self, frames: list[tuple[int, int, int]]) -> None:
-        pass
-
-    def on_frames_lost(self, frames: list[tuple[int, int, int]]) -> None:
-        pass
-
-    def on_ack_acknowledged(self, largest: int) -> None:
-        pass
-
-    def on_size_acknowledged(self, size: int) -> None:
-        pass
-
-    def on_packets_lost(self, numbers: list[int], size: int) -> None:
-        pass
-
-
-_NO_OWNER = _NoOwner()
 
 
 class Recovery:
@@ -468,10 +423,10 @@ class Recovery:
         return self.last_eliciting_sent + self.probe_timeout() * (1 << self.pto_count)
 
     def on_timeout(self, now: float, can_probe: bool = True) -> bool:
-        """The :meth:`deadline` may have come; whether a probe is to be sent.
+        """The :meth:`deadline` may have come; whether :data:`PROBES` are to be sent.
 
-        The probe carries what is in the oldest packet (RFC 9002 section 6.2.4) which has to
-        be repeated: that one counts as lost, but not as a sign of congestion.
+        Each carries what is in one of the oldest packets (RFC 9002 section 6.2.4) which have
+        to be repeated: those count as lost, but not as a sign of congestion.
         """
         due = self.deadline(can_probe)
         if now < due or due == _NEVER:
@@ -486,31 +441,41 @@ class Recovery:
         self.probe_timeouts += 1
         if patience * (2 << self.pto_count) <= self.longest_backoff:
             self.pto_count += 1
-        oldest = -1
-        for number, packet in self.sent.items():
-            if packet.eliciting and _has_to_be_repeated(packet):
-                oldest = number
-                break
-            if packet.eliciting and oldest < 0:
-                oldest = number
-        if oldest >= 0:
-            self.declare_lost([oldest], False, now)
+        oldest = self._to_repeat(PROBES)
+        if not oldest:
+            oldest = [number for number, packet in self.sent.items() if packet.eliciting][:1]
+        self.declare_lost(oldest, False, now)
         return True
 
-    def repeat_oldest(self) -> bool:
-        """Queue the stream data of the oldest packet which has some; whether there was any.
-
-        For probes before the handshake is confirmed (RFC 9002 section 6.2.4): the packet
-        stays known, so an acknowledgement of either copy counts.
-        """
+    def _to_repeat(self, count: int) -> list[int]:
+        """The oldest packets with something that has to be repeated, `count` at most."""
+        found: list[int] = []
         for number, packet in self.sent.items():
-            if packet.sender is None:
-                continue
-            start, stop = _stream_range(packet, number)
-            packet.sender.repeat(start, stop, packet.fin)
+            if packet.eliciting and _has_to_be_repeated(packet):
+                found.append(number)
+                if len(found) == count:
+                    break
+        return found
+
+    def repeat_oldest(self) -> bool:
+        """Queue what the oldest packet has that has to be repeated; whether there is any.
+
+        For probes which have nothing else to say, and those before the handshake is confirmed
+        (RFC 9002 section 6.2.4): the packet stays known, so an acknowledgement of either copy
+        counts.
+        """
+        for number in self._to_repeat(1):
+            packet = self.sent[number]
+            if packet.sender is not None:
+                start, stop = _stream_range(packet, number)
+                packet.sender.repeat(start, stop, packet.fin)
             if packet.streams is not None:
                 for sender, start, stop, fin in packet.streams:
                     sender.repeat(start, stop, fin)
+            if packet.control is not None:
+                self.owner.on_frames_lost(
+                    [frame for frame in packet.control if frame[0] != frames.PING]
+                )
             return True
         return False
 
@@ -546,7 +511,7 @@ class Recovery:
     def release(self) -> None:
         """The connection is over: let go of packets, streams and the owner."""
         self.sent.clear()
-        self.owner = _NO_OWNER
+        self.owner = NO_OWNER
 
 
 def _newly_acknowledged(sent: dict[int, SentPacket], ranges: list[tuple[int, int]]) -> list[int]:

@@ -1,4 +1,4 @@
-"""The record of a packet in flight, which is kept until it is acknowledged or lost.
+"""The record of a packet in flight, and what is told of its fate.
 
 Floor 1, sans-IO.  One record stands for a single packet, or for a run of equal ones: packets
 of one stream's data which were built together, with consecutive numbers.
@@ -6,9 +6,9 @@ of one stream's data which were built together, with consecutive numbers.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
 
-__all__ = ["DataSender", "SentPacket"]
+__all__ = ["NO_OWNER", "DataSender", "FrameOwner", "SentPacket"]
 
 
 class DataSender(Protocol):
@@ -25,6 +25,54 @@ class DataSender(Protocol):
 
     def repeat(self, start: int, stop: int, fin: bool) -> None:
         """They are to be sent once more, by a probe: they may not be lost."""
+
+
+class FrameOwner(Protocol):
+    """What recovery tells the connection; STREAM frames are reported to their streams.
+
+    A list of frames is the `control` list of a sent packet.
+    """
+
+    def on_frames_acknowledged(self, frames: list[tuple[int, int, int]]) -> None:
+        """A packet with these frames was acknowledged."""
+
+    def on_frames_lost(self, frames: list[tuple[int, int, int]]) -> None:
+        """A packet with these frames is lost."""
+
+    def on_ack_acknowledged(self, largest: int) -> None:
+        """A packet was acknowledged whose ACK frame covers packets up to `largest`."""
+
+    def on_size_acknowledged(self, size: int) -> None:
+        """Packets in flight of up to `size` bytes were acknowledged.
+
+        Called after losses only, until a packet as large as the lost ones has arrived: only
+        then is the path MTU in doubt.
+        """
+
+    def on_packets_lost(self, numbers: list[int], size: int) -> None:
+        """These packets are lost; those of them in flight had up to `size` bytes, or 0."""
+
+
+class _NoOwner:
+    """In the place of a connection which is over."""
+
+    def on_frames_acknowledged(self, frames: list[tuple[int, int, int]]) -> None:
+        pass
+
+    def on_frames_lost(self, frames: list[tuple[int, int, int]]) -> None:
+        pass
+
+    def on_ack_acknowledged(self, largest: int) -> None:
+        pass
+
+    def on_size_acknowledged(self, size: int) -> None:
+        pass
+
+    def on_packets_lost(self, numbers: list[int], size: int) -> None:
+        pass
+
+
+NO_OWNER: Final[FrameOwner] = _NoOwner()
 
 
 class SentPacket:

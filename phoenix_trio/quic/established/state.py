@@ -28,8 +28,9 @@ from .pacer import Pacer
 from .path_mtu import MtuSearch
 from .paths import Path, Paths
 from .received import ReceivedPackets
-from .recovery import FrameOwner, Recovery
+from .recovery import Recovery
 from .rtt import RoundTrip
+from .sent_packet import FrameOwner
 from .streams import Streams
 
 __all__ = ["HANDSHAKE_PING", "KEEP_ALIVE_PING", "NEVER", "PeerClose", "State"]
@@ -131,7 +132,7 @@ class State:
         "peer_ids",
         "peer_max_udp_payload",
         "pings",
-        "probe_pending",
+        "probes_due",
         "received",
         "recovery",
         "rtt",
@@ -214,7 +215,8 @@ class State:
 
         # Things to send besides what the parts know.
         self.pings: list[int] = []
-        self.probe_pending = False
+        self.probes_due = 0
+        """Datagrams which a probe timeout has still to send."""
 
         # Paths.
         self.mtu_address: Address | None = None
@@ -275,10 +277,9 @@ class State:
             self.keep_alive_at = now + interval
 
     def has_rare_frames(self) -> bool:
-        """Whether anything is to be sent besides acknowledgements, data and limits."""
+        """Whether frames are to be sent besides acknowledgements, data and limits."""
         return bool(
             self.pings
-            or self.probe_pending
             or self.handshake_done_pending
             or self.local_ids.has_pending
             or self.peer_ids.retiring

@@ -137,7 +137,7 @@ def _transmit(s: State, now: float, slab: bytearray | None, mark: int) -> list[R
             _probe_other_paths(s, now, datagrams)
             s.paths.has_frames = path.has_frames()  # (the others wait for what they lack)
         has_rare = s.has_rare_frames()
-    has_control = has_rare or s.received.ack_at <= now or streams.has_control()
+    has_control = has_rare or s.probes_due > 0 or s.received.ack_at <= now or streams.has_control()
     if not has_control and not sending.active and not queue:
         return group(datagrams, mark) if datagrams else []
     if not path.is_validated:
@@ -148,9 +148,9 @@ def _transmit(s: State, now: float, slab: bytearray | None, mark: int) -> list[R
                 return group(datagrams, mark) if datagrams else []
     in_flight = s.control.bytes_in_flight
     packets = recovery.room() // s.max_datagram_size
-    is_blocked = packets <= 0 and in_flight > 0 and not s.probe_pending
+    is_blocked = packets <= 0 and in_flight > 0 and not s.probes_due
     paced_until = pacer.next_send_time(now)
-    if paced_until is not None and paced_until > now:
+    if paced_until is not None and paced_until > now and not s.probes_due:
         if (sending.active or queue) and not is_blocked:
             s.pacing_at = paced_until
         is_blocked = True
@@ -158,7 +158,7 @@ def _transmit(s: State, now: float, slab: bytearray | None, mark: int) -> list[R
         return group(datagrams, mark) if datagrams else []
     peer_id = s.peer_ids.current.cid
     turn: BulkTurn | None = None
-    if sending.active and packets > 0 and not queue and path.is_validated:
+    if sending.active and packets > 0 and not queue and path.is_validated and not s.probes_due:
         turn = sending.next_bulk(s.max_datagram_size - 1 - len(peer_id) - NUMBER_SIZE - TAG_SIZE)
     if turn is not None and not has_control and not datagrams:
         runs = _transmit_run(s, turn, packets, now, slab, mark)
@@ -190,17 +190,23 @@ def _transmit(s: State, now: float, slab: bytearray | None, mark: int) -> list[R
             size = min(size, int(path.room()))
             if size < _SMALLEST_PACKET:
                 break
+        has_rare = s.has_rare_frames()
         has_more = (sending.active and turn is None) or queue
-        if with_data and has_more:
+        if s.probes_due:
+            if not (has_more or has_rare or streams.has_control()):
+                if not recovery.repeat_oldest():
+                    s.probes_due = 0  # (A PING is worth no second one.)
+                    break
+                has_rare = s.has_rare_frames()
+        elif with_data and has_more:
             if (
                 recovery.room() < s.max_datagram_size
                 or pacer.next_send_time(now) is not None
                 or recovery.next_number >= recovery.skipped.next
             ):
                 break
-        elif not (s.has_rare_frames() or streams.has_control()):
+        elif not (has_rare or streams.has_control()):
             break
-        has_rare = s.has_rare_frames()
     runs = group(datagrams, mark) if datagrams else []
     if not is_blocked:
         if built:
@@ -292,13 +298,7 @@ def _build(
     room = size - 1 - len(cid) - NUMBER_SIZE - TAG_SIZE
     acknowledges = received.ack_at < math.inf
     if acknowledges:
-        frame = _ack_frame(s, now, min(room, _LARGEST_ACK))
-        if frame:
-            parts.append(frame)
-            room -= len(frame)
-            packet.acknowledges = received.largest
-        else:
-            acknowledges = False
+        room, acknowledges = _fill_ack(s, now, parts, room, packet)
     if has_rare:
         if s.is_complete and s.paths.has_frames:
             before = room
@@ -315,6 +315,14 @@ def _build(
         if with_streams and streams.sending.active:
             room = streams.sending.fill_data(parts, room, packet)
     eliciting = len(parts) > acknowledges
+    if s.probes_due:
+        if not eliciting and room > 0:
+            parts.append(PING_FRAME)
+            room -= 1
+            eliciting = True
+        if not acknowledges and len(received.to_acknowledge):
+            # The acknowledgement may be what the peer lacks, if there is room for it.
+            room, acknowledges = _fill_ack(s, now, parts, room, packet)
     if not eliciting:
         if not acknowledges or received.ack_at > now or must_fill:
             return None
@@ -328,14 +336,7 @@ def _build(
     if must_fill and room > 0:
         parts.append(bytes(room))
     payload = parts[0] if len(parts) == 1 else b"".join(parts)
-    if len(payload) < 4 - NUMBER_SIZE:
-        payload += b"\0"  # RFC 9001 section 5.4.2: enough to be sampled
-    keys = s.keys
-    assert keys.send is not None
-    assert keys.header_send is not None
-    first = FIRST_BYTE | s.spin | keys.phase << 2
-    data = seal_one(first, cid, number, payload, keys.send, keys.header_send)
-    packet.size = len(data)
+    data = _seal(s, cid, packet, payload)
     packet.eliciting = packet.in_flight = eliciting
     recovery.on_sent(packet)
     if acknowledges:
@@ -343,9 +344,9 @@ def _build(
     if eliciting:
         recovery.pacer.update_after_send(now)
         _note_eliciting(s, now)
+        if s.probes_due:
+            s.probes_due -= 1
     path.bytes_sent += packet.size
-    if s.trace is not None:
-        log_packet(s.trace, "packet_sent", "1RTT", cid, number, packet.size, payload)
     return data
 
 
@@ -413,10 +414,6 @@ def _fill_rare(s: State, parts: list[bytes], room: int, packet: SentPacket) -> i
         for uid in s.pings:
             _note_control(packet, frames.PING, uid)
         s.pings.clear()
-    if s.probe_pending and room > 0:
-        parts.append(PING_FRAME)
-        room -= 1
-        s.probe_pending = False
     if s.crypto_send.has_pending:
         control = packet.control if packet.control is not None else []
         room = s.crypto_send.fill(parts, room, control)
@@ -504,6 +501,18 @@ def _build_mtu_probe(s: State, now: float) -> bytes | None:
     return data
 
 
+def _fill_ack(
+    s: State, now: float, parts: list[bytes], room: int, packet: SentPacket
+) -> tuple[int, bool]:
+    """An ACK frame in front of `parts`; returns the room left, and whether it fits."""
+    frame = _ack_frame(s, now, min(room, _LARGEST_ACK))
+    if not frame:
+        return room, False
+    parts.insert(0, frame)
+    packet.acknowledges = s.received.largest
+    return room - len(frame), True
+
+
 def _ack_frame(s: State, now: float, room: int) -> bytes:
     """The ACK frame of what was received, in at most *room* bytes (RFC 9000 section 19.3)."""
     received = s.received
@@ -577,8 +586,6 @@ def _build_early(s: State, now: float, size: int) -> bytes | None:
     if not parts:
         return None
     payload = b"".join(parts)
-    if len(payload) < 4 - NUMBER_SIZE:
-        payload += b"\0"
     data = seal_zero_rtt(s.version, cid, s.local_cid, packet.number, payload, key, header_key)
     packet.size = len(data)
     packet.eliciting = packet.in_flight = packet.is_zero_rtt = True

@@ -115,9 +115,6 @@ class Handshake:
         recovery = state.recovery
         if now >= recovery.deadline(can_probe(state)) and recovery.on_timeout(now):
             begin_probes(state)
-            # The server may know this side's address from 1-RTT packets alone, for it has no
-            # Handshake keys any more.
-            state.host.on_probe(state.is_client and state.is_complete)
 
     def confirm(self) -> None:
         """Client: HANDSHAKE_DONE has come (RFC 9001 section 4.1.2)."""

@@ -106,11 +106,13 @@ class HandshakeHost(Protocol):
         """The client starts again: what was sent in 0-RTT packets was not received."""
 
     def on_probe(self, needs_ping: bool) -> None:
-        """A probe timeout of the handshake (RFC 9002 section 6.2.4): repeat application data.
+        """A probe of the handshake leaves (RFC 9002 section 6.2.4): repeat application data.
+
+        Called for each datagram.
 
         Args:
-          needs_ping: whether to send a PING in any case, because the peer may know this
-            side's address from 1-RTT packets alone.
+          needs_ping: whether to send a PING where there is no such data, because the peer may
+            know this side's address from 1-RTT packets alone.
         """
 
     def on_received(self, now: float) -> None:

@@ -9,6 +9,7 @@ import math
 from typing import Final
 
 from ...config import SMALLEST_UDP_PAYLOAD
+from ..established.recovery import PROBES
 from ..path_address import Address
 from ..wire import frames
 from ..wire.describe import describe_frames
@@ -27,9 +28,6 @@ __all__ = [
     "can_probe",
     "early_close",
 ]
-
-#: Datagrams for each probe timeout (RFC 9002 section 6.2.4 permits two).
-_PROBES: Final = 2
 
 #: Bytes of a datagram: paths are only known to carry so many (RFC 9000 section 14.1).
 _SIZE: Final = SMALLEST_UDP_PAYLOAD
@@ -247,13 +245,16 @@ def build_probes(s: HandshakeState, now: float) -> list[tuple[bytes, Address]]:
         if s.recovery.repeat() > _SIZE:
             count = 0
         s.probe_pending = True
+        # The server may know this side's address from 1-RTT packets alone, for it has no
+        # Handshake keys any more.
+        s.host.on_probe(s.is_client and s.is_complete)
         result += build_flight(s, now)
     return result
 
 
 def begin_probes(s: HandshakeState) -> None:
     """A probe timeout: the next transmissions are probes."""
-    s.probes_due = _PROBES
+    s.probes_due = PROBES
 
 
 def build_close(s: HandshakeState, now: float) -> list[tuple[bytes, Address]]:

@@ -251,7 +251,7 @@ def test_the_end_of_the_handshake_is_told_until_it_arrives() -> None:
         done: list[bool] = []
         pair.client.state.on_handshake_done = lambda done=done: done.append(True)
         pair.server.state.handshake_done_pending = True
-        pair.run(10)
+        pair.run(30)
         assert done
         assert not pair.server.state.handshake_done_pending
 
