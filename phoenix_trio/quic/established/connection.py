@@ -237,6 +237,8 @@ class Established:
             deadline = s.keep_alive_at
         if s.local_ids.replace_at < deadline:
             deadline = s.local_ids.replace_at
+        if paths.repeat_at < deadline:
+            deadline = paths.repeat_at
         mtu = s.mtu
         if mtu is not None and paths.all[0].is_validated:
             deadline = min(deadline, mtu.deadline)
@@ -269,6 +271,8 @@ class Established:
             s.streams.blocked_pending = True
         if now >= s.local_ids.replace_at:
             s.local_ids.replace(now)
+        if now >= s.paths.repeat_at:
+            s.paths.repeat_challenges(now)
         active = s.paths.all[0]
         can_probe = active.can_send(_LARGEST_ACK_PACKET)
         if s.recovery.on_timeout(now, can_probe):

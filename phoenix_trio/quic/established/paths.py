@@ -24,7 +24,8 @@ _MAX_PATHS = 8
 #: Challenges of a peer which wait for their answer; a peer needs the answer to one.
 _PATH_CHALLENGES = 4
 
-#: Our challenges on a path, any of which may still be answered.
+#: Our challenges on a path, any of which may still be answered; while the path is not active,
+#: no more are sent.
 _OWN_CHALLENGES = 5
 
 #: The size to which a datagram with a PATH_CHALLENGE or PATH_RESPONSE is expanded (RFC 9000
@@ -48,6 +49,7 @@ class Path:
         "challenges",
         "is_validated",
         "own_challenges",
+        "repeat_at",
         "reserved_id",
         "validation_deadline",
     )
@@ -67,6 +69,8 @@ class Path:
         self.reserved_id = -1
         """The sequence number of the peer's connection ID for this path alone; -1: none."""
         self.validation_deadline = math.inf
+        self.repeat_at = math.inf
+        """When a challenge is sent again while the path is not active."""
 
     def can_send(self, size: int) -> bool:
         """Whether the anti-amplification limit permits so many bytes (RFC 9000 section 8.1)."""
@@ -109,7 +113,7 @@ class Paths:
       is_client: which side this is.
     """
 
-    __slots__ = ("_is_client", "all", "has_frames", "preferred")
+    __slots__ = ("_is_client", "all", "has_frames", "preferred", "repeat_at")
 
     def __init__(self, is_client: bool) -> None:
         self._is_client = is_client
@@ -120,6 +124,8 @@ class Paths:
         self.has_frames = False
         """Whether any path may have a PATH_CHALLENGE or PATH_RESPONSE to send.  Not if it
         lacks a connection ID or room: it is asked anew when either has come."""
+        self.repeat_at = math.inf
+        """When :meth:`repeat_challenges` is due."""
 
     def begin(self, address: Address, *, is_validated: bool) -> None:
         """The path of the handshake."""
@@ -218,6 +224,27 @@ class Paths:
         if not active.is_validated:
             active.challenge_sent = False
             self.has_frames = True
+
+    def expect_response(self, path: Path, now: float, period: float) -> None:
+        """A challenge has left on a path which is not active: send it again after a while.
+
+        RFC 9000 section 8.2.1: as often as an Initial packet, after a `period` which doubles;
+        :data:`_OWN_CHALLENGES` in all.
+        """
+        sent = len(path.own_challenges)
+        if sent < _OWN_CHALLENGES:
+            path.repeat_at = now + period * (1 << sent - 1)
+            self.repeat_at = min(self.repeat_at, path.repeat_at)
+
+    def repeat_challenges(self, now: float) -> None:
+        """Send the challenges again which nothing has answered, on paths which are not active."""
+        self.repeat_at = math.inf
+        for path in self.all[1:]:
+            if path.repeat_at <= now:
+                path.repeat_at = math.inf
+                path.challenge_sent = False
+                self.has_frames = True
+            self.repeat_at = min(self.repeat_at, path.repeat_at)
 
     def try_preferred(self, ids: PeerIds) -> None:
         """Client: begin to validate the server's preferred address (section 9.6.1)."""

@@ -384,15 +384,16 @@ def _fill_path_frames(
         room -= _PATH_FRAME
         _note_control(packet, frames.PATH_CHALLENGE, 0)
         if path.validation_deadline == math.inf:
-            # RFC 9000 section 8.2.4: three times the larger of the present probe timeout and
-            # that of a new path.
-            path.validation_deadline = now + 3 * max(
-                s.recovery.probe_timeout(), 2 * s.config.initial_rtt
-            )
+            path.validation_deadline = now + 3 * _path_patience(s)  # RFC 9000 section 8.2.4
     while path.challenges and room >= _PATH_FRAME:
         parts.append(frames.build_path_response(path.challenges.pop(0)))
         room -= _PATH_FRAME
     return room
+
+
+def _path_patience(s: State) -> float:
+    """The larger of the present probe timeout and that of a new path (RFC 9000 section 8.2.4)."""
+    return max(s.recovery.probe_timeout(), 2 * s.config.initial_rtt)
 
 
 def _fill_rare(s: State, parts: list[bytes], room: int, packet: SentPacket) -> int:
@@ -456,6 +457,7 @@ def _probe_other_paths(s: State, now: float, datagrams: list[tuple[bytes, Addres
         if path.needs_challenge():
             parts.append(frames.build_path_challenge(path.new_challenge()))
             room -= _PATH_FRAME
+            s.paths.expect_response(path, now, _path_patience(s))
         while path.challenges and room >= _PATH_FRAME:
             parts.append(frames.build_path_response(path.challenges.pop(0)))
             room -= _PATH_FRAME

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
@@ -12,6 +13,7 @@ from phoenix_trio import TransportConfig
 from phoenix_trio.quic import events
 from phoenix_trio.quic.established import path_search
 from phoenix_trio.quic.established.parameters import PreferredAddress
+from phoenix_trio.quic.established.paths import Path
 from phoenix_trio.quic.path_address import Address, PathAddress
 
 from .pair import ADDRESSES, CIDS, Pair
@@ -311,15 +313,70 @@ def test_two_local_addresses_are_two_paths() -> None:
     assert server.peer_ids.current.cid != cid, "RFC 9000 section 9.5"
 
 
-def test_the_preferred_address_of_a_server_is_probed_and_then_used() -> None:
-    """RFC 9000 section 9.6.1; a probe moves nothing, and is answered where it came from."""
+PREFERRED = ("10.0.0.1", 9999)
+
+
+def pair_with_a_preferred_address() -> tuple[Pair, Path]:
+    """An idle pair, and the path which the client is about to probe."""
     pair = Pair(TransportConfig(max_udp_payload_size=1200))
     write(pair.client, pair.open(), b"x")
     pair.run(2)
-    client, server = pair.client.state, pair.server.state
-    client.paths.preferred = PreferredAddress(("10.0.0.1", 9999), None, b"unused--", bytes(16))
+    client = pair.client.state
+    client.paths.preferred = PreferredAddress(PREFERRED, None, b"unused--", bytes(16))
     client.paths.try_preferred(client.peer_ids)
-    path = client.paths.find(("10.0.0.1", 9999))
+    return pair, client.paths.find(PREFERRED)
+
+
+def challenges(pair: Pair) -> list[float]:
+    """When datagrams were sent to the preferred address."""
+    return [
+        at for (at, _, _), to in zip(pair.sent, pair.destinations, strict=True) if to == PREFERRED
+    ]
+
+
+def test_a_challenge_on_another_path_is_repeated_a_few_times_if_nothing_answers_it() -> None:
+    """RFC 9000 section 8.2.1."""
+    pair, path = pair_with_a_preferred_address()
+    began = pair.now
+    pair.run(60)
+    times = [at - began for at in challenges(pair)]
+    assert times == pytest.approx([0.0, 0.2, 0.6, 1.4, 3.0])
+    assert len({bytes(each) for each in path.own_challenges}) == 5, "any may be answered"
+    assert pair.client.state.paths.repeat_at == math.inf
+    assert pair.client.state.paths.all[0].addr == ADDRESSES[False]
+
+
+def test_a_repeated_challenge_which_is_answered_is_the_last_one() -> None:
+    pair, path = pair_with_a_preferred_address()
+    pair.run(0.1)
+    pair.server.address = PREFERRED  # from now on, what is sent there arrives
+    pair.run(10)
+    assert len(challenges(pair)) >= 2
+    assert path.is_validated
+    assert pair.client.state.paths.all[0] is path
+    before = len(pair.sent)
+    pair.run(30)
+    assert len(pair.sent) == before
+
+
+def test_no_challenge_is_repeated_where_the_anti_amplification_limit_has_no_room() -> None:
+    """RFC 9000 section 8.1: a server, on a path which a forged packet has named."""
+    pair = Pair(TransportConfig(max_udp_payload_size=1200))
+    pair.run(2)
+    server = pair.server.state
+    path = server.paths.find(ANOTHER_HOST)
+    path.bytes_received = 400
+    server.paths.add(path, server.peer_ids)
+    pair.run(60)
+    assert path.own_challenges
+    assert path.bytes_sent <= 1200
+    assert server.paths.repeat_at == math.inf
+
+
+def test_the_preferred_address_of_a_server_is_probed_and_then_used() -> None:
+    """RFC 9000 section 9.6.1; a probe moves nothing, and is answered where it came from."""
+    pair, path = pair_with_a_preferred_address()
+    client, server = pair.client.state, pair.server.state
     before = len(pair.sent)
     pair.flush(pair.client)
     (probe,) = [data for _, half, data in pair.sent[before:] if half is pair.client]
@@ -331,6 +388,6 @@ def test_the_preferred_address_of_a_server_is_probed_and_then_used() -> None:
     pair.flush(pair.server)
     assert ANOTHER_HOST in pair.destinations[before:]
     answer = next(data for _, half, data in pair.sent[before:] if half is pair.server)
-    pair.deliver(pair.client, [answer], ("10.0.0.1", 9999))
+    pair.deliver(pair.client, [answer], PREFERRED)
     assert path.is_validated
     assert client.paths.all[0] is path
