@@ -239,6 +239,8 @@ class Established:
             deadline = s.local_ids.replace_at
         if paths.repeat_at < deadline:
             deadline = paths.repeat_at
+        if s.streams.grant_at < deadline:
+            deadline = s.streams.grant_at
         mtu = s.mtu
         if mtu is not None and paths.all[0].is_validated:
             deadline = min(deadline, mtu.deadline)
@@ -273,6 +275,8 @@ class Established:
             s.local_ids.replace(now)
         if now >= s.paths.repeat_at:
             s.paths.repeat_challenges(now)
+        if now >= s.streams.grant_at:
+            s.streams.grant_streams()
         active = s.paths.all[0]
         can_probe = active.can_send(_LARGEST_ACK_PACKET)
         if s.recovery.on_timeout(now, can_probe):

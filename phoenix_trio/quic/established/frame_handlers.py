@@ -33,6 +33,7 @@ from ..wire.frames import (
     STREAM,
     STREAM_DATA_BLOCKED,
     STREAMS_BLOCKED_BIDI,
+    STREAMS_BLOCKED_UNI,
     TRANSPORT_CLOSE,
     parse_ack,
     parse_stream,
@@ -167,7 +168,8 @@ def _take_other(s: State, plain: bytes, at: int, kind: int) -> tuple[int, int]:
         stream_id, _, at = frames.parse_stream_data_blocked(plain, at)
         streams.take_stream_data_blocked(stream_id)
     elif kind & 0xFE == STREAMS_BLOCKED_BIDI:
-        _, at = frames.parse_streams_blocked(plain, at)
+        limit, at = frames.parse_streams_blocked(plain, at)
+        streams.take_streams_blocked(limit, kind == STREAMS_BLOCKED_UNI)
     elif kind == CRYPTO:
         at = _take_crypto(s, plain, at)
     elif kind == NEW_CONNECTION_ID:

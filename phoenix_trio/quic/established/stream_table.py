@@ -7,6 +7,9 @@ done with it, so a peer cannot make streams come and go which nothing reads.
 
 from __future__ import annotations
 
+import math
+from typing import Final
+
 from ...config import TransportConfig
 from ..events import Event, SendProgress, StreamForgotten, StreamOpened, StreamsAvailable
 from ..wire.errors import STREAM_LIMIT_ERROR, STREAM_STATE_ERROR, TransportError
@@ -19,6 +22,11 @@ from .sending import Sending
 from .stream_limits import LocalStreams, PeerStreams
 
 __all__ = ["StreamTable"]
+
+
+#: Seconds for which a peer at its limit waits for a grant of many streams in the place of one,
+#: at most; a round trip where that is shorter.
+_LONGEST_WAIT: Final = 0.025
 
 
 class StreamTable:
@@ -42,6 +50,7 @@ class StreamTable:
         "_peer",
         "_streams_available",
         "accepted",
+        "grant_at",
         "max_streams_pending",
         "now",
         "opened",
@@ -78,6 +87,8 @@ class StreamTable:
         )
         self.max_streams_pending: bool = False
         """Whether MAX_STREAMS may have to be sent."""
+        self.grant_at: float = math.inf
+        """When :meth:`grant_streams` is due."""
         self._parameters: PeerParameters = PeerParameters()
         self._is_remembered: bool = False
         self._held: dict[int, SendStream] = {}
@@ -164,8 +175,7 @@ class StreamTable:
             self._events.append(StreamOpened(each))
         self.accepted += index + 1 - peer.opened
         peer.opened = index + 1
-        if peer.is_due():
-            self.max_streams_pending = True
+        self._consider_grant(peer)
 
     # -- forgetting
 
@@ -203,9 +213,22 @@ class StreamTable:
             # Only now may the peer open another one in its place (RFC 9000 section 4.6).
             peer = self._peer[stream_id >> 1 & 1]
             peer.maximum += 1
-            if peer.is_due():
-                self.max_streams_pending = True
+            self._consider_grant(peer)
         return True
+
+    def _consider_grant(self, peer: PeerStreams) -> None:
+        """Streams were opened or have ended: announce more now, or once the peer has waited."""
+        if peer.is_due():
+            self.max_streams_pending = True
+        elif self.grant_at == math.inf and peer.is_held_up():
+            self.grant_at = self.now + min(self.rtt, _LONGEST_WAIT)
+
+    def grant_streams(self) -> None:
+        """A peer at its limit has waited for a larger grant: announce what there is."""
+        self.grant_at = math.inf
+        for peer in self._peer:
+            if peer.is_held_up():
+                peer.is_waiting = self.max_streams_pending = True
 
     def collect(self) -> None:
         """Report what the last calls have led to; call it after each of them from the network.

@@ -300,6 +300,13 @@ class Streams(StreamTable):
         """MAX_STREAMS (RFC 9000 section 19.11)."""
         self.permit_streams(maximum, unidirectional)
 
+    def take_streams_blocked(self, limit: int, unidirectional: bool) -> None:
+        """STREAMS_BLOCKED (RFC 9000 section 19.14): no grant is too small now."""
+        peer = self._peer[unidirectional]
+        if limit >= peer.announced:
+            peer.is_waiting = True
+            self.max_streams_pending = peer.is_due() or self.max_streams_pending
+
     def take_stream_data_blocked(self, stream_id: int) -> None:
         """STREAM_DATA_BLOCKED (RFC 9000 section 19.13), which opens a stream like any other frame.
 
@@ -314,7 +321,10 @@ class Streams(StreamTable):
         """Whether credit waits to be announced to the peer."""
         receiving = self.receiving
         return (
-            receiving.max_data_pending or self.max_streams_pending or bool(receiving.limits_to_send)
+            receiving.max_data_pending
+            or self.max_streams_pending
+            or self.grant_at < math.inf  # (The timer has to be set.)
+            or bool(receiving.limits_to_send)
         )
 
     def has_control(self) -> bool:
@@ -364,7 +374,7 @@ class Streams(StreamTable):
             peer = self._peer[kind]
             if peer.is_due():
                 maximum = peer.announced = peer.maximum
-                peer.was_lost = False
+                peer.was_lost = peer.is_waiting = False
                 frame = build_max_streams(maximum, kind == 1)
                 room -= add_control(parts, packet, frame, frame_type, maximum, 0)
         return room

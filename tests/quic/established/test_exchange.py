@@ -298,6 +298,49 @@ def test_keys_are_updated_after_very_many_packets(monkeypatch: pytest.MonkeyPatc
     assert updates - pair.server.state.keys.updates in (0, 1)
 
 
+# ------------------------------------------------------------------ credit of streams
+
+
+def test_a_client_at_its_limit_of_streams_always_gets_on() -> None:
+    """One stream of eight ends now and then, the others stay open."""
+    pair = Pair(TransportConfig(max_udp_payload_size=1200, max_bidirectional_streams=8), trace=True)
+    ids = [pair.open() for _ in range(8)]
+    for stream_id in ids:
+        write(pair.client, stream_id, b"x", end=False)
+    pair.run(1)
+    for _ in range(5):
+        stream_id = ids.pop()
+        write(pair.client, stream_id, b"y")
+        pair.run(0.1)
+        write(pair.server, stream_id, b"z")
+        pair.run(0.1)
+        for half in pair.halves:
+            half.streams.let_go(stream_id, sending=True, receiving=True)
+        assert pair.client.streams.open_stream(unidirectional=False) is None
+        pair.run(0.06)  # (The server waits for more streams to end, for a round trip.)
+        ids.append(pair.open())
+        write(pair.client, ids[-1], b"x", end=False)
+        pair.run(0.1)
+
+
+def test_streams_which_end_soon_after_each_other_are_granted_together() -> None:
+    pair = Pair(TransportConfig(max_udp_payload_size=1200), trace=True)
+    ids = [pair.open() for _ in range(100)]
+    for stream_id in ids:
+        write(pair.client, stream_id, b"x")
+    pair.run(1)
+    for stream_id in ids:
+        write(pair.server, stream_id, b"z")
+        assert not pair.server.streams.let_go(stream_id, sending=True, receiving=True)
+        pair.run(0.001)
+        while pair.client.streams.available_streams(unidirectional=False):
+            write(pair.client, pair.open(), b"x", end=False)
+    pair.run(1)
+    assert pair.client.streams.opened > 140
+    kinds = [frame["frame_type"] for frame in pair.traces[False].frames()]
+    assert 1 < kinds.count("max_streams") <= 4, "for 100 streams"
+
+
 # ------------------------------------------------------------------ total loss
 
 

@@ -325,6 +325,66 @@ def test_more_streams_are_permitted_once_few_are_left() -> None:
     assert packet.record.control == [(frames.MAX_STREAMS_UNI, 7, 0)]
 
 
+def at_its_limit() -> tuple[Side, Side, list[int]]:
+    """A client which has opened all of its eight one-way streams, and ended them."""
+    client, server = connected(max_unidirectional_streams=8)
+    ids = [opened(client, unidirectional=True) for _ in range(8)]
+    for stream_id in ids:
+        client.streams.write(stream_id, b"", end_stream=True)
+    exchange(client, server)
+    server.streams.now = 10.0
+    return client, server, ids
+
+
+def granted(server: Side) -> list[tuple[int, int, int]] | None:
+    """The limit of which the next packet tells."""
+    packet = server.build()
+    return None if packet is None else packet.record.control
+
+
+def test_streams_are_granted_in_quarters_of_the_window() -> None:
+    _, server, ids = at_its_limit()
+    for count in range(0, 8, 2):
+        server.streams.let_go(ids[count], receiving=True)
+        assert granted(server) is None, "one is an eighth"
+        server.streams.let_go(ids[count + 1], receiving=True)
+        if count < 6:
+            # (The peer has not opened those of which it was told.)
+            server.streams._peer[1].opened = server.streams._peer[1].maximum
+        assert granted(server) == [(frames.MAX_STREAMS_UNI, 10 + count, 0)]
+
+
+def test_a_peer_at_its_limit_gets_a_smaller_grant_after_a_round_trip() -> None:
+    _, server, ids = at_its_limit()
+    server.streams.rtt = 0.01
+    server.streams.let_go(ids[3], receiving=True)
+    assert granted(server) is None
+    assert server.streams.grant_at == pytest.approx(10.01)
+    assert server.streams.has_limits_to_send(), "so that the timer is set"
+    server.streams.now = 10.01
+    server.streams.grant_streams()
+    assert granted(server) == [(frames.MAX_STREAMS_UNI, 9, 0)]
+    assert server.streams.grant_at == math.inf
+    server.streams.let_go(ids[4], receiving=True)
+    assert granted(server) is None, "it has a stream left"
+    assert server.streams.grant_at == math.inf
+
+
+def test_a_peer_which_says_that_it_is_blocked_gets_each_stream_at_once() -> None:
+    _, server, ids = at_its_limit()
+    server.streams.take_streams_blocked(8, True)
+    assert granted(server) is None, "none has ended"
+    server.streams.let_go(ids[0], receiving=True)
+    assert granted(server) == [(frames.MAX_STREAMS_UNI, 9, 0)]
+    server.streams._peer[1].opened = 9
+    server.streams.let_go(ids[1], receiving=True)
+    assert granted(server) is None
+    server.streams.take_streams_blocked(8, True)
+    assert granted(server) is None, "an old frame, from before the last grant"
+    server.streams.take_streams_blocked(9, True)
+    assert granted(server) == [(frames.MAX_STREAMS_UNI, 10, 0)]
+
+
 def test_more_streams_are_told_of_once() -> None:
     client, server = connected(max_bidirectional_streams=1, max_unidirectional_streams=0)
     assert client.streams.available_streams(unidirectional=False) == 1
