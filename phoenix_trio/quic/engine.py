@@ -24,10 +24,10 @@ from .established.paths import Paths
 from .established.rtt import RoundTrip
 from .established.runs import Run, group
 from .established.stalls import Arrivals
-from .established.state import NEVER
+from .established.state import NEVER, State
 from .established.streams import Streams
 from .handshake.connection import Handshake
-from .handshake.host import APPLICATION, EARLY
+from .handshake.host import EARLY
 from .handshake.parameters import LocalParameters
 from .handshake.settings import HandshakeSettings
 from .path_address import Address
@@ -90,7 +90,7 @@ class Engine(ConnectionEnd):
                 max_datagram_frame_size=65_535 if config.enable_datagrams else 0,
             ),
         )
-        self.established = Established(
+        self.state = State(
             is_client=settings.is_client,
             config=config,
             streams=self.streams,
@@ -103,7 +103,7 @@ class Engine(ConnectionEnd):
             queue=self._events,
             trace=self.handshake.trace,
         )
-        self.state = self.established.state
+        self.established = Established(self.state)
         self.peer_ids = self.state.peer_ids
         self.state.on_handshake_done = self._on_handshake_done
         self.state.on_ticket = self.handshake.take_tls_message
@@ -350,15 +350,7 @@ class Engine(ConnectionEnd):
         s = self.state
         if s.fault is not None or s.peer_close is not None or self._end is not None:
             return
-        path = self.paths.find(address)
-        if not path.is_validated:
-            path.bytes_received -= len(packet)  # It was counted when it came.
-        if level == APPLICATION:
-            self.established.receive_run(packet, 0, len(packet), address, now, mark, len(packet))
-        else:
-            if not path.is_validated:
-                path.bytes_received += len(packet)
-            self.established.receive_early(packet, address, now, mark)
+        self.established.receive_packet(level == EARLY, packet, address, now, mark)
 
     def on_parameters(self, parameters: PeerParameters, remembered: bool) -> None:
         """The peer's transport parameters, which were checked."""
@@ -401,14 +393,8 @@ class Engine(ConnectionEnd):
 
     def on_received(self, now: float) -> None:
         """A packet of the peer was processed: the idle timer starts again."""
-        s = self.state
-        s.idle_since = now
-        s.eliciting_sent_since_receipt = False
-        s.touch_keep_alive(now)
+        self.state.note_received(now)
 
     def on_eliciting_sent(self, now: float) -> None:
         """An ack-eliciting packet was sent (RFC 9000 section 10.1)."""
-        s = self.state
-        if not s.eliciting_sent_since_receipt:
-            s.idle_since = now
-            s.eliciting_sent_since_receipt = True
+        self.state.note_eliciting_sent(now)

@@ -8,27 +8,19 @@ handshake has brought: keys, the peer's transport parameters, completion.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Final
 
-from ...config import SMALLEST_UDP_PAYLOAD, TransportConfig
 from .. import events
 from ..path_address import Address
 from ..wire import frames
 from ..wire.protection import PacketKey, header_key
-from ..wire.qlog import Trace
 from . import path_search, receive
-from .congestion import Control
 from .datagram_frame import largest_payload
 from .idle import keep_alive_interval, longest_backoff
-from .pacer import Pacer
 from .parameters import PeerParameters
-from .paths import Paths
 from .recovery import PROBES
-from .rtt import RoundTrip
 from .runs import Run
 from .state import HANDSHAKE_PING, KEEP_ALIVE_PING, State
-from .streams import Streams
 from .transmit import MTU_PROBE, coalesce, transmit
 
 __all__ = ["Established"]
@@ -39,54 +31,13 @@ _LARGEST_ACK_PACKET: Final = 1 + 20 + 2 + 64 + 3 * 8 + 9 + 16
 
 
 class Established:
-    """Application data of one connection.
-
-    Args:
-      is_client: which side this is.
-      config: limits, buffers and timers.
-      streams: its streams.
-      local_cid: this side's first connection ID.
-      peer_cid: the first one of the peer, as far as it is known.
-      reset_token: derives the stateless reset token of a connection ID.
-      rtt: the round-trip estimator, shared with the handshake.
-      control: congestion control, shared with the handshake.
-      paths: the network paths, shared with the handshake.
-      queue: takes the events.
-      trace: takes qlog events; ``None``: there is no trace.
-    """
+    """Application data of one connection, which works on its `state`."""
 
     __slots__ = ("state",)
 
-    def __init__(
-        self,
-        *,
-        is_client: bool,
-        config: TransportConfig,
-        streams: Streams,
-        local_cid: bytes,
-        peer_cid: bytes,
-        reset_token: Callable[[bytes], bytes],
-        rtt: RoundTrip,
-        control: Control,
-        paths: Paths,
-        queue: list[events.Event],
-        trace: Trace | None,
-    ) -> None:
-        self.state = State(
-            is_client=is_client,
-            config=config,
-            local_cid=local_cid,
-            peer_cid=peer_cid,
-            reset_token=reset_token,
-            rtt=rtt,
-            control=control,
-            pacer=Pacer(SMALLEST_UDP_PAYLOAD),
-            streams=streams,
-            paths=paths,
-            queue=queue,
-            frames=self,
-            trace=trace,
-        )
+    def __init__(self, state: State) -> None:
+        self.state = state
+        state.recovery.owner = self
 
     # ------------------------------------------------------------------ from the handshake
 
@@ -187,11 +138,22 @@ class Established:
         stop: int,
     ) -> int:
         """See :func:`~phoenix_trio.quic.established.receive.receive_run`."""
-        return receive.receive_run(self.state, data, start, size, address, now, mark, stop)
+        s = self.state
+        end = receive.receive_run(s, data, start, size, address, now, mark, stop)
+        active = s.paths.all[0]
+        if active.addr != address or not active.is_validated:
+            s.paths.count_received(s.paths.find(address), end - start)
+        return end
 
-    def receive_early(self, packet: bytes, address: Address, now: float, mark: int) -> None:
-        """Server: take a 0-RTT packet."""
-        receive.receive_zero_rtt(self.state, packet, address, now, mark)
+    def receive_packet(
+        self, is_early: bool, packet: bytes, address: Address, now: float, mark: int
+    ) -> None:
+        """Take a 1-RTT packet, or (`is_early`) a server's 0-RTT packet, already counted."""
+        if is_early:
+            receive.receive_zero_rtt(self.state, packet, address, now, mark)
+        else:
+            size = len(packet)
+            receive.receive_run(self.state, packet, 0, size, address, now, mark, size)
 
     def begin_pass(self) -> None:
         """A new round of sending begins: judge anew what should wait for more.
@@ -221,14 +183,13 @@ class Established:
         s = self.state
         deadline = s.pacing_at
         paths = s.paths
-        can_acknowledge = can_probe = True
+        can_send = True
         if paths.all and not paths.all[0].is_validated:
-            # RFC 9002 section 6.2.2.1: a timer for what may not be sent would stay in the past.
-            can_acknowledge = can_probe = paths.all[0].can_send(_LARGEST_ACK_PACKET)
+            can_send = self._can_send()
             deadline = min(deadline, paths.deadline())
-        if can_acknowledge and s.received.ack_at < deadline:
+        if can_send and s.received.ack_at < deadline:
             deadline = s.received.ack_at
-        at = s.recovery.deadline(can_probe)
+        at = s.recovery.deadline(can_send)
         if at < deadline:
             deadline = at
         if not s.is_complete:
@@ -247,6 +208,13 @@ class Established:
         if s.streams.has_blocked():
             deadline = min(deadline, self._blocked_deadline())
         return deadline
+
+    def _can_send(self) -> bool:
+        """Whether the anti-amplification limit has room for what timers send.
+
+        RFC 9002 section 6.2.2.1: a timer for what may not be sent would stay in the past.
+        """
+        return self.state.paths.all[0].can_send(_LARGEST_ACK_PACKET)
 
     def _blocked_deadline(self) -> float:
         s = self.state
@@ -277,9 +245,7 @@ class Established:
             s.paths.repeat_challenges(now)
         if now >= s.streams.grant_at:
             s.streams.grant_streams()
-        active = s.paths.all[0]
-        can_probe = active.can_send(_LARGEST_ACK_PACKET)
-        if s.recovery.on_timeout(now, can_probe):
+        if s.recovery.on_timeout(now, self._can_send()):
             s.probes_due = PROBES
         return now < s.paths.deadline() or s.paths.abandon()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from ..wire import frames
 from ..wire.errors import TransportError
-from ..wire.protection import SAMPLE_SIZE, HeaderKey, NotAuthentic, PacketKey, decode_packet_number
+from ..wire.protection import HeaderKey, NotAuthentic, PacketKey, open_header
 
 __all__ = ["GoodbyeReader", "has_close"]
 
@@ -52,23 +52,21 @@ class GoodbyeReader:
 
     def __call__(self, datagram: bytes) -> bool:
         """Whether a datagram is an authentic packet with a CONNECTION_CLOSE frame."""
-        at = 1 + self._id_length
-        sample_at = at + 4
-        if not self._left or len(datagram) < sample_at + SAMPLE_SIZE or datagram[0] & 0x80:
+        if not self._left or not datagram or datagram[0] & 0x80:
             return False
         self._left -= 1
-        masks = self._header_key.mask(datagram[sample_at : sample_at + SAMPLE_SIZE])
-        first = datagram[0] ^ (masks[0] & 0x1F)
-        if first >> 2 & 1 != self._phase:
-            return False  # the peer updates its keys just now: we do without its answer
-        length = (first & 3) + 1
-        truncated = int.from_bytes(datagram[at : at + length], "big") ^ int.from_bytes(
-            masks[1 : 1 + length], "big"
-        )
-        number = decode_packet_number(truncated, 8 * length, self._expected)
-        header = b"%c%b%b" % (first, datagram[1:at], truncated.to_bytes(length, "big"))
         try:
-            payload = self._key.decrypt(number, header, datagram[at + length :])
+            first, number, header, body_at = open_header(
+                datagram,
+                0,
+                1 + self._id_length,
+                len(datagram),
+                self._header_key,
+                self._expected,
+            )
+            if first >> 2 & 1 != self._phase:
+                return False  # the peer updates its keys just now: we do without its answer
+            payload = self._key.decrypt(number, header, datagram[body_at:])
         except NotAuthentic:
             return False
         return has_close(payload)

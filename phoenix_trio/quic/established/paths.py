@@ -138,6 +138,12 @@ class Paths:
                 return path
         return Path(address)
 
+    def count_received(self, path: Path, size: int) -> None:
+        """Bytes have come from an address, whether they can be read or not (section 8.1)."""
+        if not path.is_validated:
+            path.bytes_received += size
+            self.has_frames = True  # (A probe may have waited for the room.)
+
     def knows(self, address: Address) -> bool:
         """Whether a path has this address."""
         return any(path.addr == address for path in self.all)

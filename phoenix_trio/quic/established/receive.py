@@ -10,7 +10,13 @@ from __future__ import annotations
 from ..path_address import Address
 from ..wire.errors import PROTOCOL_VIOLATION, TransportError
 from ..wire.frames import LONG_VARINT, STREAM, build_stream_prefix, parse_stream
-from ..wire.protection import SAMPLE_SIZE, TAG_SIZE, NotAuthentic, decode_packet_number
+from ..wire.protection import (
+    SAMPLE_SIZE,
+    TAG_SIZE,
+    NotAuthentic,
+    decode_packet_number,
+    open_packet,
+)
 from ..wire.qlog import log_packet
 from .frame_handlers import ELICITING, NON_PROBING, take_frames
 from .paths import Path
@@ -223,9 +229,6 @@ def receive_run(
             highest, spin = number, first & 0x20
     if pieces:
         s.streams.take_bulk(stream_id, b"".join(pieces), offset)
-    if not path.is_validated:
-        path.bytes_received += position - start  # RFC 9000 section 8.1
-        s.paths.has_frames = True  # (A probe may have waited for the room.)
     if not any_taken:
         return position
     if run_stop - run_start == 1:
@@ -234,7 +237,7 @@ def receive_run(
         received.note_run(
             run_start, run_stop, now, eliciting & ELICITING != 0, mark, position - start
         )
-    _finish(s, now)
+    s.note_received(now)
     if highest > s.spin_number:
         # RFC 9000 section 17.4.
         s.spin_number = highest
@@ -242,14 +245,6 @@ def receive_run(
     if s.zero_rtt_key is not None and not s.is_client:
         s.zero_rtt_key = s.zero_rtt_header = None  # RFC 9001 section 4.9.3
     return position
-
-
-def _finish(s: State, now: float) -> None:
-    """Something authentic has come: the idle timer starts again (RFC 9000 section 10.1)."""
-    s.idle_since = now
-    s.eliciting_sent_since_receipt = False
-    if s.config.keep_alive is not None:
-        s.touch_keep_alive(now)
 
 
 def _follow(s: State, path: Path, cid: bytes, number: int, flags: int) -> bool:
@@ -289,20 +284,11 @@ def receive_zero_rtt(s: State, packet: bytes, address: Address, now: float, mark
     at = 6 + packet[5]
     at += 1 + packet[at]
     at += 1 << (packet[at] >> 6)
-    sample_at = at + _SAMPLE_AFTER_NUMBER
-    if len(packet) < sample_at + SAMPLE_SIZE:
-        return
-    masks = header_key.mask(packet[sample_at : sample_at + SAMPLE_SIZE])
-    first = packet[0] ^ (masks[0] & 0x0F)
-    length = (first & 3) + 1
-    truncated = int.from_bytes(packet[at : at + length], "big") ^ int.from_bytes(
-        masks[1 : 1 + length], "big"
-    )
     received = s.received
-    number = decode_packet_number(truncated, 8 * length, received.expected)
-    header = b"%c%b%b" % (first, packet[1:at], truncated.to_bytes(length, "big"))
     try:
-        plain = key.decrypt(number, header, packet[at + length :])
+        first, number, plain = open_packet(
+            packet, 0, at, len(packet), key, header_key, received.expected
+        )
     except NotAuthentic:
         return
     if received.is_duplicate(number):
@@ -326,4 +312,4 @@ def receive_zero_rtt(s: State, packet: bytes, address: Address, now: float, mark
     received.note_run(number, number + 1, now, flags & ELICITING != 0, mark, len(packet))
     if path not in s.paths.all:
         s.paths.add(path, s.peer_ids)
-    _finish(s, now)
+    s.note_received(now)

@@ -48,9 +48,9 @@ class Recovery:
         packets arrived, and the stalls of this side, are in it.
       control: the congestion controller, shared with the handshake.
       pacer: told of the rate; the sender of packets tells it of them.
-      owner: told of frames other than STREAM.
 
     Attributes:
+      owner: told of frames other than STREAM.
       sent: packets neither acknowledged nor lost, by number, ascending.  The numbers of a run
         share one record.
       next_number: the number which follows the last one sent.
@@ -96,11 +96,11 @@ class Recovery:
         "skipped",
     )
 
-    def __init__(self, rtt: RoundTrip, control: Control, pacer: Pacer, owner: FrameOwner) -> None:
+    def __init__(self, rtt: RoundTrip, control: Control, pacer: Pacer) -> None:
         self.rtt: RoundTrip = rtt
         self.control: Control = control
         self.pacer: Pacer = pacer
-        self.owner: FrameOwner = owner
+        self.owner: FrameOwner = NO_OWNER
         self.sent: dict[int, SentPacket] = {}
         self.next_number: int = 0
         self.largest_acknowledged: int = -1

@@ -30,7 +30,6 @@ from .paths import Path, Paths
 from .received import ReceivedPackets
 from .recovery import Recovery
 from .rtt import RoundTrip
-from .sent_packet import FrameOwner
 from .streams import Streams
 
 __all__ = ["HANDSHAKE_PING", "KEEP_ALIVE_PING", "NEVER", "PeerClose", "State"]
@@ -80,10 +79,8 @@ class State:
       reset_token: derives the stateless reset token of a connection ID.
       rtt: the round-trip estimator, shared with the handshake.
       control: congestion control, shared with the handshake.
-      pacer: spreads a window over its round trip.
       paths: the network paths, shared with the handshake.
       queue: takes the events.
-      frames: hears which frames were acknowledged or lost.
       trace: takes qlog events; ``None``: there is no trace.
     """
 
@@ -160,10 +157,8 @@ class State:
         reset_token: Callable[[bytes], bytes],
         rtt: RoundTrip,
         control: Control,
-        pacer: Pacer,
         paths: Paths,
         queue: list[events.Event],
-        frames: FrameOwner,
         trace: Trace | None,
     ) -> None:
         self.is_client = is_client
@@ -188,7 +183,7 @@ class State:
         self.peer_ids = PeerIds(peer_cid)
         self.rtt = rtt
         self.control = control
-        self.recovery = Recovery(rtt, control, pacer, frames)
+        self.recovery = Recovery(rtt, control, Pacer(SMALLEST_UDP_PAYLOAD))
         self.received = ReceivedPackets()
         self.streams = streams
         self.datagrams = DatagramSender(config.datagram_queue_length)
@@ -275,6 +270,19 @@ class State:
                 # (Or longer: the idle timeout lasts three probe timeouts at least.)
                 interval = keep_alive_interval(interval, self.idle_timeout())
             self.keep_alive_at = now + interval
+
+    def note_received(self, now: float) -> None:
+        """Something authentic has come: the idle timer starts again (RFC 9000 section 10.1)."""
+        self.idle_since = now
+        self.eliciting_sent_since_receipt = False
+        if self.config.keep_alive is not None:
+            self.touch_keep_alive(now)
+
+    def note_eliciting_sent(self, now: float) -> None:
+        """The first ack-eliciting packet since the last receipt restarts the idle timer."""
+        if not self.eliciting_sent_since_receipt:
+            self.idle_since = now
+            self.eliciting_sent_since_receipt = True
 
     def has_rare_frames(self) -> bool:
         """Whether frames are to be sent besides acknowledgements, data and limits."""

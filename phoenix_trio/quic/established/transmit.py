@@ -16,9 +16,10 @@ from ..wire.protection import (
     FIRST_BYTE,
     NUMBER_SIZE,
     TAG_SIZE,
+    ZERO_RTT,
+    seal_long,
     seal_one,
     seal_run,
-    seal_zero_rtt,
 )
 from ..wire.qlog import log_packet
 from .ecn import NOT_ECT
@@ -264,7 +265,7 @@ def _transmit_run(
     s.streams.sending.sent_bulk(turn, count)
     pacer.update_after_run(count)
     path.bytes_sent += total
-    _note_eliciting(s, now)
+    s.note_eliciting_sent(now)
     if s.trace is not None:
         for index, payload in enumerate(payloads):
             log_packet(s.trace, "packet_sent", "1RTT", cid, number + index, size, payload)
@@ -343,7 +344,7 @@ def _build(
         received.on_ack_sent()
     if eliciting:
         recovery.pacer.update_after_send(now)
-        _note_eliciting(s, now)
+        s.note_eliciting_sent(now)
         if s.probes_due:
             s.probes_due -= 1
     path.bytes_sent += packet.size
@@ -365,14 +366,6 @@ def coalesce(s: State, now: float, room: int, must_fill: bool) -> bytes:
     with_data = recovery.room() >= room and pacer.next_send_time(now) is None
     path, has_rare = s.paths.all[0], s.has_rare_frames()
     return _build(s, now, path, room, has_rare, with_data, with_data, must_fill) or b""
-
-
-def _note_eliciting(s: State, now: float) -> None:
-    """RFC 9000 section 10.1: the first ack-eliciting packet since the last receipt restarts the
-    idle timer."""
-    if not s.eliciting_sent_since_receipt:
-        s.idle_since = now
-        s.eliciting_sent_since_receipt = True
 
 
 def _fill_path_frames(
@@ -466,20 +459,28 @@ def _probe_other_paths(s: State, now: float, datagrams: list[tuple[bytes, Addres
         data = _seal(s, cid, packet, payload)
         packet.eliciting = packet.in_flight = True
         s.recovery.on_sent(packet)
-        _note_eliciting(s, now)
+        s.note_eliciting_sent(now)
         path.bytes_sent += packet.size
         datagrams.append((data, path.addr))
 
 
 def _seal(s: State, cid: bytes, packet: SentPacket, payload: bytes) -> bytes:
+    """A 1-RTT packet, or a client's 0-RTT packet before it has the keys for those."""
     keys = s.keys
-    assert keys.send is not None
-    assert keys.header_send is not None
-    first = FIRST_BYTE | s.spin | keys.phase << 2
-    data = seal_one(first, cid, packet.number, payload, keys.send, keys.header_send)
+    if keys.send is not None and keys.header_send is not None:
+        first = FIRST_BYTE | s.spin | keys.phase << 2
+        data = seal_one(first, cid, packet.number, payload, keys.send, keys.header_send)
+    else:
+        key, header = s.zero_rtt_key, s.zero_rtt_header
+        assert key is not None
+        assert header is not None
+        packet.is_zero_rtt = True
+        number, version = packet.number, s.version
+        data = seal_long(ZERO_RTT, version, cid, s.local_cid, b"", number, payload, key, header)
     packet.size = len(data)
     if s.trace is not None:
-        log_packet(s.trace, "packet_sent", "1RTT", cid, packet.number, packet.size, payload)
+        name = "0RTT" if packet.is_zero_rtt else "1RTT"
+        log_packet(s.trace, "packet_sent", name, cid, packet.number, packet.size, payload)
     return data
 
 
@@ -499,7 +500,7 @@ def _build_mtu_probe(s: State, now: float) -> bytes | None:
     packet.control = [(MTU_PROBE, size, 0)]
     s.recovery.on_sent(packet)
     s.paths.all[0].bytes_sent += size
-    _note_eliciting(s, now)
+    s.note_eliciting_sent(now)
     return data
 
 
@@ -561,39 +562,10 @@ def _transmit_early(s: State, now: float) -> list[Run]:
 
 def _build_early(s: State, now: float, size: int) -> bytes | None:
     """One 0-RTT packet of at most `size` bytes; ``None``: there is nothing to say, or no room."""
-    key, header_key = s.zero_rtt_key, s.zero_rtt_header
-    streams, recovery = s.streams, s.recovery
-    if key is None or header_key is None:
-        return None
-    if recovery.room() < size and s.control.bytes_in_flight:
+    streams = s.streams
+    if s.zero_rtt_key is None or (s.recovery.room() < size and s.control.bytes_in_flight):
         return None
     streams.now, streams.rtt = now, s.rtt.smoothed or s.rtt.initial
-    cid = s.peer_ids.current.cid
-    packet = SentPacket(recovery.take_number(), now)
-    parts: list[bytes] = []
-    # First byte, version, both connection IDs, length.
-    room = size - 9 - len(cid) - len(s.local_cid) - NUMBER_SIZE - TAG_SIZE
-    if s.pings:
-        parts.append(PING_FRAME)
-        room -= 1
-        for uid in s.pings:
-            _note_control(packet, frames.PING, uid)
-        s.pings.clear()
-    if streams.has_control():
-        room = streams.fill_control(parts, room, packet)
-    if s.datagrams.queue:
-        room = s.datagrams.fill(parts, room)
-    if streams.sending.active:
-        room = streams.sending.fill_data(parts, room, packet)
-    if not parts:
-        return None
-    payload = b"".join(parts)
-    data = seal_zero_rtt(s.version, cid, s.local_cid, packet.number, payload, key, header_key)
-    packet.size = len(data)
-    packet.eliciting = packet.in_flight = packet.is_zero_rtt = True
-    recovery.on_sent(packet)
-    _note_eliciting(s, now)
-    s.paths.all[0].bytes_sent += packet.size
-    if s.trace is not None:
-        log_packet(s.trace, "packet_sent", "0RTT", cid, packet.number, packet.size, payload)
-    return data
+    # Version, both connection IDs and the length make its header longer.
+    size -= 8 + len(s.local_cid)
+    return _build(s, now, s.paths.all[0], size, s.has_rare_frames(), True, True)

@@ -25,14 +25,14 @@ from ..path_address import SocketAddress
 from ..rate_limit import RateLimit
 from ..wire.errors import CONNECTION_REFUSED
 from ..wire.frames import PADDING, TOKEN_SIZE, build_transport_close
-from ..wire.protection import VERSION_1, VERSION_2
+from ..wire.protection import VERSION_1, VERSION_2, seal_long
 from .initial_protection import (
     InitialKeys,
     authenticate_initial,
     derive_initial_keys,
     initial_secret,
 )
-from .packets import INITIAL, LongHeader, parse_long, retry_tag, seal_long
+from .packets import INITIAL, LongHeader, parse_long, retry_tag
 from .places import Place, Places
 from .retry import AddressTokens, InvalidToken
 

@@ -24,8 +24,8 @@ from ..wire.protection import (
     header_key,
     hmac_digest,
     label_info,
+    open_packet,
 )
-from .packets import open_long
 
 __all__ = [
     "VERSION_1",
@@ -97,7 +97,7 @@ def authenticate_initial(
     keys = derive_initial_keys(common, version, destination_cid, of_client=True)
     try:
         # Nothing was received before, so the number is what was sent of it (RFC 9000 section A.3).
-        open_long(data, 0, number_at, end, keys.packet, keys.header, expected=0)
+        open_packet(data, 0, number_at, end, keys.packet, keys.header, expected=0)
     except NotAuthentic:
         return None
     return keys

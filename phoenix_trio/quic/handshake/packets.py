@@ -1,4 +1,4 @@
-"""Packets with long headers: what their headers say, how they are sealed and opened.
+"""Packets with long headers: what their headers say before they are opened.
 
 Floor 1, sans-IO, pure functions (RFC 9000 section 17.2, RFC 9369 section 3.2).  Headers
 are not authenticated yet: a malformed or truncated one is no packet.
@@ -11,17 +11,16 @@ from typing import Final
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from ..wire.protection import (
+    HANDSHAKE,
+    INITIAL,
     NUMBER_SIZE,
-    SAMPLE_SIZE,
+    RETRY,
     TAG_SIZE,
     VERSION_1,
     VERSION_2,
-    HeaderKey,
-    NotAuthentic,
-    PacketKey,
-    decode_packet_number,
+    ZERO_RTT,
 )
-from ..wire.varint import decode_varint, encode_varint, varint_size
+from ..wire.varint import decode_varint, varint_size
 
 __all__ = [
     "HANDSHAKE",
@@ -31,36 +30,25 @@ __all__ = [
     "ZERO_RTT",
     "LongHeader",
     "long_overhead",
-    "open_long",
     "parse_long",
     "parse_versions",
     "retry_tag",
-    "seal_long",
 ]
 
-#: Packet types, as QUIC version 1 numbers them; and the two that have no such number.
-INITIAL: Final = 0
-ZERO_RTT: Final = 1
-HANDSHAKE: Final = 2
-RETRY: Final = 3
+#: Besides the packet types which have a number.
 NEGOTIATION: Final = 4
 #: A packet of a version which is not known here: nothing else of it can be read (RFC 8999).
 UNKNOWN: Final = 5
 
-_LONG: Final = 0x80
 _FIXED: Final = 0x40
 _RESERVED: Final = 0x0C
-#: What header protection covers of the first byte (RFC 9001 section 5.4.1).
-_PROTECTED: Final = 0x0F
 
 #: RFC 9000 section 17.2: of connection IDs in the versions which are known here.
 _LONGEST_CID: Final = 20
 _RETRY_TAG_SIZE: Final = 16
-_LONGEST_NUMBER: Final = 4
 
 #: RFC 9369 section 3.2: version 2 numbers the types differently.
 _FROM_VERSION_2: Final = (RETRY, INITIAL, ZERO_RTT, HANDSHAKE)
-_TO_VERSION_2: Final = (1, 2, 3, 0)
 
 #: RFC 9001 section 5.8, RFC 9369 section 3.3.3: key and nonce of the Retry integrity tag.
 _RETRY_SECRETS: Final = {
@@ -179,46 +167,6 @@ def retry_tag(packet: bytes, original_destination_cid: bytes, version: int) -> b
     return cipher.encrypt(nonce, b"", pseudo)
 
 
-def open_long(
-    data: bytes,
-    start: int,
-    number_at: int,
-    end: int,
-    key: PacketKey,
-    header: HeaderKey,
-    expected: int,
-) -> tuple[int, int, bytes]:
-    """The first byte, the packet number and the payload of a packet.
-
-    Args:
-      data: a datagram.
-      start: where the packet begins.
-      number_at: where its packet number begins.
-      end: where it ends.
-      key: opens the payload.
-      header: removes the header's protection.
-      expected: the number which follows the largest one received.
-
-    Raises:
-      NotAuthentic: the keys do not open it, or it is too short.
-    """
-    sample_at = number_at + _LONGEST_NUMBER
-    if sample_at + SAMPLE_SIZE > end:
-        raise NotAuthentic  # RFC 9001 section 5.4.2
-    mask = header.mask(data[sample_at : sample_at + SAMPLE_SIZE])
-    first = data[start] ^ mask[0] & _PROTECTED
-    length = (first & 3) + 1
-    body_at = number_at + length
-    truncated = int.from_bytes(data[number_at:body_at], "big") ^ int.from_bytes(
-        mask[1 : length + 1], "big"
-    )
-    number = decode_packet_number(truncated, 8 * length, expected)
-    clear = b"".join(
-        (bytes((first,)), data[start + 1 : number_at], truncated.to_bytes(length, "big"))
-    )
-    return first, number, key.decrypt(number, clear, data[body_at:end])
-
-
 def has_reserved_bits(first: int) -> bool:
     """Whether the unprotected first byte sets bits which must be zero (RFC 9000 section 17.2)."""
     return first & _RESERVED != 0
@@ -236,54 +184,3 @@ def long_overhead(destination_cid: bytes, source_cid: bytes, token: bytes | None
     if token is not None:
         size += varint_size(len(token)) + len(token)
     return size
-
-
-def seal_long(
-    kind: int,
-    version: int,
-    destination_cid: bytes,
-    source_cid: bytes,
-    token: bytes,
-    number: int,
-    payload: bytes,
-    key: PacketKey,
-    header: HeaderKey,
-) -> bytes:
-    """An Initial or Handshake packet of at most 16,383 bytes.
-
-    Args:
-      kind: :data:`INITIAL` or :data:`HANDSHAKE`.
-      version: the QUIC version.
-      destination_cid: the peer's connection ID.
-      source_cid: this side's.
-      token: of an Initial packet.
-      number: the packet number, of which two bytes are sent.
-      payload: its frames; PADDING is added to a single byte, since there would be no whole
-        sample of it (RFC 9001 section 5.4.2).
-      key: protects the payload.
-      header: protects the header.
-    """
-    if len(payload) < _LONGEST_NUMBER - NUMBER_SIZE:
-        payload = payload.ljust(_LONGEST_NUMBER - NUMBER_SIZE, b"\0")
-    bits = _TO_VERSION_2[kind] if version == VERSION_2 else kind
-    first = _LONG | _FIXED | bits << 4 | NUMBER_SIZE - 1
-    length = NUMBER_SIZE + len(payload) + TAG_SIZE
-    middle = b"".join(
-        (
-            version.to_bytes(4, "big"),
-            bytes((len(destination_cid),)),
-            destination_cid,
-            bytes((len(source_cid),)),
-            source_cid,
-            encode_varint(len(token)) + token if kind == INITIAL else b"",
-            # (Always two bytes, so that the overhead is known before the payload is.)
-            (length | 0x4000).to_bytes(2, "big"),
-        )
-    )
-    truncated = number & 0xFFFF
-    clear = bytes((first,)) + middle + truncated.to_bytes(NUMBER_SIZE, "big")
-    body = key.encrypt(number, clear, payload)
-    mask = header.mask(body[2 : 2 + SAMPLE_SIZE])
-    first ^= mask[0] & _PROTECTED
-    truncated ^= mask[1] << 8 | mask[2]
-    return bytes((first,)) + middle + truncated.to_bytes(NUMBER_SIZE, "big") + body

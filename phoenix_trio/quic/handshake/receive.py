@@ -17,7 +17,7 @@ from ..path_address import Address
 from ..wire import frames
 from ..wire.describe import describe_frames
 from ..wire.errors import INTERNAL_ERROR, PROTOCOL_VIOLATION, TransportError
-from ..wire.protection import NotAuthentic
+from ..wire.protection import NotAuthentic, open_packet
 from .early_packets import EarlyPacket
 from .host import APPLICATION, EARLY
 from .packets import (
@@ -29,7 +29,6 @@ from .packets import (
     ZERO_RTT,
     LongHeader,
     has_reserved_bits,
-    open_long,
     parse_long,
     parse_versions,
     retry_tag,
@@ -80,9 +79,7 @@ class HandshakeReceiver:
         if state.is_client and not paths.knows(address):
             return  # RFC 9000 section 9: packets from an unknown server are discarded
         path = paths.find(address)
-        if not path.is_validated:
-            # All of it counts, whether it can be read or not (RFC 9000 section 8.1).
-            path.bytes_received += len(data)
+        paths.count_received(path, len(data))
         was_complete = state.is_complete
         proved = [each for each in paths.all if each.is_validated]
         early = state.early
@@ -211,7 +208,7 @@ class HandshakeReceiver:
             return
         received = space.received
         try:
-            first, number, payload = open_long(
+            first, number, payload = open_packet(
                 data,
                 start,
                 header.number_at,

@@ -14,7 +14,8 @@ from ..path_address import Address
 from ..wire import frames
 from ..wire.describe import describe_frames
 from ..wire.errors import APPLICATION_ERROR
-from .packets import HANDSHAKE, INITIAL, long_overhead, seal_long
+from ..wire.protection import seal_long
+from .packets import HANDSHAKE, INITIAL, long_overhead
 from .parameters import ACK_DELAY_EXPONENT
 from .space import HandshakePacket, Space
 from .state import HandshakeState

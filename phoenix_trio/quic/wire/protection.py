@@ -2,9 +2,9 @@
 
 Floor 0, sans-IO.  One :class:`PacketKey` protects the payloads of one direction in one key
 phase; one :class:`HeaderKey` protects the headers of one direction.  Packets are sealed here
-whole, one at a time (:func:`seal_one`, :func:`seal_zero_rtt`) or many behind one another
-(:func:`seal_run`).  Opening a packet is up to the caller, since what a header means depends
-on the connection: take a mask, read the packet number, then decrypt.
+whole, one at a time (:func:`seal_one`, :func:`seal_long`) or many behind one another
+(:func:`seal_run`).  One packet is opened by :func:`open_packet`; where packets come in runs,
+the caller takes masks for all of them at once.
 
 Sealed packets carry two bytes of their packet number.  That identifies a number as long as
 fewer than 32,768 packets are in flight (RFC 9000 section 17.1).
@@ -36,6 +36,10 @@ __all__ = [
     "SAMPLE_SIZE",
     "NUMBER_SIZE",
     "FIRST_BYTE",
+    "HANDSHAKE",
+    "INITIAL",
+    "RETRY",
+    "ZERO_RTT",
     "Buffer",
     "HeaderKey",
     "NotAuthentic",
@@ -44,14 +48,25 @@ __all__ = [
     "header_key",
     "hmac_digest",
     "label_info",
+    "open_header",
+    "open_packet",
     "packet_keys",
+    "seal_long",
     "seal_one",
     "seal_run",
-    "seal_zero_rtt",
 ]
 
 VERSION_1: Final = 0x00000001
 VERSION_2: Final = 0x6B3343CF  # RFC 9369 section 3.1
+
+#: Types of packets with long headers, as QUIC version 1 numbers them (RFC 9000 section 17.2).
+INITIAL: Final = 0
+ZERO_RTT: Final = 1
+HANDSHAKE: Final = 2
+RETRY: Final = 3
+
+#: RFC 9369 section 3.2: version 2 numbers them differently.
+_KINDS_OF_VERSION_2: Final = (1, 2, 3, 0)
 
 #: TLS cipher suites (RFC 8446 appendix B.4).
 AES_128_GCM_SHA256: Final = 0x1301
@@ -398,40 +413,35 @@ def seal_run(
     return at
 
 
-#: RFC 9000 section 17.2.3, RFC 9369 section 3.2: a long header's form, fixed bit and type, and
-#: the length of the packet number.
-_ZERO_RTT_FIRST_BYTES: Final = {
-    VERSION_1: 0xC0 | 1 << 4 | NUMBER_SIZE - 1,
-    VERSION_2: 0xC0 | 2 << 4 | NUMBER_SIZE - 1,
-}
-
-
-def seal_zero_rtt(
+def seal_long(
+    kind: int,
     version: int,
     dcid: bytes,
     scid: bytes,
+    token: bytes,
     number: int,
     payload: bytes,
     key: PacketKey,
     header: HeaderKey,
 ) -> bytes:
-    """One 0-RTT packet (RFC 9000 section 17.2.3).
+    """An Initial, 0-RTT or Handshake packet of at most 16,383 bytes (RFC 9000 section 17.2).
 
     Args:
+      kind: :data:`INITIAL`, :data:`ZERO_RTT` or :data:`HANDSHAKE`.
       version: the QUIC version.
       dcid: the destination connection ID, up to 20 bytes.
       scid: the source connection ID, up to 20 bytes.
+      token: of an Initial packet.
       number: the packet number.
       payload: its frames; see :func:`seal_one`.
       key: the payload protection.
       header: the header protection.
-
-    Raises:
-      KeyError: the version is unknown.
     """
     if len(payload) < _MIN_PAYLOAD:
         payload = payload.ljust(_MIN_PAYLOAD, b"\0")
-    first_byte = _ZERO_RTT_FIRST_BYTES[version]
+    bits = _KINDS_OF_VERSION_2[kind] if version == VERSION_2 else kind
+    first = 0xC0 | bits << 4 | NUMBER_SIZE - 1
+    length = NUMBER_SIZE + len(payload) + TAG_SIZE
     middle = b"".join(
         (
             version.to_bytes(4, "big"),
@@ -439,13 +449,69 @@ def seal_zero_rtt(
             dcid,
             bytes((len(scid),)),
             scid,
-            encode_varint(NUMBER_SIZE + len(payload) + TAG_SIZE),
+            encode_varint(len(token)) + token if kind == INITIAL else b"",
+            # (Always two bytes, so that the overhead is known before the payload is.)
+            (length | 0x4000).to_bytes(2, "big"),
         )
     )
     truncated = number & 0xFFFF
-    clear = bytes((first_byte,)) + middle + truncated.to_bytes(NUMBER_SIZE, "big")
+    clear = bytes((first,)) + middle + truncated.to_bytes(NUMBER_SIZE, "big")
     body = key.encrypt(number, clear, payload)
     mask = header.mask(body[_SAMPLE_AT:_SAMPLE_STOP])
-    first_byte ^= mask[0] & _LONG_BITS
+    first ^= mask[0] & _LONG_BITS
     truncated ^= mask[1] << 8 | mask[2]
-    return bytes((first_byte,)) + middle + truncated.to_bytes(NUMBER_SIZE, "big") + body
+    return bytes((first,)) + middle + truncated.to_bytes(NUMBER_SIZE, "big") + body
+
+
+def open_header(
+    data: bytes, start: int, number_at: int, end: int, header: HeaderKey, expected: int
+) -> tuple[int, int, bytes, int]:
+    """Remove the header protection of one packet (RFC 9001 section 5.4).
+
+    Args:
+      data: a datagram.
+      start: where the packet begins.
+      number_at: where its packet number begins.
+      end: where it ends.
+      header: the header protection.
+      expected: the number which follows the largest one received.
+
+    Returns the first byte, the packet number, the header, and where the payload begins.
+
+    Raises:
+      NotAuthentic: the packet is too short to have a sample.
+    """
+    sample_at = number_at + 4
+    if sample_at + SAMPLE_SIZE > end:
+        raise NotAuthentic  # RFC 9001 section 5.4.2
+    mask = header.mask(data[sample_at : sample_at + SAMPLE_SIZE])
+    first = data[start]
+    first ^= mask[0] & (_LONG_BITS if first & 0x80 else _SHORT_BITS)
+    length = (first & 3) + 1
+    body_at = number_at + length
+    truncated = int.from_bytes(data[number_at:body_at], "big") ^ int.from_bytes(
+        mask[1 : length + 1], "big"
+    )
+    number = decode_packet_number(truncated, 8 * length, expected)
+    clear = b"%c%b%b" % (first, data[start + 1 : number_at], truncated.to_bytes(length, "big"))
+    return first, number, clear, body_at
+
+
+def open_packet(
+    data: bytes,
+    start: int,
+    number_at: int,
+    end: int,
+    key: PacketKey,
+    header: HeaderKey,
+    expected: int,
+) -> tuple[int, int, bytes]:
+    """The first byte, the packet number and the payload of one packet.
+
+    Args: `key` opens the payload; for the others see :func:`open_header`.
+
+    Raises:
+      NotAuthentic: the keys do not open it, or it is too short.
+    """
+    first, number, clear, body_at = open_header(data, start, number_at, end, header, expected)
+    return first, number, key.decrypt(number, clear, data[body_at:end])

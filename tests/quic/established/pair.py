@@ -15,6 +15,7 @@ from phoenix_trio.quic.established.memory_budget import EndpointMemory
 from phoenix_trio.quic.established.parameters import PeerParameters
 from phoenix_trio.quic.established.paths import Paths
 from phoenix_trio.quic.established.rtt import RoundTrip
+from phoenix_trio.quic.established.state import State
 from phoenix_trio.quic.established.streams import Streams
 from phoenix_trio.quic.path_address import Address
 
@@ -74,7 +75,7 @@ class Half:
         )
         paths = Paths(is_client)
         paths.begin(ADDRESSES[not is_client], is_validated=True)
-        self.half = Established(
+        self.state = State(
             is_client=is_client,
             config=config,
             streams=self.streams,
@@ -87,7 +88,7 @@ class Half:
             queue=self.queue,
             trace=trace,
         )
-        self.state = self.half.state
+        self.half = Established(self.state)
         self.state.on_ticket = self.tickets.append
         self.address = ADDRESSES[is_client]
 
@@ -232,7 +233,7 @@ class Pair:
         """Datagrams arrive in one run: of one size, but for a shorter last one."""
         data, size = b"".join(datagrams), len(datagrams[0])
         if data[0] & 0x80:
-            half.half.receive_early(data, source, self.now, mark)
+            half.half.receive_packet(True, data, source, self.now, mark)
         else:
             at = 0
             while at < len(data):

@@ -8,7 +8,7 @@ from phoenix_trio import TransportConfig
 from phoenix_trio.quic import events
 from phoenix_trio.quic.wire import frames
 from phoenix_trio.quic.wire.errors import FRAME_ENCODING_ERROR, PROTOCOL_VIOLATION
-from phoenix_trio.quic.wire.protection import PacketKey, header_key, seal_zero_rtt
+from phoenix_trio.quic.wire.protection import ZERO_RTT, PacketKey, header_key, seal_long
 
 from .pair import ADDRESSES, CIDS, SUITE, VERSION, Pair, parameters
 from .test_exchange import assert_all_done, content, write
@@ -161,7 +161,7 @@ def test_the_handshakes_probes_repeat_the_oldest_early_data() -> None:
 
 def early_packet(payload: bytes, number: int = 0) -> bytes:
     key, header = PacketKey(SUITE, SECRET, VERSION), header_key(SUITE, SECRET, VERSION)
-    return seal_zero_rtt(VERSION, CIDS[False], CIDS[True], number, payload, key, header)
+    return seal_long(ZERO_RTT, VERSION, CIDS[False], CIDS[True], b"", number, payload, key, header)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_frames_which_may_not_come_early(payload: bytes, code: int) -> None:
     """RFC 9000 section 12.5."""
     pair = early_pair()
     s = pair.server.state
-    pair.server.half.receive_early(early_packet(payload), ADDRESSES[True], 0.0, 0)
+    pair.server.half.receive_packet(True, early_packet(payload), ADDRESSES[True], 0.0, 0)
     assert s.fault is not None
     assert s.fault.code == code
     assert s.fault.frame_type == payload[0] or code == FRAME_ENCODING_ERROR
@@ -218,21 +218,18 @@ def test_damaged_early_packets_are_ignored(length: int) -> None:
 
 def test_a_client_reads_no_early_packets() -> None:
     pair = early_pair()
-    pair.client.half.receive_early(early_packet(b"\x01\x00"), ADDRESSES[False], 0.0, 0)
+    pair.client.half.receive_packet(True, early_packet(b"\x01\x00"), ADDRESSES[False], 0.0, 0)
     assert pair.client.state.received.largest == -1
 
 
 def test_reserved_bits_of_early_packets_must_be_zero() -> None:
-    from phoenix_trio.quic.wire import protection
-
     pair = early_pair()
     key, header = PacketKey(SUITE, SECRET, VERSION), header_key(SUITE, SECRET, VERSION)
-    original = protection._ZERO_RTT_FIRST_BYTES[VERSION]
-    protection._ZERO_RTT_FIRST_BYTES[VERSION] = original | 0x08
-    try:
-        packet = seal_zero_rtt(VERSION, CIDS[False], CIDS[True], 0, b"\x01\0\0\0", key, header)
-    finally:
-        protection._ZERO_RTT_FIRST_BYTES[VERSION] = original
-    pair.server.half.receive_early(packet, ADDRESSES[True], 0.0, 0)
+    ids = b"".join(bytes((len(cid),)) + cid for cid in (CIDS[False], CIDS[True]))
+    clear = b"\xd9" + VERSION.to_bytes(4, "big") + ids + b"\x40\x16\0\0"
+    body = key.encrypt(0, clear, b"\x01\0\0\0")
+    mask = header.mask(body[2:18])
+    packet = bytes((clear[0] ^ mask[0] & 0x0F,)) + clear[1:-2] + mask[1:3] + body
+    pair.server.half.receive_packet(True, packet, ADDRESSES[True], 0.0, 0)
     assert pair.server.state.fault is not None
     assert pair.server.state.fault.code == PROTOCOL_VIOLATION

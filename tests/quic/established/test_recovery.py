@@ -81,9 +81,8 @@ class Sender:
     def __init__(self, *, confirmed: bool = True, control: str = "cubic") -> None:
         self.owner = Owner()
         self.stream = Stream()
-        self.recovery = Recovery(
-            RoundTrip(0.1), make_control(control, SIZE), Pacer(SIZE), self.owner
-        )
+        self.recovery = Recovery(RoundTrip(0.1), make_control(control, SIZE), Pacer(SIZE))
+        self.recovery.owner = self.owner
         self.recovery.skipped = SkippedNumbers(lambda n: n - 1)
         self.offset = 0
         if confirmed:

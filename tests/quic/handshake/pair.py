@@ -30,10 +30,11 @@ from phoenix_trio.quic.path_address import Address
 from phoenix_trio.quic.wire import frames
 from phoenix_trio.quic.wire.protection import (
     FIRST_BYTE,
+    ZERO_RTT,
     PacketKey,
     header_key,
+    seal_long,
     seal_one,
-    seal_zero_rtt,
 )
 from tests.support import ALPN, authority, client_tls, server_tls
 
@@ -145,9 +146,8 @@ class Owner:
         key, header = PacketKey(suite, secret, version), header_key(suite, secret, version)
         handshake = self.handshake
         if level == EARLY:
-            return seal_zero_rtt(
-                version, handshake.peer_cid, handshake.host_cid, number, payload, key, header
-            )
+            ids = handshake.peer_cid, handshake.host_cid
+            return seal_long(ZERO_RTT, version, *ids, b"", number, payload, key, header)
         return seal_one(FIRST_BYTE, handshake.peer_cid, number, payload, key, header)
 
     def opens(self, packet: bytes) -> bytes:

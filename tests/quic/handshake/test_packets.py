@@ -25,13 +25,17 @@ from phoenix_trio.quic.handshake.packets import (
     ZERO_RTT,
     has_reserved_bits,
     long_overhead,
-    open_long,
     parse_long,
     parse_versions,
     retry_tag,
+)
+from phoenix_trio.quic.wire.protection import (
+    VERSION_1,
+    VERSION_2,
+    NotAuthentic,
+    open_packet,
     seal_long,
 )
-from phoenix_trio.quic.wire.protection import VERSION_1, VERSION_2, NotAuthentic
 from tests.support import examples
 
 VERSIONS = st.sampled_from([VERSION_1, VERSION_2])
@@ -88,7 +92,7 @@ def test_what_is_sealed_is_opened_by_both(
     assert (header.kind, header.version, header.end) == (kind, version, len(front) + len(data))
     assert (header.destination_cid, header.source_cid) == (destination_cid, source_cid)
     assert header.token == (token if kind == INITIAL else b"")
-    first, found, plain = open_long(
+    first, found, plain = open_packet(
         front + data,
         len(front),
         header.number_at,
@@ -122,7 +126,7 @@ def test_a_packet_which_was_changed_is_not_opened(data: st.DataObject, mask: int
     sealed[at] ^= mask
 
     def opened() -> tuple[int, int, bytes]:
-        return open_long(
+        return open_packet(
             bytes(sealed), 0, header.number_at, header.end, keys.packet, keys.header, 5
         )
 
@@ -136,9 +140,9 @@ def test_a_packet_which_was_changed_is_not_opened(data: st.DataObject, mask: int
 def test_a_packet_too_short_to_be_sampled() -> None:
     keys = InitialKeyring(b"original").get(VERSION_1, of_client=True)
     with pytest.raises(NotAuthentic):
-        open_long(bytes(30), 0, 11, 30, keys.packet, keys.header, 0)
+        open_packet(bytes(30), 0, 11, 30, keys.packet, keys.header, 0)
     with pytest.raises(NotAuthentic):
-        open_long(bytes(31), 0, 11, 31, keys.packet, keys.header, 0)
+        open_packet(bytes(31), 0, 11, 31, keys.packet, keys.header, 0)
 
 
 @given(st.binary(min_size=1, max_size=60), st.sampled_from([VERSION_1, VERSION_2, 0, 0x1A2A3A4A]))

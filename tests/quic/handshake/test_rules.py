@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from phoenix_trio.quic.handshake.admission import Admit
 from phoenix_trio.quic.handshake.host import APPLICATION, EARLY
 from phoenix_trio.quic.handshake.keys import InitialKeyring
-from phoenix_trio.quic.handshake.packets import HANDSHAKE, INITIAL, parse_long, seal_long
+from phoenix_trio.quic.handshake.packets import HANDSHAKE, INITIAL, parse_long
 from phoenix_trio.quic.path_address import Address
 from phoenix_trio.quic.wire import frames
 from phoenix_trio.quic.wire.errors import (
@@ -25,7 +25,7 @@ from phoenix_trio.quic.wire.errors import (
     PROTOCOL_VIOLATION,
     TransportError,
 )
-from phoenix_trio.quic.wire.protection import VERSION_1
+from phoenix_trio.quic.wire.protection import VERSION_1, seal_long
 from phoenix_trio.quic.wire.ranges import Ranges
 from tests.support import examples
 
