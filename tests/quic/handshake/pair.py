@@ -202,6 +202,22 @@ class Pair:
         assert self.server.handshake.is_confirmed, self.server.log
         return self
 
+    def first_flight(self) -> tuple[Owner, list[bytes]]:
+        """The server, which has the client's hello, and what it answers: nothing is under way."""
+        self.client.handshake.start(SERVER, 0.0)
+        ((hello, _),) = self.client.handshake.transmit(0.0)
+        server = self.admit(hello)
+        assert server is not None
+        server.handshake.receive(hello, CLIENT, 0.0)
+        return server, [data for data, _ in server.handshake.transmit(0.0)]
+
+    def last_flight(self) -> tuple[Owner, list[bytes]]:
+        """The server, and what the client answers to its first flight."""
+        server, flight = self.first_flight()
+        for data in flight:
+            self.client.handshake.receive(data, SERVER, 0.1)
+        return server, [data for data, _ in self.client.handshake.transmit(0.1)]
+
     @property
     def sides(self) -> list[Owner]:
         return [self.client] if self.server is None else [self.client, self.server]

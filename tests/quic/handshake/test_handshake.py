@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import random
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from aioquic import tls as aioquic_tls
@@ -16,7 +19,7 @@ from phoenix_trio.quic.handshake.admission import Admit
 from phoenix_trio.quic.handshake.host import APPLICATION, EARLY
 from phoenix_trio.quic.handshake.packets import HANDSHAKE, INITIAL, parse_long
 from phoenix_trio.quic.handshake.settings import HandshakeSettings
-from phoenix_trio.quic.handshake.tls import SessionStore
+from phoenix_trio.quic.handshake.tls import ClientTLS, SessionStore
 from phoenix_trio.quic.handshake.tls_context import PhoenixTLSContext
 from phoenix_trio.quic.handshake.tls_link import TlsLink
 from phoenix_trio.quic.wire.protection import VERSION_1, VERSION_2
@@ -134,7 +137,7 @@ def test_client_certificates() -> None:
     server = server_tls(client_ca=authority_pem())
     pair = Pair(
         client=make_client(client_tls(certificate=certificate, private_key=key)),
-        server=lambda admit: make_server(admit, server),
+        server=partial(make_server, tls=server),
     ).connect()
     assert pair.server is not None
     assert pair.client.handshake.client_certificate_requested
@@ -145,7 +148,7 @@ def test_client_certificates() -> None:
 
 def test_without_a_client_certificate_the_server_refuses() -> None:
     server = server_tls(client_ca=authority_pem())
-    pair = Pair(server=lambda admit: make_server(admit, server))
+    pair = Pair(server=partial(make_server, tls=server))
     pair.client.handshake.start(SERVER, 0.0)
     pair.run(5.0)
     assert pair.server is not None
@@ -305,14 +308,9 @@ def test_probes_double_their_interval_up_to_two_seconds() -> None:
 
 def test_packets_which_come_before_their_keys_wait_for_them() -> None:
     """RFC 9001 section 5.7: the server's flight in reversed order, and its first 1-RTT packet."""
-    pair = Pair(server=lambda admit: make_server(admit, long_server_tls()))
+    pair = Pair(server=partial(make_server, tls=long_server_tls()))
     client = pair.client
-    client.handshake.start(SERVER, 0.0)
-    ((hello, _),) = client.handshake.transmit(0.0)
-    server = pair.admit(hello)
-    assert server is not None
-    server.handshake.receive(hello, CLIENT, 0.0)
-    flight = [data for data, _ in server.handshake.transmit(0.0)]
+    server, flight = pair.first_flight()
     assert len(flight) == 2
     early = server.seals(b"\x01\0\0")
     client.handshake.receive(early, SERVER, 0.5, 1)
@@ -326,14 +324,7 @@ def test_packets_which_come_before_their_keys_wait_for_them() -> None:
 def test_a_server_keeps_application_data_which_overtakes_the_end_of_the_handshake() -> None:
     pair = Pair()
     client = pair.client
-    client.handshake.start(SERVER, 0.0)
-    ((hello, _),) = client.handshake.transmit(0.0)
-    server = pair.admit(hello)
-    assert server is not None
-    server.handshake.receive(hello, CLIENT, 0.0)
-    for data, _ in server.handshake.transmit(0.0):
-        client.handshake.receive(data, SERVER, 0.1)
-    finished = [data for data, _ in client.handshake.transmit(0.1)]
+    server, finished = pair.last_flight()
     request = client.seals(b"\x01\0\0")
     path = server.paths.all[0]
     before = path.bytes_received
@@ -351,14 +342,7 @@ def test_application_data_behind_a_handshake_packet_is_handed_on() -> None:
     """RFC 9000 section 12.2: coalesced packets."""
     pair = Pair()
     client = pair.client
-    client.handshake.start(SERVER, 0.0)
-    ((hello, _),) = client.handshake.transmit(0.0)
-    server = pair.admit(hello)
-    assert server is not None
-    server.handshake.receive(hello, CLIENT, 0.0)
-    for data, _ in server.handshake.transmit(0.0):
-        client.handshake.receive(data, SERVER, 0.1)
-    finished = [data for data, _ in client.handshake.transmit(0.1)]
+    server, finished = pair.last_flight()
     datagram = finished[-1].rstrip(b"\0") + client.seals(b"\x01\0\0")
     server.handshake.receive(datagram, CLIENT, 0.2, 2)
     assert server.log[-2:] == [("complete",), ("packet", APPLICATION, CLIENT, 0.2, 2)]
@@ -366,14 +350,10 @@ def test_application_data_behind_a_handshake_packet_is_handed_on() -> None:
 
 def test_a_repeated_hello_is_answered_at_once_and_not_for_ever() -> None:
     """RFC 9002 section 6.2.3."""
-    pair = Pair(server=lambda admit: make_server(admit, long_server_tls()))
+    pair = Pair(server=partial(make_server, tls=long_server_tls()))
     client = pair.client
-    client.handshake.start(SERVER, 0.0)
-    ((hello, _),) = client.handshake.transmit(0.0)
-    server = pair.admit(hello)
-    assert server is not None
-    server.handshake.receive(hello, CLIENT, 0.0)
-    assert len(server.handshake.transmit(0.0)) == 2
+    server, flight = pair.first_flight()
+    assert len(flight) == 2
     answers = 0
     now = 0.0
     for number in range(40):
@@ -388,14 +368,9 @@ def test_a_repeated_hello_is_answered_at_once_and_not_for_ever() -> None:
 
 
 def test_a_client_repeats_its_hello_once_when_the_answer_seems_to_be_lost() -> None:
-    pair = Pair(server=lambda admit: make_server(admit, long_server_tls()))
+    pair = Pair(server=partial(make_server, tls=long_server_tls()))
     client = pair.client
-    client.handshake.start(SERVER, 0.0)
-    ((hello, _),) = client.handshake.transmit(0.0)
-    server = pair.admit(hello)
-    assert server is not None
-    server.handshake.receive(hello, CLIENT, 0.0)
-    flight = [data for data, _ in server.handshake.transmit(0.0)]
+    _, flight = pair.first_flight()
     handshake_only = flight[1]
     assert packet_kinds(handshake_only) == [HANDSHAKE]
     client.handshake.receive(handshake_only, SERVER, 0.1)
@@ -473,28 +448,26 @@ def test_a_client_checks_that_the_server_knows_of_the_retry() -> None:
 # ------------------------------------------------------------------ tickets and 0-RTT
 
 
-def take_ticket(pair: Pair) -> None:
-    """Hand the server's session ticket to the client, as CRYPTO frames would."""
+def with_ticket(
+    *, early_data: bool = True, **changes: Any
+) -> tuple[ClientTLS, Callable[[Admit], HandshakeSettings]]:
+    """The settings of a client which has a session ticket, and of its server."""
+    store = SessionStore()
+    tls = client_tls(session_store=store, early_data=early_data, **changes)
+    server = partial(make_server, tls=server_tls(early_data=early_data))
+    pair = Pair(client=make_client(tls), server=server).connect()
     assert pair.server is not None
     assert pair.server.crypto
-    pair.client.handshake.take_tls_message(pair.server.crypto)
+    pair.client.handshake.take_tls_message(pair.server.crypto)  # (as CRYPTO frames would)
+    assert len(store) == 1
+    return tls, server
 
 
 @pytest.mark.parametrize("early_data", [True, False])
 @pytest.mark.parametrize("retries", [True, False])
 def test_resumption(early_data: bool, retries: bool) -> None:
-    store = SessionStore()
-    tls = client_tls(session_store=store, early_data=early_data)
-    server = server_tls(early_data=early_data)
-    take_ticket(
-        Pair(client=make_client(tls), server=lambda admit: make_server(admit, server)).connect()
-    )
-    assert len(store) == 1
-    pair = Pair(
-        client=make_client(tls),
-        server=lambda admit: make_server(admit, server),
-        retries=retries,
-    )
+    tls, server = with_ticket(early_data=early_data)
+    pair = Pair(client=make_client(tls), server=server, retries=retries)
     client = pair.client
     client.handshake.start(SERVER, 0.0)
     assert client.handshake.can_send_early_data is early_data
@@ -514,13 +487,7 @@ def test_resumption(early_data: bool, retries: bool) -> None:
 
 @pytest.mark.parametrize("is_reordered", [False, True])
 def test_early_data_is_handed_on(is_reordered: bool) -> None:
-    tls = client_tls(session_store=SessionStore(), early_data=True)
-    server_settings_tls = server_tls(early_data=True)
-
-    def server(admit: Admit) -> HandshakeSettings:
-        return make_server(admit, server_settings_tls)
-
-    take_ticket(Pair(client=make_client(tls), server=server).connect())
+    tls, server = with_ticket()
     pair = Pair(client=make_client(tls, alpn=("test/1",)), server=server)
     client = pair.client
     client.handshake.start(SERVER, 0.0)
@@ -536,11 +503,7 @@ def test_early_data_is_handed_on(is_reordered: bool) -> None:
 
 
 def test_refused_early_data_is_reported_before_completion() -> None:
-    tls = client_tls(session_store=SessionStore(), early_data=True)
-    tickets = server_tls(early_data=True)
-    take_ticket(
-        Pair(client=make_client(tls), server=lambda admit: make_server(admit, tickets)).connect()
-    )
+    tls, _ = with_ticket()
     pair = Pair(client=make_client(tls)).connect()  # a server that does not know the ticket
     assert pair.client.completed == ("test/1", False, False)
     log = [each[0] for each in pair.client.log]
@@ -551,14 +514,10 @@ def test_refused_early_data_is_reported_before_completion() -> None:
 
 def test_a_server_must_not_take_back_its_limit_of_datagrams() -> None:
     """RFC 9221 section 3."""
-    tls = client_tls(session_store=SessionStore(), early_data=True)
-    server = server_tls(early_data=True)
-    take_ticket(
-        Pair(client=make_client(tls), server=lambda admit: make_server(admit, server)).connect()
-    )
+    tls, server = with_ticket()
     pair = Pair(
         client=make_client(tls),
-        server=lambda admit: make_server(admit, server),
+        server=server,
         server_parameters=local_parameters(max_datagram_frame_size=100),
     ).connect()
     # (Ours refuses the early data in that case.)
@@ -602,14 +561,9 @@ def test_a_server_without_a_common_group_refuses(monkeypatch: pytest.MonkeyPatch
 
 
 def test_asking_for_a_group_refuses_early_data_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    groups = ("x25519", "secp256r1")
-    tls = client_tls(session_store=SessionStore(), early_data=True, groups=groups)
-    server = server_tls(early_data=True)
-    take_ticket(
-        Pair(client=make_client(tls), server=lambda admit: make_server(admit, server)).connect()
-    )
+    tls, server = with_ticket(groups=("x25519", "secp256r1"))
     know_only(monkeypatch, aioquic_tls.Group.SECP256R1)
-    pair = Pair(client=make_client(tls), server=lambda admit: make_server(admit, server))
+    pair = Pair(client=make_client(tls), server=server)
     client = pair.client
     client.handshake.start(SERVER, 0.0)
     assert client.handshake.can_send_early_data

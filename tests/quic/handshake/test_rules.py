@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -245,20 +246,10 @@ def test_any_datagrams_are_taken_or_dropped(datagrams: list[bytes], is_long: boo
 # ------------------------------------------------------------------ amplification, addresses
 
 
-def start(pair: Pair) -> tuple[Owner, list[bytes]]:
-    """The server, with the client's hello, and its first flight."""
-    pair.client.handshake.start(SERVER, 0.0)
-    ((data, _),) = pair.client.handshake.transmit(0.0)
-    server = pair.admit(data)
-    assert server is not None
-    server.handshake.receive(data, CLIENT, 0.0)
-    return server, [flight for flight, _ in server.handshake.transmit(0.0)]
-
-
 def test_a_server_sends_three_times_what_came_at_most() -> None:
     """RFC 9000 section 8.1: the client is silent, and the server's timers go on."""
-    pair = Pair(server=lambda admit: make_server(admit, long_server_tls()))
-    server, flight = start(pair)
+    pair = Pair(server=partial(make_server, tls=long_server_tls()))
+    server, flight = pair.first_flight()
     sent = sum(map(len, flight))
     now = 0.0
     while (deadline := server.handshake.deadline()) < 60.0:
@@ -281,11 +272,9 @@ def test_a_server_sends_three_times_what_came_at_most() -> None:
 
 def test_a_handshake_packet_validates_the_address() -> None:
     pair = Pair()
-    server, flight = start(pair)
+    server, finished = pair.last_flight()
     assert not server.paths.all[0].is_validated
-    for data in flight:
-        pair.client.handshake.receive(data, SERVER, 0.1)
-    for data, _ in pair.client.handshake.transmit(0.1):
+    for data in finished:
         server.handshake.receive(data, CLIENT, 0.2)
     assert server.paths.all[0].is_validated
     assert server.handshake.came_from_one_address
@@ -293,11 +282,9 @@ def test_a_handshake_packet_validates_the_address() -> None:
 
 def test_an_end_from_another_address_does_not_validate_it() -> None:
     pair = Pair()
-    server, flight = start(pair)
-    for data in flight:
-        pair.client.handshake.receive(data, SERVER, 0.1)
+    server, finished = pair.last_flight()
     elsewhere = ("203.0.113.9", 9)
-    for data, _ in pair.client.handshake.transmit(0.1):
+    for data in finished:
         server.handshake.receive(data, elsewhere, 0.2)
     assert server.handshake.is_confirmed
     assert not server.handshake.came_from_one_address
@@ -307,7 +294,7 @@ def test_an_end_from_another_address_does_not_validate_it() -> None:
 
 def test_a_client_takes_packets_of_its_server_alone() -> None:
     pair = Pair()
-    _, flight = start(pair)
+    _, flight = pair.first_flight()
     for data in flight:
         pair.client.handshake.receive(data, ("203.0.113.9", 9), 0.1)
     assert not pair.client.handshake.has_peer
@@ -316,7 +303,7 @@ def test_a_client_takes_packets_of_its_server_alone() -> None:
 def test_a_client_takes_packets_of_one_connection_id_alone() -> None:
     """RFC 9000 section 7.2."""
     pair = Pair()
-    _, flight = start(pair)
+    _, flight = pair.first_flight()
     for data in flight:
         pair.client.handshake.receive(data, SERVER, 0.1)
     client = pair.client.handshake
@@ -333,7 +320,7 @@ def test_a_client_takes_packets_of_one_connection_id_alone() -> None:
 def test_no_timer_stays_in_the_past_where_there_is_no_room() -> None:
     """A tiny Handshake packet from a new address leaves room for nothing."""
     pair = Pair()
-    server, flight = start(pair)
+    server, flight = pair.first_flight()
     for data in flight:
         pair.client.handshake.receive(data, SERVER, 0.1)
     keys = pair.client.handshake._state.handshake.send_keys
@@ -379,7 +366,7 @@ def test_no_timer_stays_in_the_past_where_there_is_no_room() -> None:
 def test_a_close_tells_strangers_nothing_of_the_application() -> None:
     """RFC 9000 section 10.2.3."""
     pair = Pair()
-    server, flight = start(pair)
+    server, flight = pair.first_flight()
     server.handshake.close(77, None, "secret")
     ((data, address),) = server.handshake.transmit(0.1)
     assert address == CLIENT
@@ -391,7 +378,7 @@ def test_a_close_tells_strangers_nothing_of_the_application() -> None:
 
 def test_a_close_leaves_at_each_level_which_has_keys() -> None:
     pair = Pair()
-    server, flight = start(pair)
+    server, flight = pair.first_flight()
     server.handshake.close(INTERNAL_ERROR, 0, "why")
     ((data, _),) = server.handshake.transmit(0.1)
     first = parse_long(data, 0)

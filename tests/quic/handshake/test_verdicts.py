@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from functools import partial
 
 import pytest
 import trustme
@@ -74,10 +75,10 @@ def test_client_certificates_are_verified_once(checks: list[str]) -> None:
     server = server_tls(client_ca=authority_pem())
     tls = client_tls(certificate=certificate, private_key=key)
     for _ in range(3):
-        Pair(client=make_client(tls), server=lambda admit: make_server(admit, server)).connect()
+        Pair(client=make_client(tls), server=partial(make_server, tls=server)).connect()
     assert sorted(checks) == ["client", "server"]
     server.reload()
-    Pair(client=make_client(tls), server=lambda admit: make_server(admit, server)).connect()
+    Pair(client=make_client(tls), server=partial(make_server, tls=server)).connect()
     assert sorted(checks) == ["client", "server", "server"]
 
 
@@ -93,7 +94,7 @@ def test_a_chain_which_has_expired_since_is_verified_again(
     tls = client_tls()
 
     def pair() -> Pair:
-        return Pair(client=make_client(tls), server=lambda admit: make_server(admit, server))
+        return Pair(client=make_client(tls), server=partial(make_server, tls=server))
 
     pair().connect()
 
