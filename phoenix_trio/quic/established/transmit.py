@@ -371,22 +371,22 @@ def coalesce(s: State, now: float, room: int, must_fill: bool) -> bytes:
 def _fill_path_frames(
     s: State, path: Path, parts: list[bytes], room: int, now: float, packet: SentPacket
 ) -> int:
-    """PATH_CHALLENGE and PATH_RESPONSE on the active path; returns the room left."""
+    """PATH_CHALLENGE and PATH_RESPONSE for a path; returns the room left."""
     if path.needs_challenge() and room >= _PATH_FRAME:
         parts.append(frames.build_path_challenge(path.new_challenge()))
         room -= _PATH_FRAME
-        _note_control(packet, frames.PATH_CHALLENGE, 0)
-        if path.validation_deadline == math.inf:
-            path.validation_deadline = now + 3 * _path_patience(s)  # RFC 9000 section 8.2.4
+        # The larger of the present probe timeout and that of a new path.
+        patience = max(s.recovery.probe_timeout(), 2 * s.config.initial_rtt)
+        if path is not s.paths.all[0]:
+            s.paths.expect_response(path, now, patience)
+        else:
+            _note_control(packet, frames.PATH_CHALLENGE, 0)
+            if path.validation_deadline == math.inf:
+                path.validation_deadline = now + 3 * patience  # RFC 9000 section 8.2.4
     while path.challenges and room >= _PATH_FRAME:
         parts.append(frames.build_path_response(path.challenges.pop(0)))
         room -= _PATH_FRAME
     return room
-
-
-def _path_patience(s: State) -> float:
-    """The larger of the present probe timeout and that of a new path (RFC 9000 section 8.2.4)."""
-    return max(s.recovery.probe_timeout(), 2 * s.config.initial_rtt)
 
 
 def _fill_rare(s: State, parts: list[bytes], room: int, packet: SentPacket) -> int:
@@ -447,16 +447,9 @@ def _probe_other_paths(s: State, now: float, datagrams: list[tuple[bytes, Addres
         if room < _PATH_FRAME:
             continue
         packet = SentPacket(s.recovery.take_number(), now)
-        if path.needs_challenge():
-            parts.append(frames.build_path_challenge(path.new_challenge()))
-            room -= _PATH_FRAME
-            s.paths.expect_response(path, now, _path_patience(s))
-        while path.challenges and room >= _PATH_FRAME:
-            parts.append(frames.build_path_response(path.challenges.pop(0)))
-            room -= _PATH_FRAME
+        room = _fill_path_frames(s, path, parts, room, now, packet)
         parts.append(bytes(room))
-        payload = b"".join(parts)
-        data = _seal(s, cid, packet, payload)
+        data = _seal(s, cid, packet, b"".join(parts))
         packet.eliciting = packet.in_flight = True
         s.recovery.on_sent(packet)
         s.note_eliciting_sent(now)
