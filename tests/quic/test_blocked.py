@@ -409,3 +409,31 @@ def test_blocked_frames_of_a_peer_cost_no_memory() -> None:
     for _ in range(200):
         assert hear(pair, frames) is None
     assert len(stream_ids(pair.server.engine)) == 1
+
+
+async def test_a_client_at_its_limit_of_streams_gets_one_which_the_server_lets_go(
+    autojump_clock: MockClock,
+) -> None:
+    """One of eight is no quarter: the server waits a round trip for more to end."""
+    config = TransportConfig(max_unidirectional_streams=8)
+    async with connected_pair(SimulatedNetwork(delay=0.01), server_config=config) as (
+        client,
+        server,
+    ):
+        streams = [await client.open_send_stream() for _ in range(8)]
+        for stream in streams:
+            await stream.send_all(b"x")
+        accepted = [await server.accept_receive_stream() for _ in range(8)]
+        await trio.sleep(1.0)
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read_and_close, accepted[0])
+            await streams[0].send_eof()
+            await client.open_send_stream()
+        # Half a round trip to the server, which waits a whole one, and half of one back.
+        assert trio.current_time() - began == pytest.approx(0.04, abs=0.005)
+
+
+async def read_and_close(stream: phoenix_trio.ReceiveStream) -> None:
+    async with stream:
+        assert await stream.receive_all(10) == b"x"
