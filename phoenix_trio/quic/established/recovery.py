@@ -20,7 +20,13 @@ from .rtt import RoundTrip
 from .sent_packet import NO_OWNER, DataSender, FrameOwner, SentPacket
 from .skipped_numbers import SkippedNumbers
 
-__all__ = ["MAX_UNACKNOWLEDGED_PACKETS", "PROBES", "Recovery"]
+__all__ = [
+    "MAX_UNACKNOWLEDGED_PACKETS",
+    "PACKET_THRESHOLD",
+    "PROBES",
+    "Recovery",
+    "never_sent",
+]
 
 #: Datagrams for each probe timeout (RFC 9002 section 6.2.4 permits two).
 PROBES: Final = 2
@@ -31,7 +37,7 @@ PROBES: Final = 2
 MAX_UNACKNOWLEDGED_PACKETS: Final = 16_000
 
 _NEVER: Final = math.inf
-_PACKET_THRESHOLD: Final = 3  # RFC 9002 section 6.1.1
+PACKET_THRESHOLD: Final = 3  # RFC 9002 section 6.1.1
 _PERSISTENT_CONGESTION_THRESHOLD: Final = 3  # RFC 9002 section 7.6.1
 
 #: Packets without need of acknowledgement, after which one asks for it, and after which the
@@ -193,12 +199,12 @@ class Recovery:
         """
         largest = ranges[0][1] - 1
         if largest >= self.next_number:
-            raise _never_sent()
+            raise never_sent()
         skipped = self.skipped
         newest = skipped.newest
         for start, stop in ranges:
             if start <= newest and skipped.includes(start, stop):
-                raise _never_sent()  # RFC 9000 section 21.4
+                raise never_sent()  # RFC 9000 section 21.4
         self.ack_was_newest = largest > self.largest_acknowledged
         if self.ack_was_newest:
             self.largest_acknowledged = largest
@@ -303,7 +309,7 @@ class Recovery:
     def detect_lost(self, now: float, as_of: float) -> None:
         """Declare packets lost (RFC 9002 section 6.1); by time, those lost at `as_of`."""
         largest = self.largest_acknowledged
-        threshold = self.skipped.before(largest, _PACKET_THRESHOLD)
+        threshold = self.skipped.before(largest, PACKET_THRESHOLD)
         delay = self.rtt.loss_delay()
         lost: list[int] = []
         self.loss_time = _NEVER
@@ -545,7 +551,7 @@ def _has_to_be_repeated(packet: SentPacket) -> bool:
     return packet.in_flight and bool(kinds)
 
 
-def _never_sent() -> TransportError:
+def never_sent() -> TransportError:
     """RFC 9000 section 13.1."""
     return TransportError(
         PROTOCOL_VIOLATION, frames.ACK, "Acknowledged a packet which was never sent"

@@ -25,6 +25,7 @@ from ..wire.varint import decode_varint, varint_size
 __all__ = [
     "HANDSHAKE",
     "INITIAL",
+    "NAMES",
     "NEGOTIATION",
     "RETRY",
     "ZERO_RTT",
@@ -39,6 +40,9 @@ __all__ = [
 NEGOTIATION: Final = 4
 #: A packet of a version which is not known here: nothing else of it can be read (RFC 8999).
 UNKNOWN: Final = 5
+
+#: Of the types which this side sends in the handshake, as qlog names them.
+NAMES: Final = {INITIAL: "initial", HANDSHAKE: "handshake"}
 
 _FIXED: Final = 0x40
 _RESERVED: Final = 0x0C

@@ -23,6 +23,7 @@ from .host import APPLICATION, EARLY
 from .packets import (
     HANDSHAKE,
     INITIAL,
+    NAMES,
     NEGOTIATION,
     RETRY,
     UNKNOWN,
@@ -43,8 +44,6 @@ logger = bounded_logger("phoenix_trio.quic")
 
 #: How often a server sends its flight early because the client repeats its hello.
 _ANSWERS_TO_REPEATED_HELLOS: Final = 8
-
-_NAMES: Final = {INITIAL: "initial", HANDSHAKE: "handshake"}
 
 
 class HandshakeReceiver:
@@ -440,7 +439,7 @@ class HandshakeReceiver:
             )
 
     def _log_packet(self, header: LongHeader, number: int, payload: bytes, size: int) -> None:
-        name = _NAMES[header.kind]
+        name = NAMES[header.kind]
         self._log_received(name, header, describe_frames(payload), number, size)
 
     def _log_received(

@@ -12,9 +12,8 @@ import math
 from typing import Final
 
 from ..established.congestion import Control
+from ..established.recovery import PACKET_THRESHOLD, never_sent
 from ..established.rtt import RoundTrip
-from ..wire import frames
-from ..wire.errors import PROTOCOL_VIOLATION, TransportError
 from .space import HandshakePacket, Space
 
 __all__ = ["HandshakeRecovery"]
@@ -24,8 +23,6 @@ __all__ = ["HandshakeRecovery"]
 #: so after five losses in a row a path with a loss now and then looks dead for 20 s.  Two
 #: datagrams in two seconds congest nothing.
 MAX_PROBE_PERIOD: Final = 2.0
-
-_PACKET_THRESHOLD: Final = 3  # RFC 9002 section 6.1.1
 
 #: RFC 9000 section 18.2, until the peer's parameters are known.
 _DEFAULT_MAX_ACK_DELAY: Final = 0.025
@@ -98,9 +95,7 @@ class HandshakeRecovery:
         """
         largest = ranges[0][1] - 1
         if largest >= space.next_number:
-            raise TransportError(
-                PROTOCOL_VIOLATION, frames.ACK, "Acknowledged a packet which was never sent"
-            )
+            raise never_sent()
         if largest > space.largest_acknowledged:
             space.largest_acknowledged = largest
         acknowledged = _covered(space.sent, ranges)
@@ -150,7 +145,7 @@ class HandshakeRecovery:
         for number, packet in space.sent.items():
             if number > largest:
                 break
-            if number <= largest - _PACKET_THRESHOLD or packet.time <= as_of - delay:
+            if number <= largest - PACKET_THRESHOLD or packet.time <= as_of - delay:
                 lost.append(packet)
             else:
                 space.loss_time = min(space.loss_time, packet.time + delay)

@@ -15,7 +15,7 @@ from ..wire import frames
 from ..wire.describe import describe_frames
 from ..wire.errors import APPLICATION_ERROR
 from ..wire.protection import seal_long
-from .packets import HANDSHAKE, INITIAL, long_overhead
+from .packets import HANDSHAKE, INITIAL, NAMES, long_overhead
 from .parameters import ACK_DELAY_EXPONENT
 from .space import HandshakePacket, Space
 from .state import HandshakeState
@@ -38,8 +38,6 @@ _SMALLEST_CLOSE: Final = 1 + 8 + 8 + 8
 
 #: Bytes left of a datagram below which nothing more is put into it.
 _SMALLEST_PACKET: Final = 128
-
-_NAMES: Final = {INITIAL: "initial", HANDSHAKE: "handshake"}
 
 
 class _Budget:
@@ -225,7 +223,7 @@ def _seal(s: HandshakeState, space: Space, packet: HandshakePacket, payload: byt
             frames=describe_frames(payload),
             header={
                 "packet_number": packet.number,
-                "packet_type": _NAMES[space.kind],
+                "packet_type": NAMES[space.kind],
                 "scid": s.host_cid.hex(),
                 "dcid": s.peer_cid.hex(),
             },
