@@ -3,15 +3,11 @@
 Floor 3.  ``phoenix_trio.testing`` is public, and documented for users' own tests.
 """
 
-from .network import (
-    Conditions,
-    Datagram,
-    NetworkStatistics,
-    SimulatedHost,
-    SimulatedLink,
-    SimulatedNetwork,
-    SimulatedSocket,
-)
+from .conditions import Conditions, Datagram, NetworkStatistics
+from .host import SimulatedHost
+from .link import SimulatedLink
+from .network import SimulatedNetwork
+from .udp_socket import SimulatedSocket
 
 __all__ = [
     "Conditions",

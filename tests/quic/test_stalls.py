@@ -22,8 +22,7 @@ from phoenix_trio.quic.driver import SocketDriver
 from phoenix_trio.quic.established.congestion import CubicControl
 from phoenix_trio.quic.established.idle import longest_backoff
 from phoenix_trio.quic.established.stalls import LONGEST_ROUND_TRIP, Arrivals, StallFilter
-from phoenix_trio.testing import SimulatedNetwork
-from phoenix_trio.testing.network import Datagram
+from phoenix_trio.testing import Datagram, SimulatedNetwork
 from tests.support import (
     ALPN,
     CLIENT,
