@@ -242,8 +242,13 @@ class TransportConfig:
     handshake_timeout: float = attrs.field(
         default=10.0, validator=_seconds(0.0, 3600.0, exclusive=True)
     )
-    """Seconds a *server* keeps an unfinished handshake.  A client's patience is
-    its caller's cancel scope, and the idle timeout."""
+    """Seconds which a handshake may take, on either side (more than 0, up to 3600).
+
+    A server forgets the client then; a client's attempt ends with
+    :class:`~phoenix_trio.HandshakeTimedOut`, unless its caller's cancel scope or
+    `max_idle_timeout` has ended it before.  10 s, for both: a first flight that is lost four
+    times in a row still gets through, and a dead address is known soon.  More for paths of many
+    seconds."""
 
     keep_alive: float | None = attrs.field(
         default=None,

@@ -36,6 +36,7 @@ __all__ = [
     "MessageTooLarge",
     "NoCommonProtocol",
     "ProtocolError",
+    "ServerUnreachable",
     "StatelessReset",
     "StreamBroken",
     "StreamReset",
@@ -188,7 +189,24 @@ class ClientCertificateRequired(HandshakeFailed):
 
 
 class HandshakeTimedOut(HandshakeFailed):
-    """No answer, or no complete handshake, before the idle timeout."""
+    """No answer, or no complete handshake, in ``TransportConfig.handshake_timeout``."""
+
+
+class ServerUnreachable(HandshakeFailed):
+    """The network says that nothing arrives at the server: nothing listens on its port, say.
+
+    That word comes as an ICMP message on Linux, or from this host's own routes.  It counts
+    only before the server has answered, and if it tells of a datagram which was sent.
+
+    Attributes:
+      errno: the system's number of the error, one of :mod:`errno`: ``ECONNREFUSED`` if nothing
+        listens on the port, ``EHOSTUNREACH`` or ``ENETUNREACH`` if there is no way to the
+        host, ``EACCES`` if a firewall on the way forbids it.
+    """
+
+    def __init__(self, message: str, *, errno: int) -> None:
+        super().__init__(message)
+        self.errno = errno
 
 
 class VersionNegotiationFailed(HandshakeFailed):
@@ -196,7 +214,10 @@ class VersionNegotiationFailed(HandshakeFailed):
 
 
 class ConnectionRefused(HandshakeFailed):
-    """The server refused the connection, for instance since it is full (RFC 9000 section 20.1)."""
+    """The server refused the connection, for instance since it is full (RFC 9000 section 20.1).
+
+    It has answered; where no server listens at all, see :class:`ServerUnreachable`.
+    """
 
 
 class StreamBroken(trio.BrokenResourceError):

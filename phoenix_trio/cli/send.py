@@ -14,7 +14,7 @@ import click
 import trio
 
 from ..config import TransportConfig
-from ..errors import ConnectionBroken, HandshakeFailed, HandshakeTimedOut
+from ..errors import ConnectionBroken, HandshakeFailed, HandshakeTimedOut, ServerUnreachable
 from ..quic.connection import QuicConnection
 from ..quic.endpoint import open_connection
 from ..quic.handshake.tls import ClientTLS
@@ -179,7 +179,9 @@ async def _send_all(
             except (ConnectionBroken, trio.BrokenResourceError) as error:
                 if not waiting:
                     return
-                if isinstance(error, HandshakeFailed) and not isinstance(error, HandshakeTimedOut):
+                if isinstance(error, HandshakeFailed) and not isinstance(
+                    error, (HandshakeTimedOut, ServerUnreachable)
+                ):
                     raise  # trying again would not change their mind
                 if waiting[0].identity is None and len(waiting) == before:
                     raise

@@ -17,9 +17,9 @@ from .established.memory_budget import MemoryBudget
 from .established.runs import Run, group
 from .established.transmit import build_close
 from .logs import bounded_logger
-from .path_address import Address
+from .path_address import Address, display_address
 from .remains import ConnectionRemains, UnreadData
-from .termination import Cause, error_for
+from .termination import Cause, describe_unreachable, error_for
 from .wire import frames
 from .wire.errors import INTERNAL_ERROR, NO_ERROR
 
@@ -36,6 +36,12 @@ _CLOSE_ROOM: Final = _MAX_REASON_BYTES + 20
 def clamp_reason(reason: str) -> str:
     """Shorten a reason phrase to what fits into a CONNECTION_CLOSE, on a character boundary."""
     return reason.encode("utf-8", "replace")[:_MAX_REASON_BYTES].decode("utf-8", "ignore")
+
+
+def _host_and_port(address: Address) -> tuple[str, int]:
+    """An address in the one form in which it can be compared: not mapped, and without a scope."""
+    host, port = display_address(address)[:2]
+    return host.partition("%")[0], port
 
 
 class _End:
@@ -215,8 +221,32 @@ class ConnectionEnd(ApplicationCalls):
         self._end_silently(Cause.STATELESS_RESET, NO_ERROR, "Stateless reset")
 
     def on_handshake_timeout(self) -> None:
-        """Server: the handshake has taken too long; forget the client."""
+        """The handshake has taken too long; forget the peer."""
         self._end_silently(Cause.HANDSHAKE_TIMEOUT, NO_ERROR, "Handshake timeout")
+
+    def on_unreachable(self, address: Address, destination_cid: bytes, number: int) -> bool:
+        """Client: the network says that a packet of ours did not arrive, which may be forged.
+
+        Args:
+          address: where it was to go.
+          destination_cid: its destination connection ID.
+          number: why it did not arrive, one of :mod:`errno`.
+
+        Returns whether the connection has ended for it: nothing has come from the server yet,
+        and it has sent such packets to that address.
+        """
+        paths, handshake = self.paths.all, self.handshake
+        if (
+            self._end is not None
+            or not self._is_client
+            or handshake.was_answered
+            or not paths
+            or _host_and_port(paths[0].addr) != _host_and_port(address)
+            or destination_cid != handshake.peer_cid
+        ):
+            return False
+        self._end_silently(Cause.UNREACHABLE, number, describe_unreachable(address, number))
+        return True
 
     def _end_silently(self, cause: Cause, code: int, reason: str) -> None:
         if self._is_terminated:

@@ -68,8 +68,8 @@ class ConnectionTimers:
             # All that may be sent was sent, and still something is due.  Looking again at
             # once would find the same, and keep the processor busy.
             deadline = now + TIMER_GRANULARITY
-        if route.is_pending:
-            deadline = min(deadline, route.handshake_deadline)
+        if route.handshake_deadline < deadline:
+            deadline = route.handshake_deadline
         may_stay = self._timers.may_stay(route, now)
         scheduled = route.scheduled_at
         if deadline < scheduled or (deadline > scheduled and not may_stay):
@@ -124,7 +124,7 @@ class ConnectionTimers:
         """Run the timers that are due; connections to flush are added to `touched`."""
         while (route := self._timers.pop_due(now)) is not None:
             engine = route.engine
-            if route.is_pending and route.handshake_deadline <= now:
+            if route.handshake_deadline <= now:
                 engine.on_handshake_timeout()
                 touched[route] = None
                 continue
@@ -133,7 +133,7 @@ class ConnectionTimers:
                 engine.on_timer(now)
                 touched[route] = None
                 deadline = engine.next_deadline()
-            if route.is_pending and route.handshake_deadline < (deadline or math.inf):
+            if route.handshake_deadline < (math.inf if deadline is None else deadline):
                 deadline = route.handshake_deadline
             if deadline is not None and deadline > now:
                 # (A deadline that has passed means "flush", which follows at once.)

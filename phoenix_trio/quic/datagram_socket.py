@@ -18,7 +18,7 @@ from .established.ecn import NOT_ECT
 from .path_address import Address, SocketAddress
 from .receive_pool import ReceivePool
 
-__all__ = ["DatagramSocket", "Network", "ReceivedRun", "SocketStatistics"]
+__all__ = ["DatagramSocket", "DeliveryFailure", "Network", "ReceivedRun", "SocketStatistics"]
 
 
 @attrs.frozen(kw_only=True)
@@ -50,6 +50,18 @@ class SocketStatistics:
     amount which it adds for its own bookkeeping."""
     send_buffer_size: int
     """The same for the send buffer."""
+
+
+@attrs.frozen
+class DeliveryFailure:
+    """The network's word that a datagram did not arrive.  Anybody can forge it."""
+
+    address: SocketAddress
+    """Where the datagram was to go."""
+    number: int
+    """Why it did not, as one of :mod:`errno`: ``ECONNREFUSED``, if nothing listens there."""
+    start: bytes
+    """The first bytes of the datagram as the network tells them; perhaps none."""
 
 
 #: Datagrams of one size (the last may be shorter) in one piece, their source (with our own
@@ -103,8 +115,21 @@ class DatagramSocket(Protocol):
         full; call :meth:`wait_writable` and offer the rest again.
         """
 
+    def report_failures(self, *, wanted: bool) -> None:
+        """From now on, keep what the network says of datagrams that did not arrive; or no more.
+
+        Where the system does not tell, nothing changes.  Idempotent.
+        """
+
+    def take_failures(self) -> list[DeliveryFailure]:
+        """What was kept since the last call; bounded.  Never blocks, and costs no system call."""
+
     async def wait_readable(self) -> None:
-        """Wait until :meth:`receive_runs` has something; ClosedResourceError once closed."""
+        """Wait until there is something to receive; ClosedResourceError once closed.
+
+        That is: :meth:`receive_runs` has something, or :meth:`take_failures` has after a call of
+        :meth:`receive_runs`.
+        """
 
     async def wait_writable(self) -> None:
         """Wait until :meth:`send_run` has room; ClosedResourceError once closed."""

@@ -29,6 +29,7 @@ from ..metrics import EndpointStatistics
 from . import events
 from .connection_timers import ConnectionTimers
 from .datagram_socket import DatagramSocket, ReceivedRun
+from .dialling import Dialling
 from .engine import Engine
 from .established.memory_budget import EndpointMemory
 from .established.stalls import Arrivals
@@ -88,6 +89,7 @@ class SocketDriver:
         self._admission = Admission(config, self.reset_token)
         self._table = RoutingTable()
         self._routes = self._table.routes
+        self._dialling = Dialling(socket, self._table)
         self._incoming = Incoming(socket, config, self._admission, self._register)
         self._budget: TurnBudget[ReceivedRun] = TurnBudget(config.backlog_size)
         self._receiver = Receiver(socket, config, self._table, self._budget, self._incoming)
@@ -141,6 +143,8 @@ class SocketDriver:
     def add(self, engine: Engine, sink: Sink) -> Route:
         """Take over a client connection; :meth:`flush_soon` sends its first packets."""
         route = Route(engine, sink)
+        route.handshake_deadline = trio.current_time() + engine.config.handshake_timeout
+        self._dialling.add(route)
         self._register(route, engine)
         sink.bind(route)
         return route
@@ -389,6 +393,8 @@ class SocketDriver:
         budget, sender, timers = self._budget, self._sender, self._timers
         size = self._receiver.read(now, touched, was_idle=self._was_idle)
         self._was_idle = False
+        if self._dialling.routes:
+            touched.update(dict.fromkeys(self._dialling.end_unreachable()))
         drained = size is None
         if drained or not self._arrivals.is_behind(now, drained=drained):
             timers.run_due(now, touched)
@@ -419,6 +425,11 @@ class SocketDriver:
         """Deliver events, then end the connection or set its timer."""
         self._deliver_events(route, now)
         self._end_or_schedule(route, now)
+        if self._dialling.routes:
+            # (A packet that cannot leave this host is known at once.)
+            for ended in self._dialling.end_unreachable():
+                self._deliver_events(ended, now)
+                self._end_or_schedule(ended, now)
 
     def _deliver_events(self, route: Route, now: float) -> None:
         """Deliver events to the sink; keep routing and counters up to date."""
@@ -440,13 +451,20 @@ class SocketDriver:
             self._table.retire(route, event.connection_id, now)
         elif isinstance(event, events.HandshakeCompleted):
             route.account = Account()
+            self._end_dialling(route)
             self._incoming.on_handshake_completed(route)
         elif isinstance(event, events.HandshakeConfirmed):
             if route.initial_connection_id is not None:
                 self._table.retire(route, route.initial_connection_id, now)
                 route.initial_connection_id = None
         elif isinstance(event, events.Terminated):
+            self._end_dialling(route)
             self._incoming.on_terminated(route, now)
+
+    def _end_dialling(self, route: Route) -> None:
+        if route.place is None:
+            route.handshake_deadline = math.inf
+            self._dialling.discard(route)
 
     def _end_or_schedule(self, route: Route, now: float) -> None:
         """Free a connection that is over, else set its timer."""
@@ -471,7 +489,7 @@ class SocketDriver:
         self._table.add(route, engine.connection_ids)
         if route.initial_connection_id is not None:
             self._table.add_connection_id(route, route.initial_connection_id)
-        if route.is_pending:
+        if route.handshake_deadline < math.inf:
             self._timers.schedule(route, route.handshake_deadline)
 
     def _release(self, route: Route, now: float) -> None:
@@ -491,6 +509,7 @@ class SocketDriver:
         if route not in self._routes:
             return
         del self._routes[route]  # (First, because telling the sink may lead here again.)
+        self._end_dialling(route)
         self._release(route, now)
         if route.place is not None:
             route.place.leave()

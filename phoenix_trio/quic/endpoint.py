@@ -183,7 +183,10 @@ class Endpoint(metaclass=NoPublicConstructor):
 
         Raises:
           OSError: the name is unknown, or no address of it can be reached from this socket.
-          HandshakeFailed: a subclass says why.
+          ServerUnreachable: the network says that nothing listens there, or that there is no
+            way to the address; on Linux, and where ICMP messages come through.
+          HandshakeTimedOut: no answer in ``TransportConfig.handshake_timeout``.
+          HandshakeFailed: another subclass says why.
           trio.ClosedResourceError: the endpoint is closed.
         """
         connection = await self._dial(host, port, tls=tls, alpn=alpn, config=config)

@@ -125,7 +125,13 @@ class DriverFace(Protocol):
         """A datagram ended in a stateless reset token of the peer (RFC 9000 section 10.3.1)."""
 
     def on_handshake_timeout(self) -> None:
-        """Server: the handshake has taken too long; forget the client."""
+        """The handshake has taken too long; forget the peer."""
+
+    def on_unreachable(self, address: Address, destination_cid: bytes, number: int) -> bool:
+        """Client: the network says that a packet with this destination did not arrive.
+
+        `number` is one of :mod:`errno`.  Returns whether the connection has ended for it.
+        """
 
     def release(self) -> tuple[DriverFace, ApplicationFace] | None:
         """Free the memory of a connection that is over.

@@ -14,13 +14,15 @@ from __future__ import annotations
 import errno
 import socket
 import sys
+from functools import partial
 from typing import final
 
 import trio
 
 from ..config import LARGEST_UDP_PAYLOAD, MAX_RUN_BYTES, MAX_RUN_SEGMENTS
 from . import packet_info, socket_options
-from .datagram_socket import ReceivedRun, SocketStatistics
+from .datagram_socket import DeliveryFailure, ReceivedRun, SocketStatistics
+from .error_queue import PASSING_ERRORS, ErrorQueue
 from .established.ecn import NOT_ECT
 from .logs import bounded_logger
 from .path_address import (
@@ -40,21 +42,13 @@ logger = bounded_logger("phoenix_trio.quic")
 
 #: Errors which concern one datagram or one passing moment, not the socket: the datagram
 #: counts as lost, which is what QUIC is made to repair.
-_SOFT_ERRORS = frozenset(
-    {
-        errno.EACCES,
-        errno.EADDRNOTAVAIL,
-        errno.ECONNREFUSED,
-        errno.ECONNRESET,
-        errno.EHOSTDOWN,
-        errno.EHOSTUNREACH,
-        errno.EMSGSIZE,
-        errno.ENETDOWN,
-        errno.ENETUNREACH,
-        errno.ENOBUFS,
-        errno.EPERM,
-    }
-)
+_SOFT_ERRORS = PASSING_ERRORS | {
+    errno.EADDRNOTAVAIL,
+    errno.ECONNRESET,
+    errno.ENETDOWN,
+    errno.ENOBUFS,
+    errno.EPERM,
+}
 
 #: Sending: the system refuses this one address.  A peer can bring that about by sending
 #: from port 0, which is received but cannot be answered; the others must not suffer.
@@ -121,6 +115,8 @@ class UdpSocket:
         address = raw.getsockname()
         self._address: SocketAddress = address
         self._closed = False
+        self._errors = ErrorQueue(raw)
+        self._was_woken = False  # whether it was said to be readable, and not looked at since
         self._bytes_sent = 0
         self._bytes_received = 0
         self._datagrams_sent = 0
@@ -170,10 +166,18 @@ class UdpSocket:
         if not self._closed:
             packet_info.ask(self._raw)
 
+    def report_failures(self, *, wanted: bool) -> None:
+        if not self._closed:
+            self._errors.ask(wanted=wanted)
+
+    def take_failures(self) -> list[DeliveryFailure]:
+        return self._errors.take()
+
     def receive_runs(self, limit: int, pool: ReceivePool | None = None) -> list[ReceivedRun]:
         received: list[ReceivedRun] = []
         if self._closed:
             return received
+        was_woken, self._was_woken = self._was_woken, False
         data: bytes | bytearray
         buffer: bytearray | None = None
         known = 0 if pool is None else len(pool)
@@ -189,6 +193,8 @@ class UdpSocket:
                     data, control, _, address = self._raw.recvmsg(LARGEST_DATAGRAM, _CONTROL_BYTES)
                     size = len(data)
             except (BlockingIOError, InterruptedError):
+                if was_woken and not received and self._errors.is_asked:
+                    self._errors.drain()  # (It may be what has woken us, and would again.)
                 break
             except OSError as error:
                 self._note_error(error, _SOFT_ERRORS)
@@ -284,10 +290,19 @@ class UdpSocket:
         if control is None:
             control = self._make_control(*key)
         try:
-            if control:
-                self._raw.sendmsg([data], control, 0, address)
-            else:
-                self._raw.sendto(data, address)
+            try:
+                if control:
+                    self._raw.sendmsg([data], control, 0, address)
+                else:
+                    self._raw.sendto(data, address)
+            except OSError as error:
+                if not self._errors.was_asked or error.errno not in PASSING_ERRORS:
+                    raise
+                # Perhaps it is about a datagram of another connection.
+                if control:
+                    self._errors.retry(partial(self._raw.sendmsg, [data], control, 0, address))
+                else:
+                    self._errors.retry(partial(self._raw.sendto, data, address))
         except OSError as error:
             if local is None or error.errno not in _SOURCE_REFUSED:
                 raise
@@ -331,6 +346,7 @@ class UdpSocket:
                     self._on_mark_refused(error)
                 return True
             self._note_error(error, _SOFT_SEND_ERRORS)
+            self._errors.note(address, error, data)
             return True
         if mark:
             self._mark_refusals = 0
@@ -364,6 +380,7 @@ class UdpSocket:
             await trio.lowlevel.checkpoint()
             raise trio.ClosedResourceError("this socket was closed")
         await trio.lowlevel.wait_readable(self._raw)
+        self._was_woken = True
 
     async def wait_writable(self) -> None:
         if self._closed:

@@ -82,6 +82,7 @@ class Route:
         self.account: Account | None = None
         """The processor time that it has used of late; ``None`` during the handshake."""
         self.handshake_deadline = math.inf
+        """When the handshake fails for being too slow; infinite: it is complete, or has failed."""
         self.connection_ids: set[bytes] = set()
         """All that lead here (see :class:`~phoenix_trio.quic.routing_table.RoutingTable`)."""
         self.reset_keys: set[bytes] = set()

@@ -6,6 +6,8 @@ type and every text says what happened, which side did it, and what to do.
 
 from __future__ import annotations
 
+import errno
+import os
 from enum import Enum, auto
 
 from ..errors import (
@@ -14,13 +16,15 @@ from ..errors import (
     HandshakeFailed,
     HandshakeTimedOut,
     ProtocolError,
+    ServerUnreachable,
     StatelessReset,
     VersionNegotiationFailed,
 )
 from .handshake.tls_context import handshake_error
+from .path_address import Address, display_address
 from .wire.errors import CODE_NAMES, CONNECTION_REFUSED, NO_ERROR
 
-__all__ = ["Cause", "error_for"]
+__all__ = ["Cause", "describe_unreachable", "error_for"]
 
 
 class Cause(Enum):
@@ -35,6 +39,16 @@ class Cause(Enum):
     IDLE_TIMEOUT = auto()
     STATELESS_RESET = auto()
     HANDSHAKE_TIMEOUT = auto()
+    UNREACHABLE = auto()
+    """The network says that nothing arrives at the server."""
+
+
+def describe_unreachable(address: Address, number: int) -> str:
+    """What :exc:`~phoenix_trio.ServerUnreachable` says of an address and one of :mod:`errno`."""
+    host, port = display_address(address)[:2]
+    if number == errno.ECONNREFUSED:
+        return f"connection refused: nothing listens on {host} port {port}/udp"
+    return f"{host} port {port}/udp cannot be reached: {os.strerror(number)}"
 
 
 def _name(error_code: int) -> str:
@@ -56,7 +70,8 @@ def error_for(
 
     Args:
       cause: the side, or the event, which ended it.
-      error_code: the code of the CONNECTION_CLOSE, sent or received.
+      error_code: the code of the CONNECTION_CLOSE, sent or received; the system's number of
+        the error for ``UNREACHABLE``.
       frame_type: ``None`` marks an application close (RFC 9000 section 19.19).
       reason: the reason phrase; from the peer it is untrusted text.
       handshake_complete: whether TLS was complete on this side.
@@ -81,7 +96,14 @@ def error_for(
             by_peer=True,
         )
     if cause is Cause.HANDSHAKE_TIMEOUT:
+        if is_client:
+            return HandshakeTimedOut(
+                "the handshake got no (complete) answer from the server within handshake_timeout;"
+                " is the address right, and UDP let through?"
+            )
         return HandshakeTimedOut(f"{peer} did not complete the handshake in time")
+    if cause is Cause.UNREACHABLE:
+        return ServerUnreachable(reason, errno=error_code)
     by_peer = cause is Cause.PEER
     is_application = frame_type is None
     if is_application:

@@ -18,6 +18,7 @@ from typing import final
 import attrs
 import trio
 
+from ..quic.datagram_socket import DeliveryFailure
 from .conditions import Conditions, Datagram, NetworkStatistics, Tap
 from .host import SimulatedHost, numeric
 from .link import SimulatedLink
@@ -36,6 +37,9 @@ class SimulatedNetwork:
       seed: of everything random; ``None`` draws one, see :attr:`seed`.
       loss, delay, jitter, batching, reorder, duplicate, corrupt, mark, bandwidth, queue_bytes, mtu:
         see :class:`Conditions`; of all links, in each direction.
+      port_unreachable: hosts answer a datagram to a port without a socket with "port
+        unreachable" (ICMP), as real ones do where no firewall keeps them from it; see
+        :attr:`port_unreachable`.
 
     Raises:
       ValueError: a condition is out of range.
@@ -56,6 +60,7 @@ class SimulatedNetwork:
         bandwidth: float | None = None,
         queue_bytes: int = 256 * 1024,
         mtu: int | None = 1500,
+        port_unreachable: bool = False,
     ) -> None:
         self.seed = int.from_bytes(os.urandom(4), "big") if seed is None else seed
         """The seed in use; print it where a test fails."""
@@ -76,6 +81,10 @@ class SimulatedNetwork:
         self.tap: Tap | None = None
         """Called with every :class:`Datagram` that is sent: returns it, another one, a
         list of them, or ``None`` to swallow it (counted as lost)."""
+        self.port_unreachable = port_unreachable
+        """Whether hosts say so when they receive a datagram to a port without a socket.
+
+        That takes the time of a datagram's way back, and gets lost as a datagram does."""
         self._random = random.Random(self.seed)  # noqa: S311 - repeatable on purpose
         self._hosts: dict[str, SimulatedHost] = {}
         self._links: dict[tuple[str, str], SimulatedLink] = {}
@@ -232,12 +241,23 @@ class SimulatedNetwork:
         found = self._find(datagram.destination)
         if found is None:
             self._count("no_listener")
+            if self.port_unreachable and datagram.destination[0] in self._hosts:
+                self._say_unreachable(datagram, arrival)
             return
         receiver, local = found
         self._count("under_way")
         receiver._enqueue(
             arrival, next(self._sequence), datagram.data, datagram.source, local, datagram.ecn
         )
+
+    def _say_unreachable(self, datagram: Datagram, arrival: float) -> None:
+        """Tell the sender that a datagram has come to a port without a socket."""
+        back = self._link(datagram.destination[0], datagram.source[0])
+        sender = self._find(datagram.source)
+        if sender is None or back._cut or self._random.random() < back.conditions.loss:
+            return
+        failure = DeliveryFailure(datagram.destination, errno.ECONNREFUSED, datagram.data[:64])
+        sender[0]._enqueue_failure(arrival + back.conditions.delay, next(self._sequence), failure)
 
     def _find(self, destination: tuple[str, int]) -> tuple[SimulatedSocket, str] | None:
         """The socket to which a datagram goes, and at which of its host's addresses."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, final
 
 import trio
 
-from ..quic.datagram_socket import ReceivedRun, SocketStatistics
+from ..quic.datagram_socket import DeliveryFailure, ReceivedRun, SocketStatistics
 from ..quic.path_address import Address, PathAddress, SocketAddress, local_of
 from ..quic.receive_pool import ReceivePool
 from .conditions import Datagram
@@ -53,6 +53,9 @@ class SimulatedSocket:
         self._outside = {host: (host, port) for host in hosts}
         self._is_wildcard = is_wildcard
         self._reports_local = False
+        # What the network says of datagrams which did not arrive: on its way here, and here.
+        self._failing: list[tuple[float, int, DeliveryFailure]] = []
+        self._failures: list[DeliveryFailure] | None = None  # None: they are ignored
         self._buffer_size = buffer_size
         # A heap of what is on its way, by arrival; and the receive buffer.
         self._coming: list[tuple[float, int, bytes, tuple[str, int], str, int]] = []
@@ -116,8 +119,35 @@ class SimulatedSocket:
         if arrival < earliest:
             self._lot.unpark_all()
 
+    def report_failures(self, *, wanted: bool) -> None:
+        """From now on, keep what the network says of datagrams that did not arrive; or no more."""
+        if not wanted:
+            self._failures = None
+        elif self._failures is None:
+            self._failures = []
+
+    def take_failures(self) -> list[DeliveryFailure]:
+        """What was kept since the last call."""
+        taken = self._failures or []
+        if taken:
+            self._failures = []
+        return taken
+
+    def _enqueue_failure(self, arrival: float, sequence: int, failure: DeliveryFailure) -> None:
+        heapq.heappush(self._failing, (arrival, sequence, failure))
+        self._lot.unpark_all()
+
+    def _earliest(self) -> float:
+        """When the next datagram arrives, or the next word of one which did not."""
+        coming = self._coming[0][0] if self._coming else math.inf
+        return min(coming, self._failing[0][0]) if self._failing else coming
+
     def _settle(self, now: float) -> None:
         """Move what has arrived into the receive buffer; what finds it full is lost."""
+        while self._failing and self._failing[0][0] <= now:
+            failure = heapq.heappop(self._failing)[2]
+            if self._failures is not None:
+                self._failures.append(failure)
         coming = self._coming
         while coming and coming[0][0] <= now:
             _, _, data, source, local, mark = heapq.heappop(coming)
@@ -209,10 +239,9 @@ class SimulatedSocket:
             if self._closed:
                 raise trio.ClosedResourceError("this socket was closed")
             self._settle(trio.current_time())
-            if self._arrived:
+            if self._arrived or self._failures:
                 return
-            earliest = self._coming[0][0] if self._coming else math.inf
-            with trio.CancelScope(deadline=earliest):
+            with trio.CancelScope(deadline=self._earliest()):
                 await self._lot.park()
 
     async def wait_writable(self) -> None:
@@ -240,6 +269,7 @@ class SimulatedSocket:
         self._network._count("no_listener", unread)
         self._network._count("under_way", -unread)
         self._coming.clear()
+        self._failing.clear()
         self._arrived.clear()
         self._arrived_bytes = 0
         self._lot.unpark_all()

@@ -5,6 +5,7 @@ JSON which says what the server knows of the connection; CONFIG is JSON for Tran
 ``send DIRECTORY HOST`` sends 5 MB, receives them again, and prints both ends' view.
 ``visit DIRECTORY HOST`` goes through all that a server answers, ``stay DIRECTORY HOST``
 pings its connection for each line which it reads.
+``dial DIRECTORY HOST`` prints how dialling ends, and after how many seconds.
 """
 
 from __future__ import annotations
@@ -128,7 +129,18 @@ async def stay(directory: Path, host: str) -> None:
                 return
 
 
+async def dial(directory: Path, host: str) -> None:
+    started = trio.current_time()
+    try:
+        async with connect(directory, host):
+            raise AssertionError("nothing listens there")
+    except phoenix_trio.HandshakeFailed as error:
+        seconds = trio.current_time() - started
+        number = getattr(error, "errno", None)
+        print(json.dumps({"error": type(error).__name__, "errno": number, "seconds": seconds}))
+
+
 if __name__ == "__main__":
     command, directory, *rest = sys.argv[1:]
-    program = {"serve": serve, "send": send, "visit": visit, "stay": stay}[command]
+    program = {"serve": serve, "send": send, "visit": visit, "stay": stay, "dial": dial}[command]
     trio.run(program, Path(directory), *rest)

@@ -1,10 +1,11 @@
 """True interfaces: two network namespaces with a cable between them.
 
-Path MTU discovery, and a server on a host with several addresses.
+Path MTU discovery, a server on a host with several addresses, and hosts out of reach.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -228,3 +229,32 @@ def test_an_address_which_leaves_its_interface_costs_the_others_nothing(
         assert report["validated"]
         ip("-n", FAR, "addr", "add", leaving, "dev", "far0", "nodad")
         assert client.ping() == "alive"
+
+
+# ------------------------------------------------------------------ out of reach
+
+
+def test_dialling_what_cannot_be_reached_ends_at_once(cable: None, tmp_path: Path) -> None:
+    """A closed port, a router which knows no way, and no route from here."""
+    pems(tmp_path)
+    run_far = ["ip", "netns", "exec", FAR, "sysctl", "-q", "-w"]
+    for setting in ("net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"):
+        subprocess.run([*run_far, setting], check=True, capture_output=True, timeout=20)
+    for version, network, gateway in (
+        ("-4", "10.99.0.0/24", "10.77.0.2"),
+        ("-6", "fd99::/64", "fd77::2"),
+    ):
+        ip(version, "-n", NEAR, "route", "add", network, "via", gateway)
+        ip(version, "-n", FAR, "route", "add", "unreachable", network)
+    for host, numbers in {
+        "10.77.0.2": {errno.ECONNREFUSED},
+        "fd77::2": {errno.ECONNREFUSED},
+        "10.99.0.1": {errno.EHOSTUNREACH},
+        "fd99::1": {errno.EHOSTUNREACH, errno.ENETUNREACH},
+        "10.55.0.1": {errno.ENETUNREACH},
+        "fd55::1": {errno.ENETUNREACH},
+    }.items():
+        report = run("dial", tmp_path, host)
+        assert report["error"] == "ServerUnreachable", host
+        assert report["errno"] in numbers, host
+        assert report["seconds"] < 4, host  # (Neighbours look for each other for a second or two.)

@@ -192,6 +192,10 @@ class ClosingConnection:
     def on_handshake_timeout(self) -> None:
         """It is over already."""
 
+    def on_unreachable(self, address: Address, destination_cid: bytes, number: int) -> bool:
+        """It is over already."""
+        return False
+
     def close_application(self, error_code: int, reason: str) -> None:
         """It is closed already."""
 

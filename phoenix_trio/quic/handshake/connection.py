@@ -186,6 +186,11 @@ class Handshake:
         return self._state.has_peer
 
     @property
+    def was_answered(self) -> bool:
+        """Client: whether a server has answered: with a Retry, or an authentic packet."""
+        return self._state.has_peer or self._state.retry_source_cid is not None
+
+    @property
     def is_complete(self) -> bool:
         """Whether TLS is complete (RFC 9001 section 4.1.1)."""
         return self._state.is_complete
