@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,6 +36,9 @@ BUILD = ROOT / "build" / "documentation"
 
 #: What fragments may use without saying where it comes from.
 FRAGMENT = """\
+import os
+import socket
+
 import attrs
 import msgspec
 import phoenix_trio
@@ -44,6 +48,9 @@ import trio
 
 
 def store(data: bytes | bytearray) -> None: ...
+
+
+async def handler(connection: phoenix_trio.QuicConnection) -> None: ...
 
 
 async def stream_handler(stream: phoenix_trio.QuicStream) -> None: ...
@@ -126,6 +133,17 @@ def free_port() -> int:
         return port
 
 
+def wait_until_bound(port: int) -> None:
+    """Wait up to 10 seconds for the server to open its port, as readers do."""
+    for _ in range(200):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.bind(("", port))
+            except OSError:
+                return
+        time.sleep(0.05)
+
+
 def expected_output(found: list[Block], client: Block) -> str:
     """The `text` block that follows the client, or the word after "prints" in the prose."""
     for block in found:
@@ -155,6 +173,7 @@ def check_programs(document: Path) -> list[str]:
                 [sys.executable, "server.py"], cwd=directory, stdout=log, stderr=log
             )
         try:
+            wait_until_bound(int(port))
             client = subprocess.run(
                 [sys.executable, "client.py"],
                 cwd=directory,

@@ -153,5 +153,10 @@ class Network(Protocol):
     async def resolve(self, host: str, port: int) -> list[SocketAddress]:
         """The addresses of a name, the preferred one first; OSError if it is unknown."""
 
-    async def open_socket(self, host: str | None, port: int, *, buffer_size: int) -> DatagramSocket:
-        """A socket bound to a local address; ``None``: all of them, IPv4 and IPv6."""
+    async def open_socket(
+        self, host: str | None, port: int, *, buffer_size: int, reuse_port: bool = False
+    ) -> DatagramSocket:
+        """A socket bound to a local address; ``None``: all of them, IPv4 and IPv6.
+
+        With `reuse_port`, others may be bound to it as well; OSError where that is not possible.
+        """

@@ -7,6 +7,7 @@ configuration, key log and traces.
 from __future__ import annotations
 
 import os
+import socket as sockets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TextIO, final
@@ -18,9 +19,10 @@ from ..errors import ApplicationErrorCode, HandshakeFailed
 from ..metrics import EndpointStatistics
 from .connection import QuicConnection
 from .construction import NoPublicConstructor
-from .datagram_socket import Network
+from .datagram_socket import DatagramSocket, Network
 from .driver import SocketDriver
 from .engine import Engine
+from .given_socket import adopt_socket, check_socket
 from .groups import unwrap_lone
 from .handshake.admission import Admit
 from .handshake.tls import ClientTLS, ServerTLS
@@ -66,6 +68,8 @@ class Endpoint(metaclass=NoPublicConstructor):
         host: str | None = None,
         port: int = 0,
         *,
+        socket: sockets.socket | None = None,
+        reuse_port: bool = False,
         config: TransportConfig | None = None,
         network: Network | None = None,
     ) -> AsyncIterator[Endpoint]:
@@ -81,6 +85,13 @@ class Endpoint(metaclass=NoPublicConstructor):
           host: the local address or name; ``None``: all, IPv4 and IPv6 (dual stack)
             where the system allows.
           port: the local UDP port; 0: any free one.
+          socket: a bound UDP socket to use instead of a new one (``host`` and ``port`` are
+            left out then).  Once this call has found it good, the endpoint owns it and
+            closes it at the end; pass ``socket.dup()`` to keep yours.  It becomes
+            non-blocking; buffers whose sizes were chosen are left as they are.
+          reuse_port: let other sockets be bound to the same port (``SO_REUSEPORT``), so that
+            processes share it.  The system gives each a part of the peers, by their
+            addresses: a client which moves can come to another process, which resets it.
           config: the default for the endpoint's connections.
           network: where sockets come from; ``None``: the real UDP.
             :class:`phoenix_trio.testing.SimulatedNetwork` has others.
@@ -89,9 +100,14 @@ class Endpoint(metaclass=NoPublicConstructor):
           OSError: the name is unknown, or the port is in use; or, later, the socket
             has failed for good (calls on its connections raise
             :class:`trio.BrokenResourceError` then).
+          TypeError: `socket` is not a :class:`socket.socket`.
+          ValueError: `socket` is not a bound UDP socket over IPv4 or IPv6, is connected or
+            closed, or an argument contradicts it.  It is left as it was.
           NotADirectoryError, PermissionError: `qlog_dir` or `keylog_file` cannot be used.
         """
-        endpoint = await cls._open(host, port, config=config, network=network)
+        endpoint = await cls._open(
+            host, port, socket=socket, reuse_port=reuse_port, config=config, network=network
+        )
         driver = endpoint._driver
         with unwrap_lone():
             async with trio.open_nursery() as nursery:
@@ -116,23 +132,40 @@ class Endpoint(metaclass=NoPublicConstructor):
         host: str | None,
         port: int,
         *,
+        socket: sockets.socket | None = None,
+        reuse_port: bool = False,
         config: TransportConfig | None,
         network: Network | None,
     ) -> Endpoint:
         """An endpoint which no task drives yet."""
+        if socket is not None:
+            if host is not None or port:
+                raise ValueError("a socket has its address already: leave out host and port")
+            if reuse_port:
+                raise ValueError("reuse_port comes before a socket is bound, and this one is")
+            if network is not None:
+                raise ValueError("a socket is one of the real network: leave out network")
+            check_socket(socket)
+            await trio.lowlevel.checkpoint()
         config = TransportConfig() if config is None else config
         network = UdpNetwork() if network is None else network
         traces = TraceDirectory(config.qlog_dir, trio.current_time) if config.qlog_dir else None
         key_log_path = config.keylog_file or os.environ.get("SSLKEYLOGFILE")
         key_log = open(key_log_path, "a", encoding="ascii") if key_log_path else None  # noqa: SIM115, ASYNC230
         try:
-            socket = await network.open_socket(host, port, buffer_size=config.socket_buffer_size)
+            own: DatagramSocket
+            if socket is not None:
+                own = adopt_socket(socket, config.socket_buffer_size)
+            else:
+                own = await network.open_socket(
+                    host, port, buffer_size=config.socket_buffer_size, reuse_port=reuse_port
+                )
         except BaseException:
             if key_log is not None:
                 key_log.close()
             raise
         key = config.stateless_reset_key or os.urandom(32)
-        driver = SocketDriver(socket, config, key)
+        driver = SocketDriver(own, config, key)
         endpoint: Endpoint = cls._create(driver, network, key_log, traces)
         driver.on_close = endpoint._close_logs
         return endpoint

@@ -437,15 +437,17 @@ class UdpNetwork:
             raise socket.gaierror(socket.EAI_NONAME, f"{host!r} has no IPv4 or IPv6 address")
         return addresses
 
-    async def open_socket(self, host: str | None, port: int, *, buffer_size: int) -> UdpSocket:
+    async def open_socket(
+        self, host: str | None, port: int, *, buffer_size: int, reuse_port: bool = False
+    ) -> UdpSocket:
         """A socket bound to `host`, or to every local address.
 
         ``None`` means IPv6 and IPv4 on one socket where the system allows, else
         IPv4; ``"::"`` means the same but fails where there is no IPv6.
 
         Raises:
-          OSError: the address is unknown or not local, or the port is in use; the
-            text names both.
+          OSError: the address is unknown or not local, or the port is in use, the text names
+            both; or the system has no ``SO_REUSEPORT``, and `reuse_port` is set.
           ValueError: the port is not between 0 and 65535.
         """
         if not 0 <= port <= 65535:
@@ -454,22 +456,22 @@ class UdpNetwork:
         if host is None:
             await trio.lowlevel.checkpoint()
             try:
-                return _bind(("::", port, 0, 0), buffer_size)
+                return _bind(("::", port, 0, 0), buffer_size, reuse_port)
             except OSError as error:
                 if error.errno == errno.EADDRINUSE:
                     raise
-            return _bind(("0.0.0.0", port), buffer_size)  # noqa: S104 - all is what was asked for
+            return _bind(("0.0.0.0", port), buffer_size, reuse_port)  # noqa: S104 - all is what was asked for
         failure: OSError | None = None
         for address in await self.resolve(host, port):
             try:
-                return _bind(address, buffer_size)
+                return _bind(address, buffer_size, reuse_port)
             except OSError as error:
                 failure = failure or error
         assert failure is not None
         raise failure
 
 
-def _bind(address: SocketAddress, buffer_size: int) -> UdpSocket:
+def _bind(address: SocketAddress, buffer_size: int, reuse_port: bool) -> UdpSocket:
     family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
     dual_stack = address[0] == "::"
     try:
@@ -482,6 +484,8 @@ def _bind(address: SocketAddress, buffer_size: int) -> UdpSocket:
             raw.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not dual_stack)
         socket_options.forbid_fragments(raw, family)
         socket_options.set_buffers(raw, buffer_size)
+        if reuse_port:
+            socket_options.reuse_port(raw)
         raw.bind(address)
     except OSError as error:
         raw.close()

@@ -5,6 +5,7 @@ Floor 3.
 
 from __future__ import annotations
 
+import socket as sockets
 from collections.abc import Awaitable, Callable, Sequence
 
 import trio
@@ -27,10 +28,12 @@ logger = bounded_logger("phoenix_trio")
 
 async def serve(
     handler: Callable[[QuicConnection], Awaitable[object]],
-    port: int,
+    port: int | None = None,
     *,
     tls: ServerTLS,
     host: str | None = None,
+    socket: sockets.socket | None = None,
+    reuse_port: bool = False,
     alpn: Sequence[str] = DEFAULT_ALPN,
     config: TransportConfig | None = None,
     on_error: Callable[[Exception], object] | None = None,
@@ -52,10 +55,13 @@ async def serve(
 
     Args:
       handler: an async function which takes the connection.
-      port: the UDP port; 0: any free one.
+      port: the UDP port; 0: any free one.  To be left out only with `socket`.
       tls: the server's identity.
       host: the local address or name; ``None``: all, IPv4 and IPv6.  A name with
         several addresses gets a listener for each.
+      socket: a bound UDP socket to use instead of new ones, as systemd hands one to a
+        service; closed at the end, see :meth:`Endpoint.open`.
+      reuse_port: let other processes be bound to the same port, see :meth:`Endpoint.open`.
       alpn: protocol names, the preferred one first.
       config: limits, buffers, timers.
       on_error: called with a handler's exception; ``None``: logged with its traceback.
@@ -68,10 +74,14 @@ async def serve(
 
     Raises:
       OSError: the address is unknown or not local, or the port is in use.
+      TypeError: there is neither a port nor a socket, or `socket` is not one.
+      ValueError: `socket` is not fit, and was left as it was; see :meth:`Endpoint.open`.
     """
     if not grace_period >= 0:
         raise ValueError(f"grace_period must not be negative, not {grace_period!r}")
-    endpoints = await _open_endpoints(host, port, config=config, network=network)
+    endpoints = await _open_endpoints(
+        host, port, socket=socket, reuse_port=reuse_port, config=config, network=network
+    )
 
     async def run_handler(connection: QuicConnection) -> None:
         try:
@@ -162,10 +172,12 @@ def _on_handler_error(
 
 
 async def open_listener(
-    port: int,
+    port: int | None = None,
     *,
     tls: ServerTLS,
     host: str | None = None,
+    socket: sockets.socket | None = None,
+    reuse_port: bool = False,
     alpn: Sequence[str] = DEFAULT_ALPN,
     config: TransportConfig | None = None,
     network: Network | None = None,
@@ -183,8 +195,16 @@ async def open_listener(
 
     Raises:
       OSError: the address is unknown or not local, or the port is in use.
+      TypeError, ValueError: as for :func:`serve`.
     """
-    endpoint = await Endpoint._open(host, port, config=config, network=network)
+    endpoint = await Endpoint._open(
+        host,
+        _port(port, socket),
+        socket=socket,
+        reuse_port=reuse_port,
+        config=config,
+        network=network,
+    )
     try:
         listener = endpoint.listen(tls=tls, alpn=alpn)
     except BaseException:
@@ -195,10 +215,12 @@ async def open_listener(
 
 
 async def open_stream_listener(
-    port: int,
+    port: int | None = None,
     *,
     tls: ServerTLS,
     host: str | None = None,
+    socket: sockets.socket | None = None,
+    reuse_port: bool = False,
     alpn: Sequence[str] = DEFAULT_ALPN,
     config: TransportConfig | None = None,
     network: Network | None = None,
@@ -210,20 +232,43 @@ async def open_stream_listener(
     :func:`open_listener` for arguments, errors, and the task which serves the socket.
     """
     listener = await open_listener(
-        port, tls=tls, host=host, alpn=alpn, config=config, network=network
+        port,
+        tls=tls,
+        host=host,
+        socket=socket,
+        reuse_port=reuse_port,
+        alpn=alpn,
+        config=config,
+        network=network,
     )
     stream_listener: StreamListener = StreamListener._create(listener)
     return stream_listener
 
 
+def _port(port: int | None, socket: sockets.socket | None) -> int:
+    if port is None:
+        if socket is None:
+            raise TypeError("a port is needed, or a socket")
+        return 0
+    return port
+
+
 async def _open_endpoints(
     host: str | None,
-    port: int,
+    port: int | None,
     *,
+    socket: sockets.socket | None,
+    reuse_port: bool,
     config: TransportConfig | None,
     network: Network | None,
 ) -> list[Endpoint]:
-    """One endpoint per local address of `host`, all on the same port."""
+    """One endpoint per local address of `host`, all on the same port; or one for the socket."""
+    port = _port(port, socket)
+    if socket is not None:
+        opened = await Endpoint._open(
+            host, port, socket=socket, reuse_port=reuse_port, config=config, network=network
+        )
+        return [opened]
     network = UdpNetwork() if network is None else network
     hosts: list[str | None] = [None]
     if host is not None:
@@ -235,6 +280,7 @@ async def _open_endpoints(
                 await Endpoint._open(
                     address,
                     endpoints[0].port if endpoints else port,
+                    reuse_port=reuse_port,
                     config=config,
                     network=network,
                 )

@@ -7,6 +7,7 @@ marks are known on Linux only (``udp(7)``, ``ip(7)``, ``ipv6(7)``).
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import sys
 
@@ -23,6 +24,8 @@ __all__ = [
     "forbid_fragments",
     "granted_buffer",
     "interface_mtu",
+    "reuse_port",
+    "set_buffer",
     "set_buffers",
 ]
 
@@ -41,6 +44,12 @@ _IPV6_RECVTCLASS = 66
 SOL_UDP = 17
 UDP_SEGMENT = 103
 UDP_GRO = 104
+
+#: By the option of a buffer: the one that needs CAP_NET_ADMIN, and the kernel's setting.
+_BUFFERS = {
+    socket.SO_RCVBUF: (_SO_RCVBUFFORCE, "net.core.rmem_max"),
+    socket.SO_SNDBUF: (_SO_SNDBUFFORCE, "net.core.wmem_max"),
+}
 
 #: Kernel settings which were already complained of, with the size that was asked for.
 _warned: set[tuple[str, int]] = set()
@@ -103,27 +112,42 @@ def granted_buffer(raw: socket.socket, option: int) -> int:
 
 def set_buffers(raw: socket.socket, size: int) -> None:
     """Ask for buffers of `size` bytes; where the system grants less, say how to get more."""
-    for option, forced, setting in (
-        (socket.SO_RCVBUF, _SO_RCVBUFFORCE, "net.core.rmem_max"),
-        (socket.SO_SNDBUF, _SO_SNDBUFFORCE, "net.core.wmem_max"),
-    ):
+    for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+        set_buffer(raw, option, size)
+
+
+def set_buffer(raw: socket.socket, option: int, size: int) -> None:
+    """The same for one of them, ``SO_RCVBUF`` or ``SO_SNDBUF``."""
+    forced, setting = _BUFFERS[option]
+    with contextlib.suppress(OSError):
+        raw.setsockopt(socket.SOL_SOCKET, option, size)
+    if sys.platform == "linux" and granted_buffer(raw, option) < size:
+        # With CAP_NET_ADMIN the kernel's limit (net.core.rmem_max, wmem_max) does not count.
         with contextlib.suppress(OSError):
-            raw.setsockopt(socket.SOL_SOCKET, option, size)
-        if sys.platform == "linux" and granted_buffer(raw, option) < size:
-            # With CAP_NET_ADMIN the kernel's limit (net.core.rmem_max, wmem_max) does not count.
-            with contextlib.suppress(OSError):
-                raw.setsockopt(socket.SOL_SOCKET, forced, size)
-        granted = granted_buffer(raw, option)
-        if granted < size and (setting, size) not in _warned:
-            _warned.add((setting, size))
-            hint = f"; allow more: sysctl -w {setting}={size}" if sys.platform == "linux" else ""
-            logger.warning(
-                "asked for a UDP %s buffer of %d bytes, the system granted %d%s",
-                "receive" if option == socket.SO_RCVBUF else "send",
-                size,
-                granted,
-                hint,
-            )
+            raw.setsockopt(socket.SOL_SOCKET, forced, size)
+    granted = granted_buffer(raw, option)
+    if granted < size and (setting, size) not in _warned:
+        _warned.add((setting, size))
+        hint = f"; allow more: sysctl -w {setting}={size}" if sys.platform == "linux" else ""
+        logger.warning(
+            "asked for a UDP %s buffer of %d bytes, the system granted %d%s",
+            "receive" if option == socket.SO_RCVBUF else "send",
+            size,
+            granted,
+            hint,
+        )
+
+
+def reuse_port(raw: socket.socket) -> None:
+    """Let other sockets be bound to the same address, which share what arrives there.
+
+    Raises:
+      OSError: the system cannot do that.
+    """
+    option = getattr(socket, "SO_REUSEPORT", None)
+    if option is None:
+        raise OSError(errno.EOPNOTSUPP, "this system has no SO_REUSEPORT")
+    raw.setsockopt(socket.SOL_SOCKET, option, 1)
 
 
 def interface_mtu(address: SocketAddress, local: str | None) -> int | None:

@@ -57,7 +57,7 @@ class SimulatedHost:
         return [(address, port) for address in self._addresses(host)]
 
     async def open_socket(
-        self, host: str | None, port: int, *, buffer_size: int
+        self, host: str | None, port: int, *, buffer_size: int, reuse_port: bool = False
     ) -> SimulatedSocket:
         """A socket on this host.
 
@@ -67,12 +67,15 @@ class SimulatedHost:
         sender says otherwise.
 
         Raises:
-          OSError: the address is unknown or not this host's, or the port is in use.
+          OSError: the address is unknown or not this host's, the port is in use, or it is to be
+            shared (`reuse_port`), which is not simulated.
           ValueError: the port is not between 0 and 65535.
         """
         await trio.lowlevel.checkpoint()
         if not 0 <= port <= 65535:
             raise ValueError(f"port must be between 0 and 65535, not {port}")
+        if reuse_port:
+            raise OSError(errno.EOPNOTSUPP, "a simulated host has no SO_REUSEPORT")
         network = self._network
         own: tuple[str, ...] = self._own
         is_wildcard = host in (None, "0.0.0.0", "::")  # noqa: S104 - not a real one

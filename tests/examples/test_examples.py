@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -51,12 +52,22 @@ def run(directory: Path, name: str, *arguments: str, text: str | None = None) ->
 @contextmanager
 def server(directory: Path, name: str, *arguments: str) -> Iterator[tuple[str, list[str]]]:
     """The server's port, and a list which holds the rest of its output in the end."""
+    with started(directory, command(name, *arguments, "--port", "0")) as found:
+        yield found
+
+
+@contextmanager
+def started(
+    directory: Path, program: list[str], *handed_in: int
+) -> Iterator[tuple[str, list[str]]]:
+    """A program with file descriptors of ours; otherwise as :func:`server`."""
     process = subprocess.Popen(
-        command(name, *arguments, "--port", "0"),
+        program,
         cwd=directory,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        pass_fds=handed_in,
     )
     output: list[str] = []
     try:
@@ -77,6 +88,25 @@ def test_echo(certificates: Path) -> None:
         output = run(certificates, "echo_client.py", "localhost", port, "one", "two", "three")
     assert sorted(output.splitlines()[:3]) == ["echo: one", "echo: three", "echo: two"]
     assert "round trip" in output
+
+
+def test_socket_activation(certificates: Path) -> None:
+    with server(certificates, "socket_activation.py") as (port, _):
+        assert "echo: one" in run(certificates, "echo_client.py", "localhost", port, "one")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as handed_in:
+        handed_in.bind(("127.0.0.1", 0))
+        number = handed_in.fileno()
+        # As systemd does: the socket is file descriptor 3, and LISTEN_PID the process.
+        script = (
+            f"import os, sys; number = {number}\n"
+            "os.set_inheritable(3, True) if number == 3 else os.dup2(number, 3)\n"
+            "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1')\n"
+            "os.execv(sys.argv[1], sys.argv[1:])"
+        )
+        program = [sys.executable, "-c", script, *command("socket_activation.py")]
+        with started(certificates, program, number) as (port, _):
+            assert port == str(handed_in.getsockname()[1])
+            assert "echo: one" in run(certificates, "echo_client.py", "127.0.0.1", port, "one")
 
 
 def test_file_mover(certificates: Path) -> None:

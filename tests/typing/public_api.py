@@ -5,6 +5,7 @@ Each `assert_type` is a promise: a change to this file is a change to the API.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator
 from typing import assert_type
 
@@ -59,6 +60,7 @@ async def handler_with_a_result(connection: QuicConnection) -> int:
 
 async def serving(tls: ServerTLS) -> None:
     await phoenix_trio.serve(handler, 4433, tls=tls)
+    await phoenix_trio.serve(handler, tls=tls, socket=socket.socket())
     await phoenix_trio.serve(handler_with_a_result, 4433, tls=tls, host="::1", strict=True)
     await phoenix_trio.serve(
         handler, 4433, tls=tls, alpn=("own/1",), config=TransportConfig(), on_error=print
