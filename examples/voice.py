@@ -56,7 +56,8 @@ async def call(options: argparse.Namespace) -> None:
             # By the clock, not by pauses: otherwise each delay would add up.
             await trio.sleep_until(start + number / options.rate)
             frame = FRAME.pack(number, trio.current_time()) + os.urandom(SOUND)
-            quic.send_datagram_nowait(frame)
+            # (Later than that, its place in the sound is over.)
+            quic.send_datagram_nowait(frame, expires_after=0.2)
 
     async def listen(quic: phoenix_trio.QuicConnection) -> None:
         while len(latencies) < count:

@@ -342,7 +342,8 @@ class TransportConfig:
     datagram_queue_length: int = attrs.field(default=256, validator=_integer(1, 1_000_000))
     """Datagrams which a connection queues at most, each way.
 
-    Outgoing: ``send_datagram`` waits, ``send_datagram_nowait`` drops the oldest.
+    Outgoing: ``send_datagram`` waits, ``send_datagram_nowait`` drops the oldest one of the
+    lowest priority.
     Incoming: the oldest is dropped, also where `endpoint_receive_memory` has no room for
     as many bytes.  Drops are counted."""
 

@@ -57,9 +57,17 @@ class ConnectionStatistics:
     """Streams opened by the peer."""
     datagrams_sent: int
     """RFC 9221 datagrams put into packets."""
+    datagrams_lost: int
+    """Of these, those in packets which count in `packets_lost`; a few may arrive late.
+
+    What is acknowledged has arrived at the peer's QUIC, not in its application (RFC 9221
+    section 5.2)."""
+    datagrams_expired: int
+    """Outgoing datagrams dropped because their ``expires_after`` was over before they left."""
     datagrams_received: int
     datagrams_dropped_outgoing: int
-    """Outgoing datagrams dropped because the queue was full."""
+    """Outgoing datagrams dropped because the queue was full, or because packets, or the peer's
+    limit, became too small for them."""
     datagrams_dropped_incoming: int
     """Incoming datagrams dropped because the application did not read them in time."""
     rtt_latest: float | None

@@ -348,7 +348,7 @@ def has_streams_to_send(engine: Engine) -> bool:
 
 def queued_datagrams(engine: Engine) -> int:
     """How many datagrams (RFC 9221) wait to be sent."""
-    return len(engine.state.datagrams.queue)
+    return engine.state.datagrams.waiting
 
 
 def announce_datagram_frame_size(engine: Engine, size: int) -> None:

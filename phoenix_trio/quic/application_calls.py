@@ -226,23 +226,28 @@ class ApplicationCalls:
         """The largest payload of a datagram at present; ``None``: the peer takes none."""
         return path_search.max_datagram_payload(self.state)
 
-    @property
-    def datagram_queue_is_full(self) -> bool:
-        """Whether `datagram_queue_length` datagrams wait to be sent."""
-        return self.state.datagrams.is_full
+    def has_datagram_room(self, now: float) -> bool:
+        """Whether fewer than `datagram_queue_length` datagrams wait to be sent."""
+        return self.state.datagrams.has_room(now)
 
     @property
     def has_queued_datagrams(self) -> bool:
         """Whether any datagram waits to be sent."""
-        return bool(self.state.datagrams.queue)
+        return self.state.datagrams.waiting > 0
 
     def want_datagram_room(self) -> None:
         """Report :class:`~phoenix_trio.quic.events.SendProgress` when the queue has room again."""
         self.state.datagrams.wants_room = True
 
-    def send_datagram(self, data: bytes) -> None:
-        """Queue a datagram; if the queue is full, the oldest one is dropped and counted."""
-        self.state.datagrams.add(data)
+    def send_datagram(
+        self, data: bytes, priority: int = 0, expires_at: float = math.inf, now: float = 0.0
+    ) -> None:
+        """Queue a datagram; see :meth:`~.established.datagrams.DatagramSender.add`."""
+        self.state.datagrams.add(data, priority, expires_at, now)
+
+    def expire_datagram(self) -> None:
+        """Count a datagram for which there was no room before its time was over."""
+        self.state.datagrams.expire_unqueued()
 
     def send_ping(self, uid: int) -> None:
         """Send a PING; its acknowledgement is reported with the same `uid`, 0 or more."""
@@ -301,7 +306,11 @@ class ApplicationCalls:
             zero_copy_operations=sending.zero_copy_operations,
             streams_opened=streams.opened,
             streams_accepted=streams.accepted,
-            datagrams_sent=datagrams.queued - datagrams.dropped - len(datagrams.queue),
+            datagrams_sent=(
+                datagrams.queued - datagrams.dropped - datagrams.expired - datagrams.waiting
+            ),
+            datagrams_lost=recovery.datagrams_lost,
+            datagrams_expired=datagrams.expired,
             datagrams_received=s.datagrams_received,
             datagrams_dropped_outgoing=datagrams.dropped,
             datagrams_dropped_incoming=datagrams_dropped_incoming,

@@ -14,6 +14,7 @@ would be lost silently.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
@@ -30,6 +31,7 @@ from ..errors import (
 from . import events
 from .connection_state import ConnectionState
 from .construction import NoPublicConstructor
+from .datagram_options import expiry
 from .exchange import exchange
 from .receiving_part import ReceivingPart
 from .sending_part import SendingPart
@@ -285,38 +287,66 @@ class QuicConnection(ConnectionState, trio.abc.AsyncResource, metaclass=NoPublic
             raise DatagramTooLarge(len(payload), maximum)
         return payload
 
-    async def send_datagram(self, data: bytes | bytearray | memoryview) -> None:
+    async def send_datagram(
+        self,
+        data: bytes | bytearray | memoryview,
+        *,
+        expires_after: float = math.inf,
+        priority: int = 0,
+    ) -> None:
         """Send an unreliable datagram (RFC 9221), waiting while the queue is full.
 
         It may be lost or arrive out of order, but never in part.  The queue holds
-        ``TransportConfig.datagram_queue_length`` datagrams.
+        ``TransportConfig.datagram_queue_length`` datagrams.  :meth:`statistics` counts those
+        which were lost (``datagrams_lost``) and which have expired (``datagrams_expired``).
+
+        Args:
+          data: the payload.
+          expires_after: seconds from now, more than 0, after which it is dropped if it has not
+            left yet, here or in the queue.
+          priority: -128 to 127; higher ones leave first.
 
         Cancellation: the datagram was not sent.
 
         Raises:
           DatagramTooLarge: larger than :attr:`max_datagram_size`.
           DatagramsUnsupported: the peer takes none, not even an empty one.
+          ValueError: `expires_after` or `priority` is out of range.
           trio.ClosedResourceError: the connection was closed here.
           ConnectionBroken: the connection ended.
         """
+        expires_at = expiry(expires_after, priority)
         await trio.lowlevel.checkpoint()
         payload = self._check_datagram(data)
-        while self._engine.datagram_queue_is_full:
+        while not self._has_datagram_room():
             self._engine.want_datagram_room()
-            await self._wait_for_progress(self._send_lot, self._has_datagram_room)
+            with trio.CancelScope(deadline=expires_at):
+                await self._wait_for_progress(self._send_lot, self._has_datagram_room)
             payload = self._check_datagram(payload)
-        self._engine.send_datagram(payload)
+            if trio.current_time() >= expires_at:
+                self._engine.expire_datagram()
+                return
+        self._engine.send_datagram(payload, priority, expires_at, trio.current_time())
         self._touch()
 
     def _has_datagram_room(self) -> bool:
-        return not self._engine.datagram_queue_is_full
+        return self._engine.has_datagram_room(trio.current_time())
 
-    def send_datagram_nowait(self, data: bytes | bytearray | memoryview) -> None:
-        """Send an unreliable datagram; if the queue is full, its oldest one is dropped instead.
+    def send_datagram_nowait(
+        self,
+        data: bytes | bytearray | memoryview,
+        *,
+        expires_after: float = math.inf,
+        priority: int = 0,
+    ) -> None:
+        """Send an unreliable datagram; if the queue is full, one is dropped instead of waiting.
 
-        Drops are counted in :meth:`statistics`.  Raises like :meth:`send_datagram`.
+        That is the oldest one of the lowest priority, or this one if its own is lower still.
+        Drops are counted in :meth:`statistics`.  Arguments and errors as of :meth:`send_datagram`.
         """
-        self._engine.send_datagram(self._check_datagram(data))
+        expires_at = expiry(expires_after, priority)
+        payload = self._check_datagram(data)
+        self._engine.send_datagram(payload, priority, expires_at, trio.current_time())
         self._touch()
 
     async def receive_datagram(self) -> bytes:

@@ -274,9 +274,8 @@ class ApplicationFace(Protocol):
     def max_datagram_payload(self) -> int | None:
         """The largest payload of a datagram at present; ``None``: the peer takes none."""
 
-    @property
-    def datagram_queue_is_full(self) -> bool:
-        """Whether the queue of datagrams to send has no room."""
+    def has_datagram_room(self, now: float) -> bool:
+        """Whether the queue of datagrams to send has room."""
 
     @property
     def has_queued_datagrams(self) -> bool:
@@ -285,8 +284,14 @@ class ApplicationFace(Protocol):
     def want_datagram_room(self) -> None:
         """Report :class:`~phoenix_trio.quic.events.SendProgress` when the queue has room again."""
 
-    def send_datagram(self, data: bytes) -> None:
-        """Queue a datagram; if the queue is full, the oldest one is dropped and counted."""
+    def send_datagram(self, data: bytes, priority: int, expires_at: float, now: float) -> None:
+        """Queue a datagram, to leave before `expires_at`, and before those of lower priorities.
+
+        If the queue is full, the oldest one of the lowest priority is dropped and counted.
+        """
+
+    def expire_datagram(self) -> None:
+        """Count a datagram for which there was no room before its time was over."""
 
     def send_ping(self, uid: int) -> None:
         """Send a PING; its acknowledgement is reported with the same `uid`, 0 or more."""

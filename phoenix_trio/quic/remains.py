@@ -78,7 +78,6 @@ class ConnectionRemains:
     can_send_early_data = False
     can_update_keys = False
     client_certificate_requested = False
-    datagram_queue_is_full = False
     has_limits_to_send = False
     has_queued_datagrams = False
     has_unacknowledged_streams = False
@@ -200,8 +199,15 @@ class ConnectionRemains:
     def stop_receiving(self, stream_id: int, error_code: int) -> None:
         """Nothing is sent any more."""
 
-    def send_datagram(self, data: bytes) -> None:
+    def has_datagram_room(self, now: float) -> bool:
+        """Nothing waits any more."""
+        return True
+
+    def send_datagram(self, data: bytes, priority: int, expires_at: float, now: float) -> None:
         """Nothing is sent any more."""
+
+    def expire_datagram(self) -> None:
+        """Nothing is counted any more."""
 
     def want_datagram_room(self) -> None:
         """Nothing is reported any more."""

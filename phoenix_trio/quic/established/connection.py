@@ -268,7 +268,7 @@ class Established:
             or at <= s.now
             or not s.is_confirmed
             or s.streams.sending.active
-            or s.datagrams.queue
+            or s.datagrams.waiting
             or s.more
             or s.pacing_at != math.inf
             or s.recovery.loss_time != math.inf

@@ -1,14 +1,18 @@
 """The datagrams of an application which wait to be sent (RFC 9221).
 
 Floor 1, sans-IO.  They are not repeated and have no flow control, so the queue is
-bounded: when it is full, the caller waits or the oldest one is dropped.
+bounded: when it is full, the caller waits or one is dropped, the oldest one of the lowest
+priority.  Those of the highest priority leave first, and in the order in which they came; what
+has expired does not leave at all.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 from ..wire.varint import encode_varint
+from .sent_packet import SentPacket
 
 __all__ = ["DatagramSender"]
 
@@ -23,61 +27,143 @@ class DatagramSender:
       length: datagrams which it holds at most.
     """
 
-    __slots__ = ("_length", "dropped", "limit", "queue", "queued", "wants_room")
+    __slots__ = ("_earliest", "_length", "_levels", "dropped", "expired", "limit", "queued",
+                 "waiting", "wants_room")  # fmt: skip
 
     def __init__(self, length: int) -> None:
         self._length = length
-        self.queue: deque[bytes] = deque()
+        # By priority, the highest first: what waits, and when it expires.  Few programs have
+        # more than one, so empty ones stay.
+        self._levels: list[tuple[int, deque[tuple[bytes, float]]]] = []
+        self._earliest: float = math.inf  # nothing that waits expires before
         self.limit = -1
         """The largest payload which the peer takes, in bytes; -1: it takes no datagrams."""
+        self.waiting = 0
+        """Datagrams in the queue."""
         self.queued = 0
         """Datagrams queued so far."""
         self.dropped = 0
-        """Datagrams dropped so far."""
+        """Datagrams dropped so far, because there was no room, or because they were too large."""
+        self.expired = 0
+        """Datagrams dropped so far because their time was over."""
         self.wants_room = False
         """Whether a caller waits for room in the queue."""
 
-    @property
-    def is_full(self) -> bool:
-        """Whether the queue holds all it may."""
-        return len(self.queue) >= self._length
+    def has_room(self, now: float) -> bool:
+        """Whether the queue takes one more without dropping any that may still leave."""
+        if self.waiting >= self._length:
+            self.drop_expired(now)
+        return self.waiting < self._length
 
-    def add(self, data: bytes) -> None:
-        """Queue a datagram; if the queue is full, the oldest one is dropped and counted."""
-        if len(self.queue) >= self._length:
-            self.queue.popleft()
-            self.dropped += 1
+    def add(
+        self, data: bytes, priority: int = 0, expires_at: float = math.inf, now: float = 0.0
+    ) -> None:
+        """Queue a datagram; if the queue is full, one is dropped and counted.
+
+        That is the oldest one of the lowest priority, or this one if its own is lower still.
+
+        Args:
+          data: it may leave, as it is not too large.
+          priority: higher ones leave first.
+          expires_at: from when on it does not leave any more.
+          now: the time.
+        """
         self.queued += 1
-        self.queue.append(data)
+        if self.waiting >= self._length and not self.has_room(now):
+            self.dropped += 1
+            lowest = self._lowest()
+            if lowest is None or lowest[0] > priority:
+                return
+            lowest[1].popleft()
+            self.waiting -= 1
+        self._level(priority).append((data, expires_at))
+        self.waiting += 1
+        if expires_at < self._earliest:
+            self._earliest = expires_at
 
-    def fill(self, parts: list[bytes], room: int) -> int:
-        """DATAGRAM frames which fit into `room` bytes; returns the room left."""
-        queue = self.queue
-        while queue:
-            data = queue[0]
-            size = len(data)
-            # (With the shortest length: the peer's limit counts it, RFC 9221 section 3.)
-            head = _TYPE + encode_varint(size)
-            used = len(head) + size
-            if used > room:
+    def expire_unqueued(self) -> None:
+        """Count a datagram for which there was no room before its time was over."""
+        self.queued += 1
+        self.expired += 1
+
+    def _level(self, priority: int) -> deque[tuple[bytes, float]]:
+        index = 0
+        for known, queue in self._levels:
+            if known == priority:
+                return queue
+            if known < priority:
                 break
-            queue.popleft()
-            parts.append(head)
-            parts.append(data)
-            room -= used
+            index += 1
+        added: deque[tuple[bytes, float]] = deque()
+        self._levels.insert(index, (priority, added))
+        return added
+
+    def _lowest(self) -> tuple[int, deque[tuple[bytes, float]]] | None:
+        """The lowest priority of which any waits."""
+        for level in reversed(self._levels):
+            if level[1]:
+                return level
+        return None
+
+    def fill(self, parts: list[bytes], room: int, packet: SentPacket, now: float) -> int:
+        """DATAGRAM frames which fit into `room` bytes of a packet; returns the room left."""
+        if now >= self._earliest:
+            self.drop_expired(now)
+        for _, queue in self._levels:
+            while queue:
+                data = queue[0][0]
+                size = len(data)
+                # (With the shortest length: the peer's limit counts it, RFC 9221 section 3.)
+                head = _TYPE + encode_varint(size)
+                used = len(head) + size
+                if used > room:
+                    return room
+                queue.popleft()
+                self.waiting -= 1
+                packet.datagrams += 1
+                parts.append(head)
+                parts.append(data)
+                room -= used
         return room
+
+    def drop_expired(self, now: float) -> None:
+        """Drop what has expired by now."""
+        if now < self._earliest:
+            return
+        before = self.waiting
+        self._keep(math.inf, now)
+        self.expired += before - self.waiting
 
     def drop_larger(self, maximum: int) -> None:
         """Drop what can never leave, because packets or the peer's limit became smaller."""
-        if not self.queue:
-            return
-        kept = [data for data in self.queue if len(data) <= maximum]
-        self.dropped += len(self.queue) - len(kept)
-        self.queue = deque(kept)
+        if self.waiting:
+            before = self.waiting
+            self._keep(maximum, -math.inf)
+            self.dropped += before - self.waiting
+
+    def _keep(self, maximum: float, now: float) -> None:
+        """Keep only what has at most so many bytes, and expires later than `now`."""
+        earliest = math.inf
+        waiting = 0
+        for _, queue in self._levels:
+            kept = [each for each in queue if each[1] > now and len(each[0]) <= maximum]
+            if len(kept) < len(queue):
+                queue.clear()
+                queue.extend(kept)
+            waiting += len(kept)
+            for _, expires_at in kept:
+                if expires_at < earliest:
+                    earliest = expires_at
+        self.waiting = waiting
+        self._earliest = earliest
 
     def take_room(self) -> bool:
         """Whether a caller waited for room and there is some now; asked once."""
-        if self.wants_room and len(self.queue) < self._length:
+        if self.wants_room and self.waiting < self._length:
             self.wants_room = False
             return True
         return False
+
+    def queue(self) -> list[bytes]:
+        """What waits, in the order in which it leaves."""
+        return [data for _, queue in self._levels for data, _ in queue]

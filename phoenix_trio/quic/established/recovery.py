@@ -70,7 +70,7 @@ class Recovery:
       is_confirmed: whether the handshake is; before, there are no probe timeouts here.
       skipped: numbers which no packet has (RFC 9000 section 21.4).
       path_since: packets sent before say nothing of the path's delay.
-      packets_acknowledged, packets_lost, probe_timeouts: counts since the beginning.
+      packets_acknowledged, packets_lost, datagrams_lost, probe_timeouts: counts so far.
       newly_acknowledged: what the last ACK frame acknowledged for the first time, ascending.
       newest_sent_time: when the last of them was sent.
       ack_was_newest: whether the last ACK frame raised `largest_acknowledged`.
@@ -80,6 +80,7 @@ class Recovery:
         "_lost_size",
         "ack_was_newest",
         "control",
+        "datagrams_lost",
         "eliciting_in_flight",
         "is_confirmed",
         "largest_acknowledged",
@@ -121,6 +122,7 @@ class Recovery:
         self.path_since: float = -_NEVER
         self.packets_acknowledged: int = 0
         self.packets_lost: int = 0
+        self.datagrams_lost: int = 0
         self.probe_timeouts: int = 0
         self.newly_acknowledged: list[int] = []
         self.newest_sent_time: float = 0.0
@@ -346,6 +348,7 @@ class Recovery:
                 largest_size = max(largest_size, packet.size)
                 latest = max(latest, packet.time)
             eliciting += packet.eliciting
+            self.datagrams_lost += packet.datagrams
             if packet.sender is not None:
                 begin, end = _stream_range(packet, number)
                 if packet.sender is not sender or begin != stop:

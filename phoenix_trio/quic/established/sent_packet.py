@@ -96,6 +96,7 @@ class SentPacket:
         ``capacity`` bytes from ``start + (n - number) * capacity``; no packet of a run
         carries an end, further frames, or an acknowledgement.
       streams: further STREAM frames: sender, start, stop, fin.
+      datagrams: DATAGRAM frames, which are not repeated; their losses are counted.
       control: other frames of which the owner wants to hear: frame type and two numbers.
     """
 
@@ -104,6 +105,7 @@ class SentPacket:
         "capacity",
         "control",
         "count",
+        "datagrams",
         "eliciting",
         "fin",
         "in_flight",
@@ -132,4 +134,5 @@ class SentPacket:
         self.fin: bool = False
         self.capacity: int = 0
         self.streams: list[tuple[DataSender, int, int, bool]] | None = None
+        self.datagrams: int = 0
         self.control: list[tuple[int, int, int]] | None = None

@@ -126,7 +126,7 @@ def _mark_to_send(s: State) -> int:
 def _transmit(s: State, now: float, slab: bytearray | None, mark: int) -> list[Run]:
     """The same, for packets of everyday frames."""
     recovery, streams, pacer = s.recovery, s.streams, s.recovery.pacer
-    sending, queue = streams.sending, s.datagrams.queue
+    sending, unreliable = streams.sending, s.datagrams
     size = s.max_datagram_size
     path = s.paths.all[0]
     datagrams: list[tuple[bytes, Address]] = []
@@ -139,7 +139,7 @@ def _transmit(s: State, now: float, slab: bytearray | None, mark: int) -> list[R
             s.paths.has_frames = path.has_frames()  # (the others wait for what they lack)
         has_rare = s.has_rare_frames()
     has_control = has_rare or s.probes_due > 0 or s.received.ack_at <= now or streams.has_control()
-    if not has_control and not sending.active and not queue:
+    if not has_control and not sending.active and not unreliable.waiting:
         return group(datagrams, mark) if datagrams else []
     if not path.is_validated:
         room = path.room()
@@ -152,14 +152,20 @@ def _transmit(s: State, now: float, slab: bytearray | None, mark: int) -> list[R
     is_blocked = packets <= 0 and in_flight > 0 and not s.probes_due
     paced_until = pacer.next_send_time(now)
     if paced_until is not None and paced_until > now and not s.probes_due:
-        if (sending.active or queue) and not is_blocked:
+        if (sending.active or unreliable.waiting) and not is_blocked:
             s.pacing_at = paced_until
         is_blocked = True
     if is_blocked and not has_control:
         return group(datagrams, mark) if datagrams else []
     peer_id = s.peer_ids.current.cid
     turn: BulkTurn | None = None
-    if sending.active and packets > 0 and not queue and path.is_validated and not s.probes_due:
+    if (
+        sending.active
+        and packets > 0
+        and not unreliable.waiting
+        and path.is_validated
+        and not s.probes_due
+    ):
         turn = sending.next_bulk(s.max_datagram_size - 1 - len(peer_id) - NUMBER_SIZE - TAG_SIZE)
     if turn is not None and not has_control and not datagrams:
         runs = _transmit_run(s, turn, packets, now, slab, mark)
@@ -169,7 +175,7 @@ def _transmit(s: State, now: float, slab: bytearray | None, mark: int) -> list[R
         s.tail_held
         and not has_control
         and turn is None
-        and not queue
+        and not unreliable.waiting
         and sending.unsent < size
         and in_flight
         and not datagrams
@@ -192,7 +198,7 @@ def _transmit(s: State, now: float, slab: bytearray | None, mark: int) -> list[R
             if size < _SMALLEST_PACKET:
                 break
         has_rare = s.has_rare_frames()
-        has_more = (sending.active and turn is None) or queue
+        has_more = (sending.active and turn is None) or unreliable.waiting
         if s.probes_due:
             if not (has_more or has_rare or streams.has_control()):
                 if not recovery.repeat_oldest():
@@ -211,7 +217,7 @@ def _transmit(s: State, now: float, slab: bytearray | None, mark: int) -> list[R
     runs = group(datagrams, mark) if datagrams else []
     if not is_blocked:
         if built:
-            s.more = bool(sending.active or queue)
+            s.more = bool(sending.active or unreliable.waiting)
         elif turn is not None:
             runs += _transmit_run(s, turn, packets, now, slab, mark)
     return runs
@@ -311,8 +317,8 @@ def _build(
     if streams.has_control():
         room = streams.fill_control(parts, room, packet)
     if with_data:
-        if s.datagrams.queue:
-            room = s.datagrams.fill(parts, room)
+        if s.datagrams.waiting:
+            room = s.datagrams.fill(parts, room, packet, now)
         if with_streams and streams.sending.active:
             room = streams.sending.fill_data(parts, room, packet)
     eliciting = len(parts) > acknowledges

@@ -1,0 +1,39 @@
+"""Checks what an application says of a datagram besides its payload.
+
+Floor 3, beside :mod:`~phoenix_trio.quic.connection`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import trio
+
+__all__ = ["expiry"]
+
+#: Bounded, so that the queue keeps a bounded number of them apart.
+_LOWEST_PRIORITY, _HIGHEST_PRIORITY = -128, 127
+
+
+def expiry(expires_after: float, priority: int) -> float:
+    """The time at which a datagram expires, on Trio's clock; the priority is checked as well.
+
+    Raises:
+      TypeError: one of them is no number.
+      ValueError: one of them is out of range.
+    """
+    if type(priority) is not int or priority != 0:
+        if not isinstance(priority, int) or isinstance(priority, bool):
+            raise TypeError(f"priority must be an integer, not {priority!r}")
+        if not _LOWEST_PRIORITY <= priority <= _HIGHEST_PRIORITY:
+            raise ValueError(
+                f"priority must be between {_LOWEST_PRIORITY} and {_HIGHEST_PRIORITY},"
+                f" not {priority}"
+            )
+    if expires_after == math.inf:
+        return math.inf
+    if not isinstance(expires_after, (int, float)) or isinstance(expires_after, bool):
+        raise TypeError(f"expires_after must be a number of seconds, not {expires_after!r}")
+    if not expires_after > 0:
+        raise ValueError(f"expires_after must be more than 0 seconds, not {expires_after!r}")
+    return trio.current_time() + expires_after
