@@ -396,6 +396,14 @@ class TransportConfig:
     ``ConnectionStatistics.zero_copy_operations`` counts.  ``False`` copies everything, so
     that a large object of which a part was sent is not kept alive by it."""
 
+    preferred_version: Literal[1, 2] = attrs.field(default=1, validator=_integer(1, 2))
+    """Client: the QUIC version to use if the server knows it, 1 (RFC 9000) or 2 (RFC 9369).
+
+    The first packets are of version 1, unless a session of version 2 is resumed; a server
+    which knows version 2 goes over to it in its answer (RFC 9368 section 2.3), so asking for
+    it costs no round trip with any server.  Servers take both, and what the client prefers.
+    1: version 2 has the same properties, and some networks let only what they know through."""
+
     enable_ecn: bool = attrs.field(default=True, validator=attrs.validators.instance_of(bool))
     """Whether packets are marked as ECN-capable (RFC 9000 section 13.4), so that routers can
     signal congestion without dropping them.  A path or peer which does not report marks

@@ -21,6 +21,7 @@ from .established.streams import Streams
 from .handshake.connection import Handshake
 from .handshake.tls_context import PhoenixTLSContext
 from .path_address import Address
+from .wire.protection import VERSION_2
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
@@ -66,6 +67,16 @@ class ApplicationCalls:
     def has_peer(self) -> bool:
         """Whether a packet of the peer was ever authenticated."""
         return self.handshake.has_peer
+
+    @property
+    def quic_version(self) -> int:
+        """The QUIC version in use: 1 or 2."""
+        return 2 if self.handshake.version == VERSION_2 else 1
+
+    @property
+    def cipher(self) -> str | None:
+        """The name of the TLS cipher suite; ``None``: not agreed yet."""
+        return self.handshake.cipher
 
     @property
     def came_from_one_address(self) -> bool:

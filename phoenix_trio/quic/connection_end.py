@@ -303,6 +303,8 @@ class ConnectionEnd(ApplicationCalls):
                 stream_credit_stalls=0,
                 receive_buffer_bytes=0,
             ),
+            quic_version=self.quic_version,
+            cipher=self.cipher,
             peer_certificate=self.peer_certificate,
             max_datagram_payload=self.max_datagram_payload,
             unacknowledged=self.streams.unacknowledged(),

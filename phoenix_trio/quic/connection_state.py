@@ -131,6 +131,22 @@ class ConnectionState:
         return self._alpn_protocol
 
     @property
+    def version(self) -> int:
+        """The QUIC version: 1 (RFC 9000) or 2 (RFC 9369).
+
+        It is settled once the handshake is complete, and is known after the end, too.
+        """
+        return self._engine.quic_version
+
+    @property
+    def cipher(self) -> str | None:
+        """The TLS cipher suite (RFC 8446 appendix B.4), such as ``"TLS_AES_128_GCM_SHA256"``.
+
+        ``None`` until it is agreed; known after the end, too.
+        """
+        return self._engine.cipher
+
+    @property
     def peer_certificate(self) -> Certificate | None:
         """The peer's certificate (``cryptography.x509.Certificate``).
 

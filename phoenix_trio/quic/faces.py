@@ -154,6 +154,14 @@ class ApplicationFace(Protocol):
         """The address to which packets are sent at present; ``None``: there is none."""
 
     @property
+    def quic_version(self) -> int:
+        """The QUIC version in use: 1 or 2."""
+
+    @property
+    def cipher(self) -> str | None:
+        """The name of the TLS cipher suite; ``None``: not agreed yet."""
+
+    @property
     def peer_certificate(self) -> Certificate | None:
         """The peer's certificate, if it was accepted."""
 

@@ -57,6 +57,8 @@ class ConnectionRemains:
     Args:
       config: its settings.
       statistics: its counters and estimates at the end.
+      quic_version: the QUIC version, 1 or 2.
+      cipher: the name of the cipher suite; ``None``: none was agreed.
       peer_certificate: the peer's certificate, if it was accepted.
       max_datagram_payload: the largest payload of a datagram at the end.
       unacknowledged: for each stream of which not all was acknowledged: how many bytes were
@@ -69,9 +71,11 @@ class ConnectionRemains:
         "_statistics",
         "_unacknowledged",
         "_unread",
+        "cipher",
         "config",
         "max_datagram_payload",
         "peer_certificate",
+        "quic_version",
     )
 
     available_streams = 0
@@ -90,12 +94,16 @@ class ConnectionRemains:
         *,
         config: TransportConfig,
         statistics: ConnectionStatistics,
+        quic_version: int,
+        cipher: str | None,
         peer_certificate: Certificate | None,
         max_datagram_payload: int | None,
         unacknowledged: dict[int, tuple[int, int]],
         unread: UnreadData,
     ) -> None:
         self.config = config
+        self.quic_version = quic_version
+        self.cipher = cipher
         self.peer_certificate = peer_certificate
         self.max_datagram_payload = max_datagram_payload
         self._statistics = statistics

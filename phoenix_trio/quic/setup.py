@@ -14,6 +14,7 @@ from .established.memory_budget import EndpointMemory
 from .handshake.admission import Admit
 from .handshake.settings import client_settings, server_settings
 from .handshake.tls import ClientTLS, ServerTLS
+from .wire.protection import VERSION_1, VERSION_2
 from .wire.qlog import TraceLogger
 
 __all__ = ["check_alpn", "make_client_engine", "make_server_engine"]
@@ -59,6 +60,7 @@ def make_client_engine(
         alpn=alpn,
         key_log=key_log,
         trace_logger=trace_logger,
+        preferred_version=VERSION_2 if config.preferred_version == 2 else VERSION_1,
     )
     return Engine(config=config, memory=memory, settings=settings, reset_token=reset_token)
 

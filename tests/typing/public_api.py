@@ -110,6 +110,8 @@ async def connections(connection: QuicConnection) -> None:
     assert_type(connection.incoming_receive_streams(), AsyncIterator[ReceiveStream])
     await connection.send_datagram(bytearray(b"reading"))
     connection.send_datagram_nowait(memoryview(b"reading"))
+    assert_type(connection.version, int)
+    assert_type(connection.cipher, str | None)
     await connection.send_datagram(b"frame", expires_after=0.1, priority=1)
     connection.send_datagram_nowait(b"frame", expires_after=1, priority=-1)
     assert_type(await connection.receive_datagram(), bytes)

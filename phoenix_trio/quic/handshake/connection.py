@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
+from aioquic.tls import CipherSuite
 from cryptography.x509 import Certificate
 
 from ..established.ecn import NOT_ECT
@@ -164,6 +165,12 @@ class Handshake:
     def version(self) -> int:
         """The QUIC version in use."""
         return self._state.version
+
+    @property
+    def cipher(self) -> str | None:
+        """The name of the cipher suite (RFC 8446 appendix B.4); ``None``: not agreed yet."""
+        suite = self._state.cipher_suite
+        return f"TLS_{CipherSuite(suite).name}" if suite else None
 
     @property
     def host_cid(self) -> bytes:

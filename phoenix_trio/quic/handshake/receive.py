@@ -427,7 +427,7 @@ class HandshakeReceiver:
         state.set_version(common[0])
         state.recovery.spaces = (state.initial, state.handshake)
         state.host.on_retry()
-        self._link.begin()
+        self._link.begin_anew()
 
     # -- qlog
 

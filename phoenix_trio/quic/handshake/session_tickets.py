@@ -15,7 +15,15 @@ from typing import Final, TypeAlias, final
 import attrs
 from aioquic.tls import SessionTicket
 
-__all__ = ["ServerTicketStore", "SessionStore", "TrustScopedSessions"]
+from ..wire.protection import VERSION_1
+
+__all__ = [
+    "ServerTicketStore",
+    "SessionStore",
+    "TrustScopedSessions",
+    "ticket_version",
+    "with_version",
+]
 
 #: RFC 8446 section 4.6.1: no ticket may be kept for longer, whatever the server says.
 _LONGEST_TICKET_LIFETIME = dt.timedelta(days=7)
@@ -23,6 +31,25 @@ _LONGEST_TICKET_LIFETIME = dt.timedelta(days=7)
 #: Bytes of a ticket at most.  It travels in the ClientHello, which must not outgrow the 16 KiB
 #: of a handshake flight.
 _LARGEST_TICKET = 4096
+
+
+#: Under this number, which no TLS extension has, a ticket keeps its QUIC version.
+_VERSION: Final = 0x1_0000
+
+
+def with_version(ticket: SessionTicket, version: int) -> SessionTicket:
+    """The ticket of a connection with this QUIC version."""
+    kept = [*ticket.other_extensions, (_VERSION, version.to_bytes(4, "big"))]
+    return replace(ticket, other_extensions=kept)
+
+
+def ticket_version(ticket: SessionTicket) -> int:
+    """The QUIC version to which a ticket belongs: it must not resume another one (RFC 9369
+    section 5)."""
+    for kind, content in ticket.other_extensions:
+        if kind == _VERSION:
+            return int.from_bytes(content, "big")
+    return VERSION_1
 
 
 @final

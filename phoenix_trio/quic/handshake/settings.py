@@ -12,11 +12,13 @@ from typing import Final, TextIO
 from aioquic import tls
 from aioquic.tls import SessionTicket
 
+from ..wire.protection import VERSION_1
 from ..wire.qlog import TraceLogger
 from .admission import CONNECTION_ID_LENGTH, SUPPORTED_VERSIONS, Admit
 from .identities import Identity
 from .initial_protection import InitialKeys
 from .server_names import normalize_server_name
+from .session_tickets import ticket_version
 from .tls import ClientTLS, ServerTLS
 from .tls_context import PhoenixTLSContext, Policy, adopt, client_policy, server_policy
 
@@ -42,6 +44,7 @@ class HandshakeSettings:
         "cid_length",
         "destination_cid",
         "find_ticket",
+        "first_version",
         "identity",
         "initial_keys",
         "is_client",
@@ -73,6 +76,9 @@ class HandshakeSettings:
         self.trace_logger = trace_logger
         self.versions: Sequence[int] = SUPPORTED_VERSIONS
         """QUIC versions, the preferred one first."""
+        self.first_version = 0
+        """Client: of its first packets; 0: the preferred one.  A server which knows a preferred
+        version goes over to it without another round trip (RFC 9368 section 2.3)."""
         self.cid_length = CONNECTION_ID_LENGTH
 
         # Clients.
@@ -108,7 +114,6 @@ class HandshakeSettings:
             context.certificate = self.identity.certificate
             context.certificate_chain = list(self.identity.chain)
             context.certificate_private_key = self.identity.private_key
-        context.get_session_ticket_cb = self.find_ticket
         return context
 
     def adopt(self, context: tls.Context) -> PhoenixTLSContext:
@@ -127,6 +132,7 @@ def client_settings(
     alpn: Sequence[str],
     key_log: TextIO | None = None,
     trace_logger: TraceLogger | None = None,
+    preferred_version: int = VERSION_1,
 ) -> HandshakeSettings:
     """For dialling `host`, to resume a session if the store has a ticket for it.
 
@@ -142,6 +148,10 @@ def client_settings(
         trace_logger=trace_logger,
     )
     settings.server_name = server_name
+    others = [version for version in SUPPORTED_VERSIONS if version != preferred_version]
+    settings.versions = (preferred_version, *others)
+    if preferred_version != VERSION_1:
+        settings.first_version = VERSION_1  # all servers know it
     store = client_tls.session_store
     if store is not None:
         names = tuple(alpn)
@@ -149,6 +159,9 @@ def client_settings(
         if ticket is not None and not client_tls.early_data:
             ticket = replace(ticket, max_early_data_size=None)  # resumption without 0-RTT
         settings.ticket = ticket
+        if ticket is not None:
+            # RFC 9369 section 5: tickets are of use with the version which they came by alone.
+            settings.first_version = ticket_version(ticket)
 
         def keep_ticket(new: SessionTicket) -> None:
             store.put(server_name, port, names, new)

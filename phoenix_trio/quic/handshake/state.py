@@ -42,6 +42,7 @@ class HandshakeState:
         "can_open_application",
         "can_open_early",
         "can_send_early",
+        "cipher_suite",
         "closing",
         "early",
         "handshake",
@@ -74,7 +75,7 @@ class HandshakeState:
         self.is_client = settings.is_client
         self.host_cid = os.urandom(settings.cid_length)
         """By which the peer addresses this side."""
-        self.version = settings.versions[0]
+        self.version = settings.first_version or settings.versions[0]
         """The QUIC version in use; a server's is that of the client's first packet at first."""
         if settings.is_client:
             original = os.urandom(settings.cid_length)
@@ -105,6 +106,8 @@ class HandshakeState:
         self.can_open_early = False
         self.can_open_application = False
         self.can_send_early = False
+        self.cipher_suite = 0
+        """Of 1-RTT packets (RFC 8446 appendix B.4); 0: not agreed yet."""
         self.alpn: str | None = None
         """The application protocol, once it is chosen."""
         self.ack_delay_exponent = 3

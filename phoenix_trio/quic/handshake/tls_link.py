@@ -17,6 +17,7 @@ from ..wire.protection import VERSION_1, VERSION_2
 from .host import APPLICATION, EARLY
 from .keys import derive_keys
 from .parameters import LocalParameters, check_parameters, parse_parameters
+from .session_tickets import ticket_version, with_version
 from .settings import MAX_EARLY_DATA
 from .state import HANDSHAKE_LEVEL, HandshakeState
 from .tls_context import PhoenixTLSContext
@@ -85,6 +86,8 @@ class TlsLink:
         context.update_traffic_key_cb = self._on_key
         if settings.keep_ticket is not None:
             context.new_session_ticket_cb = self._on_ticket
+        if settings.find_ticket is not None:
+            context.get_session_ticket_cb = self._find_ticket
         ticket = settings.ticket
         if ticket is not None and ticket.is_valid and ticket.server_name == settings.server_name:
             context.session_ticket = ticket
@@ -166,6 +169,13 @@ class TlsLink:
         else:
             state.confirm()
         state.host.on_complete(state.alpn, accepted, context.session_resumed)
+
+    def begin_anew(self) -> None:
+        """Client: begin again with another version, for which there is no ticket."""
+        self._state.settings.ticket = None
+        if self._has_early_keys:
+            self._refuse_early_data()
+        self.begin()
 
     def _refuse_early_data(self) -> None:
         self._has_early_keys = self._state.can_send_early = False
@@ -262,6 +272,8 @@ class TlsLink:
         for_sending = direction is tls.Direction.ENCRYPT
         self._log_secret(for_sending == state.is_client, epoch, secret)
         suite, version = int(cipher_suite), state.version
+        if epoch is tls.Epoch.ONE_RTT:
+            state.cipher_suite = suite
         if epoch is tls.Epoch.HANDSHAKE:
             keys = derive_keys(suite, secret, version)
             if for_sending:
@@ -315,7 +327,19 @@ class TlsLink:
             )
         keep = self._state.settings.keep_ticket
         assert keep is not None
-        keep(ticket)
+        keep(with_version(ticket, self._state.version))
+
+    def _find_ticket(self, label: bytes) -> tls.SessionTicket | None:
+        """Server: the ticket with this label, if it came by the version of the client's packets.
+
+        RFC 9369 section 5.  Otherwise the handshake is a full one.
+        """
+        find = self._state.settings.find_ticket
+        assert find is not None
+        ticket = find(label)
+        if ticket is None or ticket_version(ticket) != self._packet_version:
+            return None
+        return ticket
 
     def _log_secret(self, of_client: bool, epoch: tls.Epoch, secret: bytes) -> None:
         state, context = self._state, self.context
