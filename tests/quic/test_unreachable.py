@@ -20,6 +20,7 @@ from phoenix_trio import TransportConfig
 from phoenix_trio.quic.error_queue import ErrorQueue
 from phoenix_trio.quic.packet_io import UdpNetwork, UdpSocket
 from phoenix_trio.testing import Datagram, SimulatedNetwork
+from tests.engine_access import connection_id_in_use, is_handshake_confirmed
 from tests.support import (
     ALPN,
     CLIENT,
@@ -40,7 +41,9 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="the error queue is L
 def test_a_client_ends_when_its_first_packet_cannot_arrive() -> None:
     pair = EnginePair()
     engine = pair.client.engine
-    assert engine.on_unreachable((SERVER, PORT), engine.handshake.peer_cid, errno.ECONNREFUSED)
+    assert engine.on_unreachable(
+        (SERVER, PORT), connection_id_in_use(engine)[1], errno.ECONNREFUSED
+    )
     pair.client.gather(pair.now)
     assert engine.is_terminated
     error = pair.client.of(phoenix_trio.quic.events.Terminated)[0].error
@@ -52,7 +55,7 @@ def test_a_client_ends_when_its_first_packet_cannot_arrive() -> None:
 def test_a_client_ignores_what_is_not_of_its_packets() -> None:
     pair = EnginePair()
     engine = pair.client.engine
-    cid = engine.handshake.peer_cid
+    cid = connection_id_in_use(engine)[1]
     for address, destination in [
         ((SERVER, PORT + 1), cid),
         ((CLIENT, PORT), cid),
@@ -68,17 +71,17 @@ def test_a_client_ignores_what_is_not_of_its_packets() -> None:
 def test_a_client_ignores_it_once_the_server_has_answered() -> None:
     pair = EnginePair()
     engine = pair.client.engine
-    first = engine.handshake.peer_cid
+    first = connection_id_in_use(engine)[1]
     while not engine.has_peer:
         pair.step()
-    for cid in (first, engine.handshake.peer_cid):
+    for cid in (first, connection_id_in_use(engine)[1]):
         assert not engine.on_unreachable((SERVER, PORT), cid, errno.ECONNREFUSED)
-    while not engine.handshake.is_confirmed:
+    while not is_handshake_confirmed(engine):
         pair.step()
-    assert not engine.on_unreachable((SERVER, PORT), engine.handshake.peer_cid, 111)
+    assert not engine.on_unreachable((SERVER, PORT), connection_id_in_use(engine)[1], 111)
     assert pair.server is not None
     assert not pair.server.engine.on_unreachable(
-        (CLIENT, 5000), pair.server.engine.handshake.peer_cid, errno.ECONNREFUSED
+        (CLIENT, 5000), connection_id_in_use(pair.server.engine)[1], errno.ECONNREFUSED
     )
     assert ending(pair.client) is None
 
