@@ -23,9 +23,11 @@ import trio
 
 from ..errors import (
     ApplicationErrorCode,
+    ConnectionBroken,
     ConnectionClosedByPeer,
     DatagramsUnsupported,
     DatagramTooLarge,
+    ShuttingDown,
 )
 from . import events
 from .connection_state import ConnectionState
@@ -118,6 +120,9 @@ class QuicConnection(ConnectionState, trio.abc.AsyncResource, metaclass=NoPublic
         self._incoming: deque[QuicStream] = deque()
         self._incoming_one_way: deque[ReceiveStream] = deque()
         self._take_stream: Callable[[QuicStream], None] | None = None
+        # The lowest ID of a bidirectional stream which the peer has not opened yet.
+        self._next_incoming = int(engine.is_client)  # (RFC 9000 section 2.1)
+        self._refuses_from: int | None = None
 
     # ------------------------------------------------------------------ streams
 
@@ -199,7 +204,10 @@ class QuicConnection(ConnectionState, trio.abc.AsyncResource, metaclass=NoPublic
     def _open_now(self, *, unidirectional: bool) -> int | None:
         """A new stream; ``None`` while the peer permits none."""
         if self._is_closing:
-            raise self._ended_error()
+            error = self._ended_error()
+            if isinstance(error, ConnectionBroken):
+                error.processed = False  # nothing was sent
+            raise error
         return self._engine.open_stream(unidirectional=unidirectional)
 
     async def _wait_for_stream(self, *, unidirectional: bool) -> int:
@@ -228,6 +236,7 @@ class QuicConnection(ConnectionState, trio.abc.AsyncResource, metaclass=NoPublic
         Cancellation: no stream is lost.
 
         Raises:
+          ShuttingDown: this side refuses further streams (:meth:`refuse_streams`).
           trio.ClosedResourceError: the connection was closed here.
           ConnectionBroken: the connection ended.
         """
@@ -238,11 +247,13 @@ class QuicConnection(ConnectionState, trio.abc.AsyncResource, metaclass=NoPublic
         return await self._accept(self._incoming_one_way)
 
     async def _accept(self, queue: deque[S]) -> S:
-        if queue or self._is_closing:
+        if queue or self._is_closing or self._refuses_from is not None:
             await trio.lowlevel.checkpoint()
         while not queue:
             if self._is_closing:
                 raise self._ended_error()
+            if self._refuses_from is not None and queue is self._incoming:
+                raise ShuttingDown("this connection takes no further streams")
             await self._wait(self._accept_lot)
         stream = queue.popleft()
         if self._ended:
@@ -252,14 +263,33 @@ class QuicConnection(ConnectionState, trio.abc.AsyncResource, metaclass=NoPublic
     def incoming_streams(self) -> AsyncIterator[QuicStream]:
         """Iterate over :meth:`accept_stream`; ends when the connection is closed in good order.
 
-        That is: closed here, or by the peer with code 0.  Any other end raises
-        :class:`ConnectionBroken`.
+        That is: closed here, or by the peer with code 0.  It ends also when this side is
+        shutting down.  Any other end raises :class:`ConnectionBroken`.
         """
         return _Incoming(self, self._incoming)
 
     def incoming_receive_streams(self) -> AsyncIterator[ReceiveStream]:
         """Iterate over :meth:`accept_receive_stream`; see :meth:`incoming_streams`."""
         return _Incoming(self, self._incoming_one_way)
+
+    def refuse_streams(self) -> int:
+        """From now on, refuse bidirectional streams which the peer opens; idempotent.
+
+        For a side which is about to go: :func:`serve` and ``phoenix.shutdown`` do so.
+        Streams which wait to be accepted, and all later ones, are refused with
+        :attr:`ApplicationErrorCode.NOT_PROCESSED`, so that the peer may send the same again
+        elsewhere.  :meth:`accept_stream` raises :class:`ShuttingDown`.  Accepted streams,
+        unidirectional ones and datagrams go on.
+
+        Returns the ID of the first stream of which no task here sees anything.
+        """
+        if self._refuses_from is None:
+            self._refuses_from = self._incoming[0].id if self._incoming else self._next_incoming
+            if not self._ended:
+                while self._incoming:
+                    refuse(self._incoming.popleft())
+            self._accept_lot.unpark_all()
+        return self._refuses_from
 
     # ------------------------------------------------------------------ datagrams
 
@@ -496,6 +526,10 @@ class QuicConnection(ConnectionState, trio.abc.AsyncResource, metaclass=NoPublic
             self._incoming_one_way.append(receiver)
         else:
             stream = self._make_stream(stream_id)
+            self._next_incoming = stream_id + 4
+            if self._refuses_from is not None:
+                refuse(stream)
+                return
             if self._take_stream is not None:
                 self._take_stream(stream)
                 return
@@ -516,6 +550,12 @@ class QuicConnection(ConnectionState, trio.abc.AsyncResource, metaclass=NoPublic
             self._make_sender(stream_id), self._make_receiver(stream_id)
         )
         return stream
+
+
+def refuse(stream: QuicStream) -> None:
+    """Tell the peer that no task here sees anything of this stream."""
+    stream.reset(ApplicationErrorCode.NOT_PROCESSED)
+    stream.stop_receiving(ApplicationErrorCode.NOT_PROCESSED)
 
 
 class _Incoming(Generic[S]):

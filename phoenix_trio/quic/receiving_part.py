@@ -116,7 +116,7 @@ class ReceivingPart(trio.abc.ReceiveStream, Generic[ConnectionT], metaclass=NoPu
             if not self._buffer.size:
                 self._let_go()
         elif not data:
-            raise self._connection._ended_error()
+            raise self._connection._ended_error(self._id)
         return data
 
     async def receive_all(
@@ -180,7 +180,7 @@ class ReceivingPart(trio.abc.ReceiveStream, Generic[ConnectionT], metaclass=NoPu
                 code=code,
             )
         if not self._at_end:
-            raise self._connection._ended_error()
+            raise self._connection._ended_error(self._id)
         self._consume(size)
         self._let_go()
         return self._buffer.take_all()

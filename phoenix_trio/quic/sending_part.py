@@ -180,7 +180,7 @@ class SendingPart(trio.abc.SendStream, Generic[ConnectionT], metaclass=NoPublicC
         if self._error is not None:
             raise self._seen_error()
         if self._connection._is_closing:
-            raise self._connection._ended_error()
+            raise self._connection._ended_error(self._id)
 
     async def send_eof(self) -> None:
         """End the stream (FIN): the peer reads all that was sent, then the end.  Idempotent.
@@ -239,7 +239,7 @@ class SendingPart(trio.abc.SendStream, Generic[ConnectionT], metaclass=NoPublicC
                     await trio.lowlevel.checkpoint()
                 return
             if connection._ended:
-                raise connection._ended_error()
+                raise connection._ended_error(self._id)
             await connection._wait_for_progress(self._waiting_place(), is_acked)
             has_waited = True
 
