@@ -122,6 +122,7 @@ class QuicConnection(ConnectionState, trio.abc.AsyncResource, metaclass=NoPublic
         self._take_stream: Callable[[QuicStream], None] | None = None
         # The lowest ID of a bidirectional stream which the peer has not opened yet.
         self._next_incoming = int(engine.is_client)  # (RFC 9000 section 2.1)
+        self._is_client = engine.is_client
         self._refuses_from: int | None = None
 
     # ------------------------------------------------------------------ streams

@@ -63,6 +63,7 @@ class Server:
         self._on_stop = on_stop
         self._listeners: list[QuicListener] = []
         self._served: dict[QuicConnection, None] = {}
+        self._handlers: trio.Nursery | None = None
         # What runs in here outlives a cancellation of the server by the grace period.
         self._scope = trio.CancelScope(shield=True)
         self.grace_period = check_grace("grace_period", grace_period)
@@ -89,6 +90,13 @@ class Server:
             listener._stop()
         for connection in self._served:
             self._refuse_streams(connection)
+
+    def runs(self, task: trio.lowlevel.Task) -> bool:
+        """Whether `task` is a handler of this server, or was started by one."""
+        nursery = task.parent_nursery
+        while nursery is not None and nursery is not self._handlers:
+            nursery = nursery.parent_task.parent_nursery
+        return nursery is not None
 
     def _refuse_streams(self, connection: QuicConnection) -> None:
         if not connection.is_closed:
@@ -146,6 +154,7 @@ class Server:
                         listener._stop()
                 task_status.started(self._listeners)
                 async with trio.open_nursery() as handlers:
+                    self._handlers = handlers
                     for listener in self._listeners:
                         handlers.start_soon(self._accept_forever, listener, handlers)
                 for endpoint in endpoints:

@@ -34,4 +34,4 @@ class StreamKind(IntEnum):
     """A receiver's word on a transfer: credit, stripes received, the verdict."""
 
     DRAIN = 0x6
-    """The sender of this stream wants no further streams on the connection."""
+    """The sender of this stream wants no further streams on the connection, or takes none."""
