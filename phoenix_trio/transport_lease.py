@@ -43,7 +43,7 @@ class PhoenixLease(AbstractAsyncContextManager[PhoenixConnection]):
         self._is_closed = is_closed
 
     def __repr__(self) -> str:
-        return repr(self._lease)
+        return f"<Phoenix{repr(self._lease)[1:]}"
 
     async def __aenter__(self) -> PhoenixConnection:
         if self._is_closed():

@@ -131,6 +131,11 @@ class TransferHub(trio.abc.AsyncResource):
 
     # ------------------------------------------------------------------ receiving
 
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open" if self._takes_new else "taking no new ones"
+        count = len(self._incoming)
+        return f"<TransferHub with {count} incoming, {self.outgoing} outgoing ({state})>"
+
     @property
     def incoming(self) -> int:
         """How many incoming transfers have not ended, interrupted ones included."""

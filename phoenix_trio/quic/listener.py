@@ -39,7 +39,8 @@ class QuicListener(trio.abc.Listener[QuicConnection], metaclass=NoPublicConstruc
         self._owns_socket = False
 
     def __repr__(self) -> str:
-        return f"<QuicListener on {self.address}>"
+        state = "closed" if self._stopped else "open"
+        return f"<QuicListener on {self.address} ({state}, {len(self._queue)} connections wait)>"
 
     @property
     def address(self) -> SocketAddress:
@@ -124,7 +125,8 @@ class StreamListener(trio.abc.Listener[QuicStream], metaclass=NoPublicConstructo
         listener._take = self._add
 
     def __repr__(self) -> str:
-        return f"<StreamListener on {self.address}>"
+        state = "closed" if self._stopped else "open"
+        return f"<StreamListener on {self.address} ({state}, {len(self._queue)} streams wait)>"
 
     @property
     def address(self) -> SocketAddress:

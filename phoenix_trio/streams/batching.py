@@ -106,6 +106,10 @@ class BatchSender(trio.abc.SendChannel[Any]):
         self._line: OrderedDict[trio.lowlevel.Task, _Place] = OrderedDict()
         self._written_lot = trio.lowlevel.ParkingLot()  # those who flush
 
+    def __repr__(self) -> str:
+        state = "failed" if self._error is not None else "closed" if self._closed else "open"
+        return f"<BatchSender over {self._stream!r} ({state}, {self._written} messages sent)>"
+
     @property
     def messages_sent(self) -> int:
         """Messages which were handed to the stream so far."""
@@ -419,6 +423,10 @@ class BatchReceiver(trio.abc.ReceiveChannel[Any]):
         self._closed = False
         self._error: MessageRefused | None = None
         self._conflict = ConflictDetector("another task is already receiving from this channel")
+
+    def __repr__(self) -> str:
+        state = "failed" if self._error is not None else "closed" if self._closed else "open"
+        return f"<BatchReceiver over {self._reader.stream!r} ({state})>"
 
     async def receive(self) -> Any:
         """The next message.

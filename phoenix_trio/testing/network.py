@@ -145,6 +145,10 @@ class SimulatedLink:
         self._queue: deque[tuple[float, int]] = deque()
         self._queued_bytes = 0
 
+    def __repr__(self) -> str:
+        state = "cut" if self._cut else f"{self._queued_bytes} bytes queued"
+        return f"<SimulatedLink ({state})>"
+
     @property
     def conditions(self) -> Conditions:
         """What this direction does at present."""
@@ -568,6 +572,9 @@ class SimulatedSocket:
         self._send_blocked = 0
         self.block_sending = False
         """Set it to let the send buffer seem full, until :meth:`unblock_sending`."""
+
+    def __repr__(self) -> str:
+        return f"<SimulatedSocket on {self.address} ({'closed' if self._closed else 'open'})>"
 
     @property
     def address(self) -> SocketAddress:
