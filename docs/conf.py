@@ -76,6 +76,7 @@ intersphinx_mapping = (
 nitpick_ignore = [
     ("py:class", "Certificate"),  # cryptography.x509's, imported for types only
     ("py:class", "phoenix_trio.transport_connection.R"),  # a type variable
+    ("py:class", "phoenix_trio.pool.retry.T"),  # a type variable
     # Between the driver and its sockets; users of simulated ones do not meet it.
     ("py:class", "phoenix_trio.quic.path_address.PathAddress"),
     ("py:class", "phoenix_trio.quic.receive_pool.ReceivePool"),

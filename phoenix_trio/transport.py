@@ -33,7 +33,7 @@ from .quic.endpoint import DEFAULT_ALPN, Endpoint
 from .quic.groups import unwrap_lone
 from .quic.handshake.tls import ClientTLS, ServerTLS
 from .quic.listener import QuicListener
-from .quic.server import Server, check_grace
+from .quic.server import Server, check_grace, part
 from .quic.serving import open_endpoints
 from .transport_connection import PhoenixConnection
 from .transport_end import Ending
@@ -338,7 +338,7 @@ class PhoenixTransport(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
             async with self._served(quic) as connection:
                 await handler(connection)
                 if server.is_stopping:
-                    await connection._part()
+                    await part(quic)  # (here, so that peers are told meanwhile)
 
         server = Server(
             handle,
@@ -348,6 +348,7 @@ class PhoenixTransport(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
             on_error=on_error,
             strict=strict,
             grace_period=grace_period,
+            parts=False,
             on_stop=self._on_server_stops,
         )
         await self._ending.serve(server, task_status)

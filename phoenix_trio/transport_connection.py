@@ -334,14 +334,6 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
         except _ENDED:
             await trio.lowlevel.checkpoint()  # it is gone, which is all that was wanted
 
-    async def _part(self) -> None:
-        """Let the peer, which knows that this side leaves, close the connection.
-
-        When it does, nothing that it has sent is on its way any more.
-        """
-        with trio.move_on_after(self._config.close_linger):
-            await self._quic.wait_closed()
-
     def metrics(self) -> ConnectionMetrics:
         """A frozen snapshot; also after the end."""
         facts = self._quic.statistics()

@@ -17,7 +17,7 @@ from .handshake.tls import ServerTLS
 from .listener import QuicListener
 from .logs import bounded_logger
 
-__all__ = ["Server", "check_grace"]
+__all__ = ["Server", "check_grace", "part"]
 
 logger = bounded_logger("phoenix_trio")
 
@@ -31,6 +31,16 @@ def check_grace(name: str, value: float) -> float:
     return float(value)
 
 
+async def part(connection: QuicConnection) -> None:
+    """Let a peer which may know that this side leaves close the connection first.
+
+    When it does, nothing that it has sent is on its way any more; until then, it is refused.
+    Returns after ``close_linger`` at the latest.
+    """
+    with trio.move_on_after(connection._engine.config.close_linger):
+        await connection.wait_closed()
+
+
 class Server:
     """Listens, and runs `handler` in a task for each connection.
 
@@ -38,6 +48,8 @@ class Server:
       handler: an async function which takes the connection.
       open_endpoints: opens the sockets.
       tls, alpn, on_error, strict, grace_period: see :func:`phoenix_trio.serve`.
+      parts: whether to let the peer close the connection of a handler which returns while
+        the server stops; otherwise the handler does.
       on_stop: called for each connection which is served when the server stops, with the ID
         of the first stream which is refused.
     """
@@ -52,6 +64,7 @@ class Server:
         on_error: Callable[[Exception], object] | None,
         strict: bool,
         grace_period: float,
+        parts: bool = True,
         on_stop: Callable[[QuicConnection, int], object] | None = None,
     ) -> None:
         self._handler = handler
@@ -60,6 +73,7 @@ class Server:
         self._alpn = alpn
         self._on_error = on_error
         self._strict = strict
+        self._parts = parts
         self._on_stop = on_stop
         self._listeners: list[QuicListener] = []
         self._served: dict[QuicConnection, None] = {}
@@ -192,6 +206,8 @@ class Server:
             connection.abort(ApplicationErrorCode.SHUTTING_DOWN)
             raise
         else:
+            if self.is_stopping and self._parts:
+                await part(connection)
             await connection.aclose()
         finally:
             del self._served[connection]

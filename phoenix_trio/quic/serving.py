@@ -49,7 +49,9 @@ async def serve(
 
     Cancellation: clients which dial are refused from then on, and so are new streams
     (:meth:`QuicConnection.refuse_streams`): iterating over ``incoming_streams()`` ends.
-    Handlers have `grace_period` seconds to finish, delivery of what they sent included;
+    Handlers have `grace_period` seconds to finish, delivery of what they sent included.  When
+    one has returned, its connection refuses streams until the peer has closed it, for
+    ``TransportConfig.close_linger`` at most, so that what the peer sends meanwhile is not lost;
     those which are left are cancelled then, and their connections are closed with
     :attr:`ApplicationErrorCode.SHUTTING_DOWN`.
 

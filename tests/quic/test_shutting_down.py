@@ -249,3 +249,20 @@ async def test_the_other_side_of_a_connection_can_refuse_streams_as_well(
             nursery.start_soon(answer_all, server)
             assert await client.request(b"question") == b"QUESTION"
             nursery.cancel_scope.cancel()
+
+
+async def test_what_is_sent_after_the_last_answer_is_refused_rather_than_lost(
+    autojump_clock: MockClock,
+) -> None:
+    """The client has heard nothing, and goes on asking."""
+    async with World().serving(answer_all, grace_period=10) as world:
+        async with world.connect() as connection:
+            assert await connection.request(b"first") == b"FIRST"
+            started = trio.current_time()
+            world.stop()
+            await trio.sleep(0.5)
+            with pytest.raises(phoenix_trio.StreamBroken) as caught:
+                await connection.request(b"second")
+            assert caught.value.processed is False
+        await world.ended.wait()
+        assert trio.current_time() - started < 0.7, "the client has closed"
