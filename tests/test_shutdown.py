@@ -16,6 +16,7 @@ from trio.testing import MockClock
 
 import phoenix_trio
 from phoenix_trio import PhoenixConnection, PhoenixTransport, Retry, ShuttingDown
+from phoenix_trio.pool import TransferHub
 from phoenix_trio.streams import encode_varint
 from phoenix_trio.testing import SimulatedNetwork
 from tests.support import CLIENT, PORT, SERVER, client_tls, server_tls
@@ -77,6 +78,10 @@ async def serving(
         await nursery.start(world.serve, handler, options)
         yield world
         nursery.cancel_scope.cancel()
+
+
+def hub_of(transport: PhoenixTransport) -> TransferHub:
+    return transport._hub
 
 
 async def shut_down(world: World, grace: float = 10.0) -> float:
@@ -274,6 +279,20 @@ async def test_calls_of_its_own_tasks_are_waited_for(autojump_clock: MockClock) 
         assert answers == [b"QUESTION"]
 
 
+async def test_leases_which_do_not_end_are_given_the_grace_and_no_more(
+    autojump_clock: MockClock,
+) -> None:
+    """Also where a second call would give them more."""
+    async with serving() as world, world.client.connect(TARGET) as connection:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.client.shutdown, 2)
+            await trio.sleep(1)
+            nursery.start_soon(world.client.shutdown, 100)
+        assert 1.9 < trio.current_time() < 2.2
+        with pytest.raises(trio.ClosedResourceError):
+            await connection.request(b"question")
+
+
 async def test_messages_which_are_on_their_way_are_received(autojump_clock: MockClock) -> None:
     received: list[bytes] = []
 
@@ -319,12 +338,15 @@ async def test_a_striped_transfer_under_way_is_finished_and_a_new_one_refused(
 
             nursery.start_soon(receive)
             nursery.start_soon(send)
-            async with world.client.connect(TARGET):
+            async with world.client.connect(TARGET) as connection:
                 await trio.sleep(0.5)
                 nursery.start_soon(world.server.shutdown, 10)
                 await trio.testing.wait_all_tasks_blocked()
                 with pytest.raises(ShuttingDown):
                     await world.server.receive_multiplexed()
+                with pytest.raises(phoenix_trio.TransferRefused) as refused:
+                    await hub_of(world.client).send([connection.quic], bytes(1000))
+                assert refused.value.code == phoenix_trio.TransferCode.SHUTTING_DOWN
         assert received == [3_000_000]
 
 

@@ -750,6 +750,17 @@ async def test_leaving_the_pool_ends_everything_in_it(autojump_clock: MockClock)
         await hold(pool, 0)
 
 
+async def test_a_cancelled_close_aborts_what_is_still_open(autojump_clock: MockClock) -> None:
+    peers = Peers()
+    async with pool_of(peers) as pool:
+        async with pool.lease(TARGET) as connection:
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await pool.aclose()
+            assert scope.cancelled_caught
+            assert connection.is_closed
+
+
 async def test_an_exception_in_the_block_comes_out_as_it_is(autojump_clock: MockClock) -> None:
     with pytest.raises(KeyError, match="mine"):
         async with pool_of(Peers()) as pool:
