@@ -266,3 +266,60 @@ async def test_what_is_sent_after_the_last_answer_is_refused_rather_than_lost(
             assert caught.value.processed is False
         await world.ended.wait()
         assert trio.current_time() - started < 0.7, "the client has closed"
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_a_pool_of_bare_connections_loses_no_call_when_its_server_restarts(
+    seed: int, autojump_clock: MockClock
+) -> None:
+    """No word of ``phoenix/1`` is spoken: the first refused stream tells the pool."""
+    network = SimulatedNetwork(delay=0.01, jitter=0.005, seed=seed)
+    retry = phoenix_trio.Retry(attempts=10)
+    answered = 0
+
+    async def serve(task_status: trio.TaskStatus[tuple[trio.CancelScope, trio.Event]]) -> None:
+        ended = trio.Event()
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(
+                    partial(
+                        phoenix_trio.serve,
+                        partial(answer_all, seconds=0.02),
+                        PORT,
+                        tls=server_tls(),
+                        network=network.host(SERVER),
+                        grace_period=5,
+                    )
+                )
+                task_status.started((scope, ended))
+        ended.set()
+
+    async def ask(question: bytes) -> bytes:
+        async with pool.lease((SERVER, PORT)) as connection:
+            return await connection.request(question)
+
+    async def call(number: int) -> None:
+        nonlocal answered
+        for _ in range(20):
+            question = b"question %d" % number
+            assert await retry.run(partial(ask, question)) == question.upper()
+            answered += 1
+
+    async with (
+        phoenix_trio.Endpoint.open(network=network.host(CLIENT)) as endpoint,
+        phoenix_trio.open_pool(
+            lambda target: endpoint.connect(target.host, target.port, tls=client_tls())
+        ) as pool,
+        trio.open_nursery() as servers,
+    ):
+        scope, ended = await servers.start(serve)
+        async with trio.open_nursery() as nursery:
+            for number in range(50):
+                nursery.start_soon(call, number)
+            await trio.sleep(0.3)
+            before = answered
+            scope.cancel()
+            await ended.wait()
+            scope, _ = await servers.start(serve)
+        scope.cancel()
+    assert 0 < before < answered == 1000
