@@ -332,7 +332,7 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
         try:
             await self._tell_drain(encode_varint(first))
         except _ENDED:
-            await trio.lowlevel.checkpoint()  # it is gone, which is all that was wanted
+            await trio.lowlevel.checkpoint()  # the peer has gone, and need not be told
 
     def metrics(self) -> ConnectionMetrics:
         """A frozen snapshot; also after the end."""

@@ -276,7 +276,7 @@ class QuicConnection(ConnectionState, trio.abc.AsyncResource, metaclass=NoPublic
     def refuse_streams(self) -> int:
         """From now on, refuse bidirectional streams which the peer opens; idempotent.
 
-        For a side which is about to go: :func:`serve` and ``phoenix.shutdown`` do so.
+        For a side that ends soon: :func:`serve` and ``phoenix.shutdown`` call it.
         Streams which wait to be accepted, and all later ones, are refused with
         :attr:`ApplicationErrorCode.NOT_PROCESSED`, so that the peer may send the same again
         elsewhere.  :meth:`accept_stream` raises :class:`ShuttingDown`.  Accepted streams,

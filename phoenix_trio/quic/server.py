@@ -50,8 +50,8 @@ class Server:
       tls, alpn, on_error, strict, grace_period: see :func:`phoenix_trio.serve`.
       parts: whether to let the peer close the connection of a handler which returns while
         the server stops; otherwise the handler does.
-      on_stop: called for each connection which is served when the server stops, with the ID
-        of the first stream which is refused.
+      on_stop: called for each served connection when the server stops, with the ID of the
+        first refused stream.
     """
 
     def __init__(
