@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import phoenix_trio
 import phoenix_trio.testing
+from phoenix_trio.quic.connection_datagrams import DatagramCalls
 from phoenix_trio.quic.connection_state import ConnectionState
 from phoenix_trio.quic.construction import NoPublicConstructor
 from phoenix_trio.quic.receiving_part import ReceivingPart
@@ -76,6 +77,7 @@ intersphinx_mapping = (
 nitpick_ignore = [
     ("py:class", "Certificate"),  # cryptography.x509's, imported for types only
     ("py:class", "phoenix_trio.transport_connection.R"),  # a type variable
+    ("py:class", "phoenix_trio.pool.retry.T"),  # a type variable
     # Between the driver and its sockets; users of simulated ones do not meet it.
     ("py:class", "phoenix_trio.quic.path_address.PathAddress"),
     ("py:class", "phoenix_trio.quic.receive_pool.ReceivePool"),
@@ -171,15 +173,20 @@ def show_constructor(
 
 
 #: Base classes whose methods are shown as those of the public class.
-_PRIVATE_BASES = (ConnectionState, BidirectionalStream, SendingPart, ReceivingPart)
+_PRIVATE_BASES = (ConnectionState, DatagramCalls, BidirectionalStream, SendingPart, ReceivingPart)
 
 
 def show_public_bases(app: Sphinx, name: str, obj: Any, options: Any, bases: list[Any]) -> None:
     """In place of a private base class, show the bases which that one has."""
     shown = []
-    for base in bases:
+    waiting = list(bases)
+    while waiting:
+        base = waiting.pop(0)
         origin = get_origin(base) or base
-        shown += origin.__bases__ if origin in _PRIVATE_BASES else (base,)
+        if origin in _PRIVATE_BASES:
+            waiting[:0] = origin.__bases__
+        else:
+            shown.append(base)
     bases[:] = [base for base in shown if base not in (Generic, object)]
 
 

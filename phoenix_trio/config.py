@@ -237,7 +237,8 @@ class TransportConfig:
     Nothing acknowledges a CONNECTION_CLOSE, and a peer which misses it waits for its idle
     timeout.  So it is sent up to four times, about a round trip apart, until the peer
     closes, too (RFC 9000 section 10.2).  1 s: all copies have left by then.  Peers which do
-    not answer cost three round trips."""
+    not answer cost three round trips.  A server which shuts down also waits so long at most
+    for a peer to close a connection whose handler has finished."""
 
     handshake_timeout: float = attrs.field(
         default=10.0, validator=_seconds(0.0, 3600.0, exclusive=True)

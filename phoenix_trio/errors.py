@@ -37,6 +37,7 @@ __all__ = [
     "NoCommonProtocol",
     "ProtocolError",
     "ServerUnreachable",
+    "ShuttingDown",
     "StatelessReset",
     "StreamBroken",
     "StreamReset",
@@ -64,7 +65,7 @@ class ApplicationErrorCode(IntEnum):
     """A server's handler raised; the exception's text is never sent."""
 
     SHUTTING_DOWN = 0x3
-    """The endpoint closed while the connection was in use, or could not take it in."""
+    """The endpoint closed while the connection was in use."""
 
     MESSAGE_TOO_LARGE = 0x4
     """A frame, a message or all of a stream was above the receiver's limit."""
@@ -81,6 +82,15 @@ class ApplicationErrorCode(IntEnum):
     TOO_SLOW = 0x8
     """A subscriber of a broadcast did not keep up with it."""
 
+    NOT_PROCESSED = 0x1CE5_A7F3
+    """The stream, or the whole connection, was not handed to the application, and no further
+    stream will be: its side is shutting down, or has no room.  Sending again on another
+    connection is safe.  Drawn at random, so that another protocol's code is not taken for it."""
+
+
+class ShuttingDown(trio.ClosedResourceError):
+    """This side is shutting down, and takes no new work."""
+
 
 class ConnectionBroken(trio.BrokenResourceError):
     """A connection has ended, and not because this side closed it in good order.
@@ -91,6 +101,8 @@ class ConnectionBroken(trio.BrokenResourceError):
       by_peer: whether the peer ended it.
       is_application: whether `error_code` is an application code (RFC 9000
         section 20.2) rather than a transport code (section 20.1).
+      processed: ``False``: the peer's application has seen nothing of what the failed call
+        sent, so that sending it again is safe; ``None``: that is not known.
     """
 
     def __init__(
@@ -107,6 +119,9 @@ class ConnectionBroken(trio.BrokenResourceError):
         self.reason = reason
         self.by_peer = by_peer
         self.is_application = is_application
+        self.processed: bool | None = None
+        if is_application and by_peer and error_code == ApplicationErrorCode.NOT_PROCESSED:
+            self.processed = False
 
 
 class ConnectionClosedByPeer(ConnectionBroken):
@@ -226,12 +241,16 @@ class StreamBroken(trio.BrokenResourceError):
     Attributes:
       stream_id: the stream's ID.
       error_code: the application error code which the peer sent.
+      processed: ``False``: the peer's application has seen nothing of the stream, so that
+        sending it again is safe; ``None``: that is not known.
     """
 
     def __init__(self, message: str, *, stream_id: int, error_code: int) -> None:
         super().__init__(message)
         self.stream_id = stream_id
         self.error_code = error_code
+        is_refused = error_code == ApplicationErrorCode.NOT_PROCESSED
+        self.processed: bool | None = False if is_refused else None
 
 
 class StreamReset(StreamBroken):

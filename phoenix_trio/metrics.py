@@ -208,6 +208,8 @@ class TransportStatistics:
     incoming_transfers: int
     """Striped transfers which are under way."""
     outgoing_transfers: int
+    handlers_cancelled: int
+    """Handlers of servers so far which had not finished at the end of a grace period."""
 
 
 @final

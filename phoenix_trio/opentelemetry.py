@@ -23,6 +23,7 @@ _COUNTERS = (
     ("operations", "{operation}", "Completed calls of the application layer.", "operations"),
     ("connections.opened", "{connection}", "Dialled and accepted.", "connections_opened"),
     ("packets.lost", "{packet}", "Packets which were declared lost.", "packets_lost"),
+    ("handlers.cancelled", "{handler}", "Not finished within their grace.", "handlers_cancelled"),
 )
 _GAUGES = (
     ("connections.active", "{connection}", "Open connections.", "active_connections"),

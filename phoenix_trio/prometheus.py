@@ -26,6 +26,7 @@ _COUNTERS = (
     ("connections_opened", "Connections, dialled and accepted.", "connections_opened"),
     ("packets_lost", "Packets which were declared lost.", "packets_lost"),
     ("zero_copy_operations", "Writes kept without a copy.", "zero_copy_operations"),
+    ("handlers_cancelled", "Handlers not finished within their grace.", "handlers_cancelled"),
 )
 _GAUGES = (
     ("active_connections", "Open connections.", "active_connections"),

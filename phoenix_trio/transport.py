@@ -6,22 +6,23 @@ its block.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
-from types import TracebackType
 from typing import Any, final
 
 import attrs
 import trio
 
 from .config import MEBIBYTE, TransportConfig
+from .errors import ShuttingDown
 from .metrics import RateWindow, TransportStatistics
 from .pool.config import PoolConfig
 from .pool.hub import TransferHub
 from .pool.multiplex import TransferSummary, check_labels
-from .pool.pool import ConnectionPool, Lease, open_pool
+from .pool.pool import ConnectionPool, open_pool
 from .pool.receiving import IncomingTransfer
+from .pool.retry import Retry
 from .pool.statistics import PoolStatistics
 from .pool.targets import Target, TargetLike, parse_target
 from .pool.transfer_source import SourceData, check_source
@@ -32,9 +33,12 @@ from .quic.endpoint import DEFAULT_ALPN, Endpoint
 from .quic.groups import unwrap_lone
 from .quic.handshake.tls import ClientTLS, ServerTLS
 from .quic.listener import QuicListener
-from .quic.serving import serve
+from .quic.server import Server, check_grace, part
+from .quic.serving import open_endpoints
 from .streams.limits import ANNOUNCING_PROTOCOL
 from .transport_connection import PhoenixConnection
+from .transport_end import Ending
+from .transport_lease import PhoenixLease
 
 __all__ = ["PhoenixTransport", "open_phoenix"]
 
@@ -44,6 +48,8 @@ _LARGEST_STRIPE = MEBIBYTE
 
 #: The protocols of both sides: the first one, where the peer has it, announces limits.
 _ALPN = (ANNOUNCING_PROTOCOL, *DEFAULT_ALPN)
+
+_SAFE_RETRY = Retry()
 
 #: A server's handler.
 Handler = Callable[[PhoenixConnection], Awaitable[object]]
@@ -61,33 +67,6 @@ class _Totals:
 
 
 @final
-class _Leased(AbstractAsyncContextManager[PhoenixConnection]):
-    __slots__ = ("_lease", "_transport")
-
-    def __init__(self, transport: PhoenixTransport, lease: Lease) -> None:
-        self._transport = transport
-        self._lease = lease
-
-    async def __aenter__(self) -> PhoenixConnection:
-        while True:
-            quic = await self._lease.__aenter__()
-            connection = self._transport._connections.get(quic)
-            if connection is not None:
-                return connection
-            # It was granted, and then lost, before this task had its turn.
-            await self._lease.__aexit__(None, None, None)
-            self._lease = self._lease.again()
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self._lease.__aexit__(exc_type, exc_value, traceback)
-
-
-@final
 class PhoenixTransport(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
     """Connections to and from any number of peers which speak ``phoenix/1``.
 
@@ -100,9 +79,11 @@ class PhoenixTransport(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
         config: TransportConfig,
         server_tls: ServerTLS | None,
         network: Network | None,
+        alpn: Sequence[str],
     ) -> None:
         self._name = name
         self._config = config
+        self._alpn = alpn
         self._server_tls = server_tls
         self._network = network
         # What waits in a transfer is what waits in two connections, and not without end.
@@ -121,13 +102,15 @@ class PhoenixTransport(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
         now = trio.current_time()
         self._send_window = RateWindow(now)
         self._receive_window = RateWindow(now)
-        self._servers: dict[trio.CancelScope, trio.Event] = {}
+        self._ending = Ending()
         self._body: trio.CancelScope | None = None
         self._closed = False
         self._pool: ConnectionPool
 
     def __repr__(self) -> str:
-        return f"<PhoenixTransport {self._name!r} with {len(self._connections)} connections>"
+        state = "closed" if self._closed else "ending" if self._ending.has_begun else "open"
+        count = len(self._connections)
+        return f"<PhoenixTransport {self._name!r} with {count} connections ({state})>"
 
     @property
     def name(self) -> str:
@@ -151,7 +134,9 @@ class PhoenixTransport(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
 
     # ------------------------------------------------------------------ connecting
 
-    def connect(self, target: TargetLike) -> AbstractAsyncContextManager[PhoenixConnection]:
+    def connect(
+        self, target: TargetLike, *, exclusive: bool = False
+    ) -> AbstractAsyncContextManager[PhoenixConnection]:
         """A lease on a connection: ``async with phoenix.connect("there:4433") as connection``.
 
         Others may hold leases on the same connection.  Where one is open already, that
@@ -160,6 +145,7 @@ class PhoenixTransport(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
 
         Args:
           target: ``"host:port"``, ``"[v6-address]:port"``, or ``(host, port)``.
+          exclusive: have the connection alone; see :meth:`ConnectionPool.lease`.
 
         Cancellation: while waiting, nothing is held.
 
@@ -169,9 +155,44 @@ class PhoenixTransport(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
         Raises (entering the block):
           OSError: the name is unknown, or the target cannot be reached.
           HandshakeFailed, ConnectionBroken: the connection could not be established.
-          trio.ClosedResourceError: the transport was closed.
+          ShuttingDown: the transport was closed, or shut down.
         """
-        return _Leased(self, self._pool.lease(target))
+        lease = self._pool.lease(target, exclusive=exclusive)
+        return PhoenixLease(lease, self._connections, lambda: self._closed)
+
+    async def request(
+        self,
+        target: TargetLike,
+        data: bytes | bytearray | memoryview,
+        *,
+        max_answer: int | None = None,
+        retry: Retry | None = _SAFE_RETRY,
+    ) -> bytes:
+        """A request and its answer on a connection of the pool, again if that is safe.
+
+        The same as :meth:`QuicConnection.request` within :meth:`connect`.
+
+        Args:
+          target: as for :meth:`connect`.
+          data: the request.
+          max_answer: the longest answer which is taken, in bytes; ``None``: the
+            configuration's ``max_message_size``.
+          retry: when the request is made again, on another connection.  As it stands: where it
+            is certain that the server's application has not seen it, as when the server shuts
+            down.  ``None``: never.
+
+        Cancellation: the server may or may not have seen the request.
+
+        Raises:
+          What :meth:`QuicConnection.request` and entering :meth:`connect` raise; of several
+          attempts, the last error.
+        """
+
+        async def ask() -> bytes:
+            async with self.connect(target) as connection:
+                return await connection.request(data, max_answer=max_answer)
+
+        return await (ask() if retry is None else retry.run(ask))
 
     async def enable_multiplexing(self, target: TargetLike, connections: int) -> None:
         """Have so many connections to `target`, and keep them, for striped transfers.
@@ -279,31 +300,38 @@ class PhoenixTransport(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
         *,
         host: str | None = None,
         tls: ServerTLS | None = None,
+        alpn: Sequence[str] | None = None,
         on_error: Callable[[Exception], object] | None = None,
         strict: bool = False,
+        grace_period: float = 0.0,
         task_status: trio.TaskStatus[list[QuicListener]] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Accept connections and run `handler` for each, in a task of its own, until cancelled.
 
         Works as :func:`phoenix_trio.serve`, but the handler gets a
-        :class:`PhoenixConnection`, and the server ends with the block of
-        :func:`open_phoenix` at the latest: handlers are cancelled then, and this returns.
-        A connection is closed when its handler returns; for striped transfers alone,
-        ``handler`` can be ``lambda c: c.quic.wait_closed()``.
-        A server which is about to end calls :meth:`drain` first, so that its clients go
-        elsewhere.
+        :class:`PhoenixConnection`.  A connection is closed when its handler returns; for
+        striped transfers alone, ``handler`` can be ``lambda c: c.quic.wait_closed()``.
+
+        This returns after :meth:`shutdown`, and when the block of :func:`open_phoenix` ends:
+        left normally, handlers have `grace_period` seconds to finish then, as when this call
+        is cancelled.
 
         Args:
           handler: an async function.
           port: the UDP port; 0: any free one.
           host: the local address; ``None``: all.
           tls: the server's identity; ``None``: that of :func:`open_phoenix`.
-          on_error, strict, task_status: see :func:`phoenix_trio.serve`.
+          alpn: protocol names, the preferred one first; ``None``: those of
+            :func:`open_phoenix`.
+          on_error, strict, grace_period, task_status: see :func:`phoenix_trio.serve`.
+
+        Cancellation: as for :func:`phoenix_trio.serve`; peers are told as by :meth:`shutdown`.
 
         Raises:
-          ValueError: no `tls` was given here or to :func:`open_phoenix`.
+          ValueError: no `tls` was given here or to :func:`open_phoenix`, or `grace_period` is
+            negative.
           OSError: the address is not local, or the port is in use.
-          trio.ClosedResourceError: the transport was closed.
+          ShuttingDown: the transport was closed, or is shutting down.
         """
         tls = self._server_tls if tls is None else tls
         if tls is None:
@@ -313,40 +341,32 @@ class PhoenixTransport(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
         async def handle(quic: QuicConnection) -> None:
             async with self._served(quic) as connection:
                 await handler(connection)
+                if server.is_stopping:
+                    await part(quic)  # (here, so that peers are told meanwhile)
 
-        with trio.CancelScope() as scope:
-            self._servers[scope] = ended = trio.Event()
-            try:
-                await serve(
-                    handle,
-                    port,
-                    host=host,
-                    tls=tls,
-                    alpn=_ALPN,
-                    config=self._config,
-                    on_error=on_error,
-                    strict=strict,
-                    network=self._network,
-                    task_status=task_status,
-                )
-            finally:
-                del self._servers[scope]
-                ended.set()
+        server = Server(
+            handle,
+            partial(open_endpoints, host, port, config=self._config, network=self._network),
+            tls=tls,
+            alpn=self._alpn if alpn is None else alpn,
+            on_error=on_error,
+            strict=strict,
+            grace_period=grace_period,
+            parts=False,
+            on_stop=self._on_server_stops,
+        )
+        await self._ending.serve(server, task_status)
 
-    async def _end_servers(self) -> None:
-        """Those which run in a nursery outside of the block end with it, too."""
-        servers = dict(self._servers)
-        for scope in servers:
-            scope.cancel()
-        # As at the end of a nursery: they were cancelled, and are waited for whatever happens.
-        with trio.CancelScope(shield=True):
-            for ended in servers.values():
-                await ended.wait()
+    def _on_server_stops(self, quic: QuicConnection, first_refused: int) -> None:
+        connection = self._connections.get(quic)
+        if connection is not None:
+            connection._leave(first_refused)
 
     async def drain(self) -> None:
         """Tell the peers of all connections that no further streams are wanted.
 
         Those which use a pool open no more, and close what they have once it is unused.
+        New clients are still let in, and streams still accepted: :meth:`shutdown` ends all.
         """
         await trio.lowlevel.checkpoint()
 
@@ -395,6 +415,7 @@ class PhoenixTransport(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
             packets_lost=past.packets_lost + sum(each.packets_lost for each in facts),
             incoming_transfers=self._hub.incoming,
             outgoing_transfers=self._hub.outgoing,
+            handlers_cancelled=self._ending.handlers_cancelled,
         )
 
     def pool_statistics(self) -> PoolStatistics:
@@ -402,6 +423,52 @@ class PhoenixTransport(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
         return self._pool.statistics()
 
     # ------------------------------------------------------------------ the end
+
+    async def shutdown(self, grace: float = 10.0) -> None:
+        """Take no new work, finish what there is within `grace` seconds, then close.
+
+        1. From the first moment on, clients which dial are refused; on connections which are
+           served, streams that no handler has accepted, and later ones, are refused as not
+           processed (:meth:`QuicConnection.refuse_streams`), and peers are told.  Their pools
+           lease no more of it, and :class:`Retry` makes refused calls elsewhere.  New striped
+           transfers are refused, :meth:`serve` raises :class:`ShuttingDown`.
+        2. Handlers go on: iterating over ``incoming_streams()`` ends, messages and transfers
+           still arrive, and :meth:`connect` still works.  A handler which has returned leaves
+           its connection to the peer to close, for ``TransportConfig.close_linger`` at most.
+        3. When all handlers have returned, each :meth:`serve` returns, :meth:`connect` raises
+           :class:`ShuttingDown`, and when all leases have been handed back, dialled connections
+           are closed in good order.
+        4. When `grace` is over, whatever is left is cancelled, closed with
+           :attr:`ApplicationErrorCode.SHUTTING_DOWN`, and counted in
+           :attr:`TransportStatistics.handlers_cancelled`.  No peer can delay that; a handler
+           which shields itself from cancellation can.
+
+        Returns when all is done.  The block of :func:`open_phoenix` goes on; its tasks which
+        use the transport get :class:`trio.ClosedResourceError`.  A second call waits for the
+        first one, and may shorten its time, but not lengthen it.
+
+        Args:
+          grace: seconds, 0 or more; ``math.inf``: as long as it takes.
+
+        Cancellation: as if `grace` were over.
+
+        Raises:
+          ValueError: `grace` is negative.
+          RuntimeError: a handler of this transport calls it, and would wait for itself.
+        """
+        check_grace("grace", grace)
+        self._ending.check_caller()
+        self._hub.refuse_new()
+        await self._ending.run(grace, self._finish)
+
+    async def _finish(self) -> None:
+        """What is to be done when the servers have ended."""
+        self._closed = True
+        try:
+            await self._pool.finish()
+        finally:
+            self._hub.close()
+            await self._pool.aclose()
 
     async def aclose(self) -> None:
         """Close dialled connections in good order, then end the block of :func:`open_phoenix`.
@@ -419,9 +486,18 @@ class PhoenixTransport(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
             if self._body is not None:
                 self._body.cancel()
 
+    async def _end(self, *, at_once: bool) -> None:
+        """The block ends, and its servers with it."""
+        self._hub.refuse_new()
+        try:
+            await self._ending.end_servers(at_once=at_once)
+        finally:
+            self._closed = True
+            self._hub.close()
+
     def _check_open(self) -> None:
         if self._closed:
-            raise trio.ClosedResourceError("this transport was closed")
+            raise ShuttingDown("this transport was closed")
 
     # ------------------------------------------------------------------ connections
 
@@ -435,12 +511,14 @@ class PhoenixTransport(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
         try:
             with unwrap_lone():
                 async with trio.open_nursery() as nursery:
+                    connection._nursery = nursery
                     nursery.start_soon(connection._dispatch)
                     yield connection
                     if not quic.is_closed:
                         nursery.cancel_scope.cancel()
                     # (Otherwise it ends by itself, after what has arrived.)
         finally:
+            connection._nursery = None
             del self._connections[quic]
             facts, past = quic.statistics(), self._past
             past.bytes_sent += facts.stream_bytes_acknowledged
@@ -455,7 +533,7 @@ class PhoenixTransport(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
     ) -> AsyncIterator[QuicConnection]:
         async with (
             endpoint.connect(
-                target.host, target.port, tls=tls, alpn=_ALPN, config=self._config
+                target.host, target.port, tls=tls, alpn=self._alpn, config=self._config
             ) as quic,
             self._served(quic) as connection,
         ):
@@ -472,6 +550,7 @@ async def open_phoenix(
     server_tls: ServerTLS | None = None,
     max_connections: int | None = None,
     pool: PoolConfig | None = None,
+    alpn: Sequence[str] = _ALPN,
     network: Network | None = None,
 ) -> AsyncIterator[PhoenixTransport]:
     """An application's transport, for the length of the block.
@@ -488,6 +567,8 @@ async def open_phoenix(
       server_tls: the identity for :meth:`PhoenixTransport.serve`.
       max_connections: dialled connections at most; overrides that of `pool`.
       pool: limits, timeouts and back-off of dialled connections.
+      alpn: protocol names, the preferred one first, when dialling and serving: for a program
+        which names its own version of what it says over ``phoenix/1``.
       network: where sockets come from; ``None``: the real UDP.
 
     Raises:
@@ -498,7 +579,7 @@ async def open_phoenix(
     pool = PoolConfig() if pool is None else pool
     if max_connections is not None:
         pool = attrs.evolve(pool, max_connections=max_connections)
-    transport: PhoenixTransport = PhoenixTransport._create(name, config, server_tls, network)
+    transport: PhoenixTransport = PhoenixTransport._create(name, config, server_tls, network, alpn)
     with trio.CancelScope() as scope, unwrap_lone():
         async with trio.open_nursery() as nursery:
             nursery.start_soon(transport._hub.give_up_in_time)
@@ -508,8 +589,9 @@ async def open_phoenix(
                     transport._body = scope
                     try:
                         yield transport
-                    finally:
-                        transport._closed = True
-                        transport._hub.close()
-                        await transport._end_servers()
+                    except BaseException:
+                        await transport._end(at_once=True)
+                        raise
+                    else:
+                        await transport._end(at_once=False)
             nursery.cancel_scope.cancel()

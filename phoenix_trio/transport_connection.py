@@ -113,6 +113,7 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
         self._on_drain: Callable[[QuicConnection], None] | None = None
         self._dispatched = False
         self._is_draining = False
+        self._nursery: trio.Nursery | None = None  # where its dispatching task runs
         self._has_told_drain = False
         self._operations = 0
         self._messages_sent = 0
@@ -123,7 +124,8 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
         self._receive_window = RateWindow(now)
 
     def __repr__(self) -> str:
-        return f"<PhoenixConnection to {self._quic.peer_address}>"
+        state = "closed" if self._quic.is_closed else "draining" if self._is_draining else "open"
+        return f"<PhoenixConnection with {self._quic.peer_address} ({state})>"
 
     @property
     def quic(self) -> QuicConnection:
@@ -371,11 +373,26 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
             return
         self._has_told_drain = self._is_draining = True
         try:
-            async with await self._quic.open_send_stream() as stream:
-                await stream.send_all(encode_varint(StreamKind.DRAIN), end=True)
+            await self._tell_drain(b"")
         except BaseException:
             self._has_told_drain = False  # it can be told once more
             raise
+
+    async def _tell_drain(self, details: bytes) -> None:
+        async with await self._quic.open_send_stream() as stream:
+            await stream.send_all(encode_varint(StreamKind.DRAIN) + details, end=True)
+
+    def _leave(self, first: int) -> None:
+        """This side takes no streams any more, from that with the ID `first` on: say so."""
+        self._is_draining = True
+        if self._nursery is not None:
+            self._nursery.start_soon(self._tell_leaving, first)
+
+    async def _tell_leaving(self, first: int) -> None:
+        try:
+            await self._tell_drain(encode_varint(first))
+        except _ENDED:
+            await trio.lowlevel.checkpoint()  # the peer has gone, and need not be told
 
     def metrics(self) -> ConnectionMetrics:
         """A frozen snapshot; also after the end."""
@@ -483,10 +500,7 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
         elif kind in _TRANSFER_KINDS:
             await self._hub.handle_stream(kind, reader, self._quic)
         elif kind == StreamKind.DRAIN:
-            self._is_draining = True
-            stream.close()
-            if self._on_drain is not None:
-                self._on_drain(self._quic)
+            await self._take_drain(reader, stream)
         else:
             stream.stop_receiving(ApplicationErrorCode.MALFORMED)
 
@@ -525,6 +539,28 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
                 limits.settle(Limits())  # it was reset: nothing more will be said
         else:
             stream.close()
+
+    async def _take_drain(self, reader: StreamReader, stream: ReceiveStream) -> None:
+        try:
+            first = await reader.read_varint(read_ahead=0)
+        except FramingError:
+            first = -1
+        except _ENDED:
+            return
+        if first is not None and (first < 0 or first & 0b11 != self._own_kind):
+            stream.stop_receiving(ApplicationErrorCode.MALFORMED)
+            return
+        stream.close()
+        self._is_draining = True
+        if first is not None:
+            self._quic._on_peer_refuses(first)
+        if self._on_drain is not None:
+            self._on_drain(self._quic)
+
+    @property
+    def _own_kind(self) -> int:
+        """The lowest bits of bidirectional streams of this side (RFC 9000 section 2.1)."""
+        return 0 if self._quic._is_client else 1
 
     @staticmethod
     def _close(stream: trio.abc.ReceiveStream) -> None:

@@ -43,7 +43,7 @@ async def test_figures_are_those_of_the_moment_of_the_scrape(autojump_clock: Moc
             assert latency == pytest.approx(0.02, abs=0.02)
         assert value(registry, "pool_leases", "client") == 0
         text = generate_latest(registry).decode()
-        assert text.count("# TYPE phoenix_trio_") == 17
+        assert text.count("# TYPE phoenix_trio_") == 18
 
 
 async def test_a_scrape_from_another_thread_asks_the_loop() -> None:

@@ -6,9 +6,11 @@ of it as methods.
 
 from .config import Backoff, PoolConfig
 from .hub import TransferHub, serve_hub
+from .lease import Lease
 from .multiplex import TransferSummary
-from .pool import ConnectionPool, Lease, open_pool
+from .pool import ConnectionPool, open_pool
 from .receiving import IncomingTransfer
+from .retry import Retry
 from .statistics import PoolStatistics, TargetStatistics
 from .targets import Target, parse_target
 from .transfer_errors import (
@@ -28,6 +30,7 @@ __all__ = [
     "Lease",
     "PoolConfig",
     "PoolStatistics",
+    "Retry",
     "Target",
     "TargetStatistics",
     "TransferAbandoned",

@@ -13,10 +13,11 @@ import attrs
 import trio
 
 from ..quic.connection import QuicConnection
+from ..quic.stream_errors import fresh
 from .policy import ConnectionState, TargetState, Waiter, Wish
 from .targets import Target
 
-__all__ = ["Demand", "Entry", "Pooled", "Waiting"]
+__all__ = ["Demand", "Entry", "Pooled", "Waiting", "again"]
 
 
 class Pooled:
@@ -24,6 +25,7 @@ class Pooled:
 
     __slots__ = (
         "checked_at",
+        "closed_from",
         "closing_since",
         "entry",
         "id",
@@ -56,10 +58,23 @@ class Pooled:
         self.is_closing = False
         self.is_draining = False
         self.yields_to: int | None = None
+        # Leases which were asked for later than with this ticket are not served here: one
+        # which has it to itself, or waits for that.
+        self.closed_from: int | None = None
 
     @property
     def is_usable(self) -> bool:
-        return not self.is_closing and not self.is_draining and not self.quic.is_closed
+        return not (
+            self.is_closing
+            or self.is_draining
+            or self.quic.is_closed
+            or self.quic.peer_refuses_streams
+        )
+
+    def is_open_to(self, ticket: int) -> bool:
+        return (self.yields_to is None or ticket < self.yields_to) and (
+            self.closed_from is None or ticket <= self.closed_from
+        )
 
     @property
     def available_streams(self) -> int:
@@ -98,8 +113,9 @@ class Pooled:
             is_congested=self.is_congested,
             is_closing=self.is_closing or self.quic.is_closed,
             closing_since=self.closing_since,
-            is_draining=self.is_draining,
+            is_draining=self.is_draining or self.quic.peer_refuses_streams,
             yields_to=self.yields_to,
+            closed_from=self.closed_from,
             idle_since=self.idle_since,
             checked_at=self.checked_at,
             is_checking=self.is_checking,
@@ -177,3 +193,15 @@ class Entry:
             ],
             wants_more=self.wants_more,
         )
+
+
+def again(error: Exception) -> Exception:
+    """The error once more, so that those who share it do not share its traceback."""
+    if isinstance(error, OSError):
+        copy: Exception = type(error)(*error.args)
+        copy.__dict__.update(error.__dict__)
+        copy.__cause__ = error.__cause__
+        return copy
+    if isinstance(error, trio.BrokenResourceError):
+        return fresh(error)
+    return error

@@ -17,7 +17,7 @@ from typing import final
 import attrs
 import trio
 
-from ..errors import ApplicationErrorCode
+from ..errors import ApplicationErrorCode, ShuttingDown
 from ..quic.connection import QuicConnection, ReceiveStream
 from ..quic.groups import unwrap_lone
 from ..quic.handshake.places import peer_of
@@ -127,8 +127,14 @@ class TransferHub(trio.abc.AsyncResource):
         self._accept_lot = trio.lowlevel.ParkingLot()
         self._time_lot = trio.lowlevel.ParkingLot()
         self._closed = False
+        self._takes_new = True
 
     # ------------------------------------------------------------------ receiving
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open" if self._takes_new else "taking no new ones"
+        count = len(self._incoming)
+        return f"<TransferHub with {count} incoming, {self.outgoing} outgoing ({state})>"
 
     @property
     def incoming(self) -> int:
@@ -150,6 +156,7 @@ class TransferHub(trio.abc.AsyncResource):
         Cancellation: no transfer is lost.
 
         Raises:
+          ShuttingDown: none waits, and new ones are refused.
           trio.ClosedResourceError: the hub was closed.
           ConnectionBroken, trio.ClosedResourceError: `connection` was given, and has ended.
         """
@@ -186,6 +193,8 @@ class TransferHub(trio.abc.AsyncResource):
                 if connection is None or transfer.connection is connection:
                     self._queue.remove(transfer)
                     return transfer
+            if not self._takes_new:
+                raise ShuttingDown("this hub takes no further transfers")
             await self._accept_lot.park()
 
     def incoming_transfers(
@@ -366,7 +375,7 @@ class TransferHub(trio.abc.AsyncResource):
             return Verdict(TransferCode.UNSUPPORTED)
         if manifest.continues:
             return Verdict(TransferCode.UNKNOWN_TRANSFER)
-        if self._closed:
+        if self._closed or not self._takes_new:
             return Verdict(TransferCode.SHUTTING_DOWN)
         if self._max_size is not None and (manifest.size or 0) > self._max_size:
             return Verdict(TransferCode.TOO_LARGE)
@@ -433,6 +442,14 @@ class TransferHub(trio.abc.AsyncResource):
             if self._remembered[first].until > now:
                 break
             del self._remembered[first]
+
+    def refuse_new(self) -> None:
+        """Take no new transfers any more; those which are being received go on; idempotent.
+
+        Senders of new ones are told ``SHUTTING_DOWN``.
+        """
+        self._takes_new = False
+        self._accept_lot.unpark_all()
 
     def close(self) -> None:
         """Take no transfers any more, and leave those which are being received; idempotent.

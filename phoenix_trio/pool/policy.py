@@ -20,6 +20,8 @@ The rules, in the order in which they count:
 4. Where no connection can be dialled, or that takes longer than `patience`, leases
    share a connection beyond its spare streams, up to the number which its peer once
    permitted: the stream of the lease which has just ended comes back in a moment.
+5. A connection which one lease has to itself is not shared, nor one of which such a lease
+   waits for the others to end, with leases which were asked for later.
 """
 
 from __future__ import annotations
@@ -81,6 +83,9 @@ class ConnectionState:
     """It takes no further leases, and is closed after the last one."""
     yields_to: int | None = None
     """The ticket of another target's waiter who needs its slot: it takes no later ones."""
+    closed_from: int | None = None
+    """It takes no lease which was asked for later than with this ticket: one lease has it to
+    itself, or waits for that."""
     idle_since: float = 0.0
     """When the last lease ended, or the connection was opened."""
     checked_at: float = -math.inf
@@ -249,7 +254,12 @@ class _Seat:
         return not self.is_closing and not self.state.is_draining
 
     def may_take(self, ticket: float) -> bool:
-        return self.is_usable and (self.yields_to is None or ticket < self.yields_to)
+        closed_from = self.state.closed_from
+        return (
+            self.is_usable
+            and (self.yields_to is None or ticket < self.yields_to)
+            and (closed_from is None or ticket <= closed_from)
+        )
 
     @property
     def is_idle(self) -> bool:

@@ -14,18 +14,18 @@ import math
 import random
 from collections.abc import AsyncIterator, Callable, Collection, Hashable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from types import TracebackType
 from typing import TypeAlias, final
 
 import trio
 
-from ..errors import ApplicationErrorCode
+from ..errors import ApplicationErrorCode, ConnectionBroken, ShuttingDown
 from ..quic.connection import QuicConnection
 from ..quic.construction import NoPublicConstructor
 from ..quic.groups import unwrap_lone
-from ..quic.stream_errors import fresh
-from .accounts import Demand, Entry, Pooled, Waiting
+from .accounts import Demand, Entry, Pooled, Waiting, again
+from .collecting import collect, collect_idle
 from .config import IDLE_SHARE, Backoff, PoolConfig
+from .lease import Lease
 from .policy import PoolState, Reason, Waiter, choose, decide
 from .statistics import PoolStatistics, TargetStatistics
 from .targets import Target, TargetLike, parse_target
@@ -44,45 +44,6 @@ Dial: TypeAlias = Callable[[Target], AbstractAsyncContextManager[QuicConnection]
 
 
 @final
-class Lease(AbstractAsyncContextManager[QuicConnection]):
-    """A connection of the pool for the length of a block.  From :meth:`ConnectionPool.lease`.
-
-    Can be entered once.
-    """
-
-    __slots__ = ("_pool", "_pooled", "_target")
-
-    def __init__(self, pool: ConnectionPool, target: Target) -> None:
-        self._pool = pool
-        self._target = target
-        self._pooled: Pooled | None = None
-
-    def again(self) -> Lease:
-        """Another lease of the same pool and target."""
-        return Lease(self._pool, self._target)
-
-    async def __aenter__(self) -> QuicConnection:
-        if self._pooled is not None:
-            raise RuntimeError("a lease can be entered once; ask the pool for another one")
-        self._pooled = await self._pool._acquire(self._target)
-        return self._pooled.quic
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        assert self._pooled is not None
-        self._pool._release(self._pooled)
-        # A checkpoint even where the block raised: what it raised is not replaced.
-        if exc_type is None:
-            await trio.lowlevel.checkpoint()
-        else:
-            await trio.lowlevel.cancel_shielded_checkpoint()
-
-
-@final
 class ConnectionPool(metaclass=NoPublicConstructor):
     """Connections to any number of targets, shared by those who lease them.
 
@@ -98,11 +59,21 @@ class ConnectionPool(metaclass=NoPublicConstructor):
         self._numbers = itertools.count(1)
         self._random = random.Random()  # noqa: S311 - jitter, no secret
         self._closed = False
+        self._finishing = False
+        self._finish_lot = trio.lowlevel.ParkingLot()
         self._wake_at = math.inf
         self._lot = trio.lowlevel.ParkingLot()
         self._counts = dict.fromkeys(Reason, 0)
         self._lost = 0
         self._health_failures = 0
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open"
+        leases = sum(each.leases for each in self._pooled.values())
+        return (
+            f"<ConnectionPool with {len(self._pooled)} connections to {len(self._entries)} targets,"
+            f" {leases} leases ({state})>"
+        )
 
     @property
     def config(self) -> PoolConfig:
@@ -111,13 +82,18 @@ class ConnectionPool(metaclass=NoPublicConstructor):
 
     # ------------------------------------------------------------------ leases
 
-    def lease(self, target: TargetLike) -> Lease:
+    def lease(self, target: TargetLike, *, exclusive: bool = False) -> Lease:
         """A connection to `target`: ``async with pool.lease("example.org:4433") as connection:``.
 
         Others may hold leases on the same connection.  It is handed back when the block
         is left, however that happens; streams which are still open then go on.  Entering
         the block waits for a connection if there is none, or none with a stream to
         spare; those who wait longest are served first.
+
+        Args:
+          exclusive: have the connection alone: no other lease shares it meanwhile, and none
+            is left of those before.  Where all connections are leased and no further one is
+            permitted, the one with the fewest leases takes no later ones, and is waited for.
 
         Cancellation: while waiting, nothing is held, and nobody else loses their turn.
 
@@ -129,7 +105,7 @@ class ConnectionPool(metaclass=NoPublicConstructor):
           HandshakeFailed, ConnectionBroken: the connection could not be established.
           trio.ClosedResourceError: the pool was closed.
         """
-        return Lease(self, parse_target(target))
+        return Lease(self, parse_target(target), exclusive=exclusive)
 
     @asynccontextmanager
     async def lease_several(
@@ -165,37 +141,9 @@ class ConnectionPool(metaclass=NoPublicConstructor):
         # Not before the checkpoint: an entry about which there is nothing to remember goes.
         entry = self._entry(parsed)
         leased: list[Pooled] = []
-        if self._config.reconnect_backoff is None:
-            entry.may_grow_at = entry.failed_until
-        ticket = next(self._numbers)
-        demand = Demand(count, Waiter(ticket, trio.current_time()))
-        entry.demands.append(demand)
+        demand, ticket = self._demand(entry, count)
         try:
-            while True:
-                self._check_open()
-                usable = entry.usable
-                found = [
-                    each
-                    for each in usable
-                    if each.leases < self._config.seats
-                    and each.quic not in besides
-                    and (each.yields_to is None or ticket < each.yields_to)
-                ]
-                demand.count = min(count + len(usable) - len(found), self._config.per_target)
-                if len(found) >= count:
-                    break
-                failures = entry.dial_failures
-                self._turn()
-                await entry.lot.park()
-                if (
-                    entry.dial_failures > failures
-                    and entry.error is not None
-                    and self._config.reconnect_backoff is None
-                ):
-                    raise _again(entry.error)
-            # Those which do not give way to others first.
-            found.sort(key=lambda each: (each.yields_to is not None, each.leases, each.id))
-            for pooled in found[:count]:
+            for pooled in await collect(self, entry, demand, count, ticket, besides):
                 self._grant(pooled)
                 leased.append(pooled)
             demand.waiter = None
@@ -207,6 +155,45 @@ class ConnectionPool(metaclass=NoPublicConstructor):
             if not self._closed:
                 self._turn()
 
+    def _demand(self, entry: Entry, count: int) -> tuple[Demand, int]:
+        """Note that a call waits for so many connections; with its ticket."""
+        if self._config.reconnect_backoff is None:
+            entry.may_grow_at = entry.failed_until
+        ticket = next(self._numbers)
+        demand = Demand(count, Waiter(ticket, trio.current_time()))
+        entry.demands.append(demand)
+        return demand, ticket
+
+    async def _wait_for_more(self, entry: Entry) -> None:
+        """Wait until there may be another connection, or one with fewer leases.
+
+        Raises:
+          Exception: a connection could not be had, and is not dialled again by itself.
+        """
+        failures = entry.dial_failures
+        self._turn()
+        await entry.lot.park()
+        if (
+            entry.dial_failures > failures
+            and entry.error is not None
+            and self._config.reconnect_backoff is None
+        ):
+            raise again(entry.error)
+
+    async def _acquire_alone(self, target: Target) -> Pooled:
+        await trio.lowlevel.checkpoint()
+        entry = self._entry(target)
+        demand, ticket = self._demand(entry, 1)
+        try:
+            pooled = await collect_idle(self, entry, demand, ticket)
+            self._grant(pooled)
+            pooled.closed_from = 0  # no ticket is as early
+        finally:
+            entry.demands.remove(demand)
+            if not self._closed:
+                self._turn()
+        return pooled
+
     async def _acquire(self, target: Target) -> Pooled:
         await trio.lowlevel.checkpoint()
         entry = self._entry(target)
@@ -215,7 +202,7 @@ class ConnectionPool(metaclass=NoPublicConstructor):
             return pooled
         now = trio.current_time()
         if entry.error is not None and now < entry.failed_until and not entry.usable:
-            raise _again(entry.error)
+            raise again(entry.error)
         waiting = Waiting(Waiter(next(self._numbers), now))
         entry.waiting.append(waiting)
         self._turn()
@@ -242,7 +229,9 @@ class ConnectionPool(metaclass=NoPublicConstructor):
         if entry.waiting:
             return None
         open_ones = [
-            each for each in entry.connections if each.is_usable and each.yields_to is None
+            each
+            for each in entry.connections
+            if each.yields_to is None and each.closed_from is None and each.is_usable
         ]
         pooled: Pooled | None
         if len(open_ones) == 1 and open_ones[0].available_streams > open_ones[0].leases:
@@ -269,8 +258,12 @@ class ConnectionPool(metaclass=NoPublicConstructor):
 
     def _release(self, pooled: Pooled) -> None:
         pooled.leases -= 1
+        if self._finish_lot:
+            self._finish_lot.unpark_all()
         if self._closed:
             return
+        if pooled.quic.peer_refuses_streams:
+            pooled.is_draining = True
         config = self._config
         if pooled.entry.demands:
             pooled.entry.lot.unpark_all()  # it may be what one of them needs
@@ -289,6 +282,8 @@ class ConnectionPool(metaclass=NoPublicConstructor):
 
     def _entry(self, target: Target) -> Entry:
         self._check_open()
+        if self._finishing:
+            raise ShuttingDown("this pool gives out no further leases")
         entry = self._entries.get(target)
         if entry is None:
             entry = self._entries[target] = Entry(target)
@@ -403,6 +398,8 @@ class ConnectionPool(metaclass=NoPublicConstructor):
             entry.wants_more = False
             if entry.is_over(now):
                 del self._entries[entry.target]
+        if self._finish_lot:
+            self._finish_lot.unpark_all()
         if decision.wake_at != self._wake_at:
             self._wake_at = decision.wake_at
             self._lot.unpark_all()
@@ -479,6 +476,8 @@ class ConnectionPool(metaclass=NoPublicConstructor):
         now = trio.current_time()
         delay = self._delay_growth(entry, now)
         entry.dial_failures += 1
+        if isinstance(error, ConnectionBroken):
+            error.processed = False  # nothing can have been sent by the leases which wait
         entry.error = error
         if self._config.reconnect_backoff is not None:
             entry.may_dial_at = now + delay
@@ -488,7 +487,7 @@ class ConnectionPool(metaclass=NoPublicConstructor):
             if not entry.usable:
                 while entry.waiting:
                     waiting = entry.waiting.popleft()
-                    waiting.error = _again(error)
+                    waiting.error = again(error)
                     waiting.event.set()
                 return
         logger.info("dialling %s failed: %r", entry.target, error)
@@ -526,6 +525,24 @@ class ConnectionPool(metaclass=NoPublicConstructor):
                 entry.dial_scope.cancel()
             entry.lot.unpark_all()
 
+    async def finish(self) -> None:
+        """Take no new leases, and wait until all there are have been handed back.
+
+        Leases which wait for a connection still get it; further ones raise
+        :class:`ShuttingDown`.
+
+        Cancellation: without effect on leases; no new ones are taken all the same.
+        """
+        self._finishing = True
+        await trio.lowlevel.checkpoint()
+        while self._is_in_use():
+            await self._finish_lot.park()
+
+    def _is_in_use(self) -> bool:
+        return any(each.leases for each in self._pooled.values()) or any(
+            entry.waiting or entry.demands for entry in self._entries.values()
+        )
+
     async def aclose(self) -> None:
         """Close all connections in good order, leased ones included; idempotent.
 
@@ -533,23 +550,16 @@ class ConnectionPool(metaclass=NoPublicConstructor):
 
         Cancellation: connections which are not closed yet are aborted.
         """
-        await trio.lowlevel.checkpoint()
         self._stop()
-        async with trio.open_nursery() as nursery:
-            for pooled in list(self._pooled.values()):
-                nursery.start_soon(pooled.quic.aclose)
-
-
-def _again(error: Exception) -> Exception:
-    """The error once more, so that those who share it do not share its traceback."""
-    if isinstance(error, OSError):
-        copy: Exception = type(error)(*error.args)
-        copy.__dict__.update(error.__dict__)
-        copy.__cause__ = error.__cause__
-        return copy
-    if isinstance(error, trio.BrokenResourceError):
-        return fresh(error)
-    return error
+        try:
+            await trio.lowlevel.checkpoint()
+            async with trio.open_nursery() as nursery:
+                for pooled in list(self._pooled.values()):
+                    nursery.start_soon(pooled.quic.aclose)
+        except BaseException:
+            for pooled in self._pooled.values():
+                pooled.quic.abort(ApplicationErrorCode.SHUTTING_DOWN)
+            raise
 
 
 @asynccontextmanager

@@ -14,7 +14,6 @@ would be lost silently.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
@@ -24,14 +23,13 @@ import trio
 
 from ..errors import (
     ApplicationErrorCode,
+    ConnectionBroken,
     ConnectionClosedByPeer,
-    DatagramsUnsupported,
-    DatagramTooLarge,
+    ShuttingDown,
 )
 from . import events
-from .connection_state import ConnectionState
+from .connection_datagrams import DatagramCalls
 from .construction import NoPublicConstructor
-from .datagram_options import expiry
 from .exchange import exchange
 from .receiving_part import ReceivingPart
 from .sending_part import SendingPart
@@ -103,7 +101,7 @@ S = TypeVar("S", QuicStream, ReceiveStream)
 
 
 @final
-class QuicConnection(ConnectionState, trio.abc.AsyncResource, metaclass=NoPublicConstructor):
+class QuicConnection(DatagramCalls, trio.abc.AsyncResource, metaclass=NoPublicConstructor):
     """A connection to one peer.
 
     Obtained from :func:`open_connection`, :meth:`Endpoint.connect`,
@@ -120,6 +118,10 @@ class QuicConnection(ConnectionState, trio.abc.AsyncResource, metaclass=NoPublic
         self._incoming: deque[QuicStream] = deque()
         self._incoming_one_way: deque[ReceiveStream] = deque()
         self._take_stream: Callable[[QuicStream], None] | None = None
+        # The lowest ID of a bidirectional stream which the peer has not opened yet.
+        self._next_incoming = int(engine.is_client)  # (RFC 9000 section 2.1)
+        self._is_client = engine.is_client
+        self._refuses_from: int | None = None
 
     # ------------------------------------------------------------------ streams
 
@@ -201,7 +203,10 @@ class QuicConnection(ConnectionState, trio.abc.AsyncResource, metaclass=NoPublic
     def _open_now(self, *, unidirectional: bool) -> int | None:
         """A new stream; ``None`` while the peer permits none."""
         if self._is_closing:
-            raise self._ended_error()
+            error = self._ended_error()
+            if isinstance(error, ConnectionBroken):
+                error.processed = False  # nothing was sent
+            raise error
         return self._engine.open_stream(unidirectional=unidirectional)
 
     async def _wait_for_stream(self, *, unidirectional: bool) -> int:
@@ -230,6 +235,7 @@ class QuicConnection(ConnectionState, trio.abc.AsyncResource, metaclass=NoPublic
         Cancellation: no stream is lost.
 
         Raises:
+          ShuttingDown: this side refuses further streams (:meth:`refuse_streams`).
           trio.ClosedResourceError: the connection was closed here.
           ConnectionBroken: the connection ended.
         """
@@ -240,11 +246,13 @@ class QuicConnection(ConnectionState, trio.abc.AsyncResource, metaclass=NoPublic
         return await self._accept(self._incoming_one_way)
 
     async def _accept(self, queue: deque[S]) -> S:
-        if queue or self._is_closing:
+        if queue or self._is_closing or self._refuses_from is not None:
             await trio.lowlevel.checkpoint()
         while not queue:
             if self._is_closing:
                 raise self._ended_error()
+            if self._refuses_from is not None and queue is self._incoming:
+                raise ShuttingDown("this connection takes no further streams")
             await self._wait(self._accept_lot)
         stream = queue.popleft()
         if self._ended:
@@ -254,8 +262,8 @@ class QuicConnection(ConnectionState, trio.abc.AsyncResource, metaclass=NoPublic
     def incoming_streams(self) -> AsyncIterator[QuicStream]:
         """Iterate over :meth:`accept_stream`; ends when the connection is closed in good order.
 
-        That is: closed here, or by the peer with code 0.  Any other end raises
-        :class:`ConnectionBroken`.
+        That is: closed here, or by the peer with code 0.  It ends also when this side is
+        shutting down.  Any other end raises :class:`ConnectionBroken`.
         """
         return _Incoming(self, self._incoming)
 
@@ -263,111 +271,24 @@ class QuicConnection(ConnectionState, trio.abc.AsyncResource, metaclass=NoPublic
         """Iterate over :meth:`accept_receive_stream`; see :meth:`incoming_streams`."""
         return _Incoming(self, self._incoming_one_way)
 
-    # ------------------------------------------------------------------ datagrams
+    def refuse_streams(self) -> int:
+        """From now on, refuse bidirectional streams which the peer opens; idempotent.
 
-    @property
-    def max_datagram_size(self) -> int | None:
-        """The largest datagram which can be sent at present, in bytes; ``None``: none at all.
+        For a side that ends soon: :func:`serve` and ``phoenix.shutdown`` call it.
+        Streams which wait to be accepted, and all later ones, are refused with
+        :attr:`ApplicationErrorCode.NOT_PROCESSED`, so that the peer may send the same again
+        elsewhere.  :meth:`accept_stream` raises :class:`ShuttingDown`.  Accepted streams,
+        unidirectional ones and datagrams go on.
 
-        It can change while the connection lives (with the path's MTU).
+        Returns the ID of the first stream of which no task here sees anything.
         """
-        return self._engine.max_datagram_payload if self._is_ready else None
-
-    def _check_datagram(self, data: bytes | bytearray | memoryview) -> bytes:
-        if self._is_closing:
-            raise self._ended_error()
-        maximum = self._engine.max_datagram_payload
-        if maximum is None:
-            raise DatagramsUnsupported(
-                "datagrams (RFC 9221) are switched off on this side or by the peer, or the peer's"
-                " limit (max_datagram_frame_size) does not hold even an empty one"
-            )
-        payload = bytes(data)
-        if len(payload) > maximum:
-            raise DatagramTooLarge(len(payload), maximum)
-        return payload
-
-    async def send_datagram(
-        self,
-        data: bytes | bytearray | memoryview,
-        *,
-        expires_after: float = math.inf,
-        priority: int = 0,
-    ) -> None:
-        """Send an unreliable datagram (RFC 9221), waiting while the queue is full.
-
-        It may be lost or arrive out of order, but never in part.  The queue holds
-        ``TransportConfig.datagram_queue_length`` datagrams.  :meth:`statistics` counts those
-        which were lost (``datagrams_lost``) and which have expired (``datagrams_expired``).
-
-        Args:
-          data: the payload.
-          expires_after: seconds from now, more than 0, after which it is dropped if it has not
-            left yet, here or in the queue.
-          priority: -128 to 127; higher ones leave first.
-
-        Cancellation: the datagram was not sent.
-
-        Raises:
-          DatagramTooLarge: larger than :attr:`max_datagram_size`.
-          DatagramsUnsupported: the peer takes none, not even an empty one.
-          ValueError: `expires_after` or `priority` is out of range.
-          trio.ClosedResourceError: the connection was closed here.
-          ConnectionBroken: the connection ended.
-        """
-        expires_at = expiry(expires_after, priority)
-        await trio.lowlevel.checkpoint()
-        payload = self._check_datagram(data)
-        while not self._has_datagram_room():
-            self._engine.want_datagram_room()
-            with trio.CancelScope(deadline=expires_at):
-                await self._wait_for_progress(self._send_lot, self._has_datagram_room)
-            payload = self._check_datagram(payload)
-            if trio.current_time() >= expires_at:
-                self._engine.expire_datagram()
-                return
-        self._engine.send_datagram(payload, priority, expires_at, trio.current_time())
-        self._touch()
-
-    def _has_datagram_room(self) -> bool:
-        return self._engine.has_datagram_room(trio.current_time())
-
-    def send_datagram_nowait(
-        self,
-        data: bytes | bytearray | memoryview,
-        *,
-        expires_after: float = math.inf,
-        priority: int = 0,
-    ) -> None:
-        """Send an unreliable datagram; if the queue is full, one is dropped instead of waiting.
-
-        That is the oldest one of the lowest priority, or this one if its own is lower still.
-        Drops are counted in :meth:`statistics`.  Arguments and errors as of :meth:`send_datagram`.
-        """
-        expires_at = expiry(expires_after, priority)
-        payload = self._check_datagram(data)
-        self._engine.send_datagram(payload, priority, expires_at, trio.current_time())
-        self._touch()
-
-    async def receive_datagram(self) -> bytes:
-        """The next datagram from the peer.
-
-        At most ``datagram_queue_length`` are kept; when more arrive unread, the
-        oldest are dropped and counted.  What arrived before the end of the
-        connection can still be received.
-
-        Cancellation: no datagram is lost.
-
-        Raises:
-          trio.ClosedResourceError: the connection was closed here.
-          ConnectionBroken: the connection ended.
-        """
-        await trio.lowlevel.checkpoint()
-        while not self._datagrams:
-            if self._is_closing:
-                raise self._ended_error()
-            await self._wait(self._datagram_lot)
-        return self._datagrams.popleft()
+        if self._refuses_from is None:
+            self._refuses_from = self._incoming[0].id if self._incoming else self._next_incoming
+            if not self._ended:
+                while self._incoming:
+                    refuse(self._incoming.popleft())
+            self._accept_lot.unpark_all()
+        return self._refuses_from
 
     # ------------------------------------------------------------------ liveness and keys
 
@@ -526,6 +447,10 @@ class QuicConnection(ConnectionState, trio.abc.AsyncResource, metaclass=NoPublic
             self._incoming_one_way.append(receiver)
         else:
             stream = self._make_stream(stream_id)
+            self._next_incoming = stream_id + 4
+            if self._refuses_from is not None:
+                refuse(stream)
+                return
             if self._take_stream is not None:
                 self._take_stream(stream)
                 return
@@ -546,6 +471,12 @@ class QuicConnection(ConnectionState, trio.abc.AsyncResource, metaclass=NoPublic
             self._make_sender(stream_id), self._make_receiver(stream_id)
         )
         return stream
+
+
+def refuse(stream: QuicStream) -> None:
+    """Tell the peer that no task here sees anything of this stream."""
+    stream.reset(ApplicationErrorCode.NOT_PROCESSED)
+    stream.stop_receiving(ApplicationErrorCode.NOT_PROCESSED)
 
 
 class _Incoming(Generic[S]):

@@ -93,6 +93,11 @@ class ConnectionEnd(ApplicationCalls):
         self._until: float | None = None  # the end of the closing or draining period
         self._owes_goodbye = False
 
+    @property
+    def is_client(self) -> bool:
+        """Whether this side has dialled."""
+        return self._is_client
+
     def on_fault(self, code: int, frame_type: int, reason: str) -> None:
         """The peer has broken the protocol, or TLS has failed."""
         self._begin_end(Cause.LOCAL_PROTOCOL_ERROR, code, frame_type, reason)

@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 
 import trio
 
-from ..errors import ApplicationErrorCode, StreamReset, StreamStopped
+from ..errors import ApplicationErrorCode, ConnectionBroken, StreamReset, StreamStopped
 from ..metrics import ConnectionStatistics
 from . import events
 from .conflict import ConflictDetector
@@ -71,6 +71,8 @@ class ConnectionState:
         self._ended = False
         self._error: Exception | None = None
         self._address: Address | None = None
+        self._peer_refuses = False
+        self._peer_refuses_from: int | None = None
 
         self._datagrams = DatagramQueue(engine.config.datagram_queue_length, engine.receive_memory)
         self._flow_control_stalls = 0
@@ -217,6 +219,15 @@ class ConnectionState:
         return self._engine.is_congested
 
     @property
+    def peer_refuses_streams(self) -> bool:
+        """Whether the peer has said that it takes no further streams, as it is going away.
+
+        By a stream which it refused with :attr:`ApplicationErrorCode.NOT_PROCESSED`, or in
+        the words of ``phoenix/1``.
+        """
+        return self._peer_refuses
+
+    @property
     def streams_opened(self) -> int:
         """How many streams this side has opened so far."""
         return self._engine.streams_opened
@@ -254,10 +265,32 @@ class ConnectionState:
     def _is_driven_by_waiters(self) -> bool:
         return not self._driver.has_own_tasks
 
-    def _ended_error(self) -> BaseException:
-        if self._error is not None:
-            return fresh(self._error)
-        return trio.ClosedResourceError("this connection was closed")
+    def _ended_error(self, stream_id: int | None = None) -> BaseException:
+        if self._error is None:
+            return trio.ClosedResourceError("this connection was closed")
+        error = fresh(self._error)
+        first = self._peer_refuses_from
+        if (
+            first is not None
+            and stream_id is not None
+            and stream_id >= first
+            and (stream_id ^ first) & 0b11 == 0  # of the same kind (RFC 9000 section 2.1)
+            and isinstance(error, ConnectionBroken)
+        ):
+            error.processed = False
+        return error
+
+    def _on_peer_refuses(self, first: int | None) -> None:
+        """The peer takes no further bidirectional streams of this side.
+
+        Args:
+          first: the first one of which its application sees nothing; ``None``: it has not said.
+        """
+        self._peer_refuses = True
+        if first is not None and (
+            self._peer_refuses_from is None or first < self._peer_refuses_from
+        ):
+            self._peer_refuses_from = first
 
     def _touch(self) -> None:
         if self._route is not None:
@@ -355,6 +388,8 @@ class ConnectionState:
             receiver._on_data(event.data, event.end_stream)
 
     def _on_stream_reset(self, event: events.StreamResetReceived) -> None:
+        if event.error_code == ApplicationErrorCode.NOT_PROCESSED:
+            self._on_peer_refuses(None)
         receiver = self._receivers.get(event.stream_id)
         if receiver is not None:
             receiver._on_reset(

@@ -127,6 +127,12 @@ class SocketDriver:
     @accept.setter
     def accept(self, accept: Callable[[Admit, SocketAddress], tuple[Engine, Sink]] | None) -> None:
         self._incoming.accept = accept
+        self._incoming.is_leaving = False
+
+    def refuse_clients(self) -> None:
+        """From now on, tell clients which dial that this endpoint takes no more."""
+        self.accept = None
+        self._incoming.is_leaving = True
 
     def report_local_addresses(self) -> None:
         """From now on, answer each peer from the local address to which it sends.
@@ -299,14 +305,15 @@ class SocketDriver:
     async def linger(self) -> None:
         """Wait until the peers of closed connections know, or were told often enough.
 
-        That takes a round trip if no packet is lost, and `close_linger` seconds at most.
-        Call it while the driver runs.
+        Clients whose handshake is under way are waited for, too: they are told when it is
+        complete.  That takes a round trip if no packet is lost, and `close_linger` seconds at
+        most.  Call it while the driver runs.
 
         Cancellation: CONNECTION_CLOSE is not sent again.
         """
         await trio.lowlevel.checkpoint()
         with trio.move_on_after(self.config.close_linger):
-            while any(route.engine.has_close_to_send for route in self._routes):
+            while any(route.is_pending or route.engine.has_close_to_send for route in self._routes):
                 await self._linger_lot.park()
 
     def close_if_unused(self) -> None:

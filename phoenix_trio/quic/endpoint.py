@@ -61,6 +61,13 @@ class Endpoint(metaclass=NoPublicConstructor):
         self._traces = traces
         self._listener: QuicListener | None = None
 
+    def __repr__(self) -> str:
+        if self._driver.is_closed:
+            state = "closed"
+        else:
+            state = "open" if self._driver.accept is None else "listening"
+        return f"<Endpoint on {self.address} with {len(self._driver.sinks)} connections ({state})>"
+
     @classmethod
     @asynccontextmanager
     async def open(

@@ -33,7 +33,7 @@ class Incoming:
 
     __slots__ = ("_add", "_admission", "_config", "_socket", "accept", "answers",
                  "connections_accepted", "connections_refused", "datagrams_unroutable",
-                 "handshakes_failed")  # fmt: skip
+                 "handshakes_failed", "is_leaving")  # fmt: skip
 
     def __init__(
         self,
@@ -48,6 +48,8 @@ class Incoming:
         self._add = add
         self.accept: Callable[[Admit, SocketAddress], tuple[Engine, Sink]] | None = None
         """Set while the endpoint listens: makes the connection of an admitted client."""
+        self.is_leaving = False
+        """Set when the endpoint takes no more clients: they are told so, and go elsewhere."""
         self.answers: dict[str, int] = {}
         """Answers sent without any state, by kind."""
         self.datagrams_unroutable = 0
@@ -66,7 +68,11 @@ class Incoming:
         Returns the connection that it has begun, if it has.
         """
         verdict = self._admission.judge_long(
-            data, remote_of(address), now, listening=self.accept is not None
+            data,
+            remote_of(address),
+            now,
+            listening=self.accept is not None,
+            leaving=self.is_leaving,
         )
         if isinstance(verdict, Admit):
             return self._admit(verdict, data, address, now, mark)

@@ -13,7 +13,7 @@ import trio
 
 from ..errors import ApplicationErrorCode
 from ..metrics import EndpointStatistics
-from .connection import QuicConnection, QuicStream
+from .connection import QuicConnection, QuicStream, refuse
 from .construction import NoPublicConstructor
 from .driver import SocketDriver
 from .path_address import SocketAddress
@@ -39,7 +39,8 @@ class QuicListener(trio.abc.Listener[QuicConnection], metaclass=NoPublicConstruc
         self._owns_socket = False
 
     def __repr__(self) -> str:
-        return f"<QuicListener on {self.address}>"
+        state = "closed" if self._stopped else "open"
+        return f"<QuicListener on {self.address} ({state}, {len(self._queue)} connections wait)>"
 
     @property
     def address(self) -> SocketAddress:
@@ -82,9 +83,9 @@ class QuicListener(trio.abc.Listener[QuicConnection], metaclass=NoPublicConstruc
         if self._stopped:
             return
         self._stopped = True
-        self._driver.accept = None
+        self._driver.refuse_clients()
         while self._queue:
-            self._queue.popleft().abort(ApplicationErrorCode.SHUTTING_DOWN)
+            self._queue.popleft().abort(ApplicationErrorCode.NOT_PROCESSED)
         self._lot.unpark_all()
         if self._owns_socket:
             self._driver.close_when_unused = True
@@ -93,12 +94,12 @@ class QuicListener(trio.abc.Listener[QuicConnection], metaclass=NoPublicConstruc
     def _watch(self, connection: QuicConnection) -> None:
         def on_ready() -> None:
             if self._stopped:
-                connection.abort(ApplicationErrorCode.SHUTTING_DOWN)
+                connection.abort(ApplicationErrorCode.NOT_PROCESSED)
             elif self._take is not None:
                 self._take(connection)
             elif len(self._queue) >= self._driver.config.accept_backlog:
                 self._driver.note_refused()
-                connection.abort(ApplicationErrorCode.SHUTTING_DOWN, "the accept backlog is full")
+                connection.abort(ApplicationErrorCode.NOT_PROCESSED, "the accept backlog is full")
             else:
                 self._queue.append(connection)
                 self._lot.unpark_all()
@@ -124,7 +125,8 @@ class StreamListener(trio.abc.Listener[QuicStream], metaclass=NoPublicConstructo
         listener._take = self._add
 
     def __repr__(self) -> str:
-        return f"<StreamListener on {self.address}>"
+        state = "closed" if self._stopped else "open"
+        return f"<StreamListener on {self.address} ({state}, {len(self._queue)} streams wait)>"
 
     @property
     def address(self) -> SocketAddress:
@@ -164,9 +166,7 @@ class StreamListener(trio.abc.Listener[QuicStream], metaclass=NoPublicConstructo
             self._stopped = True
             self._listener._stop()
             while self._queue:
-                stream = self._queue.popleft()
-                stream.reset(ApplicationErrorCode.SHUTTING_DOWN)
-                stream.stop_receiving(ApplicationErrorCode.SHUTTING_DOWN)
+                refuse(self._queue.popleft())
             for connection in list(self._connections):
                 connection._close_when_idle = True
                 connection._close_if_idle()
@@ -178,8 +178,7 @@ class StreamListener(trio.abc.Listener[QuicStream], metaclass=NoPublicConstructo
 
         def take(stream: QuicStream) -> None:
             if self._stopped:
-                stream.reset(ApplicationErrorCode.SHUTTING_DOWN)
-                stream.stop_receiving(ApplicationErrorCode.SHUTTING_DOWN)
+                refuse(stream)
             else:
                 self._queue.append(stream)
                 self._lot.unpark_all()

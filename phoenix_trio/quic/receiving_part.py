@@ -61,6 +61,22 @@ class ReceivingPart(trio.abc.ReceiveStream, Generic[ConnectionT], metaclass=NoPu
         self._busy = False
         self._waiter: Lot = Waiter()
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._id} ({self._state})>"
+
+    @property
+    def _state(self) -> str:
+        if self._error is not None:
+            return "reset by the peer"
+        if self._closed:
+            return "closed"
+        if self._done:
+            return "at its end"
+        # (A stream which was not accepted before the end of its connection does not know it.)
+        connection = getattr(self, "_connection", None)
+        state = "open" if connection and not connection._ended else "connection closed"
+        return f"{state}, {self._buffer.size} bytes to read"
+
     @property
     def id(self) -> int:
         """The stream ID (RFC 9000 section 2.1)."""
@@ -116,7 +132,7 @@ class ReceivingPart(trio.abc.ReceiveStream, Generic[ConnectionT], metaclass=NoPu
             if not self._buffer.size:
                 self._let_go()
         elif not data:
-            raise self._connection._ended_error()
+            raise self._connection._ended_error(self._id)
         return data
 
     async def receive_all(
@@ -180,7 +196,7 @@ class ReceivingPart(trio.abc.ReceiveStream, Generic[ConnectionT], metaclass=NoPu
                 code=code,
             )
         if not self._at_end:
-            raise self._connection._ended_error()
+            raise self._connection._ended_error(self._id)
         self._consume(size)
         self._let_go()
         return self._buffer.take_all()

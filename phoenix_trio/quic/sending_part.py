@@ -53,6 +53,21 @@ class SendingPart(trio.abc.SendStream, Generic[ConnectionT], metaclass=NoPublicC
         self._busy = False
         self._lot: trio.lowlevel.ParkingLot | None = None  # made when somebody waits
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._id} ({self._state})>"
+
+    @property
+    def _state(self) -> str:
+        if self._was_reset:
+            return "reset"
+        if self._error is not None:
+            return "stopped by the peer"
+        if self._finished or self._closed:
+            return "ended" if self._finished else "closed"
+        # (A stream which was not accepted before the end of its connection does not know it.)
+        connection = getattr(self, "_connection", None)
+        return "open" if connection and not connection._is_closing else "connection closed"
+
     @property
     def id(self) -> int:
         """The stream ID (RFC 9000 section 2.1)."""
@@ -180,7 +195,7 @@ class SendingPart(trio.abc.SendStream, Generic[ConnectionT], metaclass=NoPublicC
         if self._error is not None:
             raise self._seen_error()
         if self._connection._is_closing:
-            raise self._connection._ended_error()
+            raise self._connection._ended_error(self._id)
 
     async def send_eof(self) -> None:
         """End the stream (FIN): the peer reads all that was sent, then the end.  Idempotent.
@@ -239,7 +254,7 @@ class SendingPart(trio.abc.SendStream, Generic[ConnectionT], metaclass=NoPublicC
                     await trio.lowlevel.checkpoint()
                 return
             if connection._ended:
-                raise connection._ended_error()
+                raise connection._ended_error(self._id)
             await connection._wait_for_progress(self._waiting_place(), is_acked)
             has_waited = True
 

@@ -7,23 +7,20 @@ from __future__ import annotations
 
 import socket as sockets
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 import trio
 
 from ..config import TransportConfig
-from ..errors import ApplicationErrorCode, ConnectionBroken
 from .connection import QuicConnection
 from .datagram_socket import Network
 from .endpoint import DEFAULT_ALPN, Endpoint
-from .groups import unwrap_lone
 from .handshake.tls import ServerTLS
 from .listener import QuicListener, StreamListener
-from .logs import bounded_logger
 from .packet_io import UdpNetwork
+from .server import Server
 
-__all__ = ["open_listener", "open_stream_listener", "serve"]
-
-logger = bounded_logger("phoenix_trio")
+__all__ = ["open_endpoints", "open_listener", "open_stream_listener", "serve"]
 
 
 async def serve(
@@ -53,6 +50,14 @@ async def serve(
     The server ends when it is cancelled, or when all its listeners have been
     closed and their handlers have returned.
 
+    Cancellation: clients which dial are refused from then on, and so are new streams
+    (:meth:`QuicConnection.refuse_streams`): iterating over ``incoming_streams()`` ends.
+    Handlers have `grace_period` seconds to finish, delivery of what they sent included.  When
+    one has returned, its connection refuses streams until the peer has closed it, for
+    ``TransportConfig.close_linger`` at most, so that what the peer sends meanwhile is not lost;
+    those which are left are cancelled then, and their connections are closed with
+    :attr:`ApplicationErrorCode.SHUTTING_DOWN`.
+
     Args:
       handler: an async function which takes the connection.
       port: the UDP port; 0: any free one.  To be left out only with `socket`.
@@ -67,7 +72,7 @@ async def serve(
       on_error: called with a handler's exception; ``None``: logged with its traceback.
       strict: let a handler's exception propagate and end the server instead.
       grace_period: seconds which handlers are given to finish when the server is
-        cancelled; no connection is accepted meanwhile.
+        cancelled; ``math.inf``: as long as they take.
       network: where sockets come from; ``None``: the real UDP.
       task_status: ``nursery.start(serve, ...)`` returns the list of listeners
         (``listener.address``, ``listener.port``) once they are open.
@@ -76,99 +81,26 @@ async def serve(
       OSError: the address is unknown or not local, or the port is in use.
       TypeError: there is neither a port nor a socket, or `socket` is not one.
       ValueError: `socket` is not fit, and was left as it was; see :meth:`Endpoint.open`.
+        Or `grace_period` is negative.
     """
-    if not grace_period >= 0:
-        raise ValueError(f"grace_period must not be negative, not {grace_period!r}")
-    endpoints = await _open_endpoints(
-        host, port, socket=socket, reuse_port=reuse_port, config=config, network=network
+    server = Server(
+        handler,
+        partial(
+            open_endpoints,
+            host,
+            port,
+            socket=socket,
+            reuse_port=reuse_port,
+            config=config,
+            network=network,
+        ),
+        tls=tls,
+        alpn=alpn,
+        on_error=on_error,
+        strict=strict,
+        grace_period=grace_period,
     )
-
-    async def run_handler(connection: QuicConnection) -> None:
-        try:
-            await handler(connection)
-        except Exception as error:
-            if strict:
-                connection.abort(ApplicationErrorCode.HANDLER_CRASHED)
-                raise
-            _on_handler_error(error, connection, on_error)
-        except BaseException:
-            connection.abort(ApplicationErrorCode.SHUTTING_DOWN)
-            raise
-        else:
-            await connection.aclose()
-
-    async def accept_forever(listener: QuicListener) -> None:
-        try:
-            while True:
-                connection = await listener.accept()
-                handlers.start_soon(run_handler, connection)
-                del connection  # the handler's, and not kept until the next one comes
-        except trio.ClosedResourceError:
-            if not listener._stopped:
-                raise
-
-    try:
-        with unwrap_lone():
-            async with trio.open_nursery() as outer:
-                # What runs in here outlives a cancellation of the server by the grace period.
-                inner = trio.CancelScope(shield=True)
-
-                async def watch_for_cancellation() -> None:
-                    try:
-                        await trio.sleep_forever()
-                    finally:
-                        for listener in listeners:
-                            listener._stop()
-                        inner.deadline = trio.current_time() + grace_period
-
-                with inner:
-                    async with trio.open_nursery() as drivers:
-                        listeners: list[QuicListener] = []
-                        outer.start_soon(watch_for_cancellation)
-                        try:
-                            for endpoint in endpoints:
-                                await drivers.start(endpoint._driver.run)
-                                listeners.append(endpoint.listen(tls=tls, alpn=alpn))
-                            task_status.started(listeners)
-                            async with trio.open_nursery() as handlers:
-                                for listener in listeners:
-                                    handlers.start_soon(accept_forever, listener)
-                            for endpoint in endpoints:
-                                await endpoint._driver.linger()
-                        finally:
-                            for endpoint in endpoints:
-                                endpoint.close()
-                            drivers.cancel_scope.cancel()
-                outer.cancel_scope.cancel()
-    finally:
-        for endpoint in endpoints:
-            endpoint.close()
-    await trio.lowlevel.checkpoint_if_cancelled()
-
-
-def _on_handler_error(
-    error: Exception,
-    connection: QuicConnection,
-    on_error: Callable[[Exception], object] | None,
-) -> None:
-    remaining: BaseException | None = error
-    if connection.close_reason is not None:
-        # The peer has gone, which the call that the handler was in has raised.
-        if isinstance(error, BaseExceptionGroup):
-            remaining = error.split(ConnectionBroken)[1]
-        elif isinstance(error, ConnectionBroken):
-            remaining = None
-    connection.abort(ApplicationErrorCode.HANDLER_CRASHED)
-    if remaining is None:
-        logger.debug("connection with %s ended: %s", connection.peer_address, error)
-    elif on_error is not None:
-        on_error(error)
-    else:
-        logger.error(
-            "the handler of the connection with %s crashed",
-            connection.peer_address,
-            exc_info=error,
-        )
+    await server.run(task_status=task_status)
 
 
 async def open_listener(
@@ -253,12 +185,12 @@ def _port(port: int | None, socket: sockets.socket | None) -> int:
     return port
 
 
-async def _open_endpoints(
+async def open_endpoints(
     host: str | None,
     port: int | None,
     *,
-    socket: sockets.socket | None,
-    reuse_port: bool,
+    socket: sockets.socket | None = None,
+    reuse_port: bool = False,
     config: TransportConfig | None,
     network: Network | None,
 ) -> list[Endpoint]:

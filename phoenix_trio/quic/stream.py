@@ -39,6 +39,10 @@ class BidirectionalStream(
         self._send = send_stream
         self._receive = receive_stream
 
+    def __repr__(self) -> str:
+        directions = f"sending: {self._send._state}, receiving: {self._receive._state}"
+        return f"<{type(self).__name__} {self.id} ({directions})>"
+
     def _attach(self, connection: ConnectionT) -> None:
         self._send._attach(connection)
         self._receive._attach(connection)

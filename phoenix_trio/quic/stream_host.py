@@ -32,8 +32,8 @@ class StreamHost(Protocol):
     def _is_driven_by_waiters(self) -> bool:
         """Whether the socket is served only while some task waits."""
 
-    def _ended_error(self) -> BaseException:
-        """Why the connection has ended, as a new exception."""
+    def _ended_error(self, stream_id: int | None = None) -> BaseException:
+        """Why the connection has ended, as a new exception; for a call on that stream."""
 
     # ------------------------------------------------------------------ sending
 

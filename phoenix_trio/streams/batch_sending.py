@@ -125,6 +125,10 @@ class BatchSender(trio.abc.SendChannel[T_contra]):
         self._line: OrderedDict[trio.lowlevel.Task, _Place] = OrderedDict()
         self._written_lot = trio.lowlevel.ParkingLot()  # those who flush
 
+    def __repr__(self) -> str:
+        state = "failed" if self._error is not None else "closed" if self._closed else "open"
+        return f"<BatchSender over {self._stream!r} ({state}, {self._written} messages sent)>"
+
     @property
     def messages_sent(self) -> int:
         """Messages which were handed to the stream so far."""

@@ -91,6 +91,10 @@ class BatchReceiver(trio.abc.ReceiveChannel[T_co]):
         self._error: MessageRefused | None = None
         self._conflict = ConflictDetector("another task is already receiving from this channel")
 
+    def __repr__(self) -> str:
+        state = "failed" if self._error is not None else "closed" if self._closed else "open"
+        return f"<BatchReceiver over {self._reader.stream!r} ({state})>"
+
     async def receive(self) -> T_co:
         """The next message.
 

@@ -186,6 +186,10 @@ class Broadcast(Generic[T_contra]):
         self._too_slow = 0
         self._closed = False
 
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open"
+        return f"<Broadcast ({state}, {len(self._subscribers)} subscribers)>"
+
     def publish_nowait(self, value: T_contra) -> None:
         """Queue one message for all subscribers of this moment; never waits.
 

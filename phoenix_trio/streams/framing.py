@@ -63,6 +63,9 @@ class FrameDecoder:
         self._needed: int | None = None
         self._failure: FrameTooLarge | None = None
 
+    def __repr__(self) -> str:
+        return f"<FrameDecoder of frames of at most {self._limit} bytes ({len(self._buffer)} held)>"
+
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Take more input.
 

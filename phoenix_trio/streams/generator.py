@@ -275,6 +275,10 @@ class SequenceReceiver(trio.abc.ReceiveChannel[Any]):
         self._closed = False
         self._conflict = ConflictDetector("another task is already receiving from this sequence")
 
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "at its end" if self._at_end else "open"
+        return f"<SequenceReceiver over {self._reader.stream!r} ({state})>"
+
     async def receive(self) -> Any:
         """The next item.
 

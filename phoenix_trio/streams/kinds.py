@@ -34,7 +34,7 @@ class StreamKind(IntEnum):
     """A receiver's word on a transfer: credit, stripes received, the verdict."""
 
     DRAIN = 0x6
-    """The sender of this stream wants no further streams on the connection."""
+    """The sender of this stream wants no further streams on the connection, or takes none."""
 
     LIMITS = 0x7
     """What the sender of this stream takes; see :mod:`.limits`."""

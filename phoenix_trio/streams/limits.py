@@ -105,6 +105,10 @@ class PeerLimits:
         if not is_awaited:
             self._settled.set()
 
+    def __repr__(self) -> str:
+        known = self._limits if self.is_settled else "not announced yet"
+        return f"<PeerLimits of {self._connection!r} ({known})>"
+
     @property
     def is_settled(self) -> bool:
         """Whether no announcement is awaited any more."""

@@ -249,6 +249,9 @@ class MessageReceiver:
         # Joins small pieces: a message which trickles in costs its bytes, not an object each.
         self._received = ReceiveBuffer()
 
+    def __repr__(self) -> str:
+        return f"<MessageReceiver over {self.stream!r} (at most {self.max_size} bytes)>"
+
     @property
     def stream(self) -> trio.abc.ReceiveStream:
         """The stream below."""

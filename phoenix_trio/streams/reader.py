@@ -29,6 +29,9 @@ class StreamReader:
         self._buffer = bytearray()
         self._at_end = False
 
+    def __repr__(self) -> str:
+        return f"<StreamReader over {self.stream!r} ({len(self._buffer)} bytes received ahead)>"
+
     def give_back(self, stream: ReceiveStream) -> None:
         """What was received from `stream`, the one below, and not asked for is put back."""
         stream._put_back(bytes(self._buffer))

@@ -32,6 +32,10 @@ class SimulatedLink:
         self._queue: deque[tuple[float, int]] = deque()
         self._queued_bytes = 0
 
+    def __repr__(self) -> str:
+        state = "cut" if self._cut else f"{self._queued_bytes} bytes queued"
+        return f"<SimulatedLink ({state})>"
+
     @property
     def conditions(self) -> Conditions:
         """What this direction does at present."""

@@ -71,6 +71,9 @@ class SimulatedSocket:
         self.block_sending = False
         """Set it to let the send buffer seem full, until :meth:`unblock_sending`."""
 
+    def __repr__(self) -> str:
+        return f"<SimulatedSocket on {self.address} ({'closed' if self._closed else 'open'})>"
+
     @property
     def address(self) -> SocketAddress:
         """The local address, as the host itself sees it; the first one of several."""

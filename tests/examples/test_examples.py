@@ -297,3 +297,18 @@ def test_dashboard(certificates: Path) -> None:
     assert messages > 5
     taken = int(output[0].split()[1])
     assert taken >= messages * 256 * 1024
+
+
+def test_graceful_service(certificates: Path) -> None:
+    """It is told to end while it answers, and finishes first."""
+    with server(certificates, "graceful_service.py", "serve", "--seconds", "1") as (port, output):
+        asking = subprocess.Popen(
+            command("graceful_service.py", "ask", "--port", port, "--calls", "50"),
+            cwd=certificates,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        time.sleep(1)
+    told, _ = asking.communicate(timeout=20)
+    assert told == "50 of 50 calls were answered\n"
+    assert output == ["50 answers, 0 handlers were cancelled\n"]

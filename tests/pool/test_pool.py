@@ -37,6 +37,7 @@ class FakeConnection:
         self.streams_opened = 0
         self.is_congested = False
         self.is_closed = False
+        self.peer_refuses_streams = False
         self.answers_pings = True
         self.idle_timeout = 30.0
         self.keep_alive: float | None = None
@@ -106,6 +107,11 @@ async def pool_of(peers: Peers, **settings: Any) -> AsyncIterator[ConnectionPool
 
 async def hold(pool: ConnectionPool, seconds: float, target: str = TARGET) -> None:
     async with pool.lease(target):
+        await trio.sleep(seconds)
+
+
+async def hold_alone(pool: ConnectionPool, seconds: float) -> None:
+    async with pool.lease(TARGET, exclusive=True):
         await trio.sleep(seconds)
 
 
@@ -608,6 +614,118 @@ async def test_whoever_needs_several_shares_no_connection_beyond_the_limit_of_it
                 assert trio.current_time() >= 3
 
 
+async def test_an_exclusive_lease_is_of_a_connection_which_no_other_lease_shares(
+    autojump_clock: MockClock,
+) -> None:
+    peers = Peers()
+    async with pool_of(peers) as pool:
+        async with pool.lease(TARGET) as shared:
+            async with pool.lease(TARGET, exclusive=True) as alone:
+                assert alone is not shared
+                async with pool.lease(TARGET) as third, pool.lease(TARGET) as fourth:
+                    assert third is fourth is shared
+        # Handed back, it is one like others; and what is idle is not dialled anew.
+        async with pool.lease(TARGET, exclusive=True) as again:
+            assert again in (shared, alone)
+        assert pool.statistics().targets[TARGET].dials == 2
+        async with pool.lease_several(TARGET, 2) as two:
+            assert set(two) == {shared, alone}
+
+
+async def test_an_exclusive_lease_waits_for_those_before_it_and_not_for_later_ones(
+    autojump_clock: MockClock,
+) -> None:
+    peers = Peers()
+    served: list[str] = []
+
+    async def use(name: str, *, exclusive: bool, seconds: float) -> None:
+        async with pool.lease(TARGET, exclusive=exclusive):
+            served.append(name)
+            await trio.sleep(seconds)
+
+    async with (
+        pool_of(peers, max_connections_per_target=1) as pool,
+        trio.open_nursery() as nursery,
+    ):
+        for name in ("first", "second"):
+            nursery.start_soon(partial(use, name, exclusive=False, seconds=2))
+        await trio.sleep(1)
+        nursery.start_soon(partial(use, "alone", exclusive=True, seconds=2))
+        for _ in range(5):
+            await trio.sleep(0.1)
+            nursery.start_soon(partial(use, "later", exclusive=False, seconds=0.5))
+        await trio.sleep(1)
+        assert served[2:] == ["alone"]
+        await trio.sleep(2)
+        assert served[2:] == ["alone"] + 5 * ["later"]
+    assert peers.most == 1
+
+
+async def test_a_cancelled_wait_for_an_exclusive_lease_keeps_nothing_back(
+    autojump_clock: MockClock,
+) -> None:
+    async with pool_of(Peers(), max_connections_per_target=1) as pool:
+        async with pool.lease(TARGET):
+            with trio.move_on_after(1) as scope:
+                async with pool.lease(TARGET, exclusive=True):
+                    raise AssertionError
+            assert scope.cancelled_caught
+            with trio.fail_after(0.1):
+                async with pool.lease(TARGET):
+                    pass
+
+
+async def test_an_exclusive_lease_of_a_dead_peer_raises_its_error(
+    autojump_clock: MockClock,
+) -> None:
+    peers = Peers()
+    peers.error = OSError("away")
+    async with pool_of(peers) as pool:
+        with pytest.raises(OSError, match="away"):
+            async with pool.lease(TARGET, exclusive=True):
+                raise AssertionError
+        with pytest.raises(OSError, match="away"):
+            async with pool.lease(TARGET, exclusive=True):
+                raise AssertionError
+
+
+async def test_a_connection_whose_peer_refuses_streams_is_left_after_its_last_lease(
+    autojump_clock: MockClock,
+) -> None:
+    peers = Peers()
+    async with pool_of(peers) as pool:
+        async with pool.lease(TARGET) as first:
+            fake: Any = first
+            fake.peer_refuses_streams = True
+            async with pool.lease(TARGET) as second:
+                assert second is not first
+            assert not first.is_closed
+        await trio.sleep(0.1)
+        assert first.is_closed
+        assert pool.statistics().drained == 1
+
+
+async def test_a_pool_which_finishes_waits_for_leases_and_gives_out_no_more(
+    autojump_clock: MockClock,
+) -> None:
+    async with pool_of(Peers(), max_connections_per_target=1) as pool:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hold, pool, 2)
+            nursery.start_soon(partial(hold_alone, pool, 3))
+            await trio.sleep(1)
+            nursery.start_soon(hold, pool, 1)  # waits for the one before
+            await trio.testing.wait_all_tasks_blocked()
+            with trio.move_on_after(0.5) as scope:
+                await pool.finish()
+            assert scope.cancelled_caught
+            with pytest.raises(phoenix_trio.ShuttingDown):
+                async with pool.lease(TARGET):
+                    raise AssertionError
+            await pool.finish()
+            assert 6.0 < trio.current_time() < 6.2
+        await pool.finish()
+
+
 async def test_leaving_the_pool_ends_everything_in_it(autojump_clock: MockClock) -> None:
     peers = Peers(streams=1)
     outcomes: list[str] = []
@@ -630,6 +748,17 @@ async def test_leaving_the_pool_ends_everything_in_it(autojump_clock: MockClock)
     assert sorted(outcomes) == ["closed", "refused", "refused"]
     with pytest.raises(trio.ClosedResourceError):
         await hold(pool, 0)
+
+
+async def test_a_cancelled_close_aborts_what_is_still_open(autojump_clock: MockClock) -> None:
+    peers = Peers()
+    async with pool_of(peers) as pool:
+        async with pool.lease(TARGET) as connection:
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await pool.aclose()
+            assert scope.cancelled_caught
+            assert connection.is_closed
 
 
 async def test_an_exception_in_the_block_comes_out_as_it_is(autojump_clock: MockClock) -> None:
@@ -657,7 +786,7 @@ async def test_nothing_is_left_of_a_pool(autojump_clock: MockClock) -> None:
             st.integers(0, 4),  # of which have opened their stream
             st.integers(0, 4),  # streams available
             st.booleans(),  # congested
-            st.sampled_from(["", "", "", "draining", "closing", "yielding"]),
+            st.sampled_from(["", "", "", "draining", "closing", "yielding", "alone", "refusing"]),
         ),
         min_size=1,
         max_size=4,
@@ -684,6 +813,8 @@ def test_a_lease_which_need_not_wait_is_what_the_policy_would_grant(
                 pooled.is_closing = state == "closing"
                 # (A ticket below the newcomer's: it came earlier, for another target.)
                 pooled.yields_to = 1 if state == "yielding" else None
+                pooled.closed_from = 0 if state == "alone" else None
+                fake.peer_refuses_streams = state == "refusing"
                 entry.connections.append(pooled)
                 pool._pooled[number] = pooled
             entry.dial_scope = trio.CancelScope()  # so that nothing is dialled
@@ -720,7 +851,7 @@ def test_a_lease_which_need_not_wait_is_what_the_policy_would_grant(
     script=st.lists(
         st.tuples(
             st.sampled_from(
-                ["lease", "lease", "lease", "several"]
+                ["lease", "lease", "lease", "several", "alone"]
                 + ["lose", "drain", "fail", "work", "warm", "wait"]
             ),
             st.integers(0, 2),
@@ -734,6 +865,7 @@ def test_limits_hold_and_no_waiter_is_lost_whatever_happens(
 ) -> None:
     peers = Peers(streams=streams)
     served = failed = cancelled = asked = 0
+    alone: set[Any] = set()
 
     async def main() -> None:
         nonlocal asked
@@ -748,6 +880,7 @@ def test_limits_hold_and_no_waiter_is_lost_whatever_happens(
                 with trio.move_on_after(patience) as scope:
                     try:
                         async with pool.lease(target) as connection:
+                            assert connection not in alone
                             fake: Any = connection
                             if fake.available_streams:
                                 fake.available_streams -= 1
@@ -775,6 +908,21 @@ def test_limits_hold_and_no_waiter_is_lost_whatever_happens(
                 except OSError:
                     failed += 1
 
+            async def have_alone(target: str, seconds: float) -> None:
+                nonlocal served, failed
+                try:
+                    with trio.fail_after(500):
+                        async with pool.lease(target, exclusive=True) as connection:
+                            (pooled,) = (p for p in pool._pooled.values() if p.quic is connection)
+                            alone.add(connection)
+                            assert pooled.leases == 1
+                            await trio.sleep(seconds)
+                            assert pooled.leases == 1
+                            alone.remove(connection)
+                            served += 1
+                except OSError:
+                    failed += 1
+
             async with trio.open_nursery() as nursery:
                 for what, which, seconds in script:
                     target = f"peer{which}:1"
@@ -784,6 +932,9 @@ def test_limits_hold_and_no_waiter_is_lost_whatever_happens(
                     elif what == "several":
                         asked += 1
                         nursery.start_soon(several, target, seconds)
+                    elif what == "alone":
+                        asked += 1
+                        nursery.start_soon(have_alone, target, seconds)
                     elif what == "lose" and peers.open:
                         peers.open[which % len(peers.open)].end()
                     elif what == "drain" and peers.open:

@@ -74,7 +74,7 @@ async def test_a_closed_stream_listener_lets_its_streams_finish(autojump_clock: 
                 await late.send_all(b"late")
                 with pytest.raises(phoenix_trio.StreamReset) as caught:
                     await late.receive_some()
-                assert caught.value.error_code == phoenix_trio.ApplicationErrorCode.SHUTTING_DOWN
+                assert caught.value.error_code == phoenix_trio.ApplicationErrorCode.NOT_PROCESSED
                 assert await ask(stream, b"second") == b"SECOND"
                 await connection.wait_closed()
 

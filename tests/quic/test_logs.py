@@ -6,11 +6,11 @@ import logging
 
 import pytest
 
-from phoenix_trio.quic import connection_end, driver, serving
+from phoenix_trio.quic import connection_end, driver, server
 from phoenix_trio.quic.logs import RECORDS_AT_ONCE, BoundedRecords, bounded_logger
 
 
-@pytest.mark.parametrize("module", [connection_end, driver, serving])
+@pytest.mark.parametrize("module", [connection_end, driver, server])
 def test_errors_which_peers_may_provoke_are_bounded(module: object) -> None:
     logger: logging.Logger = module.logger  # type: ignore[attr-defined]
     assert len([each for each in logger.filters if isinstance(each, BoundedRecords)]) == 1

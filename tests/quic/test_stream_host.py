@@ -39,7 +39,7 @@ class Host:
             SendingPart._create(self, 0), ReceivingPart._create(self, 0)
         )
 
-    def _ended_error(self) -> BaseException:
+    def _ended_error(self, stream_id: int | None = None) -> BaseException:
         return trio.BrokenResourceError("the host is gone")
 
     def _send_room(self, stream_id: int, wanted: int = 1, /) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import assert_type
 
 import attrs
@@ -188,6 +189,14 @@ async def application(
                 assert_type(receive, phoenix_trio.BatchReceiver[bytes])
                 assert_type(await receive.receive_many(), list[bytes])
             await batches(connection, stream)
+    async with phoenix.connect("there:1", exclusive=True) as alone:
+        assert_type(alone, phoenix_trio.PhoenixConnection)
+    assert_type(await phoenix.request("there:1", b"question"), bytes)
+    retry = phoenix_trio.Retry(attempts=3, idempotent=True)
+    assert_type(await phoenix.request("there:1", b"q", max_answer=10, retry=retry), bytes)
+    assert_type(await retry.run(partial(phoenix.request, "there:1", b"q", retry=None)), bytes)
+    await phoenix.shutdown()
+    await phoenix.shutdown(grace=5)
     summary = await phoenix.send_multiplexed("there:1", b"data")
     assert_type(summary, phoenix_trio.TransferSummary)
     async with await phoenix.receive_multiplexed() as transfer:
@@ -277,12 +286,14 @@ def failures(error: Exception) -> None:
         case phoenix_trio.HandshakeFailed():
             assert_type(error.alert, int | None)
         case phoenix_trio.ConnectionBroken():
+            assert_type(error.processed, bool | None)
             assert_type(error.reason, str)
             assert_type(error.by_peer, bool)
             assert_type(error.is_application, bool)
         case phoenix_trio.StreamBroken():
             assert_type(error.stream_id, int)
             assert_type(error.error_code, int)
+            assert_type(error.processed, bool | None)
         case phoenix_trio.StreamTooLarge():
             assert_type(error.stream_id, int)
             assert_type(error.maximum, int)

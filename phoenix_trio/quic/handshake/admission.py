@@ -59,6 +59,8 @@ _SMALLEST_INITIAL_CONNECTION_ID = 8
 _SMALLEST_RESET = 21
 _LARGEST_RESET = 42
 
+_FULL = "The server takes no more connections"
+
 #: Of a CONNECTION_CLOSE frame.
 _CLOSE_ROOM = 80
 
@@ -147,9 +149,15 @@ class Admission:
         now: float,
         *,
         listening: bool,
+        leaving: bool = False,
     ) -> Drop | Answer | Admit:
-        """A long header packet for no connection of ours."""
-        if not listening:
+        """A long header packet for no connection of ours.
+
+        Args:
+          listening: whether clients are admitted.
+          leaving: whether clients are refused, since the endpoint listened and will end soon.
+        """
+        if not listening and not leaving:
             return Drop("not listening")
         if len(data) < SMALLEST_UDP_PAYLOAD:
             # RFC 9000 sections 6.1 and 14.1: too small for an Initial packet of any version.
@@ -161,7 +169,7 @@ class Admission:
             return Drop("not an Initial packet")
         if len(header.destination_cid) < _SMALLEST_INITIAL_CONNECTION_ID:
             return Drop("connection ID too short")
-        return self._initial(data, header, address, now)
+        return self._initial(data, header, address, now, leaving=leaving)
 
     def enter(self, verdict: Admit, address: SocketAddress, now: float) -> Place:
         """Take a place for the client which was admitted by `verdict`."""
@@ -195,7 +203,7 @@ class Admission:
         )
 
     def _initial(
-        self, data: bytes, header: LongHeader, address: SocketAddress, now: float
+        self, data: bytes, header: LongHeader, address: SocketAddress, now: float, *, leaving: bool
     ) -> Drop | Answer | Admit:
         original: bytes | None = None
         if header.token:
@@ -204,7 +212,7 @@ class Admission:
             except InvalidToken:
                 # RFC 9000 section 8.1.3: as if the client had sent none.
                 original = None
-        is_full = self.places.is_full
+        is_full = leaving or self.places.is_full
         if original is None and not is_full and self._demands_retry(address, now):
             return self._retry(header, address, now)
         keys = authenticate_initial(
@@ -217,7 +225,8 @@ class Admission:
         if keys is None:
             return Drop("not authentic")
         if is_full:
-            return self._refuse(header, now, "The server takes no more connections")
+            reason = "The server is shutting down" if leaving else _FULL
+            return self._refuse(header, now, reason)
         if not self._has_share(address, now, is_validated=original is not None):
             return self._refuse(
                 header, now, "The server takes no more connections from this address now"

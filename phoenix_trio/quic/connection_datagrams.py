@@ -1,0 +1,125 @@
+"""The calls of a connection for unreliable datagrams (RFC 9221).
+
+Floor 3.  A part of :class:`~phoenix_trio.quic.connection.QuicConnection`, which documents
+the whole.
+"""
+
+from __future__ import annotations
+
+import math
+
+import trio
+
+from ..errors import DatagramsUnsupported, DatagramTooLarge
+from .connection_state import ConnectionState
+from .datagram_options import expiry
+
+__all__ = ["DatagramCalls"]
+
+
+class DatagramCalls(ConnectionState):
+    """Sends and receives the datagrams of a connection."""
+
+    @property
+    def max_datagram_size(self) -> int | None:
+        """The largest datagram which can be sent at present, in bytes; ``None``: none at all.
+
+        It can change while the connection lives (with the path's MTU).
+        """
+        return self._engine.max_datagram_payload if self._is_ready else None
+
+    def _check_datagram(self, data: bytes | bytearray | memoryview) -> bytes:
+        if self._is_closing:
+            raise self._ended_error()
+        maximum = self._engine.max_datagram_payload
+        if maximum is None:
+            raise DatagramsUnsupported(
+                "datagrams (RFC 9221) are switched off on this side or by the peer, or the peer's"
+                " limit (max_datagram_frame_size) does not hold even an empty one"
+            )
+        payload = bytes(data)
+        if len(payload) > maximum:
+            raise DatagramTooLarge(len(payload), maximum)
+        return payload
+
+    async def send_datagram(
+        self,
+        data: bytes | bytearray | memoryview,
+        *,
+        expires_after: float = math.inf,
+        priority: int = 0,
+    ) -> None:
+        """Send an unreliable datagram (RFC 9221), waiting while the queue is full.
+
+        It may be lost or arrive out of order, but never in part.  The queue holds
+        ``TransportConfig.datagram_queue_length`` datagrams.  :meth:`statistics` counts those
+        which were lost (``datagrams_lost``) and which have expired (``datagrams_expired``).
+
+        Args:
+          data: the payload.
+          expires_after: seconds from now, more than 0, after which it is dropped if it has not
+            left yet, here or in the queue.
+          priority: -128 to 127; higher ones leave first.
+
+        Cancellation: the datagram was not sent.
+
+        Raises:
+          DatagramTooLarge: larger than :attr:`max_datagram_size`.
+          DatagramsUnsupported: the peer takes none, not even an empty one.
+          ValueError: `expires_after` or `priority` is out of range.
+          trio.ClosedResourceError: the connection was closed here.
+          ConnectionBroken: the connection ended.
+        """
+        expires_at = expiry(expires_after, priority)
+        await trio.lowlevel.checkpoint()
+        payload = self._check_datagram(data)
+        while not self._has_datagram_room():
+            self._engine.want_datagram_room()
+            with trio.CancelScope(deadline=expires_at):
+                await self._wait_for_progress(self._send_lot, self._has_datagram_room)
+            payload = self._check_datagram(payload)
+            if trio.current_time() >= expires_at:
+                self._engine.expire_datagram()
+                return
+        self._engine.send_datagram(payload, priority, expires_at, trio.current_time())
+        self._touch()
+
+    def _has_datagram_room(self) -> bool:
+        return self._engine.has_datagram_room(trio.current_time())
+
+    def send_datagram_nowait(
+        self,
+        data: bytes | bytearray | memoryview,
+        *,
+        expires_after: float = math.inf,
+        priority: int = 0,
+    ) -> None:
+        """Send an unreliable datagram; if the queue is full, one is dropped instead of waiting.
+
+        That is the oldest one of the lowest priority, or this one if its own is lower still.
+        Drops are counted in :meth:`statistics`.  Arguments and errors as of :meth:`send_datagram`.
+        """
+        expires_at = expiry(expires_after, priority)
+        payload = self._check_datagram(data)
+        self._engine.send_datagram(payload, priority, expires_at, trio.current_time())
+        self._touch()
+
+    async def receive_datagram(self) -> bytes:
+        """The next datagram from the peer.
+
+        At most ``datagram_queue_length`` are kept; when more arrive unread, the
+        oldest are dropped and counted.  What arrived before the end of the
+        connection can still be received.
+
+        Cancellation: no datagram is lost.
+
+        Raises:
+          trio.ClosedResourceError: the connection was closed here.
+          ConnectionBroken: the connection ended.
+        """
+        await trio.lowlevel.checkpoint()
+        while not self._datagrams:
+            if self._is_closing:
+                raise self._ended_error()
+            await self._wait(self._datagram_lot)
+        return self._datagrams.popleft()
