@@ -1,6 +1,6 @@
 """A directory in which strangers may store files, and nothing else.
 
-Floor 6.  Names from the network are hostile.  Every step into the directory is
+Floor 4.  Names from the network are hostile.  Every step into the directory is
 taken relative to an open descriptor of the last one and follows no symbolic
 link, so that no name, and no race, leads outside.  A file appears under its
 final name whole or not at all.  Until then it grows as a part in the hidden
@@ -21,13 +21,14 @@ import re
 import stat
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
 import attrs
 
-from .names import Refused, check_path, fold, shorten
+from .folders import Folders
+from .names import Refused, check_path, shorten
 from .parts import Part, PartLimits, next_expiry, to_give_way, to_remove
+from .system import open_directory, try_lock
 
 __all__ = ["PARTS_DIRECTORY", "Refused", "Storage", "StoredFile", "check_path"]
 
@@ -44,15 +45,9 @@ _SHOWN_BYTES = 100
 _HASH_CHUNK = 1024 * 1024
 _HASH_SLICE = 64 * _HASH_CHUNK
 
-#: Entries of a directory which are compared with a new name at most, and directories whose
-#: entries are remembered.
-_COMPARED_MAX = 10_000
-_REMEMBERED_DIRECTORIES = 8
-
 _GIBIBYTE = 1024**3
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-_NOT_A_DIRECTORY = (errno.ELOOP, errno.ENOTDIR)
 
 #: What systems answer which cannot link, such as FAT.
 _CANNOT_LINK = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
@@ -158,10 +153,10 @@ class StoredFile:
         os.fchmod(self._descriptor, storage._file_mode)
         os.fsync(self._descriptor)
         final = self._path[-1]
-        with storage._descend(self._path[:-1], create=True) as directory:
+        with storage._folders.descend(self._path[:-1], create=True) as directory:
             with storage._lock:
-                storage._check_final(directory, final)
-                with storage._changing(directory, final):
+                storage._folders.check_final(directory, final)
+                with storage._folders.changing(directory, final):
                     if storage._overwrite or not self._link(directory, final):
                         os.replace(
                             self._part, final, src_dir_fd=self._directory, dst_dir_fd=directory
@@ -250,7 +245,6 @@ class Storage:
     ) -> None:
         os.makedirs(directory, exist_ok=True)
         self._root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._device = os.fstat(self._root).st_dev
         self._overwrite = overwrite
         self._max_file_size = max_file_size
         self._limits = PartLimits() if limits is None else limits
@@ -258,12 +252,11 @@ class Storage:
         umask = os.umask(0o077)  # (It can only be read by setting it.)
         os.umask(umask)
         self._file_mode = 0o666 & ~umask
-        self._directory_mode = 0o777 & ~umask
         self._lock = threading.RLock()
+        self._folders = Folders(self._root, self._lock, overwrite=overwrite, mode=0o777 & ~umask)
         self._active: set[str] = set()
         self._hashes: dict[str, _Hashed] = {}
         self._written: dict[str, tuple[int, float]] = {}
-        self._names: OrderedDict[tuple[int, int], tuple[int, dict[str, str]]] = OrderedDict()
 
     def close(self) -> None:
         """Close the directory."""
@@ -322,9 +315,9 @@ class Storage:
                 raise Refused("busy", "this transfer is under way already")
             self._active.add(key)
         try:
-            with self._descend(parts[:-1], create=False) as directory:
+            with self._folders.descend(parts[:-1], create=False) as directory:
                 if directory >= 0:
-                    self._check_final(directory, parts[-1])
+                    self._folders.check_final(directory, parts[-1])
             with self._lock:
                 return self._open(parts, size, key, peer, can_resume=identity is not None)
         except BaseException:
@@ -403,7 +396,7 @@ class Storage:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise Refused("system", "something else is in the way of the partial file")
-        if not _try_lock(descriptor):
+        if not try_lock(descriptor):
             raise Refused("busy", "another receiver on this directory has this transfer")
         there = os.stat(name, dir_fd=directory, follow_symlinks=False)
         if there.st_ino != status.st_ino:
@@ -506,7 +499,7 @@ class Storage:
             os.close(directory)
         if not self._active:
             # Not empty, or another process was faster: both are fine.
-            with contextlib.suppress(OSError), self._changing(self._root):
+            with contextlib.suppress(OSError), self._folders.changing(self._root):
                 os.rmdir(PARTS_DIRECTORY, dir_fd=self._root)
         return given
 
@@ -565,7 +558,7 @@ class Storage:
         except FileNotFoundError:
             return False
         try:
-            if not _try_lock(descriptor):
+            if not try_lock(descriptor):
                 return False
             os.unlink(part.name, dir_fd=directory)
         except FileNotFoundError:
@@ -578,9 +571,9 @@ class Storage:
 
     def _parts_directory(self, *, create: bool) -> int:
         if create:
-            with contextlib.suppress(FileExistsError), self._changing(self._root):
+            with contextlib.suppress(FileExistsError), self._folders.changing(self._root):
                 os.mkdir(PARTS_DIRECTORY, 0o700, dir_fd=self._root)
-        return _open_directory(PARTS_DIRECTORY, self._root)
+        return open_directory(PARTS_DIRECTORY, self._root)
 
     @staticmethod
     def _part_names(directory: int) -> Iterator[tuple[str, str]]:
@@ -588,121 +581,6 @@ class Storage:
             if found := _PART_NAME.fullmatch(name):
                 yield name, found[1]
 
-    # ------------------------------------------------------------------ final names
-
-    @contextlib.contextmanager
-    def _descend(self, parts: tuple[str, ...], *, create: bool) -> Iterator[int]:
-        """Go down from the root, following no symbolic link.
-
-        Yields a descriptor of the last directory; -1 where one is missing and is not to be
-        made.
-        """
-        current = os.dup(self._root)
-        try:
-            for part in parts:
-                below = self._step(current, part, create=create)
-                os.close(current)
-                current = below
-                if current < 0:
-                    break
-            yield current
-        finally:
-            if current >= 0:
-                os.close(current)
-
-    def _step(self, current: int, part: str, *, create: bool) -> int:
-        try:
-            below = _open_directory(part, current)
-        except FileNotFoundError:
-            with self._lock:
-                self._check_twins(current, part)
-                if not create:
-                    return -1
-                with contextlib.suppress(FileExistsError), self._changing(current, part):
-                    os.mkdir(part, self._directory_mode, dir_fd=current)
-            os.fsync(current)
-            below = _open_directory(part, current)
-        if os.fstat(below).st_dev != self._device:
-            os.close(below)
-            raise Refused("system", f"{part!r} is another file system, which is not entered")
-        return below
-
-    def _check_final(self, directory: int, final: str) -> None:
-        try:
-            there = os.stat(final, dir_fd=directory, follow_symlinks=False)
-        except FileNotFoundError:
-            self._check_twins(directory, final)
-            return
-        if not self._overwrite:
-            raise Refused("exists", f"{final!r} exists, and this receiver does not overwrite")
-        if not stat.S_ISREG(there.st_mode):
-            raise Refused("exists", f"{final!r} exists, and is not a regular file")
-
-    def _check_twins(self, directory: int, name: str) -> None:
-        """Refuse a name which another one equals but for case or the form of its letters.
-
-        A courtesy to systems on which the two are one, so it is bounded: the first 10,000
-        entries of a directory are compared.
-        """
-        with self._lock:
-            twin = self._folded(directory).get(fold(name))
-        if twin is not None and twin != name:
-            raise Refused("exists", f"{twin!r} exists, which is the same name on some systems")
-
-    def _folded(self, directory: int) -> dict[str, str]:
-        status = os.fstat(directory)
-        where = status.st_dev, status.st_ino
-        known = self._names.pop(where, None)
-        if known is None or known[0] != status.st_mtime_ns:
-            names: dict[str, str] = {}
-            with os.scandir(directory) as entries:
-                for entry, _ in zip(entries, range(_COMPARED_MAX), strict=False):
-                    names[fold(entry.name)] = entry.name
-            known = status.st_mtime_ns, names
-        self._names[where] = known
-        while len(self._names) > _REMEMBERED_DIRECTORIES:
-            self._names.popitem(last=False)
-        return known[1]
-
-    @contextlib.contextmanager
-    def _changing(self, directory: int, name: str | None = None) -> Iterator[None]:
-        """We change a directory: what is remembered of it stays true, if it was true before.
-
-        So that it is not read again for every file that is stored in it.
-        """
-        with self._lock:
-            before = os.fstat(directory)
-            yield
-            where = before.st_dev, before.st_ino
-            known = self._names.get(where)
-            if known is not None and known[0] == before.st_mtime_ns:
-                if name is not None and len(known[1]) < _COMPARED_MAX:
-                    known[1][fold(name)] = name
-                self._names[where] = os.fstat(directory).st_mtime_ns, known[1]
-
 
 def _no_space() -> Refused:
     return Refused("no-space", "the receiver's disk is full")
-
-
-def _open_directory(name: str, inside: int) -> int:
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        return os.open(name, flags, dir_fd=inside)
-    except OSError as error:
-        if error.errno in _NOT_A_DIRECTORY:
-            raise Refused("bad-name", f"{name!r} is not a directory here") from None
-        raise
-
-
-def _try_lock(descriptor: int) -> bool:
-    """Lock a file against other processes; whether none has it."""
-    import fcntl  # not on Windows, where the program's other commands still work
-
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True  # a file system without locks: there, one receiver a directory
-    return True
