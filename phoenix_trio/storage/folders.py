@@ -31,13 +31,17 @@ class Folders:
       root: an open descriptor of the directory.
       lock: of the storage.
       overwrite: whether existing files may be replaced.
+      compare: whether names are refused which equal others but for case or composition.
       mode: of directories which are made.
     """
 
-    def __init__(self, root: int, lock: threading.RLock, *, overwrite: bool, mode: int) -> None:
+    def __init__(
+        self, root: int, lock: threading.RLock, *, overwrite: bool, compare: bool, mode: int
+    ) -> None:
         self._root = root
         self._lock = lock
         self._overwrite = overwrite
+        self._compare = compare
         self._directory_mode = mode
         self._device = os.fstat(root).st_dev
         self._names: OrderedDict[tuple[int, int], tuple[int, dict[str, str]]] = OrderedDict()
@@ -96,6 +100,8 @@ class Folders:
         A courtesy to systems on which the two are one, so it is bounded: the first 10,000
         entries of a directory are compared.
         """
+        if not self._compare:
+            return
         with self._lock:
             twin = self._folded(directory).get(fold(name))
         if twin is not None and twin != name:

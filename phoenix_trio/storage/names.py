@@ -139,4 +139,4 @@ def _oddity(character: str) -> str | None:
 
 def shorten(name: str, max_bytes: int) -> str:
     """The beginning of `name` which has at most `max_bytes`, in whole characters."""
-    return name.encode()[:max_bytes].decode(errors="ignore")
+    return name.encode(errors="replace")[:max_bytes].decode(errors="ignore")
