@@ -49,6 +49,7 @@ from .pool import (
     TransferInterrupted,
     TransferRefused,
     TransferSummary,
+    TransferUnconfirmed,
     open_pool,
 )
 from .quic.connection import QuicConnection, QuicStream, ReceiveStream, SendStream
@@ -57,6 +58,7 @@ from .quic.handshake.tls import ClientTLS, ServerTLS, SessionStore
 from .quic.listener import QuicListener, StreamListener
 from .quic.serving import open_listener, open_stream_listener, serve
 from .quic.wire.compiled import is_compiled
+from .storage.parts import PartLimits
 from .streams import (
     BatchReceiver,
     BatchSender,
@@ -127,6 +129,8 @@ __all__ = [
     "TransferInterrupted",
     "TransferRefused",
     "TransferSummary",
+    "TransferUnconfirmed",
+    "PartLimits",
     "open_pool",
     "BatchReceiver",
     "BatchSender",

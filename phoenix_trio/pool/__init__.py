@@ -18,6 +18,7 @@ from .transfer_errors import (
     TransferFailed,
     TransferInterrupted,
     TransferRefused,
+    TransferUnconfirmed,
 )
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "TransferInterrupted",
     "TransferRefused",
     "TransferSummary",
+    "TransferUnconfirmed",
     "open_pool",
     "parse_target",
     "serve_hub",

@@ -63,6 +63,7 @@ SHA256 = 1
 VERSION = 1
 _HAS_SIZE = 1
 _CONTINUES = 2
+_MAY_RESUME = 4
 
 
 class RecordType(IntEnum):
@@ -88,6 +89,9 @@ class Manifest:
     """Bytes in all; ``None``: not known yet."""
     continues: bool = False
     """Whether the receiver must know the transfer already."""
+    may_resume: bool = False
+    """Whether the receiver may have kept a part of an earlier attempt: it gives credit only
+    when it knows what it has."""
     checksum: int = SHA256
     version: int = VERSION
     metadata: bytes = b""
@@ -158,9 +162,9 @@ def encode_record(record: Record) -> bytes:
     match record:
         case Manifest():
             kind = RecordType.MANIFEST
-            flags = (_HAS_SIZE if record.size is not None else 0) | (
-                _CONTINUES if record.continues else 0
-            )
+            flags = _HAS_SIZE if record.size is not None else 0
+            flags |= _CONTINUES if record.continues else 0
+            flags |= _MAY_RESUME if record.may_resume else 0
             numbers = [record.version, flags, record.stripe_size, record.checksum, record.window]
             if record.size is not None:
                 numbers.append(record.size)
@@ -264,6 +268,7 @@ def _decode_manifest(fields: _Fields) -> Manifest:
         window=window,
         size=size,
         continues=bool(flags & _CONTINUES),
+        may_resume=bool(flags & _MAY_RESUME),
         checksum=checksum,
         metadata=fields.take(length),
     )

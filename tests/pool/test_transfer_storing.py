@@ -1,0 +1,516 @@
+"""Transfers into files: whole or not at all, and continued where an earlier attempt has ended."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+import phoenix_trio
+from phoenix_trio import PartLimits, TransferCode
+from phoenix_trio.pool import IncomingTransfer, TransferHub, TransferSummary
+from phoenix_trio.pool.transfer_records import Manifest, decode_record, encode_record
+from phoenix_trio.storage.checked_file import CheckedFile
+from phoenix_trio.storage.directory import PARTS_DIRECTORY
+from phoenix_trio.testing import SimulatedNetwork
+from tests.pool.test_transfer_confirmation import Dial, ReceivingProcess, a_receiver
+from tests.pool.test_transfer_hub import STRIPE, RawSender, no_threads, still_works, two_hubs
+
+__all__ = ["no_threads"]  # a fixture: virtual time does not wait for threads
+
+SIZE = 100 * STRIPE + 1000
+DATA = os.urandom(SIZE)
+ID = b"../../etc/passwd"  # 16 bytes, as any others
+
+
+def slow_network() -> SimulatedNetwork:
+    """About two seconds for the data."""
+    return SimulatedNetwork(delay=0.01, bandwidth=2e6)
+
+
+def parts(directory: Path) -> list[str]:
+    """The suffixes of what is beside the targets."""
+    beside = directory / PARTS_DIRECTORY
+    return sorted(path.suffix for path in beside.iterdir()) if beside.exists() else []
+
+
+def part(directory: Path, suffix: str = ".part") -> Path:
+    (path,) = (directory / PARTS_DIRECTORY).glob(f"*{suffix}")
+    return path
+
+
+async def store(hub: TransferHub, path: Path, **options: Any) -> IncomingTransfer:
+    async with await hub.accept() as transfer:
+        await transfer.store(path, **options)
+    return transfer
+
+
+@asynccontextmanager
+async def after_a_first_attempt(
+    path: Path, source: Any = DATA
+) -> AsyncIterator[tuple[TransferHub, ReceivingProcess, Dial]]:
+    """A transfer has ended in the middle, as its receiver did; another one is there."""
+    async with a_receiver(slow_network()) as (sender, receiver, dial):
+        scope = trio.CancelScope()
+
+        async def receive() -> None:
+            with scope:
+                await store(receiver.hub, path)
+
+        def stop(done: int) -> None:
+            if done > SIZE // 2:
+                receiver.restart()
+                scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive)
+            with pytest.raises(trio.BrokenResourceError):
+                await sender.send([await dial()], source, on_progress=stop, transfer_id=ID)
+        assert parts(path.parent) == [".ledger", ".part"]
+        yield sender, receiver, dial
+
+
+async def send_again(
+    sender: TransferHub,
+    receiver: ReceivingProcess,
+    dial: Dial,
+    path: Path,
+    data: Any = DATA,
+    **options: Any,
+) -> tuple[IncomingTransfer, TransferSummary]:
+    stored: list[IncomingTransfer] = []
+    async with trio.open_nursery() as nursery:
+
+        async def receive() -> None:
+            stored.append(await store(receiver.hub, path))
+
+        nursery.start_soon(receive)
+        summary = await sender.send([await dial()], data, transfer_id=ID, **options)
+    return stored[0], summary
+
+
+# ------------------------------------------------------------------ whole or not at all
+
+
+async def test_an_existing_file_is_replaced_when_the_new_one_is_whole(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    path = tmp_path / "copy"
+    path.write_bytes(b"before")
+
+    def still_there(done: int) -> None:
+        if done < SIZE // 2:
+            assert path.read_bytes() == b"before"
+
+    async with two_hubs(slow_network()) as (client, sender, receiver):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store, receiver, path)
+            summary = await sender.send([client], DATA, on_progress=still_there)
+            assert path.read_bytes() == DATA, "it is there when the sender's call returns"
+        assert summary.sha256 == hashlib.sha256(DATA).digest()
+        assert os.listdir(tmp_path) == ["copy"]
+        await still_works(client, sender, receiver)
+
+
+@pytest.mark.parametrize("size", [0, 1, STRIPE, 3 * STRIPE])
+async def test_files_of_any_size_are_stored(
+    size: int, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with two_hubs() as (client, sender, receiver), trio.open_nursery() as nursery:
+        nursery.start_soon(store, receiver, tmp_path / "copy")
+        await sender.send([client], DATA[:size])
+    assert (tmp_path / "copy").read_bytes() == DATA[:size]
+    assert os.listdir(tmp_path) == ["copy"]
+
+
+async def test_a_symbolic_link_leads_to_the_file_which_is_replaced(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real" / "file")
+    async with two_hubs() as (client, sender, receiver), trio.open_nursery() as nursery:
+        nursery.start_soon(store, receiver, tmp_path / "link")
+        await sender.send([client], b"some")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "file").read_bytes() == b"some"
+
+
+async def test_a_cancelled_receiver_leaves_the_target_and_a_part(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    path = tmp_path / "copy"
+    path.write_bytes(b"before")
+    async with two_hubs(slow_network()) as (client, sender, receiver):
+        async with trio.open_nursery() as nursery:
+
+            async def receive() -> None:
+                with trio.move_on_after(1):
+                    await store(receiver, path)
+
+            nursery.start_soon(receive)
+            with pytest.raises(phoenix_trio.TransferRefused) as caught:
+                await sender.send([client], DATA)
+        assert caught.value.code == TransferCode.CANCELLED
+        assert path.read_bytes() == b"before"
+        assert parts(tmp_path) == [".ledger", ".part"]
+        await still_works(client, sender, receiver)
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace", "pwrite", "ftruncate"])
+async def test_a_disk_which_fails_is_an_error_on_both_sides(
+    call: str, autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "copy"
+    path.write_bytes(b"before")
+
+    def fail(*arguments: Any, **options: Any) -> Any:
+        raise OSError(5, "the disk is gone")
+
+    async with two_hubs() as (client, sender, receiver):
+        monkeypatch.setattr(os, call, fail)
+        async with trio.open_nursery() as nursery:
+
+            async def receive() -> None:
+                with pytest.raises(OSError, match="the disk is gone"):
+                    await store(receiver, path)
+
+            nursery.start_soon(receive)
+            with pytest.raises(phoenix_trio.TransferRefused) as caught:
+                await sender.send([client], DATA)
+        assert caught.value.code == TransferCode.NOT_STORED
+        monkeypatch.undo()
+        assert path.read_bytes() == b"before"
+
+
+async def test_a_full_disk_is_an_error_on_both_sides(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with two_hubs() as (client, sender, receiver), trio.open_nursery() as nursery:
+
+        async def receive() -> None:
+            with pytest.raises(OSError, match="full"):
+                await store(receiver, tmp_path / "copy", limits=PartLimits(keep_free=2**62))
+
+        nursery.start_soon(receive)
+        with pytest.raises(phoenix_trio.TransferRefused) as caught:
+            await sender.send([client], DATA)
+        assert caught.value.code == TransferCode.NOT_STORED
+    assert os.listdir(tmp_path) == []
+
+
+async def test_a_cancellation_while_the_file_gets_its_name_does_not_take_it_back(
+    autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scope = trio.CancelScope()
+    commit = CheckedFile.commit
+
+    def commit_and_cancel(file: CheckedFile) -> None:
+        scope.cancel()
+        commit(file)
+
+    monkeypatch.setattr(CheckedFile, "commit", commit_and_cancel)
+    async with two_hubs() as (client, sender, receiver), trio.open_nursery() as nursery:
+
+        async def receive() -> None:
+            with scope:
+                await store(receiver, tmp_path / "copy")
+            assert scope.cancelled_caught
+
+        nursery.start_soon(receive)
+        await sender.send([client], DATA)
+    assert (tmp_path / "copy").read_bytes() == DATA
+    assert os.listdir(tmp_path) == ["copy"]
+
+
+async def test_a_sender_which_gives_up_in_the_last_moment_changes_nothing(
+    autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = CheckedFile.commit
+    async with two_hubs() as (client, sender, receiver):
+        async with trio.open_nursery() as nursery:
+
+            async def send() -> None:
+                await sender.send([client], DATA)
+
+            nursery.start_soon(send)
+            async with await receiver.accept() as transfer:
+
+                def commit_late(file: CheckedFile) -> None:
+                    commit(file)
+                    code = TransferCode.CANCELLED
+                    transfer._give_up(code, "the sender has given up", by_sender=True)
+
+                monkeypatch.setattr(CheckedFile, "commit", commit_late)
+                await transfer.store(tmp_path / "copy")
+            nursery.cancel_scope.cancel()
+        assert transfer.is_verified
+        assert not transfer.is_confirmed
+    assert (tmp_path / "copy").read_bytes() == DATA
+
+
+# ------------------------------------------------------------------ continued
+
+
+async def test_another_receiver_goes_on_where_the_first_was_ended(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    path = tmp_path / "copy"
+    async with after_a_first_attempt(path) as (sender, receiver, dial):
+        left = part(tmp_path).stat().st_size
+        assert left > SIZE // 3
+        assert ID.hex() not in part(tmp_path).name
+        progress: list[int] = []
+        transfer, summary = await send_again(
+            sender, receiver, dial, path, on_progress=progress.append
+        )
+    assert path.read_bytes() == DATA
+    assert os.listdir(tmp_path) == ["copy"]
+    assert transfer.bytes_resumed == summary.bytes_skipped == left
+    assert progress[0] >= left
+    sent = summary.stripes_sent * summary.stripe_size
+    assert sent < SIZE - left + STRIPE, "not one stripe which is there was sent again"
+
+
+@pytest.mark.parametrize("stripe_size", [1024, 3000, STRIPE])
+async def test_another_stripe_size_is_no_obstacle(
+    stripe_size: int, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    path = tmp_path / "copy"
+    async with after_a_first_attempt(path) as (sender, receiver, dial):
+        left = part(tmp_path).stat().st_size
+        transfer, summary = await send_again(sender, receiver, dial, path, stripe_size=stripe_size)
+    assert path.read_bytes() == DATA
+    assert summary.stripe_size == stripe_size
+    assert left - stripe_size < transfer.bytes_resumed <= left
+
+
+async def test_a_source_of_unknown_size_is_continued(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    path = tmp_path / "copy"
+    async with after_a_first_attempt(path, iter([DATA])) as (sender, receiver, dial):
+        _, summary = await send_again(sender, receiver, dial, path, iter([DATA]))
+    assert path.read_bytes() == DATA
+    assert summary.bytes_skipped > SIZE // 3
+
+
+async def expect_on_both_sides(
+    sender: TransferHub,
+    receiver: ReceivingProcess,
+    dial: Dial,
+    path: Path,
+    data: Any,
+    here: type[Exception],
+    there: type[Exception],
+) -> None:
+    async with trio.open_nursery() as nursery:
+
+        async def receive() -> None:
+            with pytest.raises(there):
+                await store(receiver.hub, path)
+
+        nursery.start_soon(receive)
+        with pytest.raises(here):
+            await sender.send([await dial()], data, transfer_id=ID)
+    assert os.listdir(path.parent) == [], "the part is of no use, and is gone"
+    _, summary = await send_again(sender, receiver, dial, path)
+    assert summary.bytes_skipped == 0
+    assert path.read_bytes() == DATA
+
+
+async def test_a_source_which_has_changed_is_found_by_the_checksum(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    path = tmp_path / "copy"
+    changed = bytes([DATA[0] ^ 1]) + DATA[1:]
+    async with after_a_first_attempt(path) as (sender, receiver, dial):
+        await expect_on_both_sides(
+            sender,
+            receiver,
+            dial,
+            path,
+            changed,
+            phoenix_trio.ChecksumMismatch,
+            phoenix_trio.ChecksumMismatch,
+        )
+
+
+async def test_a_source_which_has_become_shorter_than_what_is_there_is_an_error(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    path = tmp_path / "copy"
+    async with after_a_first_attempt(path, iter([DATA])) as (sender, receiver, dial):
+        await expect_on_both_sides(
+            sender,
+            receiver,
+            dial,
+            path,
+            iter([DATA[: SIZE // 10]]),
+            phoenix_trio.TransferRefused,
+            phoenix_trio.TransferAbandoned,
+        )
+
+
+@pytest.mark.parametrize("change", ["size", "metadata"])
+async def test_a_part_of_another_transfer_is_dropped_and_all_is_sent(
+    change: str, autojump_clock: MockClock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "copy"
+    data, options = (DATA[:-1], {}) if change == "size" else (DATA, {"metadata": b"other"})
+    async with after_a_first_attempt(path) as (sender, receiver, dial):
+        with caplog.at_level(logging.WARNING, "phoenix_trio.storage"):
+            _, summary = await send_again(sender, receiver, dial, path, data, **options)
+    assert path.read_bytes() == data
+    assert summary.bytes_skipped == 0
+    assert "the transfer starts from zero" in caplog.text
+
+
+async def test_a_damaged_ledger_is_dropped_and_all_is_sent(
+    autojump_clock: MockClock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "copy"
+    async with after_a_first_attempt(path) as (sender, receiver, dial):
+        part(tmp_path, ".ledger").write_bytes(os.urandom(200))
+        with caplog.at_level(logging.WARNING, "phoenix_trio.storage"):
+            _, summary = await send_again(sender, receiver, dial, path)
+    assert path.read_bytes() == DATA
+    assert summary.bytes_skipped == 0
+    assert "the transfer starts from zero" in caplog.text
+
+
+async def test_a_damaged_part_is_sent_again(autojump_clock: MockClock, tmp_path: Path) -> None:
+    path = tmp_path / "copy"
+    async with after_a_first_attempt(path) as (sender, receiver, dial):
+        size = part(tmp_path).stat().st_size
+        with part(tmp_path).open("r+b") as file:
+            file.seek(size // 2)
+            file.write(bytes(100))
+        await send_again(sender, receiver, dial, path)
+    assert path.read_bytes() == DATA
+
+
+async def test_a_sender_which_was_cancelled_can_go_on(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    path = tmp_path / "copy"
+    async with two_hubs(slow_network()) as (client, sender, receiver):
+        async with trio.open_nursery() as nursery:
+
+            async def receive() -> None:
+                with pytest.raises(phoenix_trio.TransferAbandoned):
+                    await store(receiver, path)
+                await store(receiver, path)
+
+            nursery.start_soon(receive)
+            with trio.move_on_after(1):
+                await sender.send([client], DATA, transfer_id=ID)
+            summary = await sender.send([client], DATA, transfer_id=ID)
+        assert summary.bytes_skipped > SIZE // 4
+    assert path.read_bytes() == DATA
+    assert os.listdir(tmp_path) == ["copy"]
+
+
+async def test_a_transfer_which_was_read_cannot_be_stored(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with two_hubs() as (client, sender, receiver), trio.open_nursery() as nursery:
+
+        async def receive() -> None:
+            async with await receiver.accept() as transfer:
+                await anext(transfer)
+                with pytest.raises(RuntimeError, match="read already"):
+                    await transfer.store(tmp_path / "copy")
+
+        nursery.start_soon(receive)
+        with pytest.raises(phoenix_trio.TransferRefused):
+            await sender.send([client], DATA)
+
+
+async def test_old_parts_are_removed(autojump_clock: MockClock, tmp_path: Path) -> None:
+    path = tmp_path / "copy"
+    async with after_a_first_attempt(path) as (sender, receiver, dial):
+        week = 7 * 86_400
+        for age, kept in ((week - 3600, True), (week + 3600, False)):
+            written = part(tmp_path).stat().st_mtime - age
+            os.utime(part(tmp_path), (written, written))
+            receiver.restart()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(store, receiver.hub, tmp_path / "another")
+                await sender.send([await dial()], b"another transfer")
+            assert bool(parts(tmp_path)) == kept
+
+
+async def test_parts_of_one_sender_are_bounded(autojump_clock: MockClock, tmp_path: Path) -> None:
+    limits = PartLimits(max_count_per_peer=3)
+    async with two_hubs(serve_sender=False, resume_timeout=1.0) as (client, _, receiver):
+        for number in range(10):
+            raw = RawSender(client, bytes([number]) * 16)
+            line = await raw.manifest()
+            stripes = await raw.open(4, b"\x00" + b"\x50\x00" + bytes(STRIPE))
+            async with trio.open_nursery() as nursery:
+
+                async def receive() -> None:
+                    with pytest.raises(phoenix_trio.TransferAbandoned):
+                        await store(receiver, tmp_path / "copy", limits=limits)
+
+                nursery.start_soon(receive)
+                await trio.sleep(1)
+                line.reset(TransferCode.CANCELLED)
+            stripes.reset()
+        assert parts(tmp_path) == [".ledger"] * 3 + [".part"] * 3
+
+
+# ------------------------------------------------------------------ credit
+
+
+async def test_a_sender_which_may_resume_gets_credit_when_the_transfer_is_read(
+    autojump_clock: MockClock,
+) -> None:
+    async with two_hubs(idle_timeout=10.0) as (client, sender, receiver):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receiver.give_up_in_time)
+
+            async def receive() -> None:
+                await trio.sleep(100)
+                async with await receiver.accept() as transfer:
+                    assert transfer.bytes_received == 0
+                    await transfer.read_all(max_size=10**6)
+
+            nursery.start_soon(receive)
+            await sender.send([client], DATA, transfer_id=ID)
+            nursery.cancel_scope.cancel()
+        await still_works(client, sender, receiver)
+
+
+async def test_a_sender_which_may_resume_and_sends_nothing_is_given_up(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    config = phoenix_trio.TransportConfig(keep_alive=5.0)
+    async with two_hubs(serve_sender=False, client_config=config, idle_timeout=10.0) as (
+        client,
+        _,
+        receiver,
+    ):
+        await RawSender(client).manifest(size=SIZE, may_resume=True)
+        transfer = await receiver.accept()
+        await trio.sleep(100)
+        with pytest.raises(phoenix_trio.TransferAbandoned) as caught:
+            await transfer.store(tmp_path / "copy")
+        assert caught.value.code == TransferCode.STALLED
+        assert receiver.incoming == 0
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_manifest_says_whether_the_transfer_may_resume() -> None:
+    manifest = Manifest(stripe_size=STRIPE, window=STRIPE, may_resume=True)
+    data = encode_record(manifest)
+    assert data[3] == 4  # the flags, after type, length and version
+    assert decode_record(data[0], data[2:]) == manifest
