@@ -424,7 +424,13 @@ class Storage:
         if create:
             with contextlib.suppress(FileExistsError), self.folders.changing(self._root):
                 os.mkdir(PARTS_DIRECTORY, 0o700, dir_fd=self._root)
-        return open_directory(PARTS_DIRECTORY, self._root)
+        directory = open_directory(PARTS_DIRECTORY, self._root)
+        if os.fstat(directory).st_uid != os.geteuid():
+            # In a directory to which others may write, they could change parts which were
+            # verified, and are about to get their names.
+            os.close(directory)
+            raise PermissionError(errno.EPERM, f"{PARTS_DIRECTORY} belongs to another user")
+        return directory
 
     @staticmethod
     def _part_names(directory: int) -> Iterator[tuple[str, str]]:

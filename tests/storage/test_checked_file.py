@@ -412,6 +412,16 @@ def test_the_layout_of_a_ledger() -> None:
     assert encode_header(Header(None, b"i" * 32))[8:16] == b"\xff" * 8
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_parts_are_not_put_where_another_user_can_change_them(tmp_path: Path) -> None:
+    (tmp_path / PARTS_DIRECTORY).mkdir()
+    os.chown(tmp_path / PARTS_DIRECTORY, 12345, 12345)
+    with pytest.raises(PermissionError, match="belongs to another user"):
+        with storing(tmp_path):
+            pass
+    assert os.listdir(tmp_path / PARTS_DIRECTORY) == []
+
+
 # ------------------------------------------------------------------ storages which stay open
 
 
