@@ -291,9 +291,9 @@ class PhoenixTransport(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
 
         Raises:
           trio.ClosedResourceError: the transport was closed.
-          With `path`: OSError, where its directory is missing or something else than a file is
-          there, before a transfer is waited for; and what :meth:`IncomingTransfer.store`
-          raises.
+          OSError: the directory of `path` is missing, or something else than a file is there:
+            found before a transfer is waited for.
+          And with `path`, what ``IncomingTransfer.store`` raises.
         """
         if path is None:
             return await self._hub.accept()

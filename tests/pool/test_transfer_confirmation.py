@@ -259,7 +259,8 @@ async def test_a_connection_lost_before_the_confirmation_leaves_it_unknown(
         # The receiver's program has stored it in the end: the same call hears of it.
         assert receiver.hub.incoming == 1
         (transfer,) = receiver.hub._incoming.values()
-        await trio.sleep(1000)  # (what was verified is not given up)
+        await trio.sleep(1000)
+        assert receiver.hub.incoming == 1, "what was verified is not given up"
         await transfer.confirm()
         assert receiver.hub.incoming == 0
         summary = await sender.send(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,9 +18,17 @@ from trio.testing import MockClock
 import phoenix_trio
 from phoenix_trio import PartLimits, TransferCode
 from phoenix_trio.pool import IncomingTransfer, TransferHub, TransferSummary
-from phoenix_trio.pool.transfer_records import Manifest, decode_record, encode_record
+from phoenix_trio.pool.transfer_records import (
+    Manifest,
+    decode_record,
+    encode_record,
+    encode_stripe_header,
+)
+from phoenix_trio.storage import checked_file
 from phoenix_trio.storage.checked_file import CheckedFile
-from phoenix_trio.storage.directory import PARTS_DIRECTORY
+from phoenix_trio.storage.directory import PARTS_DIRECTORY, Storage
+from phoenix_trio.storage.ledger import Header
+from phoenix_trio.streams import StreamKind
 from phoenix_trio.testing import SimulatedNetwork
 from tests.pool.test_transfer_confirmation import Dial, ReceivingProcess, a_receiver
 from tests.pool.test_transfer_hub import STRIPE, RawSender, no_threads, still_works, two_hubs
@@ -118,6 +127,29 @@ async def test_an_existing_file_is_replaced_when_the_new_one_is_whole(
         assert summary.sha256 == hashlib.sha256(DATA).digest()
         assert os.listdir(tmp_path) == ["copy"]
         await still_works(client, sender, receiver)
+
+
+async def test_a_file_and_its_name_are_on_the_disk_before_the_sender_hears_of_it(
+    autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def note_fsync(descriptor: int) -> None:
+        log.append("directory" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        fsync(descriptor)
+
+    def note_replace(source: str, target: str, **options: int) -> None:
+        if target == "copy":
+            log.append("name")
+        replace(source, target, **options)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "replace", note_replace)
+    async with two_hubs() as (client, sender, receiver), trio.open_nursery() as nursery:
+        nursery.start_soon(store, receiver, tmp_path / "copy")
+        await sender.send([client], DATA)
+        assert log == ["file", "name", "directory"]
 
 
 @pytest.mark.parametrize("size", [0, 1, STRIPE, 3 * STRIPE])
@@ -256,6 +288,71 @@ async def test_a_sender_which_gives_up_in_the_last_moment_changes_nothing(
     assert (tmp_path / "copy").read_bytes() == DATA
 
 
+async def test_a_part_which_another_process_writes_is_busy(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    path = tmp_path / "copy"
+    storage = Storage(str(tmp_path), overwrite=True, trust_names=True)
+    other = CheckedFile.begin(storage, "copy", Header(SIZE, bytes(32)), identity=ID.hex(), peer="")
+    async with two_hubs() as (client, sender, receiver), trio.open_nursery() as nursery:
+
+        async def receive() -> None:
+            with pytest.raises(trio.BusyResourceError, match="another receiver"):
+                await store(receiver, path)
+            other.close()
+            await store(receiver, path)
+
+        nursery.start_soon(receive)
+        with pytest.raises(phoenix_trio.TransferRefused) as caught:
+            await sender.send([client], DATA, transfer_id=ID)
+        assert caught.value.code == TransferCode.NOT_STORED
+        await sender.send([client], DATA, transfer_id=ID)
+    storage.close()
+    assert path.read_bytes() == DATA
+
+
+async def test_a_clean_up_which_fails_does_not_undo_what_was_stored(
+    autojump_clock: MockClock,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    close = CheckedFile.close
+
+    def close_and_fail(file: CheckedFile) -> None:
+        close(file)
+        raise OSError(5, "the disk is gone")
+
+    monkeypatch.setattr(CheckedFile, "close", close_and_fail)
+    async with two_hubs() as (client, sender, receiver), trio.open_nursery() as nursery:
+        nursery.start_soon(store, receiver, tmp_path / "copy")
+        await sender.send([client], DATA)
+    assert (tmp_path / "copy").read_bytes() == DATA
+    assert "could not be cleaned up" in caplog.text
+
+
+async def test_a_closed_hub_ends_what_is_being_stored_and_keeps_its_part(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with two_hubs(slow_network()) as (client, sender, receiver):
+        async with trio.open_nursery() as nursery:
+
+            async def receive() -> None:
+                with pytest.raises(trio.ClosedResourceError):
+                    await store(receiver, tmp_path / "copy")
+
+            async def close() -> None:
+                await trio.sleep(1)
+                receiver.close()
+
+            nursery.start_soon(receive)
+            nursery.start_soon(close)
+            with pytest.raises(phoenix_trio.TransferRefused) as caught:
+                await sender.send([client], DATA)
+        assert caught.value.code == TransferCode.SHUTTING_DOWN
+    assert parts(tmp_path) == [".ledger", ".part"]
+
+
 # ------------------------------------------------------------------ continued
 
 
@@ -386,6 +483,31 @@ async def test_a_damaged_ledger_is_dropped_and_all_is_sent(
     assert "the transfer starts from zero" in caplog.text
 
 
+async def test_a_sender_which_leaves_has_no_more_of_its_part_read(
+    autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "copy"
+    monkeypatch.setattr(checked_file, "_CHUNK", STRIPE)
+    monkeypatch.setattr(checked_file, "_STEP", STRIPE)
+    async with after_a_first_attempt(path) as (_, receiver, dial):
+        size = part(tmp_path).stat().st_size
+        raw = RawSender(await dial(), ID)
+        await raw.manifest(size=SIZE, may_resume=True)
+        pread, read = os.pread, list[int]()
+        async with await receiver.hub.accept() as transfer:
+
+            def leave(descriptor: int, count: int, offset: int) -> bytes:
+                read.append(count)
+                transfer._give_up(TransferCode.CANCELLED, "the sender has left", by_sender=True)
+                return pread(descriptor, count, offset)
+
+            monkeypatch.setattr(os, "pread", leave)
+            with pytest.raises(phoenix_trio.TransferAbandoned):
+                await transfer.store(path)
+        assert sum(read) == STRIPE
+        assert part(tmp_path).stat().st_size == size, "it stays as it was"
+
+
 async def test_a_damaged_part_is_sent_again(autojump_clock: MockClock, tmp_path: Path) -> None:
     path = tmp_path / "copy"
     async with after_a_first_attempt(path) as (sender, receiver, dial):
@@ -454,7 +576,9 @@ async def test_parts_of_one_sender_are_bounded(autojump_clock: MockClock, tmp_pa
         for number in range(10):
             raw = RawSender(client, bytes([number]) * 16)
             line = await raw.manifest()
-            stripes = await raw.open(4, b"\x00" + b"\x50\x00" + bytes(STRIPE))
+            await trio.sleep(0.1)  # (of two streams, either may be served first)
+            stripes = await raw.open(StreamKind.STRIPES, encode_stripe_header(0, STRIPE))
+            await stripes.send_all(bytes(STRIPE))
             async with trio.open_nursery() as nursery:
 
                 async def receive() -> None:
