@@ -50,7 +50,8 @@ class IncomingTransfer(Reception, trio.abc.AsyncResource, metaclass=NoPublicCons
     with`` block of it is left normally after everything was read, when :meth:`confirm` is
     called, or when :meth:`store` has stored the file.  So a program stores what it has read
     inside of the block.  When the block is left before the end, or by an exception, the
-    sender's call raises :class:`TransferRefused`.
+    sender's call raises :class:`TransferRefused`.  When the sender has given up before the
+    confirmation, leaving the block raises :class:`TransferAbandoned`.
 
     One task at a time may read.
     """

@@ -86,7 +86,7 @@ async def store(
         await transfer._confirm()
     except (TransferFailed, trio.ClosedResourceError) as error:
         # In the last moment the sender has given up, or this side was closed.
-        logger.info("transfer %s is stored, and its sender not told: %s", transfer._id.hex(), error)
+        logger.info("transfer %s is stored, and its sender not told: %s", _short(transfer), error)
 
 
 async def _store(transfer: Reception, storage: Storage, name: str) -> None:
@@ -119,7 +119,7 @@ async def _write(transfer: Reception, file: CheckedFile) -> None:
     if file.offset:
         logger.info(
             "transfer %s goes on after %d bytes of an earlier attempt",
-            transfer._id.hex(),
+            _short(transfer),
             file.offset,
         )
     transfer._restore(file.offset)
@@ -136,6 +136,11 @@ async def _write(transfer: Reception, file: CheckedFile) -> None:
 
 def _write_pieces(file: CheckedFile, pieces: list[bytes | bytearray]) -> None:
     file.write(b"".join(pieces))
+
+
+def _short(transfer: Reception) -> str:
+    """The beginning of its ID, of which the whole is a secret."""
+    return transfer._id.hex()[:8]
 
 
 def _header(transfer: Reception) -> Header:

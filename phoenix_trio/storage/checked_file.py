@@ -182,6 +182,7 @@ class CheckedFile:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
         self._ledger = stored.open_beside(NEW_LEDGER_SUFFIX, flags)
         self._append(self._beginning + data)
+        os.fsync(self._ledger)  # after a power cut, there is the old one or the new one
         stored.rename_beside(NEW_LEDGER_SUFFIX, LEDGER_SUFFIX)
 
     def _append(self, data: bytes) -> None:

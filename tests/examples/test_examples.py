@@ -117,7 +117,7 @@ def test_resumable_mover_when_its_receiver_is_killed(certificates: Path) -> None
     receiver, port = start_receiver("0")
     sender = subprocess.Popen(
         command("resumable_mover.py", "send", "original.bin", "--port", port)
-        + ["--rate", "8e6", "--seconds", "45"],
+        + ["--rate", "12e6", "--seconds", "45"],
         cwd=certificates,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

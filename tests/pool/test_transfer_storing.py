@@ -9,6 +9,7 @@ import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -149,7 +150,7 @@ async def test_a_file_and_its_name_are_on_the_disk_before_the_sender_hears_of_it
     async with two_hubs() as (client, sender, receiver), trio.open_nursery() as nursery:
         nursery.start_soon(store, receiver, tmp_path / "copy")
         await sender.send([client], DATA)
-        assert log == ["file", "name", "directory"]
+        assert log == ["file", "file", "name", "directory"], "the ledger, then the file"
 
 
 @pytest.mark.parametrize("size", [0, 1, STRIPE, 3 * STRIPE])
@@ -538,6 +539,49 @@ async def test_a_sender_which_was_cancelled_can_go_on(
         assert summary.bytes_skipped > SIZE // 4
     assert path.read_bytes() == DATA
     assert os.listdir(tmp_path) == ["copy"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_however_often_both_sides_are_interrupted_the_file_is_whole_in_the_end(
+    seed: int, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    path = tmp_path / "copy"
+    random = Random(seed)
+    network = SimulatedNetwork(seed=seed, delay=0.01, bandwidth=2e6, loss=0.01, reorder=0.02)
+    skipped, scope, attempts = 0, trio.CancelScope(), 0
+
+    async def receive(receiver: ReceivingProcess) -> None:
+        nonlocal scope
+        while True:
+            with trio.CancelScope() as scope:
+                try:
+                    await store(receiver.hub, path)
+                except trio.BrokenResourceError:
+                    await trio.lowlevel.checkpoint()
+
+    async with a_receiver(network) as (sender, receiver, dial), trio.open_nursery() as nursery:
+        nursery.start_soon(receive, receiver)
+        while not path.exists():
+            attempts += 1
+            assert attempts < 50
+            await trio.sleep(1)
+            connections = [await dial() for _ in range(random.randint(1, 3))]
+            with trio.move_on_after(random.uniform(0.05, 1.5)) as given_up:
+                try:
+                    summary = await sender.send(connections, DATA, replace=dial, transfer_id=ID)
+                    skipped = summary.bytes_skipped
+                except trio.BrokenResourceError:
+                    pass
+            if given_up.cancelled_caught and random.random() < 0.5:
+                scope.cancel()
+                receiver.restart()
+            for connection in connections:
+                connection.abort(9)
+        nursery.cancel_scope.cancel()
+    assert path.read_bytes() == DATA
+    assert os.listdir(tmp_path) == ["copy"]
+    assert attempts > 1
+    assert skipped > 0
 
 
 async def test_a_transfer_which_was_read_cannot_be_stored(
