@@ -45,6 +45,7 @@ from .transfer_records import (
     End,
     Manifest,
     Received,
+    Skipped,
     Verdict,
     encode_record,
     encode_stripe_header,
@@ -58,6 +59,9 @@ _MEBIBYTE = 1024 * 1024
 
 #: Bytes which are read and hashed at once.
 _BATCH = 4 * _MEBIBYTE
+
+#: Bytes of the source which are read and not sent before the receiver is told so.
+_SKIPPED_AT_ONCE = _MEBIBYTE
 
 #: What ends a try to get a new connection, besides what ends one.
 _DIAL_ERRORS = (OSError, *LINE_ERRORS)
@@ -334,6 +338,8 @@ class OutgoingTransfer:
             for stripe in await source.read(plan.stripe_size, count):
                 plan.add(stripe)
             self._give_out()
+            if plan.skipped_to == plan.read:
+                self._line_lot.unpark_all()
         plan.finish()
         self._end = End(plan.read, source.digest)
         self._line_lot.unpark_all()
@@ -526,8 +532,14 @@ class OutgoingTransfer:
 
     async def _speak(self, stream: SendStream, manifest: Manifest) -> None:
         await stream.send_all(first_bytes(StreamKind.TRANSFER, self.id) + encode_record(manifest))
+        told = 0
         while self._end is None:
-            await self._line_lot.park()
+            skipped = self._plan.skipped_to if self._plan is not None else 0
+            if skipped - told >= _SKIPPED_AT_ONCE:
+                told = skipped
+                await stream.send_all(encode_record(Skipped(skipped)))
+            else:
+                await self._line_lot.park()
         self._end_sent = True
         await stream.send_all(encode_record(self._end))
         await trio.sleep_forever()

@@ -46,6 +46,7 @@ from .transfer_records import (
     Credit,
     End,
     Manifest,
+    Skipped,
     Verdict,
     encode_record,
     split_ranges,
@@ -101,6 +102,7 @@ class Reception:
         # What an earlier attempt has left is known when the application begins to read.
         self._holds_credit = manifest.may_resume
         self._resumed_at = 0
+        self._skipped = 0
         self._verdict_told = False
         self._read_lot = trio.lowlevel.ParkingLot()
         self._reply_lot = trio.lowlevel.ParkingLot()
@@ -307,6 +309,7 @@ class Reception:
             self._stall.excuse(trio.current_time())
             self._on_new_deadline()
         self._told_credit = -1
+        self._skipped = 0
         self._verdict_told = False
         self._window.repeat_news()  # (of nothing, as long as credit is held back)
         try:
@@ -343,6 +346,12 @@ class Reception:
                     self._window.finish(record.size)
                     self._end = record
                     self._read_lot.unpark_all()
+                case Skipped(stop):
+                    if stop > self._window.limit:
+                        raise FramingError("the sender has skipped what it was to send")
+                    if stop > self._skipped:
+                        self._stall.note(stop - self._skipped, trio.current_time())
+                        self._skipped = stop
                 case _:
                     raise FramingError(f"a {type(record).__name__} record from a sender")
 

@@ -150,6 +150,8 @@ class SendingPlan:
         """How many bytes were added."""
         self.end: int | None = None
         """Bytes in all, once everything was added."""
+        self.skipped_to = 0
+        """Where the last stripe ends which the receiver had when it was added."""
         self.kept = 0
         """Bytes kept at present."""
         self.stripes_sent = 0
@@ -201,6 +203,7 @@ class SendingPlan:
         offset = self.read
         self.read += length
         if offset in self._received:
+            self.skipped_to = self.read
             return
         self._stripes[offset] = Stripe(offset, data)
         self.kept += length

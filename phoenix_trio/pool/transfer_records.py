@@ -33,6 +33,7 @@ __all__ = [
     "Received",
     "Record",
     "RecordType",
+    "Skipped",
     "Verdict",
     "decode_record",
     "encode_record",
@@ -75,6 +76,7 @@ class RecordType(IntEnum):
     CREDIT = 0x4
     RECEIVED = 0x5
     VERDICT = 0x6
+    SKIPPED = 0x7
 
 
 @attrs.frozen(kw_only=True)
@@ -135,7 +137,17 @@ class Verdict:
     digest: bytes = b""
 
 
-Record: TypeAlias = Manifest | End | Accepted | Credit | Received | Verdict
+@attrs.frozen
+class Skipped:
+    """TRANSFER: the source was read up to this offset, and not sent, as the receiver has it.
+
+    So the receiver knows that the sender is at work, though no stripe comes.
+    """
+
+    stop: int
+
+
+Record: TypeAlias = Manifest | End | Accepted | Credit | Received | Verdict | Skipped
 
 
 def encode_stripe_header(offset: int, length: int) -> bytes:
@@ -187,6 +199,9 @@ def encode_record(record: Record) -> bytes:
         case Verdict(code, size, digest):
             kind = RecordType.VERDICT
             parts = [encode_varint(code), encode_varint(size), digest]
+        case Skipped(stop):
+            kind = RecordType.SKIPPED
+            parts = [encode_varint(stop)]
     return encode_varint(kind) + encode_frame(b"".join(parts))
 
 
@@ -247,6 +262,8 @@ def decode_record(kind: int, payload: bytes) -> Record | None:
         case RecordType.VERDICT:
             code, size = fields.number(), fields.number()
             return Verdict(code, size, b"" if fields.at_end else fields.take(DIGEST_SIZE))
+        case RecordType.SKIPPED:
+            return Skipped(fields.number())
     return None
 
 

@@ -36,6 +36,7 @@ from phoenix_trio.pool.transfer_records import (
     Manifest,
     Received,
     Record,
+    Skipped,
     Verdict,
     decode_record,
     encode_record,
@@ -342,12 +343,14 @@ records: st.SearchStrategy[Record] = st.one_of(
         window=sizes,
         size=st.none() | numbers,
         continues=st.booleans(),
+        may_resume=st.booleans(),
         metadata=st.binary(max_size=100),
     ),
     st.builds(End, numbers, st.binary(min_size=32, max_size=32)),
     st.builds(Accepted, sizes),
     st.builds(Credit, numbers),
     st.builds(Verdict, numbers, numbers, st.just(b"") | st.binary(min_size=32, max_size=32)),
+    st.builds(Skipped, numbers),
 )
 
 
@@ -389,7 +392,7 @@ def test_no_payload_does_anything_but_give_a_record_or_be_refused(
         record = decode_record(kind, payload)
     except FramingError:
         return
-    if kind > 6 or kind == 0:
+    if kind > 7 or kind == 0:
         assert record is None
 
 

@@ -18,9 +18,10 @@ from trio.testing import MockClock
 
 import phoenix_trio
 from phoenix_trio import PartLimits, TransferCode
-from phoenix_trio.pool import IncomingTransfer, TransferHub, TransferSummary
+from phoenix_trio.pool import IncomingTransfer, TransferHub, TransferSummary, multiplex
 from phoenix_trio.pool.transfer_records import (
     Manifest,
+    Skipped,
     decode_record,
     encode_record,
     encode_stripe_header,
@@ -65,10 +66,10 @@ async def store(hub: TransferHub, path: Path, **options: Any) -> IncomingTransfe
 
 @asynccontextmanager
 async def after_a_first_attempt(
-    path: Path, source: Any = DATA
+    path: Path, source: Any = DATA, **settings: Any
 ) -> AsyncIterator[tuple[TransferHub, ReceivingProcess, Dial]]:
     """A transfer has ended in the middle, as its receiver did; another one is there."""
-    async with a_receiver(slow_network()) as (sender, receiver, dial):
+    async with a_receiver(slow_network(), **settings) as (sender, receiver, dial):
         scope = trio.CancelScope()
 
         async def receive() -> None:
@@ -400,6 +401,42 @@ async def test_a_source_of_unknown_size_is_continued(
     assert summary.bytes_skipped > SIZE // 3
 
 
+async def test_a_source_which_takes_long_to_reach_what_is_missing_does_not_stall(
+    autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "copy"
+    monkeypatch.setattr(multiplex, "_SKIPPED_AT_ONCE", STRIPE)
+
+    async def slow() -> AsyncIterator[bytes]:
+        for at in range(0, SIZE, STRIPE):
+            await trio.sleep(2)
+            yield DATA[at : at + STRIPE]
+
+    async with after_a_first_attempt(path, iter([DATA]), idle_timeout=10.0) as (
+        sender,
+        receiver,
+        dial,
+    ):
+        started = trio.current_time()
+        _, summary = await send_again(sender, receiver, dial, path, slow())
+        assert trio.current_time() - started > 200
+    assert path.read_bytes() == DATA
+    assert summary.bytes_skipped > 5 * STRIPE
+
+
+async def test_a_sender_cannot_skip_what_it_was_never_told(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with two_hubs(serve_sender=False) as (client, _, receiver):
+        line = await RawSender(client).manifest(size=SIZE)
+        transfer = await receiver.accept()
+        await line.send_all(encode_record(Skipped(2**40)))
+        with pytest.raises(phoenix_trio.TransferAbandoned) as caught:
+            await transfer.store(tmp_path / "copy")
+        assert caught.value.code == TransferCode.MALFORMED
+    assert os.listdir(tmp_path) == []
+
+
 async def expect_on_both_sides(
     sender: TransferHub,
     receiver: ReceivingProcess,
@@ -682,3 +719,7 @@ def test_a_manifest_says_whether_the_transfer_may_resume() -> None:
     data = encode_record(manifest)
     assert data[3] == 4  # the flags, after type, length and version
     assert decode_record(data[0], data[2:]) == manifest
+
+
+def test_the_layout_of_what_was_skipped() -> None:
+    assert encode_record(Skipped(5)) == b"\x07\x01\x05"
