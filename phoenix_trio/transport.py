@@ -19,13 +19,14 @@ from .config import MEBIBYTE, TransportConfig
 from .metrics import RateWindow, TransportStatistics
 from .pool.config import PoolConfig
 from .pool.hub import TransferHub
-from .pool.multiplex import TransferSummary, check_labels
 from .pool.pool import ConnectionPool, Lease, open_pool
 from .pool.receiving import IncomingTransfer
 from .pool.statistics import PoolStatistics
 from .pool.storing import StrPath, check_target
 from .pool.targets import Target, TargetLike, parse_target
+from .pool.transfer_records import check_labels
 from .pool.transfer_source import SourceData, check_source
+from .pool.transfer_summary import TransferSummary
 from .quic.connection import QuicConnection
 from .quic.construction import NoPublicConstructor
 from .quic.datagram_socket import Network

@@ -6,7 +6,6 @@ of it as methods.
 
 from .config import Backoff, PoolConfig
 from .hub import TransferHub, serve_hub
-from .multiplex import TransferSummary
 from .pool import ConnectionPool, Lease, open_pool
 from .receiving import IncomingTransfer
 from .statistics import PoolStatistics, TargetStatistics
@@ -20,6 +19,7 @@ from .transfer_errors import (
     TransferRefused,
     TransferUnconfirmed,
 )
+from .transfer_summary import TransferSummary
 
 __all__ = [
     "Backoff",

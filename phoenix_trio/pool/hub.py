@@ -25,7 +25,7 @@ from ..storage.open_storages import OpenStorages
 from ..streams.framing import VARINT_MAX, FramingError
 from ..streams.kinds import StreamKind
 from ..streams.reader import StreamReader
-from .multiplex import OutgoingTransfer, TransferSummary
+from .multiplex import OutgoingTransfer
 from .receiving import IncomingTransfer
 from .transfer_errors import TransferCode
 from .transfer_records import (
@@ -39,6 +39,7 @@ from .transfer_records import (
 )
 from .transfer_source import SourceData
 from .transfer_streams import LINE_ERRORS, first_bytes, read_record, refuse
+from .transfer_summary import TransferSummary
 
 __all__ = ["TransferHub", "serve_hub"]
 

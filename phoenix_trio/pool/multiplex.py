@@ -37,7 +37,6 @@ from .transfer_errors import (
     describe,
 )
 from .transfer_records import (
-    MAX_METADATA_SIZE,
     SMALLEST_STRIPE,
     TRANSFER_ID_SIZE,
     Accepted,
@@ -47,13 +46,15 @@ from .transfer_records import (
     Received,
     Skipped,
     Verdict,
+    check_labels,
     encode_record,
     encode_stripe_header,
 )
 from .transfer_source import Source, SourceData, open_source
 from .transfer_streams import LINE_ERRORS, first_bytes, read_record, refuse
+from .transfer_summary import TransferSummary
 
-__all__ = ["OutgoingTransfer", "TransferSummary"]
+__all__ = ["OutgoingTransfer"]
 
 _MEBIBYTE = 1024 * 1024
 
@@ -81,49 +82,6 @@ _REASONS: dict[int, str] = {
 
 #: Seconds before the second such try, doubled for each further one.
 _FIRST_DELAY = 0.1
-
-
-@attrs.frozen(kw_only=True)
-class TransferSummary:
-    """A transfer which the receiver has stored."""
-
-    transfer_id: bytes
-    size: int
-    """Bytes in all."""
-    sha256: bytes
-    """The checksum, which both sides have found."""
-    duration: float
-    """Seconds from the call to the receiver's confirmation."""
-    stripe_size: int
-    """Bytes of a stripe."""
-    stripes_sent: int
-    """Stripes sent, those sent again included."""
-    bytes_sent_again: int
-    """Bytes of stripes which were sent again, as their connection was lost."""
-    connections_lost: int
-    connections_replaced: int
-    bytes_skipped: int = 0
-    """Bytes which were not sent, as the receiver had them of an earlier attempt."""
-
-
-def check_labels(metadata: object, transfer_id: object) -> None:
-    """Whether a transfer can be labelled so.
-
-    Raises:
-      TypeError: one of them is not bytes-like.
-      ValueError: the metadata are too long, or the ID has another length than IDs have.
-    """
-    if not isinstance(metadata, bytes | bytearray | memoryview):
-        raise TypeError(f"metadata must be bytes, not {type(metadata).__name__}")
-    size = memoryview(metadata).nbytes
-    if size > MAX_METADATA_SIZE:
-        raise ValueError(f"metadata may have {MAX_METADATA_SIZE} bytes, not {size}")
-    if transfer_id is None:
-        return
-    if not isinstance(transfer_id, bytes | bytearray | memoryview):
-        raise TypeError(f"transfer_id must be bytes, not {type(transfer_id).__name__}")
-    if memoryview(transfer_id).nbytes != TRANSFER_ID_SIZE:
-        raise ValueError(f"transfer_id must have {TRANSFER_ID_SIZE} bytes, as in the error")
 
 
 @attrs.define(eq=False)

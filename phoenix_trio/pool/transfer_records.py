@@ -35,6 +35,7 @@ __all__ = [
     "RecordType",
     "Skipped",
     "Verdict",
+    "check_labels",
     "decode_record",
     "encode_record",
     "encode_stripe_header",
@@ -148,6 +149,26 @@ class Skipped:
 
 
 Record: TypeAlias = Manifest | End | Accepted | Credit | Received | Verdict | Skipped
+
+
+def check_labels(metadata: object, transfer_id: object) -> None:
+    """Whether a transfer can be labelled so.
+
+    Raises:
+      TypeError: one of them is not bytes-like.
+      ValueError: the metadata are too long, or the ID has another length than IDs have.
+    """
+    if not isinstance(metadata, bytes | bytearray | memoryview):
+        raise TypeError(f"metadata must be bytes, not {type(metadata).__name__}")
+    size = memoryview(metadata).nbytes
+    if size > MAX_METADATA_SIZE:
+        raise ValueError(f"metadata may have {MAX_METADATA_SIZE} bytes, not {size}")
+    if transfer_id is None:
+        return
+    if not isinstance(transfer_id, bytes | bytearray | memoryview):
+        raise TypeError(f"transfer_id must be bytes, not {type(transfer_id).__name__}")
+    if memoryview(transfer_id).nbytes != TRANSFER_ID_SIZE:
+        raise ValueError(f"transfer_id must have {TRANSFER_ID_SIZE} bytes, as in the error")
 
 
 def encode_stripe_header(offset: int, length: int) -> bytes:
