@@ -101,6 +101,7 @@ class Reception:
         self._told_credit = -1
         # What an earlier attempt has left is known when the application begins to read.
         self._holds_credit = manifest.may_resume
+        self._is_checking = False
         self._resumed_at = 0
         self._skipped = 0
         self._verdict_told = False
@@ -115,6 +116,10 @@ class Reception:
         self._window.restore(prefix)
         self._resumed_at = prefix
         self._give_credit()
+
+    def _begin_check(self) -> None:
+        """What an earlier attempt has left is being checked, which takes its time."""
+        self._is_checking = True
 
     def _give_credit(self) -> None:
         if self._holds_credit:
@@ -176,7 +181,7 @@ class Reception:
         lost_at = self._line_lost_at
         if lost_at is not None:
             return lost_at + self._resume_timeout
-        if self._awaits_sender:
+        if self._awaits_sender or (self._holds_credit and not self._is_checking):
             return self._stall.deadline
         # The sender gets a whole period with its next credit, so it is not over before.
         return trio.current_time() + self._stall.timeout
@@ -184,6 +189,11 @@ class Reception:
     def _expire(self) -> bool:
         """Give up if the sender's time is over.  Returns whether it is."""
         if self._verdict is not None or trio.current_time() < self._expires_at:
+            return False
+        if self._line_lost_at is None and self._holds_credit:
+            # No task reads it.  The sender gets its credit, so that one which sends nothing
+            # holds its place no longer than any other.
+            self._give_credit()
             return False
         if self._line_lost_at is None:
             self._give_up(

@@ -113,6 +113,7 @@ async def _store(transfer: Reception, storage: Storage, name: str) -> None:
 
 
 async def _write(transfer: Reception, file: CheckedFile) -> None:
+    transfer._begin_check()
     steps = file.check(transfer._window.stripe_size)
     while await _run(next, steps, None) is not None:
         transfer._check()  # the sender may have left meanwhile

@@ -404,9 +404,12 @@ async def test_a_sender_which_may_resume_gets_credit_when_the_transfer_is_read(
             nursery.start_soon(receiver.give_up_in_time)
 
             async def receive() -> None:
-                await trio.sleep(100)
+                await trio.sleep(9)
+                (waiting,) = receiver._incoming.values()
+                assert waiting.bytes_received == 0
+                await trio.sleep(100)  # (credit has come after ten seconds)
                 async with await receiver.accept() as transfer:
-                    assert transfer.bytes_received == 0
+                    assert transfer.bytes_received > 0
                     await transfer.read_all(max_size=10**6)
 
             nursery.start_soon(receive)
@@ -432,6 +435,53 @@ async def test_a_sender_which_may_resume_and_sends_nothing_is_given_up(
         assert caught.value.code == TransferCode.STALLED
         assert receiver.incoming == 0
     assert os.listdir(tmp_path) == []
+
+
+async def test_silent_senders_which_may_resume_free_their_places_in_time(
+    autojump_clock: MockClock,
+) -> None:
+    config = phoenix_trio.TransportConfig(keep_alive=5.0)
+    async with (
+        two_hubs(serve_sender=False, client_config=config, idle_timeout=10.0) as (
+            client,
+            _,
+            receiver,
+        ),
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(receiver.give_up_in_time)
+        for number in range(8):
+            await RawSender(client, bytes([number]) * 16).manifest(size=SIZE, may_resume=True)
+        await trio.sleep(1)
+        assert len(receiver._incoming) == 8
+        await trio.sleep(20)
+        assert not receiver._incoming
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_long_check_of_what_is_there_gives_no_credit_before_its_end(
+    autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "copy"
+    run_sync = trio.to_thread.run_sync
+
+    async def slow(work: Any, *arguments: Any, **options: Any) -> Any:
+        if work is next:
+            await trio.sleep(100)
+        return await run_sync(work, *arguments, **options)
+
+    async with (
+        after_a_first_attempt(path, idle_timeout=10.0) as (sender, receiver, dial),
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(receiver.hub.give_up_in_time)
+        monkeypatch.setattr(trio.to_thread, "run_sync", slow)
+        _, summary = await send_again(sender, receiver, dial, path)
+        nursery.cancel_scope.cancel()
+    assert path.read_bytes() == DATA
+    sent = summary.stripes_sent * summary.stripe_size
+    assert sent < SIZE - summary.bytes_skipped + STRIPE
+    assert summary.bytes_skipped > SIZE // 3
 
 
 def test_a_manifest_says_whether_the_transfer_may_resume() -> None:
