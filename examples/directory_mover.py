@@ -27,16 +27,14 @@ async def receive(options: argparse.Namespace) -> None:
         async with transfer:
             name = transfer.metadata.decode()
             target = (directory / name).resolve()
-            if not target.is_relative_to(directory) or target == directory:
+            inside = target.is_relative_to(directory) and target != directory
+            if not inside or any(part.startswith(".") for part in name.split("/")):
                 transfer.abandon(phoenix_trio.TransferCode.MALFORMED)
                 print(f"refused {name!r}", flush=True)
                 return
             await trio.Path(target.parent).mkdir(parents=True, exist_ok=True)
-            part = target.with_name(target.name + ".part")
-            async with await trio.open_file(part, "wb") as file:
-                size = await transfer.receive_into(file)
-            await trio.Path(part).rename(target)
-            print(f"received {name} ({size} bytes)", flush=True)
+            await transfer.store(target)
+            print(f"received {name} ({transfer.size} bytes)", flush=True)
 
     async def guarded(transfer: phoenix_trio.IncomingTransfer) -> None:
         try:

@@ -55,6 +55,7 @@ from .pool import (
     TransferInterrupted,
     TransferRefused,
     TransferSummary,
+    TransferUnconfirmed,
     open_pool,
 )
 from .quic.connection import QuicConnection, QuicStream, ReceiveStream, SendStream
@@ -63,6 +64,7 @@ from .quic.handshake.tls import ClientTLS, ServerTLS, SessionStore
 from .quic.listener import QuicListener, StreamListener
 from .quic.serving import open_listener, open_stream_listener, serve
 from .quic.wire.compiled import is_compiled
+from .storage.parts import PartLimits
 from .streams import (
     BatchReceiver,
     BatchSender,
@@ -142,6 +144,8 @@ __all__ = [
     "TransferInterrupted",
     "TransferRefused",
     "TransferSummary",
+    "TransferUnconfirmed",
+    "PartLimits",
     "open_pool",
     "BatchReceiver",
     "BatchSender",

@@ -19,13 +19,15 @@ from .errors import ShuttingDown
 from .metrics import RateWindow, TransportStatistics
 from .pool.config import PoolConfig
 from .pool.hub import TransferHub
-from .pool.multiplex import TransferSummary, check_labels
 from .pool.pool import ConnectionPool, open_pool
 from .pool.receiving import IncomingTransfer
 from .pool.retry import Retry
 from .pool.statistics import PoolStatistics
+from .pool.storing import StrPath, check_target
 from .pool.targets import Target, TargetLike, parse_target
+from .pool.transfer_records import check_labels
 from .pool.transfer_source import SourceData, check_source
+from .pool.transfer_summary import TransferSummary
 from .quic.connection import QuicConnection
 from .quic.construction import NoPublicConstructor
 from .quic.datagram_socket import Network
@@ -35,6 +37,7 @@ from .quic.handshake.tls import ClientTLS, ServerTLS
 from .quic.listener import QuicListener
 from .quic.server import Server, check_grace, part
 from .quic.serving import open_endpoints
+from .storage.parts import PartLimits
 from .streams.limits import ANNOUNCING_PROTOCOL
 from .transport_connection import PhoenixConnection
 from .transport_end import Ending
@@ -222,9 +225,11 @@ class PhoenixTransport(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
         metadata: bytes = b"",
         transfer_id: bytes | None = None,
     ) -> TransferSummary:
-        """Send `data` over several connections side by side; returns when it was verified there.
+        """Send `data` over several connections side by side; returns when it is stored there.
 
-        A connection which is lost is replaced, and costs what was under way on it.
+        That is when the receiving program has confirmed the transfer, however long that takes:
+        a cancel scope bounds the time.  A connection which is lost is replaced, and costs what
+        was under way on it.
 
         Args:
           target: as for :meth:`connect`; it receives with :meth:`receive_multiplexed` or
@@ -235,16 +240,26 @@ class PhoenixTransport(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
             the configuration's ``multiplexed_connections``.
           on_progress: called with the number of bytes which the receiver has.
           metadata: up to 16 KiB for the receiver's application, as a name.
-          transfer_id: of a :class:`TransferInterrupted`, to go on with that transfer.
+          transfer_id: 16 bytes, of a :class:`TransferInterrupted` or drawn by the caller
+            (``os.urandom(16)``) and kept until the transfer is through: goes on where an
+            earlier attempt with this ID has ended.  A receiver which stores transfers
+            (``receive_multiplexed(path=...)``) has kept what it had, also when its process was
+            killed.  Knowing the ID is all that this takes, so it is a secret of both sides;
+            other data need another ID.
 
-        Cancellation: the transfer is given up, and nothing stays behind.
+        Cancellation: the transfer is given up, and nothing stays behind but the receiver's
+        partial file.
 
         Raises:
           TypeError, ValueError: an argument is out of range, or `data` is nothing to send:
             found before anything is dialled, but for the items of an iterable.
-          TransferInterrupted: all connections were lost, and no new ones could be had.
-          TransferRefused: the receiver does not want it.
-          ChecksumMismatch: what arrived is not what was sent.
+          TransferUnconfirmed: all connections were lost after everything was sent: it is
+            unknown whether the receiver has stored it.
+          TransferInterrupted: all connections were lost before that and no new ones could be
+            had, or the receiver was started anew.
+          TransferRefused: the receiver does not want it, or has failed to store it.
+          ChecksumMismatch: what arrived, or what an earlier attempt had left there, is not
+            what was sent.
           And what entering ``connect`` and reading `data` raise.
         """
         parsed = parse_target(target)
@@ -276,20 +291,44 @@ class PhoenixTransport(trio.abc.AsyncResource, metaclass=NoPublicConstructor):
                 transfer_id=transfer_id,
             )
 
-    async def receive_multiplexed(self) -> IncomingTransfer:
+    async def receive_multiplexed(
+        self,
+        *,
+        path: StrPath | Callable[[IncomingTransfer], StrPath] | None = None,
+        limits: PartLimits | None = None,
+    ) -> IncomingTransfer:
         """The next striped transfer which any peer begins.
 
-        Use it as a context manager, and read it: see :class:`IncomingTransfer`.  Twice the
-        configuration's ``receive_buffer_size`` waits in memory at most (64 MiB), for each
-        of ``max_incoming_transfers``; further ones are refused meanwhile, and those of one
+        Use it as a context manager, and read it: see :class:`IncomingTransfer`.  With `path`
+        it is stored there instead, and returned at its end: :meth:`IncomingTransfer.store`
+        says how, and what is kept for the next attempt when it does not come to a good end.
+
+        Args:
+          path: where the transfer is stored; or a function which says that of a transfer, by
+            its metadata, for instance, which are untrusted.
+          limits: how long and how many partial files wait beside `path`.
+
+        Twice the configuration's ``receive_buffer_size`` waits in memory at most (64 MiB), for
+        each of ``max_incoming_transfers``; further ones are refused meanwhile, and those of one
         peer above ``max_incoming_transfers_per_peer``.
 
-        Cancellation: no transfer is lost.
+        Cancellation: no transfer is lost; one which is being stored is abandoned, and its
+        partial file stays.
 
         Raises:
           trio.ClosedResourceError: the transport was closed.
+          OSError: the directory of `path` is missing, or something else than a file is there:
+            found before a transfer is waited for.
+          And with `path`, what ``IncomingTransfer.store`` raises.
         """
-        return await self._hub.accept()
+        if path is None:
+            return await self._hub.accept()
+        if not callable(path):
+            await check_target(path)
+        transfer = await self._hub.accept()
+        async with transfer:
+            await transfer.store(path(transfer) if callable(path) else path, limits=limits)
+        return transfer
 
     # ------------------------------------------------------------------ serving
 

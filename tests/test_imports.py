@@ -76,3 +76,10 @@ def test_only_the_handshake_imports_aioquic() -> None:
     }
     outside = {name for name in importing if not name.startswith("handshake/")}
     assert not outside
+
+
+def test_the_storage_knows_neither_trio_nor_the_network() -> None:
+    found = imports_of("storage")
+    assert not below(found, "trio", "socket")
+    own = below(found, "phoenix_trio")
+    assert own == below(own, "phoenix_trio.storage")

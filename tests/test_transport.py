@@ -8,6 +8,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -522,6 +523,70 @@ async def test_a_cancelled_transfer_leaves_nothing_behind(autojump_clock: MockCl
             stats = transport.stats()
             assert (stats.incoming_transfers, stats.outgoing_transfers) == (0, 0)
         assert client.pool.statistics().leases == 0
+
+
+@pytest.mark.parametrize("kind", ["text", "path", "function"])
+async def test_a_transfer_is_stored_in_a_file(
+    kind: str, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    data = os.urandom(3 * MEBIBYTE + 1)
+    path = tmp_path / "copy"
+
+    def choose(transfer: phoenix_trio.IncomingTransfer) -> Path:
+        return tmp_path / transfer.metadata.decode()
+
+    chosen: Any = {"text": str(path), "path": path, "function": choose}[kind]
+    async with two_transports() as (client, server), trio.open_nursery() as nursery:
+
+        async def receive() -> None:
+            async with await server.receive_multiplexed(path=chosen) as transfer:
+                assert path.read_bytes() == data
+                assert (transfer.size, transfer.metadata) == (len(data), b"copy")
+                assert transfer.is_confirmed
+                assert transfer.bytes_resumed == 0
+
+        nursery.start_soon(receive)
+        await client.send_multiplexed(TARGET, data, connections=2, metadata=b"copy")
+    assert os.listdir(tmp_path) == ["copy"]
+
+
+async def test_a_target_which_cannot_be_is_found_before_a_transfer_is_waited_for(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    async with two_transports() as (_, server):
+        for path, error in (
+            (tmp_path / "missing" / "copy", FileNotFoundError),
+            (tmp_path / "pipe" / "copy", NotADirectoryError),
+            (tmp_path, IsADirectoryError),
+            (f"{tmp_path}/copy/", IsADirectoryError),
+            (tmp_path / "pipe", FileExistsError),
+        ):
+            with pytest.raises(error):
+                await server.receive_multiplexed(path=path)
+        wrong: Any
+        for wrong in (7, b"bytes"):
+            with pytest.raises(TypeError):
+                await server.receive_multiplexed(path=wrong)
+    assert os.listdir(tmp_path) == ["pipe"]
+
+
+async def test_a_function_which_chooses_no_path_refuses_the_transfer(
+    autojump_clock: MockClock,
+) -> None:
+    def refuse(transfer: phoenix_trio.IncomingTransfer) -> str:
+        raise LookupError(transfer.metadata)
+
+    async with two_transports() as (client, server), trio.open_nursery() as nursery:
+
+        async def receive() -> None:
+            with pytest.raises(LookupError):
+                await server.receive_multiplexed(path=refuse)
+
+        nursery.start_soon(receive)
+        with pytest.raises(phoenix_trio.TransferRefused) as caught:
+            await client.send_multiplexed(TARGET, b"some", connections=1)
+        assert caught.value.code == TransferCode.NOT_STORED
 
 
 async def test_transfers_can_be_taken_by_connection(autojump_clock: MockClock) -> None:

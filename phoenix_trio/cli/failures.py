@@ -11,7 +11,7 @@ import click
 import trio
 
 from ..errors import ConnectionBroken
-from .names import printable
+from ..storage.names import printable
 from .transfer import TransferError
 
 __all__ = ["failures_in_one_line", "say"]

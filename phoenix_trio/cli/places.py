@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager, contextmanager
 import attrs
 import trio
 
-from .names import Refused
+from ..storage.names import Refused
 
 __all__ = ["Places", "TakenOver"]
 

@@ -20,7 +20,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from .names import printable
+from ..storage.names import printable
 from .options import format_size
 
 __all__ = ["Display", "show_progress"]

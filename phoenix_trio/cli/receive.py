@@ -20,12 +20,12 @@ from ..quic.handshake.certificates import create_development_ca, fingerprint, is
 from ..quic.handshake.places import peer_of
 from ..quic.handshake.tls import ServerTLS
 from ..quic.serving import serve
+from ..storage.directory import Storage
+from ..storage.parts import PartLimits
 from .failures import failures_in_one_line, say
 from .options import SIZE, format_size, transport_config, transport_options
-from .parts import PartLimits
 from .places import Places
 from .progress import Display, show_progress
-from .storage import Storage
 from .transfer import ALPN, TransferError, receive_file
 
 __all__ = ["Receiver", "receive"]

@@ -28,10 +28,10 @@ import trio
 
 from ..errors import StreamStopped
 from ..pool.stall_clock import LEAST_PROGRESS, StallClock
+from ..storage.directory import Storage, StoredFile
+from ..storage.names import Refused
 from ..streams.framing import FrameDecoder, FramingError, encode_frame
-from .names import Refused
 from .places import Places, TakenOver
-from .storage import Storage, StoredFile
 
 __all__ = [
     "ALPN",

@@ -7,7 +7,6 @@ of it as methods.
 from .config import Backoff, PoolConfig
 from .hub import TransferHub, serve_hub
 from .lease import Lease
-from .multiplex import TransferSummary
 from .pool import ConnectionPool, open_pool
 from .receiving import IncomingTransfer
 from .retry import Retry
@@ -20,7 +19,9 @@ from .transfer_errors import (
     TransferFailed,
     TransferInterrupted,
     TransferRefused,
+    TransferUnconfirmed,
 )
+from .transfer_summary import TransferSummary
 
 __all__ = [
     "Backoff",
@@ -40,6 +41,7 @@ __all__ = [
     "TransferInterrupted",
     "TransferRefused",
     "TransferSummary",
+    "TransferUnconfirmed",
     "open_pool",
     "parse_target",
     "serve_hub",

@@ -21,10 +21,11 @@ from ..errors import ApplicationErrorCode, ShuttingDown
 from ..quic.connection import QuicConnection, ReceiveStream
 from ..quic.groups import unwrap_lone
 from ..quic.handshake.places import peer_of
+from ..storage.open_storages import OpenStorages
 from ..streams.framing import VARINT_MAX, FramingError
 from ..streams.kinds import StreamKind
 from ..streams.reader import StreamReader
-from .multiplex import OutgoingTransfer, TransferSummary
+from .multiplex import OutgoingTransfer
 from .receiving import IncomingTransfer
 from .transfer_errors import TransferCode
 from .transfer_records import (
@@ -38,6 +39,7 @@ from .transfer_records import (
 )
 from .transfer_source import SourceData
 from .transfer_streams import LINE_ERRORS, first_bytes, read_record, refuse
+from .transfer_summary import TransferSummary
 
 __all__ = ["TransferHub", "serve_hub"]
 
@@ -51,6 +53,10 @@ _REMEMBERED = 1024
 class _Remembered:
     verdict: Verdict
     until: float
+
+    def answers(self, manifest: Manifest) -> bool:
+        """Whether this manifest asks for the verdict, rather than for another attempt."""
+        return manifest.continues or self.verdict.code == TransferCode.VERIFIED
 
 
 @final
@@ -124,6 +130,7 @@ class TransferHub(trio.abc.AsyncResource):
         self._outgoing: dict[bytes, OutgoingTransfer] = {}
         self._queue: deque[IncomingTransfer] = deque()
         self._remembered: OrderedDict[bytes, _Remembered] = OrderedDict()
+        self._storages = OpenStorages()
         self._accept_lot = trio.lowlevel.ParkingLot()
         self._time_lot = trio.lowlevel.ParkingLot()
         self._closed = False
@@ -217,7 +224,10 @@ class TransferHub(trio.abc.AsyncResource):
         transfer_id: bytes | None = None,
         metadata: bytes = b"",
     ) -> TransferSummary:
-        """Send `data` over `connections` side by side; returns when the receiver has verified it.
+        """Send `data` over `connections` side by side; returns when the receiver has stored it.
+
+        That is when its program has confirmed the transfer (:class:`IncomingTransfer`), however
+        long that takes: the time is the caller's to limit, with a cancel scope.
 
         A connection which is lost costs what the receiver had not acknowledged of its
         stripes: the others send that again.  The streams which come back on these
@@ -235,8 +245,11 @@ class TransferHub(trio.abc.AsyncResource):
             acknowledged, each time it has grown; the last call has the whole size.
           replace: called for a new connection where one was lost; without it the others
             go on alone.
-          transfer_id: of a :class:`TransferInterrupted`, to go on with that transfer,
-            with the same data from its beginning: what the receiver has is not sent again.
+          transfer_id: 16 bytes, of a :class:`TransferInterrupted` or drawn by the caller
+            (``os.urandom(16)``) and kept until the transfer is through: an attempt with the
+            same ID goes on with that transfer, with the same data from its beginning, and
+            what the receiver has is not sent again.  Knowing the ID is all that this takes, so
+            it is a secret of both sides; other data need another ID.
           metadata: up to 16 KiB for the receiver's application, as a name.
 
         Cancellation: the transfer is given up; the receiver's calls raise
@@ -245,9 +258,13 @@ class TransferHub(trio.abc.AsyncResource):
         Raises:
           ValueError: an argument is out of range.
           TypeError: `data` is nothing that bytes could be taken from.
-          TransferInterrupted: all connections were lost; see `transfer_id`.
-          TransferRefused: the receiver does not want it, or not any more.
-          ChecksumMismatch: what arrived is not what was sent.
+          TransferUnconfirmed: all connections were lost after everything was sent: it is
+            unknown whether the receiver has stored it.
+          TransferInterrupted: all connections were lost before that, or the receiver was
+            started anew; see `transfer_id`.
+          TransferRefused: the receiver does not want it, or has failed to store it.
+          ChecksumMismatch: what arrived, or what an earlier attempt had left there, is not
+            what was sent.
           trio.BusyResourceError: a transfer with this ID is being sent already.
           trio.ClosedResourceError: this hub was closed.
           And what reading `data` raises.
@@ -350,6 +367,7 @@ class TransferHub(trio.abc.AsyncResource):
                 resume_timeout=self._resume_timeout,
                 idle_timeout=self._idle_timeout,
                 max_size=self._max_size,
+                storages=self._storages,
                 on_end=self._on_end,
                 on_new_deadline=self._time_lot.unpark_all,
             )
@@ -369,7 +387,7 @@ class TransferHub(trio.abc.AsyncResource):
         if transfer is not None:
             return None if transfer._matches(manifest) else Verdict(TransferCode.CONFLICT)
         remembered = self._remembered.get(transfer_id)
-        if remembered is not None:
+        if remembered is not None and remembered.answers(manifest):
             return remembered.verdict
         if manifest.version != VERSION or manifest.checksum != SHA256:
             return Verdict(TransferCode.UNSUPPORTED)
@@ -460,6 +478,7 @@ class TransferHub(trio.abc.AsyncResource):
         self._closed = True
         for transfer in list(self._incoming.values()):
             transfer.abandon(TransferCode.SHUTTING_DOWN)
+        self._storages.close()
         self._accept_lot.unpark_all()
 
     async def aclose(self) -> None:

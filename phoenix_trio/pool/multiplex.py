@@ -33,10 +33,10 @@ from .transfer_errors import (
     TransferFailed,
     TransferInterrupted,
     TransferRefused,
+    TransferUnconfirmed,
     describe,
 )
 from .transfer_records import (
-    MAX_METADATA_SIZE,
     SMALLEST_STRIPE,
     TRANSFER_ID_SIZE,
     Accepted,
@@ -44,19 +44,25 @@ from .transfer_records import (
     End,
     Manifest,
     Received,
+    Skipped,
     Verdict,
+    check_labels,
     encode_record,
     encode_stripe_header,
 )
 from .transfer_source import Source, SourceData, open_source
 from .transfer_streams import LINE_ERRORS, first_bytes, read_record, refuse
+from .transfer_summary import TransferSummary
 
-__all__ = ["OutgoingTransfer", "TransferSummary"]
+__all__ = ["OutgoingTransfer"]
 
 _MEBIBYTE = 1024 * 1024
 
 #: Bytes which are read and hashed at once.
 _BATCH = 4 * _MEBIBYTE
+
+#: Bytes of the source which are read and not sent before the receiver is told so.
+_SKIPPED_AT_ONCE = _MEBIBYTE
 
 #: What ends a try to get a new connection, besides what ends one.
 _DIAL_ERRORS = (OSError, *LINE_ERRORS)
@@ -68,49 +74,14 @@ _MOST_FAILURES = 5
 #: is answered by nobody, and must not lose its connections to their idle timeout.
 _KEEP_ALIVE = 5.0
 
+#: What the receiver has done where it gives these codes.
+_REASONS: dict[int, str] = {
+    TransferCode.NOT_STORED: "has failed before it had stored the transfer",
+    TransferCode.CANCELLED: "has left the transfer before it had stored it",
+}
+
 #: Seconds before the second such try, doubled for each further one.
 _FIRST_DELAY = 0.1
-
-
-@attrs.frozen(kw_only=True)
-class TransferSummary:
-    """A transfer which the receiver has verified."""
-
-    transfer_id: bytes
-    size: int
-    """Bytes in all."""
-    sha256: bytes
-    """The checksum, which both sides have found."""
-    duration: float
-    """Seconds from the call to the receiver's verdict."""
-    stripe_size: int
-    """Bytes of a stripe."""
-    stripes_sent: int
-    """Stripes sent, those sent again included."""
-    bytes_sent_again: int
-    """Bytes of stripes which were sent again, as their connection was lost."""
-    connections_lost: int
-    connections_replaced: int
-
-
-def check_labels(metadata: object, transfer_id: object) -> None:
-    """Whether a transfer can be labelled so.
-
-    Raises:
-      TypeError: one of them is not bytes-like.
-      ValueError: the metadata are too long, or the ID has another length than IDs have.
-    """
-    if not isinstance(metadata, bytes | bytearray | memoryview):
-        raise TypeError(f"metadata must be bytes, not {type(metadata).__name__}")
-    size = memoryview(metadata).nbytes
-    if size > MAX_METADATA_SIZE:
-        raise ValueError(f"metadata may have {MAX_METADATA_SIZE} bytes, not {size}")
-    if transfer_id is None:
-        return
-    if not isinstance(transfer_id, bytes | bytearray | memoryview):
-        raise TypeError(f"transfer_id must be bytes, not {type(transfer_id).__name__}")
-    if memoryview(transfer_id).nbytes != TRANSFER_ID_SIZE:
-        raise ValueError(f"transfer_id must have {TRANSFER_ID_SIZE} bytes, as in the error")
 
 
 @attrs.define(eq=False)
@@ -149,6 +120,7 @@ class OutgoingTransfer:
         if window < SMALLEST_STRIPE:
             raise ValueError(f"window must be at least {SMALLEST_STRIPE} bytes, not {window}")
         check_labels(metadata, transfer_id)
+        self._may_resume = transfer_id is not None
         self.id = bytes(transfer_id) if transfer_id is not None else os.urandom(TRANSFER_ID_SIZE)
         self._wished_stripe_size = stripe_size
         self._window = window
@@ -164,6 +136,7 @@ class OutgoingTransfer:
         self._last_error: Exception | None = None
         self._line: QuicConnection | None = None
         self._line_scope = trio.CancelScope()
+        self._end_sent = False
         self._streams: list[SendStream] = []
         self._lost = 0
         self._replaced = 0
@@ -202,6 +175,7 @@ class OutgoingTransfer:
             bytes_sent_again=plan.bytes_sent_again if plan is not None else 0,
             connections_lost=self._lost,
             connections_replaced=self._replaced,
+            bytes_skipped=verdict.size - (plan.bytes_sent_once if plan is not None else 0),
         )
 
     # ------------------------------------------------------------------ the caller's task
@@ -211,6 +185,9 @@ class OutgoingTransfer:
         told = 0
         while True:
             verdict, failure = self._verdict, self._failure
+            if verdict is not None and self._is_to_be_compared:
+                await self._progress_lot.park()
+                continue
             now = (
                 verdict.size
                 if verdict is not None and self._is_good(verdict)
@@ -227,11 +204,21 @@ class OutgoingTransfer:
                 raise failure
             await self._progress_lot.park()
 
+    @property
+    def _is_to_be_compared(self) -> bool:
+        """Whether the receiver has stored this before, and our data are still to be hashed."""
+        verdict = self._verdict
+        return (
+            verdict is not None
+            and verdict.code == TransferCode.VERIFIED
+            and self._plan is None
+            and self._end is None
+        )
+
     def _is_good(self, verdict: Verdict) -> bool:
         if verdict.code != TransferCode.VERIFIED:
             return False
-        # Of a transfer which was finished before this attempt, nothing is read again.
-        return self._plan is None or self._end == End(verdict.size, verdict.digest)
+        return self._end == End(verdict.size, verdict.digest)
 
     def _judge(self, verdict: Verdict) -> None:
         if self._is_good(verdict):
@@ -243,9 +230,17 @@ class OutgoingTransfer:
                 transfer_id=self.id,
                 bytes_acknowledged=size,
             )
+        if verdict.code == TransferCode.VERIFIED and self._plan is None:
+            raise ChecksumMismatch(
+                "the receiver has stored other data under this transfer_id",
+                transfer_id=self.id,
+                bytes_acknowledged=verdict.size,
+            )
         if verdict.code == TransferCode.VERIFIED:
             raise self._refused(TransferCode.MALFORMED, "has verified what was never sent")
-        raise self._refused(verdict.code, "has refused the transfer")
+        if verdict.code == TransferCode.UNKNOWN_TRANSFER:
+            raise self._interrupted("the receiver does not know the transfer any more")
+        raise self._refused(verdict.code, _REASONS.get(verdict.code, "has refused the transfer"))
 
     def _refused(self, code: int, what: str) -> TransferFailed:
         return TransferRefused(
@@ -261,13 +256,21 @@ class OutgoingTransfer:
             self._progress_lot.unpark_all()
 
     def _interrupt(self, what: str) -> None:
-        error = TransferInterrupted(
-            f"{what} after {self._acknowledged} bytes were acknowledged: {self._last_error}",
-            transfer_id=self.id,
-            bytes_acknowledged=self._acknowledged,
+        self._fail(self._interrupted(what))
+
+    def _interrupted(self, what: str) -> TransferInterrupted:
+        if self._end_sent and self._plan is not None and self._plan.all_sent:
+            kind: type[TransferInterrupted] = TransferUnconfirmed
+            when = "after everything was sent, so it is unknown whether it is stored there"
+        else:
+            kind = TransferInterrupted
+            when = f"after {self._acknowledged} bytes were acknowledged"
+        last = f": {self._last_error}" if self._last_error is not None else ""
+        error = kind(
+            f"{what} {when}{last}", transfer_id=self.id, bytes_acknowledged=self._acknowledged
         )
         error.__cause__ = self._last_error
-        self._fail(error)
+        return error
 
     # ------------------------------------------------------------------ the source
 
@@ -280,6 +283,9 @@ class OutgoingTransfer:
 
     async def _read_all(self, source: Source) -> None:
         while self._plan is None:
+            if self._is_to_be_compared:
+                await self._hash_all(source)
+                return
             await self._read_lot.park()
         plan = self._plan
         batch = max(1, min(_BATCH, plan.window // 4) // plan.stripe_size)
@@ -290,9 +296,20 @@ class OutgoingTransfer:
             for stripe in await source.read(plan.stripe_size, count):
                 plan.add(stripe)
             self._give_out()
+            if plan.skipped_to == plan.read:
+                self._line_lot.unpark_all()
         plan.finish()
         self._end = End(plan.read, source.digest)
         self._line_lot.unpark_all()
+
+    async def _hash_all(self, source: Source) -> None:
+        """The receiver has this transfer already: are these the same data?"""
+        size = 0
+        while not source.at_end:
+            stripes = await source.read(SMALLEST_STRIPE, _BATCH // SMALLEST_STRIPE)
+            size += sum(map(len, stripes))
+        self._end = End(size, source.digest)
+        self._progress_lot.unpark_all()
 
     # ------------------------------------------------------------------ connections
 
@@ -458,6 +475,7 @@ class OutgoingTransfer:
             window=self._window,
             size=source.size,
             continues=plan is not None,
+            may_resume=self._may_resume,
             metadata=self._metadata,
         )
         with trio.CancelScope() as scope:
@@ -472,8 +490,15 @@ class OutgoingTransfer:
 
     async def _speak(self, stream: SendStream, manifest: Manifest) -> None:
         await stream.send_all(first_bytes(StreamKind.TRANSFER, self.id) + encode_record(manifest))
+        told = 0
         while self._end is None:
-            await self._line_lot.park()
+            skipped = self._plan.skipped_to if self._plan is not None else 0
+            if skipped - told >= _SKIPPED_AT_ONCE:
+                told = skipped
+                await stream.send_all(encode_record(Skipped(skipped)))
+            else:
+                await self._line_lot.park()
+        self._end_sent = True
         await stream.send_all(encode_record(self._end))
         await trio.sleep_forever()
 
@@ -505,6 +530,7 @@ class OutgoingTransfer:
                     case Verdict():
                         self._verdict = self._verdict or record
                         self._progress_lot.unpark_all()
+                        self._read_lot.unpark_all()
                     case _:
                         raise FramingError(f"a {type(record).__name__} record from a receiver")
                 self._give_out()

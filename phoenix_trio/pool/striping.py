@@ -150,11 +150,15 @@ class SendingPlan:
         """How many bytes were added."""
         self.end: int | None = None
         """Bytes in all, once everything was added."""
+        self.skipped_to = 0
+        """Where the last stripe ends which the receiver had when it was added."""
         self.kept = 0
         """Bytes kept at present."""
         self.stripes_sent = 0
         self.stripes_sent_again = 0
         self.bytes_sent_again = 0
+        self.bytes_sent_once = 0
+        """Bytes of all stripes which were given out, each counted once."""
         self._stripes: dict[int, Stripe] = {}
         self._waiting: list[int] = []
         self._outstanding: dict[Hashable, int] = {}
@@ -169,6 +173,11 @@ class SendingPlan:
     def is_complete(self) -> bool:
         """Whether all bytes are in the receiver's hands."""
         return self.end is not None and self._received.total >= self.end
+
+    @property
+    def all_sent(self) -> bool:
+        """Whether each byte was given out, or is in the receiver's hands."""
+        return self.end is not None and all(stripe.sends for stripe in self._stripes.values())
 
     @property
     def room(self) -> int:
@@ -194,6 +203,7 @@ class SendingPlan:
         offset = self.read
         self.read += length
         if offset in self._received:
+            self.skipped_to = self.read
             return
         self._stripes[offset] = Stripe(offset, data)
         self.kept += length
@@ -231,6 +241,8 @@ class SendingPlan:
         if stripe.sends > 1:
             self.stripes_sent_again += 1
             self.bytes_sent_again += length
+        else:
+            self.bytes_sent_once += length
         self._outstanding[member] = outstanding + length
         return stripe
 
@@ -394,6 +406,25 @@ class ReassemblyWindow:
             raise StripeRefused(
                 TransferCode.TOO_LARGE, f"more than {self._max_size} bytes are not taken"
             )
+
+    def restore(self, prefix: int) -> None:
+        """An earlier attempt has left the first `prefix` bytes: they count as consumed.
+
+        To be called before anything was taken.  Stripes of these bytes which have arrived
+        meanwhile are dropped.
+
+        Raises:
+          ValueError: something was taken, or `prefix` is neither whole stripes nor everything.
+        """
+        if self._taken or (prefix % self.stripe_size and prefix != self.size):
+            raise ValueError(f"{prefix} bytes cannot be restored after {self._taken} were taken")
+        for offset in [offset for offset in self._held if offset < prefix]:
+            self._held_bytes -= self._held.pop(offset).length
+        for offset in [offset for offset in self._arriving if offset < prefix]:
+            self._arriving.pop(offset).discard()
+        self._taken = self.consumed = prefix
+        self._highest = max(self._highest, prefix)
+        self._news.add(0, prefix)
 
     def begin(self, offset: int, length: int) -> Arrival:
         """A stripe begins to arrive.

@@ -17,6 +17,7 @@ __all__ = [
     "TransferFailed",
     "TransferInterrupted",
     "TransferRefused",
+    "TransferUnconfirmed",
 ]
 
 
@@ -28,7 +29,8 @@ class TransferCode(IntEnum):
     """
 
     VERIFIED = 0x0
-    """All bytes arrived, and their checksum is right (verdicts only)."""
+    """All bytes arrived, their checksum is right, and the receiving program has confirmed that it
+    has stored them (verdicts only)."""
 
     CANCELLED = 0x1
     """The application left the transfer, by an exception, a cancellation or on purpose."""
@@ -63,6 +65,9 @@ class TransferCode(IntEnum):
     STALLED = 0x47
     """The sender had credit and has sent next to nothing for the receiver's timeout."""
 
+    NOT_STORED = 0x48
+    """The receiving program failed before it had stored the transfer."""
+
 
 def describe(code: int) -> str:
     """A code as people read it."""
@@ -88,15 +93,25 @@ class TransferFailed(trio.BrokenResourceError):
 
 
 class TransferInterrupted(TransferFailed):
-    """All connections were lost.
+    """All connections were lost, or the receiver was started anew.
 
-    Sending: the transfer can go on over new connections while the receiver keeps it;
-    pass `transfer_id` and the same data.  Receiving: the sender did not come back in time.
+    Sending: the transfer can go on over new connections; pass `transfer_id` and the same
+    data.  What the receiver has kept is not sent again.  Receiving: the sender did not come
+    back in time.
+    """
+
+
+class TransferUnconfirmed(TransferInterrupted):
+    """Sending: everything was sent, and it is unknown whether the receiver has stored it.
+
+    The connections were lost after the last byte was sent and before the receiver's program
+    had confirmed the transfer.  The same call with `transfer_id` finds out: the receiver
+    confirms what it has stored a short time ago, and takes anything else once more.
     """
 
 
 class TransferRefused(TransferFailed):
-    """Sending: the receiver does not want the transfer, or not any more.
+    """Sending: the receiver has said that it does not store the transfer.
 
     Attributes:
       code: why; a :class:`TransferCode`, or a number of the receiver's application.

@@ -33,7 +33,9 @@ __all__ = [
     "Received",
     "Record",
     "RecordType",
+    "Skipped",
     "Verdict",
+    "check_labels",
     "decode_record",
     "encode_record",
     "encode_stripe_header",
@@ -63,6 +65,7 @@ SHA256 = 1
 VERSION = 1
 _HAS_SIZE = 1
 _CONTINUES = 2
+_MAY_RESUME = 4
 
 
 class RecordType(IntEnum):
@@ -74,6 +77,7 @@ class RecordType(IntEnum):
     CREDIT = 0x4
     RECEIVED = 0x5
     VERDICT = 0x6
+    SKIPPED = 0x7
 
 
 @attrs.frozen(kw_only=True)
@@ -88,6 +92,9 @@ class Manifest:
     """Bytes in all; ``None``: not known yet."""
     continues: bool = False
     """Whether the receiver must know the transfer already."""
+    may_resume: bool = False
+    """Whether the receiver may have kept a part of an earlier attempt: it gives credit only
+    when it knows what it has."""
     checksum: int = SHA256
     version: int = VERSION
     metadata: bytes = b""
@@ -131,7 +138,37 @@ class Verdict:
     digest: bytes = b""
 
 
-Record: TypeAlias = Manifest | End | Accepted | Credit | Received | Verdict
+@attrs.frozen
+class Skipped:
+    """TRANSFER: the source was read up to this offset, and not sent, as the receiver has it.
+
+    So the receiver knows that the sender is at work, though no stripe comes.
+    """
+
+    stop: int
+
+
+Record: TypeAlias = Manifest | End | Accepted | Credit | Received | Verdict | Skipped
+
+
+def check_labels(metadata: object, transfer_id: object) -> None:
+    """Whether a transfer can be labelled so.
+
+    Raises:
+      TypeError: one of them is not bytes-like.
+      ValueError: the metadata are too long, or the ID has another length than IDs have.
+    """
+    if not isinstance(metadata, bytes | bytearray | memoryview):
+        raise TypeError(f"metadata must be bytes, not {type(metadata).__name__}")
+    size = memoryview(metadata).nbytes
+    if size > MAX_METADATA_SIZE:
+        raise ValueError(f"metadata may have {MAX_METADATA_SIZE} bytes, not {size}")
+    if transfer_id is None:
+        return
+    if not isinstance(transfer_id, bytes | bytearray | memoryview):
+        raise TypeError(f"transfer_id must be bytes, not {type(transfer_id).__name__}")
+    if memoryview(transfer_id).nbytes != TRANSFER_ID_SIZE:
+        raise ValueError(f"transfer_id must have {TRANSFER_ID_SIZE} bytes, as in the error")
 
 
 def encode_stripe_header(offset: int, length: int) -> bytes:
@@ -158,9 +195,9 @@ def encode_record(record: Record) -> bytes:
     match record:
         case Manifest():
             kind = RecordType.MANIFEST
-            flags = (_HAS_SIZE if record.size is not None else 0) | (
-                _CONTINUES if record.continues else 0
-            )
+            flags = _HAS_SIZE if record.size is not None else 0
+            flags |= _CONTINUES if record.continues else 0
+            flags |= _MAY_RESUME if record.may_resume else 0
             numbers = [record.version, flags, record.stripe_size, record.checksum, record.window]
             if record.size is not None:
                 numbers.append(record.size)
@@ -183,6 +220,9 @@ def encode_record(record: Record) -> bytes:
         case Verdict(code, size, digest):
             kind = RecordType.VERDICT
             parts = [encode_varint(code), encode_varint(size), digest]
+        case Skipped(stop):
+            kind = RecordType.SKIPPED
+            parts = [encode_varint(stop)]
     return encode_varint(kind) + encode_frame(b"".join(parts))
 
 
@@ -243,6 +283,8 @@ def decode_record(kind: int, payload: bytes) -> Record | None:
         case RecordType.VERDICT:
             code, size = fields.number(), fields.number()
             return Verdict(code, size, b"" if fields.at_end else fields.take(DIGEST_SIZE))
+        case RecordType.SKIPPED:
+            return Skipped(fields.number())
     return None
 
 
@@ -264,6 +306,7 @@ def _decode_manifest(fields: _Fields) -> Manifest:
         window=window,
         size=size,
         continues=bool(flags & _CONTINUES),
+        may_resume=bool(flags & _MAY_RESUME),
         checksum=checksum,
         metadata=fields.take(length),
     )

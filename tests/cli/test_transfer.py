@@ -14,7 +14,6 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phoenix_trio.cli.storage import Storage
 from phoenix_trio.cli.transfer import (
     Outcome,
     TransferError,
@@ -22,6 +21,7 @@ from phoenix_trio.cli.transfer import (
     receive_file,
     send_file,
 )
+from phoenix_trio.storage.directory import Storage
 from phoenix_trio.streams.framing import encode_frame
 
 

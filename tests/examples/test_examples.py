@@ -121,6 +121,68 @@ def test_file_mover(certificates: Path) -> None:
     assert (certificates / "copy.bin").read_bytes() == original.read_bytes()
 
 
+def test_resumable_mover_when_its_receiver_is_killed(certificates: Path) -> None:
+    size = 16 * 1024 * 1024
+    original, copy = certificates / "original.bin", certificates / "copy.bin"
+    original.write_bytes(os.urandom(size))
+    copy.write_bytes(b"before")
+    beside = certificates / ".phoenix-trio"
+
+    def start_receiver(port: str) -> tuple[subprocess.Popen[str], str]:
+        process = subprocess.Popen(
+            command("resumable_mover.py", "receive", "copy.bin", "--port", port),
+            cwd=certificates,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("listening on port "), line
+        return process, line.split()[-1]
+
+    def received() -> int:
+        return sum(part.stat().st_size for part in beside.glob("*.part"))
+
+    receiver, port = start_receiver("0")
+    sender = subprocess.Popen(
+        command("resumable_mover.py", "send", "original.bin", "--port", port)
+        + ["--rate", "12e6", "--seconds", "45"],
+        cwd=certificates,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 20
+        while received() < size // 3:
+            assert time.monotonic() < deadline
+            assert sender.poll() is None, sender.communicate()[0]
+            time.sleep(0.02)
+        receiver.kill()
+        receiver.communicate()
+        assert received() < size
+        assert copy.read_bytes() == b"before"
+        receiver, _ = start_receiver(port)
+        sent, _ = sender.communicate(timeout=50)
+    finally:
+        for process in (sender, receiver):
+            if process.poll() is None:
+                process.kill()
+        output, _ = receiver.communicate()
+        sender.wait()
+    assert sender.returncode == 0, sent
+    assert "interrupted: " in sent
+    found = re.search(r"stored there: (\d+) bytes, of which (\d+) were there already", sent)
+    assert found is not None, sent
+    assert int(found[1]) == size
+    assert size // 3 - 2 * 1024 * 1024 <= int(found[2]) < size
+    assert f"stored {size} bytes, {found[2]} of them from an earlier attempt" in output
+    assert copy.read_bytes() == original.read_bytes()
+    assert not beside.exists()
+    assert not (certificates / "original.bin.transfer-id").exists()
+
+
 def test_chat(certificates: Path) -> None:
     with server(certificates, "chat.py", "serve") as (port, _):
         listener = subprocess.Popen(

@@ -28,11 +28,8 @@ from trio.testing import MockClock
 
 import phoenix_trio
 from phoenix_trio.cli import progress
-from phoenix_trio.cli.names import Refused, check_path, fold, printable
-from phoenix_trio.cli.parts import PartLimits
 from phoenix_trio.cli.places import Places
 from phoenix_trio.cli.receive import Receiver
-from phoenix_trio.cli.storage import PARTS_DIRECTORY, Storage, StoredFile
 from phoenix_trio.cli.transfer import (
     ALPN,
     PrefixDigests,
@@ -41,6 +38,9 @@ from phoenix_trio.cli.transfer import (
     receive_file,
     send_file,
 )
+from phoenix_trio.storage.directory import PARTS_DIRECTORY, Storage, StoredFile
+from phoenix_trio.storage.names import Refused, check_path, fold, printable
+from phoenix_trio.storage.parts import PartLimits
 from phoenix_trio.streams.framing import encode_frame
 from phoenix_trio.testing import SimulatedNetwork
 from tests.cli.test_transfer import Bytes
@@ -396,7 +396,7 @@ def test_the_limit_of_a_files_size_is_a_refusal(tmp_path: Path) -> None:
     """RLIMIT_FSIZE: the write fails with EFBIG; the process lives, the part stays whole."""
     program = f"""
 import resource
-from phoenix_trio.cli.storage import Storage
+from phoenix_trio.storage.directory import Storage
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 storage = Storage({str(tmp_path)!r})
 stored = storage.begin("name", 5000, "id")

@@ -36,6 +36,7 @@ from phoenix_trio.pool.transfer_records import (
     Manifest,
     Received,
     Record,
+    Skipped,
     Verdict,
     decode_record,
     encode_record,
@@ -72,6 +73,71 @@ def test_a_chosen_stripe_size_is_a_power_of_two_within_bounds(
     stripe = choose_stripe_size(size, members)
     assert 64 * 1024 <= stripe <= 1024 * 1024
     assert stripe & (stripe - 1) == 0
+
+
+# ------------------------------------------------------------------ earlier attempts
+
+
+def arrive(window: ReassemblyWindow, offset: int, data: bytes) -> None:
+    arrival = window.begin(offset, len(data))
+    arrival.append(data)
+    window.complete(arrival)
+
+
+def test_what_an_earlier_attempt_has_left_counts_as_consumed() -> None:
+    window = ReassemblyWindow(stripe_size=STRIPE, window=8 * STRIPE, size=9 * STRIPE + 5)
+    arrive(window, STRIPE, bytes(STRIPE))
+    arrive(window, 5 * STRIPE, b"5" * STRIPE)
+    late = window.begin(2 * STRIPE, STRIPE)
+    window.take_news()
+    window.restore(4 * STRIPE)
+    assert window.received == 5 * STRIPE
+    assert window.memory == STRIPE
+    assert window.limit == 12 * STRIPE
+    assert window.take_news() == [(0, 4 * STRIPE)]
+    late.append(bytes(STRIPE))
+    assert not window.complete(late)
+    assert window.memory == STRIPE
+    assert window.take() is None
+    arrive(window, 4 * STRIPE, b"4" * STRIPE)
+    taken = [arrival.offset for arrival in iter(window.take, None)]
+    assert taken == [4 * STRIPE, 5 * STRIPE]
+    with pytest.raises(ValueError, match="cannot be restored"):
+        window.restore(0)
+
+
+def test_a_whole_transfer_may_be_left_of_an_earlier_attempt() -> None:
+    window = ReassemblyWindow(stripe_size=STRIPE, window=8 * STRIPE, size=STRIPE + 5)
+    for wrong in (5, STRIPE + 4):
+        with pytest.raises(ValueError, match="cannot be restored"):
+            window.restore(wrong)
+    window.restore(STRIPE + 5)
+    assert window.is_complete
+
+
+def test_a_transfer_which_ends_before_what_is_left_of_it_is_wrong() -> None:
+    window = ReassemblyWindow(stripe_size=STRIPE, window=8 * STRIPE)
+    window.restore(3 * STRIPE)
+    with pytest.raises(StripeRefused, match="has stripes up to"):
+        window.finish(2 * STRIPE)
+
+
+def test_a_plan_knows_whether_everything_was_sent() -> None:
+    plan = SendingPlan(stripe_size=STRIPE, window=8 * STRIPE)
+    plan.extend_credit(8 * STRIPE)
+    plan.receive(0, STRIPE)
+    for _ in range(3):
+        plan.add(bytes(STRIPE))
+    plan.take("m", STRIPE)
+    plan.finish()
+    assert not plan.all_sent
+    plan.take("n", STRIPE)
+    assert plan.all_sent
+    plan.lose("n")
+    plan.take("m", 9 * STRIPE)
+    assert plan.all_sent
+    assert plan.bytes_sent_once == 2 * STRIPE
+    assert plan.bytes_sent_again == STRIPE
 
 
 # ------------------------------------------------------------------ both halves together
@@ -277,12 +343,14 @@ records: st.SearchStrategy[Record] = st.one_of(
         window=sizes,
         size=st.none() | numbers,
         continues=st.booleans(),
+        may_resume=st.booleans(),
         metadata=st.binary(max_size=100),
     ),
     st.builds(End, numbers, st.binary(min_size=32, max_size=32)),
     st.builds(Accepted, sizes),
     st.builds(Credit, numbers),
     st.builds(Verdict, numbers, numbers, st.just(b"") | st.binary(min_size=32, max_size=32)),
+    st.builds(Skipped, numbers),
 )
 
 
@@ -324,7 +392,7 @@ def test_no_payload_does_anything_but_give_a_record_or_be_refused(
         record = decode_record(kind, payload)
     except FramingError:
         return
-    if kind > 6 or kind == 0:
+    if kind > 7 or kind == 0:
         assert record is None
 
 

@@ -555,6 +555,7 @@ async def test_a_torn_stripe_does_not_count_and_may_come_again(
         )
         await line.send_all(encode_record(End(len(data), hashlib.sha256(data).digest())))
         assert await transfer.read_all(max_size=10**6) == data
+        await transfer.confirm()
         await again.send_eof()
         assert receiver.incoming == 0
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import socket
 from collections.abc import AsyncIterator
 from functools import partial
+from pathlib import Path
 from typing import assert_type
 
 import attrs
@@ -201,6 +202,11 @@ async def application(
     assert_type(summary, phoenix_trio.TransferSummary)
     async with await phoenix.receive_multiplexed() as transfer:
         assert_type(await transfer.read_all(max_size=10), bytes)
+        assert_type(await transfer.confirm(), None)
+        await transfer.store(Path("copy"), limits=phoenix_trio.PartLimits(lifetime=3600.0))
+    stored = await phoenix.receive_multiplexed(path=lambda each: each.metadata.decode())
+    assert_type(stored, phoenix_trio.IncomingTransfer)
+    await phoenix.receive_multiplexed(path="copy", limits=phoenix_trio.PartLimits())
     assert_type(phoenix.stats(), phoenix_trio.TransportStatistics)
     async with pool.lease("[::1]:1") as leased:
         assert_type(leased, QuicConnection)

@@ -1,6 +1,6 @@
 """A directory in which strangers may store files, and nothing else.
 
-Floor 6.  Names from the network are hostile.  Every step into the directory is
+Floor 4.  Names from the network are hostile.  Every step into the directory is
 taken relative to an open descriptor of the last one and follows no symbolic
 link, so that no name, and no race, leads outside.  A file appears under its
 final name whole or not at all.  Until then it grows as a part in the hidden
@@ -21,13 +21,14 @@ import re
 import stat
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
-import attrs
-
-from .names import Refused, check_path, fold, shorten
+from .beside import remove_widows, rename_part, unlink_beside
+from .folders import Folders
+from .names import Refused, check_path, shorten
 from .parts import Part, PartLimits, next_expiry, to_give_way, to_remove
+from .stored_file import Hashed, StoredFile, look
+from .system import open_directory, try_lock
 
 __all__ = ["PARTS_DIRECTORY", "Refused", "Storage", "StoredFile", "check_path"]
 
@@ -40,189 +41,11 @@ _PART_NAME = re.compile(r".*\.([0-9a-f]{32})\.([0-9a-f]{16})\.part", re.DOTALL)
 #: Bytes of the file's name which a part's name repeats, for people.
 _SHOWN_BYTES = 100
 
-#: Bytes which are read again and hashed at once.
-_HASH_CHUNK = 1024 * 1024
-_HASH_SLICE = 64 * _HASH_CHUNK
-
-#: Entries of a directory which are compared with a new name at most, and directories whose
-#: entries are remembered.
-_COMPARED_MAX = 10_000
-_REMEMBERED_DIRECTORIES = 8
-
 _GIBIBYTE = 1024**3
 
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-_NOT_A_DIRECTORY = (errno.ELOOP, errno.ENOTDIR)
 
-#: What systems answer which cannot link, such as FAT.
-_CANNOT_LINK = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
-
-
-@attrs.define
-class _Hashed:
-    """How far a part was hashed, and how it looked when that was noted."""
-
-    digest: hashlib._Hash
-    position: int
-    look: tuple[int, ...]
-
-
-def _look(status: os.stat_result) -> tuple[int, ...]:
-    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
-@attrs.define(eq=False)
-class StoredFile:
-    """A file which is being received.  Obtained from :meth:`Storage.begin`.
-
-    One thread at a time may use it.
-    """
-
-    _storage: Storage
-    _key: str
-    _directory: int
-    _descriptor: int
-    _part: str
-    _path: tuple[str, ...]
-    _announced: int | None
-    _can_resume: bool
-    offset: int
-    """Bytes which an earlier attempt has left."""
-    size: int
-    _digest: hashlib._Hash
-    _hashed: int
-    """How many of the bytes are in the digest."""
-    _is_over: bool = False
-
-    def write(self, data: bytes) -> None:
-        """Append `data`.
-
-        Raises:
-          Refused: the sender sends more than it has announced, the file would be larger
-            than the storage takes, or the disk is full.
-          OSError: another fault of the system.
-        """
-        storage = self._storage
-        if self._announced is not None and self.size + len(data) > self._announced:
-            raise Refused("size", f"the sender has announced {self._announced} bytes, sends more")
-        storage._check_size(self.size + len(data))
-        storage._make_room(len(data))
-        view = memoryview(data)
-        while view:
-            try:
-                count = os.pwrite(self._descriptor, view, self.size)
-            except OSError as error:
-                if error.errno not in _NO_SPACE:
-                    raise
-                storage._make_room_by_force()
-                continue
-            if self._hashed == self.size:
-                self._digest.update(view[:count])
-                self._hashed += count
-            self.size += count
-            view = view[count:]
-
-    def catch_up(self) -> bool:
-        """Hash the next 64 MiB of what an earlier attempt has left, where that is to be done.
-
-        So a part is read again at most once by each process, and only when its last byte
-        has come, however often its transfer is continued.  Returns whether all is hashed.
-
-        Raises:
-          OSError: the part cannot be read.
-        """
-        until = min(self.size, self._hashed + _HASH_SLICE)
-        while self._hashed < until:
-            size = min(_HASH_CHUNK, until - self._hashed)
-            chunk = os.pread(self._descriptor, size, self._hashed)
-            if not chunk:
-                raise OSError(errno.EIO, "the partial file has become shorter")
-            self._digest.update(chunk)
-            self._hashed += len(chunk)
-        return self._hashed == self.size
-
-    def sha256(self) -> str:
-        """The SHA-256 of all bytes, in hexadecimal; :meth:`catch_up` comes before."""
-        if self._hashed != self.size:
-            raise ValueError("the earlier bytes are not hashed yet")
-        return self._digest.hexdigest()
-
-    def commit(self) -> None:
-        """Give the file its final name, durably.
-
-        Raises:
-          Refused: the name has been taken meanwhile, or a directory cannot be made.
-          OSError: a fault of the system; the part stays.
-        """
-        storage = self._storage
-        os.fchmod(self._descriptor, storage._file_mode)
-        os.fsync(self._descriptor)
-        final = self._path[-1]
-        with storage._descend(self._path[:-1], create=True) as directory:
-            with storage._lock:
-                storage._check_final(directory, final)
-                with storage._changing(directory, final):
-                    if storage._overwrite or not self._link(directory, final):
-                        os.replace(
-                            self._part, final, src_dir_fd=self._directory, dst_dir_fd=directory
-                        )
-                self._is_over = True
-            os.fsync(directory)
-
-    def _link(self, directory: int, final: str) -> bool:
-        """Link the part under its final name: unlike a rename, that never replaces a file.
-
-        Returns whether the file system can.
-        """
-        try:
-            os.link(
-                self._part,
-                final,
-                src_dir_fd=self._directory,
-                dst_dir_fd=directory,
-                follow_symlinks=False,
-            )
-        except FileExistsError:
-            raise Refused("exists", f"{final!r} exists") from None
-        except OSError as error:
-            if error.errno in _CANNOT_LINK:
-                return False
-            raise
-        # Were this process to end here, the part would be a second name of the file: such
-        # ones are never written to (:meth:`Storage.begin`), and go with the next clean-up.
-        os.unlink(self._part, dir_fd=self._directory)
-        return True
-
-    def discard(self) -> None:
-        """Remove the part: its content is of no use."""
-        self._is_over = True
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._part, dir_fd=self._directory)
-
-    def close(self) -> None:
-        """Close; what was not committed stays as a part for another attempt, if one can be.
-
-        Quotas are enforced then, so it may be removed, or others are.
-
-        Raises:
-          OSError: a fault of the system.  The file is closed all the same.
-        """
-        if self._descriptor < 0:
-            return
-        storage = self._storage
-        try:
-            if not self._is_over and not (self.size and self._can_resume):
-                self.discard()
-            if not self._is_over:
-                look = _look(os.fstat(self._descriptor))
-                storage._hashes[self._key] = _Hashed(self._digest, self._hashed, look)
-            else:
-                storage._hashes.pop(self._key, None)
-        finally:
-            os.close(self._descriptor)
-            os.close(self._directory)
-            self._descriptor = -1
-            storage._release(self._key, None if self._is_over else self._part)
+#: Two which set it at the same time would leave the wrong one.
+_umask_lock = threading.Lock()
 
 
 class Storage:
@@ -231,6 +54,8 @@ class Storage:
     Args:
       directory: where files go; made if it does not exist.
       overwrite: whether existing files may be replaced.
+      trust_names: names come from this program, not from senders: each is that of a file in
+        the directory itself, and any which the system takes is right.
       max_file_size: the largest file taken, in bytes; ``None``: any.
       limits: for partial files.
       clock: a clock that never jumps; by it parts grow old while this process runs.
@@ -244,32 +69,42 @@ class Storage:
         directory: str,
         *,
         overwrite: bool = False,
+        trust_names: bool = False,
         max_file_size: int | None = None,
         limits: PartLimits | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         os.makedirs(directory, exist_ok=True)
         self._root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._device = os.fstat(self._root).st_dev
-        self._overwrite = overwrite
+        self.overwrite = overwrite
+        self._trust_names = trust_names
         self._max_file_size = max_file_size
         self._limits = PartLimits() if limits is None else limits
         self._clock = clock
-        umask = os.umask(0o077)  # (It can only be read by setting it.)
-        os.umask(umask)
-        self._file_mode = 0o666 & ~umask
-        self._directory_mode = 0o777 & ~umask
-        self._lock = threading.RLock()
+        with _umask_lock:
+            umask = os.umask(0o077)  # (It can only be read by setting it.)
+            os.umask(umask)
+        self.file_mode = 0o666 & ~umask
+        self.lock = threading.RLock()
+        self.folders = Folders(
+            self._root,
+            self.lock,
+            overwrite=overwrite,
+            compare=not trust_names,
+            mode=0o777 & ~umask,
+        )
         self._active: set[str] = set()
-        self._hashes: dict[str, _Hashed] = {}
+        self._hashes: dict[str, Hashed] = {}
         self._written: dict[str, tuple[int, float]] = {}
-        self._names: OrderedDict[tuple[int, int], tuple[int, dict[str, str]]] = OrderedDict()
 
     def close(self) -> None:
         """Close the directory."""
         os.close(self._root)
 
     # ------------------------------------------------------------------ beginning
+
+    def _components(self, path: str) -> tuple[str, ...]:
+        return (path,) if self._trust_names else check_path(path)
 
     def key(self, path: str, identity: str | None) -> str:
         """What says that two attempts are of the same transfer.
@@ -279,11 +114,12 @@ class Storage:
         Raises:
           Refused: the path is not one which is taken.
         """
-        parts = check_path(path)
+        parts = self._components(path)
         if identity is None:
             return os.urandom(16).hex()
-        # (JSON can express halves of surrogate pairs, which UTF-8 cannot.)
-        whole = "/".join(parts).encode() + b"\0" + identity.encode(errors="surrogatepass")
+        # (JSON can express halves of surrogate pairs, which UTF-8 cannot; and names on disk
+        # can be no UTF-8 at all.)
+        whole = f"{'/'.join(parts)}\0{identity}".encode(errors="surrogatepass")
         return hashlib.sha256(whole).hexdigest()[:32]
 
     def begin(
@@ -311,25 +147,27 @@ class Storage:
           Refused: the name, the size, the space or the circumstances do not allow it.
           OSError: a fault of the system.
         """
-        parts = check_path(path)
+        parts = self._components(path)
         if size is not None:
             if size < 0:
                 raise Refused("size", f"a file cannot have {size} bytes")
-            self._check_size(size)
+            self.check_size(size)
         key = self.key(path, identity) if key is None else key
-        with self._lock:
+        with self.lock:
             if key in self._active:
                 raise Refused("busy", "this transfer is under way already")
             self._active.add(key)
         try:
-            with self._descend(parts[:-1], create=False) as directory:
+            with self.folders.descend(parts[:-1], create=False) as directory:
                 if directory >= 0:
-                    self._check_final(directory, parts[-1])
-            with self._lock:
+                    self.folders.check_final(directory, parts[-1])
+            with self.lock:
                 return self._open(parts, size, key, peer, can_resume=identity is not None)
         except BaseException:
             with contextlib.suppress(OSError):  # the first error says more
-                self._release(key, None)
+                with self.lock:
+                    self._active.discard(key)
+                    self._clean()
             raise
 
     def _open(
@@ -345,11 +183,11 @@ class Storage:
                 # Not what this sender has announced: begin again.
                 os.ftruncate(descriptor, 0)
                 offset = 0
-            self._check_size(offset)
+            self.check_size(offset)
             self._check_room(1 if size is None else size - offset)
             hashed = self._hashes.pop(key, None)
-            if hashed is None or hashed.look != _look(status) or not offset:
-                hashed = _Hashed(hashlib.sha256(), 0, ())
+            if hashed is None or hashed.look != look(status) or not offset:
+                hashed = Hashed(hashlib.sha256(), 0, ())
         except BaseException:
             if not os.fstat(descriptor).st_size:
                 os.unlink(name, dir_fd=directory)
@@ -357,7 +195,7 @@ class Storage:
             os.close(directory)
             raise
         return StoredFile(
-            storage=self,
+            keeper=self,
             key=key,
             directory=directory,
             descriptor=descriptor,
@@ -381,7 +219,7 @@ class Storage:
                 for other, other_key in self._part_names(directory):
                     if other_key == key and other != name:
                         # It goes on from another address: that one answers for it now.
-                        os.rename(other, name, src_dir_fd=directory, dst_dir_fd=directory)
+                        rename_part(other, name, directory)
                         self._written.pop(other, None)
                 descriptor = os.open(name, flags, 0o600, dir_fd=directory)
                 if self._lock_part(descriptor, name, directory):
@@ -403,7 +241,7 @@ class Storage:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise Refused("system", "something else is in the way of the partial file")
-        if not _try_lock(descriptor):
+        if not try_lock(descriptor):
             raise Refused("busy", "another receiver on this directory has this transfer")
         there = os.stat(name, dir_fd=directory, follow_symlinks=False)
         if there.st_ino != status.st_ino:
@@ -411,21 +249,25 @@ class Storage:
         if status.st_nlink > 1:
             # A stored file has this as a second name, since a receiver was killed between
             # two steps: that file must not be written to.
+            unlink_beside(name, directory)
             os.unlink(name, dir_fd=directory)
             return False
         return True
 
-    def _release(self, key: str, left: str | None) -> None:
-        """A transfer is over and has left this part, or none."""
-        with self._lock:
+    def release(self, key: str, left: tuple[str, Hashed] | None) -> None:
+        """A transfer is over and has left this part, hashed so far, or none."""
+        with self.lock:
             self._active.discard(key)
+            self._hashes.pop(key, None)
             if left is not None:
-                self._written.pop(left, None)
+                part, self._hashes[key] = left
+                self._written.pop(part, None)
             self._clean()
 
     # ------------------------------------------------------------------ room
 
-    def _check_size(self, size: int) -> None:
+    def check_size(self, size: int) -> None:
+        """Refuse a file of `size` bytes if that is more than this storage takes."""
         if self._max_file_size is not None and size > self._max_file_size:
             raise Refused("too-large", f"files may have at most {self._max_file_size} bytes here")
 
@@ -447,22 +289,22 @@ class Storage:
         """
         free, keep = self._free()
         if free - keep < needed:
-            with self._lock:
+            with self.lock:
                 if free - keep + sum(part.size for part in self._waiting()) < needed:
                     raise _no_space()
 
-    def _make_room(self, needed: int) -> None:
+    def make_room(self, needed: int) -> None:
         """See that so many bytes can be written now; parts which wait give way."""
         free, keep = self._free()
         missing = needed - (free - keep)
         if missing > 0:
-            with self._lock:
+            with self.lock:
                 if self._clean(int(missing)) < missing:
                     raise _no_space()
 
-    def _make_room_by_force(self) -> None:
+    def make_room_by_force(self) -> None:
         """The system says that it is full, or the user's quota is, whatever it told before."""
-        with self._lock:
+        with self.lock:
             if not self._clean(1):
                 raise _no_space()
 
@@ -477,7 +319,7 @@ class Storage:
         Raises:
           OSError: a fault of the system.
         """
-        with self._lock:
+        with self.lock:
             self._clean()
             now = self._clock()
             return next_expiry(self._waiting(), self._limits, now) - now
@@ -494,6 +336,7 @@ class Storage:
         given = 0
         try:
             free = int(min(self._free()[0], 2**62))
+            remove_widows(directory)
             waiting = self._waiting(directory)
             for part in to_remove(waiting, self._limits, self._clock(), free=free):
                 waiting.remove(part)
@@ -506,7 +349,7 @@ class Storage:
             os.close(directory)
         if not self._active:
             # Not empty, or another process was faster: both are fine.
-            with contextlib.suppress(OSError), self._changing(self._root):
+            with contextlib.suppress(OSError), self.folders.changing(self._root):
                 os.rmdir(PARTS_DIRECTORY, dir_fd=self._root)
         return given
 
@@ -565,8 +408,9 @@ class Storage:
         except FileNotFoundError:
             return False
         try:
-            if not _try_lock(descriptor):
+            if not try_lock(descriptor):
                 return False
+            unlink_beside(part.name, directory)
             os.unlink(part.name, dir_fd=directory)
         except FileNotFoundError:
             return False
@@ -578,9 +422,15 @@ class Storage:
 
     def _parts_directory(self, *, create: bool) -> int:
         if create:
-            with contextlib.suppress(FileExistsError), self._changing(self._root):
+            with contextlib.suppress(FileExistsError), self.folders.changing(self._root):
                 os.mkdir(PARTS_DIRECTORY, 0o700, dir_fd=self._root)
-        return _open_directory(PARTS_DIRECTORY, self._root)
+        directory = open_directory(PARTS_DIRECTORY, self._root)
+        if os.fstat(directory).st_uid != os.geteuid():
+            # In a directory to which others may write, they could change parts which were
+            # verified, and are about to get their names.
+            os.close(directory)
+            raise PermissionError(errno.EPERM, f"{PARTS_DIRECTORY} belongs to another user")
+        return directory
 
     @staticmethod
     def _part_names(directory: int) -> Iterator[tuple[str, str]]:
@@ -588,121 +438,6 @@ class Storage:
             if found := _PART_NAME.fullmatch(name):
                 yield name, found[1]
 
-    # ------------------------------------------------------------------ final names
-
-    @contextlib.contextmanager
-    def _descend(self, parts: tuple[str, ...], *, create: bool) -> Iterator[int]:
-        """Go down from the root, following no symbolic link.
-
-        Yields a descriptor of the last directory; -1 where one is missing and is not to be
-        made.
-        """
-        current = os.dup(self._root)
-        try:
-            for part in parts:
-                below = self._step(current, part, create=create)
-                os.close(current)
-                current = below
-                if current < 0:
-                    break
-            yield current
-        finally:
-            if current >= 0:
-                os.close(current)
-
-    def _step(self, current: int, part: str, *, create: bool) -> int:
-        try:
-            below = _open_directory(part, current)
-        except FileNotFoundError:
-            with self._lock:
-                self._check_twins(current, part)
-                if not create:
-                    return -1
-                with contextlib.suppress(FileExistsError), self._changing(current, part):
-                    os.mkdir(part, self._directory_mode, dir_fd=current)
-            os.fsync(current)
-            below = _open_directory(part, current)
-        if os.fstat(below).st_dev != self._device:
-            os.close(below)
-            raise Refused("system", f"{part!r} is another file system, which is not entered")
-        return below
-
-    def _check_final(self, directory: int, final: str) -> None:
-        try:
-            there = os.stat(final, dir_fd=directory, follow_symlinks=False)
-        except FileNotFoundError:
-            self._check_twins(directory, final)
-            return
-        if not self._overwrite:
-            raise Refused("exists", f"{final!r} exists, and this receiver does not overwrite")
-        if not stat.S_ISREG(there.st_mode):
-            raise Refused("exists", f"{final!r} exists, and is not a regular file")
-
-    def _check_twins(self, directory: int, name: str) -> None:
-        """Refuse a name which another one equals but for case or the form of its letters.
-
-        A courtesy to systems on which the two are one, so it is bounded: the first 10,000
-        entries of a directory are compared.
-        """
-        with self._lock:
-            twin = self._folded(directory).get(fold(name))
-        if twin is not None and twin != name:
-            raise Refused("exists", f"{twin!r} exists, which is the same name on some systems")
-
-    def _folded(self, directory: int) -> dict[str, str]:
-        status = os.fstat(directory)
-        where = status.st_dev, status.st_ino
-        known = self._names.pop(where, None)
-        if known is None or known[0] != status.st_mtime_ns:
-            names: dict[str, str] = {}
-            with os.scandir(directory) as entries:
-                for entry, _ in zip(entries, range(_COMPARED_MAX), strict=False):
-                    names[fold(entry.name)] = entry.name
-            known = status.st_mtime_ns, names
-        self._names[where] = known
-        while len(self._names) > _REMEMBERED_DIRECTORIES:
-            self._names.popitem(last=False)
-        return known[1]
-
-    @contextlib.contextmanager
-    def _changing(self, directory: int, name: str | None = None) -> Iterator[None]:
-        """We change a directory: what is remembered of it stays true, if it was true before.
-
-        So that it is not read again for every file that is stored in it.
-        """
-        with self._lock:
-            before = os.fstat(directory)
-            yield
-            where = before.st_dev, before.st_ino
-            known = self._names.get(where)
-            if known is not None and known[0] == before.st_mtime_ns:
-                if name is not None and len(known[1]) < _COMPARED_MAX:
-                    known[1][fold(name)] = name
-                self._names[where] = os.fstat(directory).st_mtime_ns, known[1]
-
 
 def _no_space() -> Refused:
     return Refused("no-space", "the receiver's disk is full")
-
-
-def _open_directory(name: str, inside: int) -> int:
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        return os.open(name, flags, dir_fd=inside)
-    except OSError as error:
-        if error.errno in _NOT_A_DIRECTORY:
-            raise Refused("bad-name", f"{name!r} is not a directory here") from None
-        raise
-
-
-def _try_lock(descriptor: int) -> bool:
-    """Lock a file against other processes; whether none has it."""
-    import fcntl  # not on Windows, where the program's other commands still work
-
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True  # a file system without locks: there, one receiver a directory
-    return True

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phoenix_trio.cli.storage import PARTS_DIRECTORY, Refused, Storage, check_path
+from phoenix_trio.storage.directory import PARTS_DIRECTORY, Refused, Storage, check_path
 
 HOSTILE = [
     "",

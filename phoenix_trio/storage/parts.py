@@ -1,6 +1,6 @@
 """Decides which partial files of a receiver have to go.
 
-Floor 6, pure: no files, no clock.  A part is what a broken transfer has left; it waits
+Floor 4, pure: no files, no clock.  A part is what a broken transfer has left; it waits
 for its sender to go on.  Parts hold disk space which others need, so they have a
 lifetime and quotas, and give way when the disk is short.  Parts of transfers under way
 are not in question here: they never expire.

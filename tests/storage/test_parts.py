@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phoenix_trio.cli.parts import Part, PartLimits, next_expiry, to_give_way, to_remove
+from phoenix_trio.storage.parts import Part, PartLimits, next_expiry, to_give_way, to_remove
 
 ANY_PARTS = st.lists(
     st.builds(

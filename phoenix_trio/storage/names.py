@@ -1,6 +1,6 @@
 """Judges names which come from strangers: for files, and for the terminal.
 
-Floor 6, pure functions.  A name from the network may try to lead out of the directory,
+Floor 4, pure functions.  A name from the network may try to lead out of the directory,
 to look like another one, to mean something else on another system, or to command the
 terminal.  :func:`check_path` says which names a receiver stores, :func:`fold` which names
 count as the same, and :func:`printable` makes any text safe to print.
@@ -139,4 +139,4 @@ def _oddity(character: str) -> str | None:
 
 def shorten(name: str, max_bytes: int) -> str:
     """The beginning of `name` which has at most `max_bytes`, in whole characters."""
-    return name.encode()[:max_bytes].decode(errors="ignore")
+    return name.encode(errors="replace")[:max_bytes].decode(errors="ignore")
