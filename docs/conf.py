@@ -28,6 +28,7 @@ from phoenix_trio.quic.construction import NoPublicConstructor
 from phoenix_trio.quic.receiving_part import ReceivingPart
 from phoenix_trio.quic.sending_part import SendingPart
 from phoenix_trio.quic.stream import BidirectionalStream
+from phoenix_trio.transport_transfers import TransferCalls
 
 project = "phoenix_trio"
 author = "the phoenix_trio authors"
@@ -173,7 +174,14 @@ def show_constructor(
 
 
 #: Base classes whose methods are shown as those of the public class.
-_PRIVATE_BASES = (ConnectionState, DatagramCalls, BidirectionalStream, SendingPart, ReceivingPart)
+_PRIVATE_BASES = (
+    ConnectionState,
+    DatagramCalls,
+    BidirectionalStream,
+    SendingPart,
+    ReceivingPart,
+    TransferCalls,
+)
 
 
 def show_public_bases(app: Sphinx, name: str, obj: Any, options: Any, bases: list[Any]) -> None:

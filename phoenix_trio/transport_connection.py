@@ -7,17 +7,15 @@ here, stripes to the transport's hub.
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Generic, TypeVar, final, overload
+from typing import Any, TypeVar, final, overload
 
 import trio
 
 from .config import TransportConfig
-from .errors import ApplicationErrorCode, ConnectionClosedByPeer, StreamReset
+from .errors import ApplicationErrorCode, StreamReset
 from .metrics import ConnectionMetrics, RateWindow
 from .pool.hub import TransferHub
 from .pool.receiving import IncomingTransfer
@@ -44,6 +42,7 @@ from .streams.messages import (
     send_message,
 )
 from .streams.reader import StreamReader
+from .transport_incoming import IncomingQueue, Until
 
 __all__ = ["PhoenixConnection"]
 
@@ -63,29 +62,6 @@ R = TypeVar("R")
 S = TypeVar("S")
 
 
-class _Queue(Generic[R]):
-    """Incoming streams of one kind, the lowest stream ID first."""
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[int, int, R]] = []
-        self._number = itertools.count()
-        self.lot = trio.lowlevel.ParkingLot()
-
-    def __len__(self) -> int:
-        return len(self._heap)
-
-    def put(self, stream_id: int, item: R) -> None:
-        # (The number keeps the heap from comparing items.)
-        heapq.heappush(self._heap, (stream_id, next(self._number), item))
-        self.lot.unpark()
-
-    def pop(self) -> tuple[int, R] | None:
-        if not self._heap:
-            return None
-        stream_id, _, item = heapq.heappop(self._heap)
-        return stream_id, item
-
-
 @final
 class PhoenixConnection(metaclass=NoPublicConstructor):
     """A connection with messages, sequences, batches and striped transfers.
@@ -99,8 +75,8 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
         self._quic = quic
         self._config = config
         self._hub = hub
-        self._messages: _Queue[MessageReceiver] = _Queue()
-        self._sequences: _Queue[StreamReader] = _Queue()
+        self._messages: IncomingQueue[MessageReceiver] = IncomingQueue()
+        self._sequences: IncomingQueue[StreamReader] = IncomingQueue()
         self._has_announced = False
         self._has_peer_limits = False
         # (None: early data is sent, and the protocol is not known yet.)  A peer which may open
@@ -349,7 +325,7 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
 
     def incoming_streams(self) -> AsyncIterator[QuicStream]:
         """Iterate over :meth:`accept_stream`; see :meth:`QuicConnection.incoming_streams`."""
-        return _Until(self.accept_stream)
+        return Until(self.accept_stream)
 
     def incoming_transfers(self) -> AsyncIterator[IncomingTransfer]:
         """Striped transfers which the peer begins on this connection."""
@@ -416,7 +392,7 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
 
     # ------------------------------------------------------------------ incoming streams
 
-    async def _next(self, queue: _Queue[R]) -> tuple[int, R]:
+    async def _next(self, queue: IncomingQueue[R]) -> tuple[int, R]:
         while (found := queue.pop()) is None:
             if self._dispatched:
                 # Nothing will come any more: raises why.
@@ -568,27 +544,7 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
             stream.close()
 
 
-class _Until(Generic[R]):
-    """An iterator rather than an async generator, so that a loop can be left at any point."""
-
-    def __init__(self, accept: Callable[[], Awaitable[R]]) -> None:
-        self._accept = accept
-
-    def __aiter__(self) -> _Until[R]:
-        return self
-
-    async def __anext__(self) -> R:
-        try:
-            return await self._accept()
-        except trio.ClosedResourceError:
-            raise StopAsyncIteration from None
-        except ConnectionClosedByPeer as error:
-            if error.is_clean:
-                raise StopAsyncIteration from None
-            raise
-
-
-class _Messages(_Until[Any]):
+class _Messages(Until[Any]):
     def __init__(
         self, connection: PhoenixConnection, max_size: int | None, decode: Decode | None
     ) -> None:

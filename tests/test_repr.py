@@ -128,16 +128,16 @@ async def high_floor(network: SimulatedNetwork) -> AsyncIterator[list[Any]]:
             async with await server.receive_multiplexed() as transfer:
                 async for _ in transfer:
                     pass
-                await trio.sleep(1)
-                yield [
-                    *(server, client, lease, bare, connection, client.pool, transfer, tls, store),
-                    *(server_tls(), config, client.pool.config, phoenix_trio.Backoff()),
-                    *(phoenix_trio.Retry(), phoenix_trio.pool.parse_target(TARGET)),
-                    *(client.stats(), connection.metrics(), client.pool.statistics()),
-                    *client.pool.statistics().targets.values(),
-                    client._hub,
-                    *summaries,
-                ]
+            await trio.sleep(1)
+            yield [
+                *(server, client, lease, bare, connection, client.pool, transfer, tls, store),
+                *(server_tls(), config, client.pool.config, phoenix_trio.Backoff()),
+                *(phoenix_trio.Retry(), phoenix_trio.pool.parse_target(TARGET)),
+                *(client.stats(), connection.metrics(), client.pool.statistics()),
+                *client.pool.statistics().targets.values(),
+                *(client._hub, phoenix_trio.PartLimits()),
+                *summaries,
+            ]
         nursery.cancel_scope.cancel()
 
 

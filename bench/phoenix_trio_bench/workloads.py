@@ -44,8 +44,8 @@ class Plan:
     runs: int = 5
     quick: bool = False
     with_gigabyte: bool = False
-    only: str = "*"
-    """Which rows, as a shell's pattern; a workload runs when one of its rows is meant."""
+    only: tuple[str, ...] = ("*",)
+    """Which rows, as a shell's patterns; a workload runs when one of its rows is meant."""
     peers: tuple[Implementation, ...] = ()
     remote: Remote | None = None
     """A server elsewhere, instead of processes of our own."""
@@ -116,7 +116,7 @@ def _wanted(plan: Plan, size: int | None) -> list[Workload]:
             continue
         if size is not None and plan.quick and names[0] not in _QUICK_SIZED:
             continue
-        if any(fnmatch.fnmatch(name + suffix, plan.only) for name in names):
+        if any(fnmatch.fnmatch(name + suffix, each) for name in names for each in plan.only):
             chosen.append(workload)
     return chosen
 

@@ -19,6 +19,7 @@ from ..errors import (
     ConnectionRefused,
     HandshakeFailed,
     HandshakeTimedOut,
+    ServerUnreachable,
     StreamBroken,
 )
 from .config import Backoff
@@ -32,7 +33,7 @@ _PASSING_CODES = (ApplicationErrorCode.CANCELLED, ApplicationErrorCode.SHUTTING_
 
 #: Failures of a handshake which may be over the next time.  Others, as an untrusted
 #: certificate, will not be.
-_PASSING_HANDSHAKES = (ConnectionRefused, HandshakeTimedOut)
+_PASSING_HANDSHAKES = (ConnectionRefused, HandshakeTimedOut, ServerUnreachable)
 
 
 @attrs.frozen(kw_only=True)

@@ -327,10 +327,23 @@ class ConnectionState:
     def _note_stall(self) -> None:
         self._flow_control_stalls += 1
 
-    def _write(
-        self, stream_id: int, data: bytes | bytearray | memoryview, *, end_stream: bool = False
-    ) -> None:
-        self._engine.write(stream_id, data, end_stream=end_stream)
+    def _write_end(self, stream_id: int, data: bytes | bytearray | memoryview) -> None:
+        self._engine.write(stream_id, data, end_stream=True)
+
+    def _flush_end(self) -> None:
+        route = self._route
+        if route is None:
+            return
+        if len(self._senders) <= 1:
+            # Nothing else is likely to share the packet, and the peer can go on while this
+            # task goes through the checkpoint of its call, and closes the stream.
+            self._driver.flush_at_once(route)
+        else:
+            self._driver.flush_soon(route)
+            route.writers.add(trio.lowlevel.current_task())
+
+    def _write(self, stream_id: int, data: bytes | bytearray | memoryview) -> None:
+        self._engine.write(stream_id, data)
         route = self._route
         if route is not None:
             self._driver.flush_soon(route)

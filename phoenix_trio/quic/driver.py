@@ -175,6 +175,23 @@ class SocketDriver:
                 sender.wake()
             sender.dirty[route] = None
 
+    def flush_at_once(self, route: Route) -> None:
+        """Send what the running task has written, unless other tasks are writing as well.
+
+        What cannot be sent at once is sent soon.
+        """
+        sender = self._sender
+        if route in sender.dirty:
+            self.flush_if_writers_idle(route)
+        elif self._is_closed or sender.unsent or not self._hand_over.is_running:
+            self.flush_soon(route)
+        else:
+            sender.is_quiet = False
+            sender.dirty[route] = None
+            self.flush_if_writers_idle(route)
+            if route in sender.dirty:
+                sender.wake()
+
     def _flush_without_driver(self) -> None:
         """Flush at once, in the running task."""
         try:

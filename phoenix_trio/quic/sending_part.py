@@ -221,9 +221,11 @@ class SendingPart(trio.abc.SendStream, Generic[ConnectionT], metaclass=NoPublicC
     def _finish(self, data: bytes | memoryview = b"") -> None:
         """Write the last bytes, for which there is room, and the end."""
         self._finished = True
-        self._connection._write(self._id, data, end_stream=True)
+        connection = self._connection
+        connection._write_end(self._id, data)
         self._let_go()
         self._wake()
+        connection._flush_end()
 
     async def wait_acked(self) -> None:
         """Wait until the peer's transport has acknowledged all that was sent so far.

@@ -43,10 +43,14 @@ class StreamHost(Protocol):
     def _has_send_room(self, stream_id: int, /) -> bool:
         """Whether a writer which had to wait should go on."""
 
-    def _write(
-        self, stream_id: int, data: bytes | bytearray | memoryview, *, end_stream: bool = False
-    ) -> None:
+    def _write(self, stream_id: int, data: bytes | bytearray | memoryview, /) -> None:
         """Append to the stream's send buffer; there is room for it."""
+
+    def _write_end(self, stream_id: int, data: bytes | bytearray | memoryview, /) -> None:
+        """The same for the last bytes of the stream; :meth:`_flush_end` has to follow."""
+
+    def _flush_end(self) -> None:
+        """Send the end of a stream: soon, or at once if no other stream is open."""
 
     def _written(self, stream_id: int, /) -> int:
         """How many bytes were written to the stream so far."""

@@ -48,13 +48,16 @@ class Host:
     def _has_send_room(self, stream_id: int, /) -> bool:
         return not self.sent
 
-    def _write(
-        self, stream_id: int, data: bytes | bytearray | memoryview, *, end_stream: bool = False
-    ) -> None:
+    def _write(self, stream_id: int, data: bytes | bytearray | memoryview, /) -> None:
         self.sent += data
         assert len(self.sent) <= self.room
-        if end_stream:
-            self.log.append("end")
+
+    def _write_end(self, stream_id: int, data: bytes | bytearray | memoryview, /) -> None:
+        self._write(stream_id, data)
+        self.log.append("end")
+
+    def _flush_end(self) -> None:
+        assert "end" in self.log
 
     def _written(self, stream_id: int, /) -> int:
         return len(self.sent)

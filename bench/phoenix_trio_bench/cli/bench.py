@@ -33,7 +33,13 @@ _END = "<!-- tables: end -->\n"
 @click.option(
     "--runs", type=click.IntRange(1, 100), default=None, help="Runs of each row.  [default: 5]"
 )
-@click.option("--only", default="*", metavar="PATTERN", help="Rows to measure, as 'echoes*'.")
+@click.option(
+    "--only",
+    multiple=True,
+    default=("*",),
+    metavar="PATTERN",
+    help="Rows to measure, as 'echoes*'; may be given several times.",
+)
 @click.option("--with-1gb", "with_gigabyte", is_flag=True, help="Transfers of 1 GB as well.")
 @click.option("--peers", "with_peers", is_flag=True, help="The installed peers, in turns with us.")
 @click.option(
@@ -76,7 +82,7 @@ def bench(
     *,
     quick: bool,
     runs: int | None,
-    only: str,
+    only: tuple[str, ...],
     with_gigabyte: bool,
     with_peers: bool,
     peer_pythons: tuple[str, ...],
@@ -130,7 +136,7 @@ def bench(
     with console.status("starting") as status:
         rows = workloads.run(plan, status.update)
     if not rows:
-        raise click.UsageError(f"no row is called {only!r}")
+        raise click.UsageError(f"no row is called {' or '.join(map(repr, only))}")
     new = results.new_report(rows, {peer.name: peer.version for peer in found})
     report.print_report(new, console)
     if old is not None:
