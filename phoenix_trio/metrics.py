@@ -6,6 +6,7 @@ Floor 0: data only.  The engine and the endpoint count; these classes carry.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from typing import final
 
 import attrs
@@ -62,6 +63,9 @@ class ConnectionStatistics:
 
     What is acknowledged has arrived at the peer's QUIC, not in its application (RFC 9221
     section 5.2)."""
+    datagrams_lost_by_priority: Mapping[int, int] = attrs.field(hash=False)
+    """The same for each priority of which any was lost (``send_datagram(priority=...)``): a
+    sender of media may send less of what is worth least."""
     datagrams_expired: int
     """Outgoing datagrams dropped because their ``expires_after`` was over before they left."""
     datagrams_received: int

@@ -320,7 +320,8 @@ class ApplicationCalls:
             datagrams_sent=(
                 datagrams.queued - datagrams.dropped - datagrams.expired - datagrams.waiting
             ),
-            datagrams_lost=recovery.datagrams_lost,
+            datagrams_lost=sum(recovery.datagrams_lost.values()),
+            datagrams_lost_by_priority=dict(recovery.datagrams_lost),
             datagrams_expired=datagrams.expired,
             datagrams_received=s.datagrams_received,
             datagrams_dropped_outgoing=datagrams.dropped,

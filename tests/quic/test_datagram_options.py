@@ -100,8 +100,8 @@ async def test_lost_datagrams_are_counted(autojump_clock: MockClock) -> None:
         await client.wait_confirmed()
         await client.ping()
         network.link("10.0.0.2", "10.0.0.1").set_conditions(loss=0.1)
-        for _ in range(200):
-            await client.send_datagram(bytes(700))
+        for number in range(200):
+            await client.send_datagram(bytes(700), priority=number % 2)
             await trio.sleep(0.05)
         network.link("10.0.0.2", "10.0.0.1").set_conditions(loss=0.0)
         await client.ping()
@@ -110,3 +110,6 @@ async def test_lost_datagrams_are_counted(autojump_clock: MockClock) -> None:
         assert statistics.datagrams_sent == 200
         assert statistics.datagrams_lost == lost
         assert 10 < lost < 40
+        by_priority = statistics.datagrams_lost_by_priority
+        assert by_priority.keys() == {0, 1}
+        assert sum(by_priority.values()) == lost

@@ -109,7 +109,7 @@ class DatagramSender:
         """DATAGRAM frames which fit into `room` bytes of a packet; returns the room left."""
         if now >= self._earliest:
             self.drop_expired(now)
-        for _, queue in self._levels:
+        for priority, queue in self._levels:
             while queue:
                 data = queue[0][0]
                 size = len(data)
@@ -120,7 +120,10 @@ class DatagramSender:
                     return room
                 queue.popleft()
                 self.waiting -= 1
-                packet.datagrams += 1
+                if packet.datagrams is None:
+                    packet.datagrams = [priority]
+                else:
+                    packet.datagrams.append(priority)
                 parts.append(head)
                 parts.append(data)
                 room -= used

@@ -70,7 +70,8 @@ class Recovery:
       is_confirmed: whether the handshake is; before, there are no probe timeouts here.
       skipped: numbers which no packet has (RFC 9000 section 21.4).
       path_since: packets sent before say nothing of the path's delay.
-      packets_acknowledged, packets_lost, datagrams_lost, probe_timeouts: counts so far.
+      packets_acknowledged, packets_lost, probe_timeouts: counts so far.
+      datagrams_lost: datagrams lost so far, by priority.
       newly_acknowledged: what the last ACK frame acknowledged for the first time, ascending.
       newest_sent_time: when the last of them was sent.
       ack_was_newest: whether the last ACK frame raised `largest_acknowledged`.
@@ -122,7 +123,7 @@ class Recovery:
         self.path_since: float = -_NEVER
         self.packets_acknowledged: int = 0
         self.packets_lost: int = 0
-        self.datagrams_lost: int = 0
+        self.datagrams_lost: dict[int, int] = {}
         self.probe_timeouts: int = 0
         self.newly_acknowledged: list[int] = []
         self.newest_sent_time: float = 0.0
@@ -348,7 +349,8 @@ class Recovery:
                 largest_size = max(largest_size, packet.size)
                 latest = max(latest, packet.time)
             eliciting += packet.eliciting
-            self.datagrams_lost += packet.datagrams
+            if packet.datagrams is not None:
+                self._count_lost(packet.datagrams)
             if packet.sender is not None:
                 begin, end = _stream_range(packet, number)
                 if packet.sender is not sender or begin != stop:
@@ -378,6 +380,11 @@ class Recovery:
         if largest_size > self._lost_size:
             self._lost_size = largest_size
         owner.on_packets_lost(numbers, largest_size)
+
+    def _count_lost(self, priorities: list[int]) -> None:
+        lost = self.datagrams_lost
+        for priority in priorities:
+            lost[priority] = lost.get(priority, 0) + 1
 
     def declare_early_data_lost(self, now: float) -> None:
         """The server has refused 0-RTT: send its data again at once (RFC 9001 section 4.6.2)."""

@@ -96,7 +96,7 @@ class SentPacket:
         ``capacity`` bytes from ``start + (n - number) * capacity``; no packet of a run
         carries an end, further frames, or an acknowledgement.
       streams: further STREAM frames: sender, start, stop, fin.
-      datagrams: DATAGRAM frames, which are not repeated; their losses are counted.
+      datagrams: the priorities of its DATAGRAM frames, whose losses are counted.
       control: other frames of which the owner wants to hear: frame type and two numbers.
     """
 
@@ -134,5 +134,5 @@ class SentPacket:
         self.fin: bool = False
         self.capacity: int = 0
         self.streams: list[tuple[DataSender, int, int, bool]] | None = None
-        self.datagrams: int = 0
+        self.datagrams: list[int] | None = None
         self.control: list[tuple[int, int, int]] | None = None
