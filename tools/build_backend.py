@@ -1,9 +1,9 @@
-"""Builds the wheel of phoenix-trio, with the protocol core compiled where that is possible.
+"""Builds the wheel of phoenix-trio, with the protocol core compiled if possible.
 
-Two things in one file, so that they agree:
+Two parts are in one file, so that they agree:
 
-- the build backend of pyproject.toml (PEP 517): hatchling's, which asks for the compiler's
-  packages only where a wheel is to be compiled, so that other installations need nothing;
+- the build backend of pyproject.toml (PEP 517): that of hatchling.  It asks for the compiler's
+  packages only if a wheel is to be compiled, so that other installations need nothing;
 - the build hook of hatchling: :class:`CompiledCore` compiles, by mypyc and a C compiler, the
   modules that pyproject.toml lists for it.  Their Python files are in the wheel as well.
 
@@ -11,7 +11,7 @@ The environment variable PHOENIX_TRIO_COMPILE decides:
 
     0       the wheel is pure Python
     1       the wheel is compiled, or the build fails
-    unset   the wheel is compiled if there is a C compiler with Python's headers; where that
+    unset   the wheel is compiled if there is a C compiler with Python's headers; if that
             fails, the wheel is pure Python, and the build says so
 
 An editable installation runs the files of the source tree and is never compiled.
@@ -33,11 +33,11 @@ from hatchling import build as hatchling_backend
 from hatchling.build import *  # noqa: F403  (under pip it has fewer functions)
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-#: mypyc, what builds extension modules, and the packages whose types the core uses.  mypyc is
-#: the same version as the type checker's in pyproject.toml.
+#: mypyc, its requirements for building extension modules, and the packages whose types the core
+#: uses.  mypyc has the same version as the type checker in pyproject.toml.
 _REQUIREMENTS = ["mypy==2.4.1", "setuptools>=77", "attrs>=24.1", "cryptography>=47"]
 
-#: The shared library of all compiled modules; those modules are stubs which load it.
+#: The shared library of all compiled modules; those modules are stubs that load it.
 _LIBRARY = "phoenix_trio.quic.core"
 
 
@@ -46,7 +46,7 @@ class CannotCompile(Exception):
 
 
 def setting() -> str:
-    """PHOENIX_TRIO_COMPILE: ``"0"``, ``"1"``, or ``""`` where it is not set."""
+    """PHOENIX_TRIO_COMPILE: ``"0"``, ``"1"``, or ``""`` if it is not set."""
     value = os.environ.get("PHOENIX_TRIO_COMPILE", "")
     if value not in ("", "0", "1"):
         raise SystemExit(f"PHOENIX_TRIO_COMPILE must be 0 or 1, not {value!r}")
@@ -85,7 +85,7 @@ class CompiledCore(BuildHookInterface):  # type: ignore[type-arg]
 
         Args:
           version: ``"standard"`` or ``"editable"``.
-          build_data: what hatchling is to put into the wheel, which this changes.
+          build_data: the wheel's content for hatchling; it is changed.
         """
         if version == "editable":
             if setting() == "1":
@@ -110,19 +110,19 @@ class CompiledCore(BuildHookInterface):  # type: ignore[type-arg]
             build_data["force_include"][path] = name
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
-        """The wheel is written: what it was made of goes."""
+        """Remove the temporary files after the wheel is written."""
         work = getattr(self, "_work", None)
         if work is not None:
             shutil.rmtree(work)
 
 
 def compile_core(root: Path, patterns: list[str], work: Path) -> dict[str, str]:
-    """Compile modules into `work`; returns where each file is, and its name in the wheel.
+    """Compile modules into `work`; returns the path of each file, and its name in the wheel.
 
     Args:
-      root: the directory which holds the package.
-      patterns: which modules, as patterns relative to `root`; packages' ``__init__.py``
-        stay as they are.
+      root: the directory with the package.
+      patterns: the modules, as patterns relative to `root`; packages' ``__init__.py`` stay as
+        they are.
       work: an empty directory.
 
     Raises:
@@ -141,9 +141,9 @@ def compile_core(root: Path, patterns: list[str], work: Path) -> dict[str, str]:
         if path.name != "__init__.py"
     ]
     options = [
-        "--config-file=",  # what is strict is the type checker's business
+        "--config-file=",  # strictness is the type checker's business
         "--follow-imports=silent",
-        "--ignore-missing-imports",  # of packages which the core does not use
+        "--ignore-missing-imports",  # of packages that the core does not use
     ]
     with _directory(root):
         try:
@@ -158,7 +158,7 @@ def compile_core(root: Path, patterns: list[str], work: Path) -> dict[str, str]:
             command.build_temp = str(work / "temp")
             command.ensure_finalized()
             command.run()
-        except SystemExit as error:  # (So mypyc ends on an error, which it has printed.)
+        except SystemExit as error:  # (mypyc ends like this after printing an error.)
             raise CannotCompile("mypyc has failed, see above") from error
         except Exception as error:  # setuptools has many, each compiler's its own
             raise CannotCompile(f"the C compiler has failed: {error}") from error
@@ -171,7 +171,7 @@ def compile_core(root: Path, patterns: list[str], work: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _directory(path: Path) -> Iterator[None]:
-    """Inside, this is the working directory: mypyc names modules after their paths in it."""
+    """Change the working directory for the block: mypyc names modules after their paths."""
     before = Path.cwd()
     os.chdir(path)
     try:

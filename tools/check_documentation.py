@@ -1,12 +1,12 @@
-"""Is what the documentation says true?  For `.ci/run`, and before a release.
+"""Checks that the documentation is true.  For `.ci/run`, and before a release.
 
-* Every Python block of README.md and docs/*.md passes `mypy --strict`: whole programs
-  as they are, and fragments (those which do not begin with an import, a docstring or a
-  comment naming a file) inside an async function in which the usual names exist.
-  A block after the line `<!-- not checked: reason -->` is left out.
-* A document with the programs `# server.py` and `# client.py` is followed to the
-  letter: certificates from trustme, both run, the client prints the `text` block that
-  comes next (or what the prose promises in README.md).
+* Every Python block of README.md and docs/*.md passes `mypy --strict`: whole programs as they
+  are, and fragments (those without an import, a docstring or a comment naming a file at the
+  beginning) inside an async function where the usual names exist.  A block after the line `<!--
+  not checked: reason -->` is left out.
+* The instructions of a document with the programs `# server.py` and `# client.py` are followed:
+  certificates come from trustme, both programs run, and the client prints the `text` block that
+  comes next (or the output promised by the prose in README.md).
 * Every error and every application error code stands in docs/, in its table.
 * Every public class, method and function has a docstring of its own.
 """
@@ -34,7 +34,7 @@ from phoenix_trio import errors
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "documentation"
 
-#: What fragments may use without saying where it comes from.
+#: The names that fragments may use without defining them.
 FRAGMENT = """\
 import os
 import socket
@@ -83,7 +83,7 @@ class Block:
 
     @property
     def is_program(self) -> bool:
-        """Whether the block stands for itself."""
+        """Whether the block is a whole program."""
         return re.match(r'# \w+\.py\n|import |from |"""', self.text) is not None
 
 
@@ -220,7 +220,7 @@ def check_tables() -> list[str]:
 
 
 def members(item: type) -> Iterator[tuple[str, object]]:
-    """What a class and its bases in this package define."""
+    """The names and members that a class and its bases in this package define."""
     for each in item.__mro__:
         if each.__module__.startswith("phoenix_trio"):
             yield from vars(each).items()

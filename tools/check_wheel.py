@@ -1,6 +1,6 @@
-"""Does each wheel hold its whole package, and nothing else?  For `.ci/run`.
+"""Checks that each wheel holds its whole package, and nothing else.  For `.ci/run`.
 
-Usage: check_wheel.py DIRECTORY, which holds the wheels of phoenix-trio and phoenix-trio-bench.
+Usage: check_wheel.py DIRECTORY.  It holds the wheels of phoenix-trio and phoenix-trio-bench.
 The benchmark must not be in the library's wheel.
 """
 
@@ -26,7 +26,7 @@ def names_in(wheel: Path) -> set[str]:
 
 
 def find_differences(wheel: Path, package: Path) -> Iterator[str]:
-    """What the wheel has besides the package's files, and what it lacks."""
+    """Files of the wheel that are not the package's, and files that it lacks."""
     files = {
         path.relative_to(package.parent).as_posix()
         for path in package.rglob("*")
@@ -46,9 +46,9 @@ def find_benchmark(library: Path) -> Iterator[str]:
 
 
 def imports(wheels: list[Path], program: str) -> bool:
-    """Whether `program` runs with the wheels in front of what is installed here."""
+    """Whether `program` runs with the wheels in front of the installed packages."""
     path = [str(wheel.resolve()) for wheel in wheels]
-    # Python imports from a zip file: the packages stand first, their dependencies behind them.
+    # Python imports from a zip file: the packages come first, their dependencies behind them.
     command = f"import sys; sys.path[:0] = {path!r}; {program}"
     return subprocess.run([sys.executable, "-I", "-c", command], check=False).returncode == 0
 

@@ -1,13 +1,12 @@
 """Lists the private names of aioquic that phoenix_trio depends on, as ``Class.name``.
 
-The list is derived from the source of both.  ``tests/quic/aioquic_names.txt`` holds
-the list for the version of aioquic in use; a test fails when the two differ, so a name
-that moves in aioquic is noticed, and so is a new dependency of ours.  After reading
-what has changed:
+The list is derived from the source of both.  ``tests/quic/aioquic_names.txt`` holds the list for
+the version of aioquic in use.  A test fails when the two differ, so it notices a name that moves
+in aioquic, and a new dependency of ours.  After reading the changes:
 
     python tools/list_aioquic_names.py > tests/quic/aioquic_names.txt
 
-Only modules which import aioquic, and those of ``quic/handshake``, are looked at.
+Only modules that import aioquic, and those of ``quic/handshake``, are examined.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _PACKAGE = Path(phoenix_trio.__path__[0])
 
 
 def _imports(tree: ast.AST) -> set[str]:
-    """The modules of aioquic which a module imports, or imports names from."""
+    """The modules of aioquic that a module imports, or imports names from."""
     found: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -38,7 +37,7 @@ def _imports(tree: ast.AST) -> set[str]:
 
 
 def modules_of_ours() -> dict[str, ast.Module]:
-    """The modules in which names of aioquic may be used."""
+    """Our modules in which names of aioquic may be used."""
     found: dict[str, ast.Module] = {}
     for path in sorted(_PACKAGE.rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -49,7 +48,7 @@ def modules_of_ours() -> dict[str, ast.Module]:
 
 
 def modules_of_aioquic() -> list[ModuleType]:
-    """The modules of aioquic which ours import."""
+    """The modules of aioquic that ours import."""
     found: list[ModuleType] = []
     for name in sorted(set().union(*map(_imports, modules_of_ours().values()))):
         try:
@@ -60,7 +59,7 @@ def modules_of_aioquic() -> list[ModuleType]:
 
 
 def _mangled(owner: str, name: str) -> str:
-    """What a name with two underscores is called outside of its class."""
+    """The name outside of its class of a name with two underscores."""
     if name.startswith("__") and not name.endswith("__"):
         return f"_{owner.lstrip('_')}{name}"
     return name
@@ -82,7 +81,7 @@ def _defined(tree: ast.ClassDef) -> set[str]:
 
 
 def names_in_aioquic() -> dict[str, set[str]]:
-    """The attributes of each class of aioquic's, in the modules which ours import."""
+    """The attributes of each class of aioquic, in the modules that ours import."""
     return {
         node.name: _defined(node)
         for module in modules_of_aioquic()
@@ -103,9 +102,9 @@ def _classes(name: str) -> Iterator[type]:
 
 
 def private_names_touched() -> set[str]:
-    """Private attributes which ours use, also where a string names them.
+    """Private attributes that our modules use, also those named by a string.
 
-    Where `self` is no object of aioquic's, its attributes are ours.
+    Attributes of `self` count as ours if it is not an object of aioquic.
     """
     names: set[str] = set()
     for module, tree in modules_of_ours().items():
@@ -129,7 +128,7 @@ def private_names_touched() -> set[str]:
 
 
 def overrides() -> set[str]:
-    """``Class.name`` for each method of aioquic's that a class of ours replaces."""
+    """``Class.name`` for each method of aioquic that a class of ours replaces."""
     return {
         f"{base.__name__}.{name}"
         for module in modules_of_ours()
@@ -141,7 +140,7 @@ def overrides() -> set[str]:
 
 
 def dependencies() -> list[str]:
-    """All of them, sorted."""
+    """All dependencies, sorted."""
     touched = private_names_touched()
     private = {
         f"{owner}.{name}" for owner, names in names_in_aioquic().items() for name in names & touched

@@ -1,9 +1,9 @@
-"""What does one hostile connection cost a neighbour?  Real processes over loopback.
+"""Measures the cost of one hostile connection to a neighbour, in real processes over loopback.
 
-A server on one processor; on the other one a client which uploads, and an attacker with
-one connection which sends a few thousand packets a second: first harmless ones, then
-those of each flood in ``tests/hostile/floods.py``.  Prints the client's rate, and its
-part of the rate beside as many harmless packets.
+A server runs on one processor.  On the other one, a client uploads, and an attacker with one
+connection sends a few thousand packets a second: first harmless ones, then those of each flood
+in ``tests/hostile/floods.py``.  Prints the client's rate, and its share of the rate beside as
+many harmless packets.
 
     python tools/measure_floods.py [--rate 4000] [--seconds 2] [flood ...]
 """
@@ -71,7 +71,7 @@ def serve(ready: Any) -> None:
 
 
 def upload(port: int, seconds: float, result: Any) -> None:
-    """Report bytes a second which the server has acknowledged, after a warm-up."""
+    """Report the bytes a second acknowledged by the server, after a warm-up."""
     pin(1)
 
     async def main() -> None:

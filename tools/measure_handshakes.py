@@ -1,6 +1,6 @@
-"""How long do a handshake and a first question take while many datagrams are lost?
+"""Measures handshakes and a first question while many datagrams are lost.
 
-In memory and in virtual time, so the figures are the same on each machine.  Each seed is a
+Runs in memory and in virtual time, so the figures are the same on each machine.  Each seed is a
 handshake of its own, with 25 ms one way.  Prints quantiles in seconds after the beginning.
 
     python tools/measure_handshakes.py [--seeds 400] [--loss 0.2 0.4]
@@ -19,7 +19,7 @@ from tests.quic.test_handshakes_under_loss import EVENTS, LossyPair
 
 
 def measure(loss: float, seeds: int) -> None:
-    """Print the distribution of each event, and how many datagrams a handshake takes."""
+    """Print the distribution of each event, and the number of datagrams of a handshake."""
     times: dict[str, list[float]] = {event: [] for event in EVENTS}
     datagrams = 0
     for seed in range(seeds):

@@ -1,8 +1,8 @@
-"""What does a packet cost with 1 and with 1,000 idle streams open beside the busy one?
+"""Measures the cost of a packet with 1 and with 1,000 idle streams beside the busy one.
 
-Both ends in one process over an in-memory network on the real clock, so that the
-processor's time is all there is; rounds alternate, medians and their ratio are
-printed.  For people who change the engine:
+Both ends run in one process over an in-memory network on the real clock, so only processor time
+counts.  Rounds alternate; medians and their ratio are printed.  For people who change the
+engine:
 
     python tools/measure_idle_streams.py
 """

@@ -1,16 +1,16 @@
-"""Measures what the memory pool and zero copy gain: `python tools/measure_memory_pool.py`.
+"""Measures the gain of the memory pool and of zero copy: `python tools/measure_memory_pool.py`.
 
-1. Receiving into buffers which are used again, against new memory each time: runs of
-   several sizes over a pair of sockets, all of a turn held at once, in turns.  In several
-   processes, because it depends on the heap of the process whether the C library gives the
-   memory back to the system after each turn.
+1. Receiving into reused buffers, against new memory each time: runs of several sizes over a pair
+   of sockets, all of a turn held at once, in turns.  Several processes are used, because the
+   heap of a process decides whether the C library gives the memory back to the system after each
+   turn.
 2. A transfer on loopback from one process to another, with `enable_memory_pool`,
-   `memory_pool_size` and `enable_zero_copy` changed one by one.  Every run has two
-   new processes, and the kinds of run take turns.  Processor time is that of the whole
-   process (getrusage) during the transfer.
+   `memory_pool_size` and `enable_zero_copy` changed one by one.  Every run has two new
+   processes, and the kinds of run take turns.  Processor time is that of the whole process
+   (getrusage) during the transfer.
 
-Prints medians, and medians of the ratios to the run with the defaults in the same round.
-Takes six minutes, or twice as long on a busy machine.
+Prints medians, and medians of the ratios to the run with the defaults in the same round.  Takes
+six minutes, or twice as long on a busy machine.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def compare_receiving(processes: int, rounds: int) -> None:
 
 
 class Usage:
-    """What this process has used since the object was made."""
+    """The resources used by this process since the object was made."""
 
     def __init__(self) -> None:
         self._start = resource.getrusage(resource.RUSAGE_SELF)
@@ -129,7 +129,7 @@ async def serve(config: phoenix_trio.TransportConfig) -> None:
 
 
 async def send(config: phoenix_trio.TransportConfig, port: int, pin: str, megabytes: int) -> None:
-    """The sending process: one transfer to warm up, one which is measured."""
+    """The sending process: one transfer to warm up, and one to measure."""
     payload = bytes(MEBIBYTE)
     tls = phoenix_trio.ClientTLS(pinned_sha256=pin)
     figures: dict[str, float] = {}

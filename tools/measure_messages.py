@@ -1,8 +1,8 @@
-"""How many small messages a second?  `python tools/measure_messages.py`
+"""Measures small messages a second: `python tools/measure_messages.py`.
 
-Two processes on loopback.  64-byte messages, each on a stream of its own against batches
-over one stream, in turns; the clock stops when the receiving application has answered that
-it has them all.  Prints medians and the ratio.  Bounded: about 30 seconds.
+Two processes on loopback exchange 64-byte messages, in turns each on a stream of its own and in
+batches over one stream.  The clock stops when the receiving application has answered that it has
+them all.  Prints medians and the ratio.  Bounded: about 30 seconds.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ WORKERS = 100
 
 
 async def serve() -> None:
-    """The receiving process: says where, ends with standard input."""
+    """The receiving process: prints its port, and ends with standard input."""
     tls, pin = development_tls()
 
     async def handler(connection: phoenix_trio.QuicConnection) -> None:
-        """Counts what arrives; each bidirectional stream asks for so many."""
+        """Counts the messages; each bidirectional stream gives the number to wait for."""
         count = 0
         changed = trio.lowlevel.ParkingLot()
 

@@ -1,7 +1,8 @@
-"""How long does a lease take?  `python tools/measure_pool.py`: loopback, both ends in one process.
+"""Measures the time of a lease: `python tools/measure_pool.py`.
 
-Prints medians with the smallest and the largest: the first lease, which dials; a lease on a
-pooled connection, with one and with eight connections open.  Bounded: some seconds.
+Both ends run in one process over loopback.  Prints medians with the smallest and the largest:
+the first lease, which dials; a lease on a pooled connection, with one and with eight connections
+open.  Bounded: some seconds.
 """
 
 from __future__ import annotations
@@ -57,14 +58,14 @@ async def measure(rounds: int) -> None:
 
 
 async def lease(pool: Any, target: str) -> float:
-    """Seconds from asking to having."""
+    """Seconds from the request for a lease until it is there."""
     start = time.perf_counter()
     async with pool.lease(target):
         return time.perf_counter() - start
 
 
 def show(name: str, seconds: list[float]) -> None:
-    """One line."""
+    """Print one line."""
     median, least, most = (
         value * 1e6 for value in (statistics.median(seconds), min(seconds), max(seconds))
     )

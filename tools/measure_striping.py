@@ -1,9 +1,9 @@
-"""Striped transfers: where do they pay, and what do they hold?  `python tools/measure_striping.py`
+"""Measures the gain and the memory of striped transfers: `python tools/measure_striping.py`.
 
-1. A simulated link with 1 % loss and 50 ms of round trip, in virtual time: the same data
-   over 1 and over 10 connections.
+1. A simulated link with 1 % loss and 50 ms of round trip, in virtual time: the same data over 1
+   and over 10 connections.
 2. With ``--file MEGABYTES``: a file from one process to another on loopback, over 10
-   connections, one of which is killed at 30 %.  Prints the memory of both processes.
+   connections; one of them is killed at 30 %.  Prints the memory of both processes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SERVER, CLIENT = "10.0.0.1", "10.0.0.2"
 
 
 async def wait_closed(connection: phoenix_trio.PhoenixConnection) -> None:
-    """A server's handler where only transfers count."""
+    """A server's handler that waits while transfers run."""
     await connection.quic.wait_closed()
 
 
@@ -65,7 +65,7 @@ async def over_simulated_link(
 
 
 def simulate(size: int, loss: float, rtt: float) -> None:
-    """The first part."""
+    """Run the first part."""
 
     async def run_sync(work: Any, *arguments: Any, **_: Any) -> Any:
         # Virtual time does not wait for threads.
@@ -139,7 +139,7 @@ async def send_file(
 
 
 def move_file(megabytes: int, connections: int) -> None:
-    """The second part."""
+    """Run the second part."""
     with tempfile.TemporaryDirectory() as directory:
         source, target = Path(directory) / "source", Path(directory) / "target"
         digest = hashlib.sha256()

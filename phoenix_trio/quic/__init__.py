@@ -1,1 +1,1 @@
-"""One endpoint, its connections and their streams (floors 0 to 3)."""
+"""Runs one endpoint, its connections and their streams (floors 0 to 3)."""

@@ -1,4 +1,4 @@
-"""Two tasks in one method which takes one at a time: an error instead of a mystery.
+"""Raises an error when two tasks use a method that takes one task at a time.
 
 Floor 0.
 """
@@ -13,7 +13,7 @@ __all__ = ["ConflictDetector"]
 
 
 class ConflictDetector:
-    """A context manager which raises :class:`trio.BusyResourceError` when entered twice."""
+    """A context manager that raises :class:`trio.BusyResourceError` when entered twice."""
 
     __slots__ = ("_message", "busy")
 

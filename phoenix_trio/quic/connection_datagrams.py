@@ -1,7 +1,7 @@
-"""The calls of a connection for unreliable datagrams (RFC 9221).
+"""Sends and receives the unreliable datagrams of a connection (RFC 9221).
 
-Floor 3.  A part of :class:`~phoenix_trio.quic.connection.QuicConnection`, which documents
-the whole.
+Floor 3.  These calls are part of :class:`~phoenix_trio.quic.connection.QuicConnection`, which
+documents the whole.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class DatagramCalls(ConnectionState):
 
     @property
     def max_datagram_size(self) -> int | None:
-        """The largest datagram which can be sent at present, in bytes; ``None``: none at all.
+        """The largest datagram that can be sent at present, in bytes; ``None``: none at all.
 
-        It can change while the connection lives (with the path's MTU).
+        It can change during the connection, with the path's MTU.
         """
         return self._engine.max_datagram_payload if self._is_ready else None
 
@@ -52,20 +52,20 @@ class DatagramCalls(ConnectionState):
         """Send an unreliable datagram (RFC 9221), waiting while the queue is full.
 
         It may be lost or arrive out of order, but never in part.  The queue holds
-        ``TransportConfig.datagram_queue_length`` datagrams.  :meth:`statistics` counts those
-        which were lost (``datagrams_lost``) and which have expired (``datagrams_expired``).
+        ``TransportConfig.datagram_queue_length`` datagrams.  :meth:`statistics` counts lost
+        datagrams (``datagrams_lost``) and expired ones (``datagrams_expired``).
 
         Args:
           data: the payload.
-          expires_after: seconds from now, more than 0, after which it is dropped if it has not
-            left yet, here or in the queue.
+          expires_after: seconds from now, more than 0, until the datagram is dropped if it has
+            not left yet, here or in the queue.
           priority: -128 to 127; higher ones leave first.
 
         Cancellation: the datagram was not sent.
 
         Raises:
           DatagramTooLarge: larger than :attr:`max_datagram_size`.
-          DatagramsUnsupported: the peer takes none, not even an empty one.
+          DatagramsUnsupported: the peer takes no datagrams, not even empty ones.
           ValueError: `expires_after` or `priority` is out of range.
           trio.ClosedResourceError: the connection was closed here.
           ConnectionBroken: the connection ended.
@@ -96,8 +96,9 @@ class DatagramCalls(ConnectionState):
     ) -> None:
         """Send an unreliable datagram; if the queue is full, one is dropped instead of waiting.
 
-        That is the oldest one of the lowest priority, or this one if its own is lower still.
-        Drops are counted in :meth:`statistics`.  Arguments and errors as of :meth:`send_datagram`.
+        The oldest one of the lowest priority is dropped, or this one if its priority is lower
+        still.  Drops are counted in :meth:`statistics`.  Arguments and errors are those of
+        :meth:`send_datagram`.
         """
         expires_at = expiry(expires_after, priority)
         payload = self._check_datagram(data)
@@ -107,9 +108,9 @@ class DatagramCalls(ConnectionState):
     async def receive_datagram(self) -> bytes:
         """The next datagram from the peer.
 
-        At most ``datagram_queue_length`` are kept; when more arrive unread, the
-        oldest are dropped and counted.  What arrived before the end of the
-        connection can still be received.
+        At most ``datagram_queue_length`` datagrams are kept; when more arrive unread, the oldest
+        are dropped and counted.  Datagrams that arrived before the end of the connection can
+        still be received.
 
         Cancellation: no datagram is lost.
 

@@ -1,7 +1,6 @@
-"""How a connection ends: closed by either side, silently, or by a fault of ours.
+"""Ends a connection: closed by either side, silently, or by an internal error.
 
-Floor 1, sans-IO: the part of :class:`~phoenix_trio.quic.engine.Engine` for RFC 9000
-section 10.
+Floor 1, sans-IO: the part of :class:`~phoenix_trio.quic.engine.Engine` for RFC 9000 section 10.
 """
 
 from __future__ import annotations
@@ -27,30 +26,30 @@ __all__ = ["ConnectionEnd"]
 
 logger = bounded_logger("phoenix_trio.quic")
 
-#: A CONNECTION_CLOSE has to fit into one packet with its reason: bytes of the reason, and of
-#: the whole frame.
+#: A CONNECTION_CLOSE has to fit into one packet with its reason: the most bytes of the reason,
+#: and of the whole frame.
 _MAX_REASON_BYTES: Final = 256
 _CLOSE_ROOM: Final = _MAX_REASON_BYTES + 20
 
 
 def clamp_reason(reason: str) -> str:
-    """Shorten a reason phrase to what fits into a CONNECTION_CLOSE, on a character boundary."""
+    """Shorten a reason phrase to fit into a CONNECTION_CLOSE, on a character boundary."""
     return reason.encode("utf-8", "replace")[:_MAX_REASON_BYTES].decode("utf-8", "ignore")
 
 
 def _host_and_port(address: Address) -> tuple[str, int]:
-    """An address in the one form in which it can be compared: not mapped, and without a scope."""
+    """An address in a form that can be compared: not IPv4-mapped, and without a scope."""
     host, port = display_address(address)[:2]
     return host.partition("%")[0], port
 
 
 class _End:
-    """Why and how a connection has ended.
+    """The cause and the details of a connection's end.
 
     Args:
-      cause: the side, or the event, which ended it.
+      cause: the side, or the event, that ended it.
       code: the error code.
-      frame_type: the frame that is at fault; ``None``: an application has closed.
+      frame_type: the frame at fault; ``None``: an application has closed.
       reason: the reason phrase.
     """
 
@@ -64,7 +63,7 @@ class _End:
 
 
 class ConnectionEnd(ApplicationCalls):
-    """The end of a connection: its cause, and the packets which tell the peer."""
+    """The end of a connection: its cause, and the packets that tell the peer."""
 
     __slots__ = (
         "_close_pending",
@@ -80,7 +79,7 @@ class ConnectionEnd(ApplicationCalls):
     )
 
     receive_memory: MemoryBudget
-    """The endpoint's memory for what the application has not read."""
+    """The endpoint's memory for data not yet read by the application."""
 
     def __init__(self, is_client: bool) -> None:
         self._is_client = is_client
@@ -99,11 +98,11 @@ class ConnectionEnd(ApplicationCalls):
         return self._is_client
 
     def on_fault(self, code: int, frame_type: int, reason: str) -> None:
-        """The peer has broken the protocol, or TLS has failed."""
+        """End the connection after a breach of the protocol by the peer, or a TLS failure."""
         self._begin_end(Cause.LOCAL_PROTOCOL_ERROR, code, frame_type, reason)
 
     def on_peer_close(self, code: int, frame_type: int, reason: str) -> None:
-        """CONNECTION_CLOSE from the peer (RFC 9000 section 10.2.2): the connection drains."""
+        """Drain the connection after the peer's CONNECTION_CLOSE (RFC 9000 section 10.2.2)."""
         s = self.state
         if self._is_over:
             return
@@ -117,14 +116,14 @@ class ConnectionEnd(ApplicationCalls):
             self._owes_goodbye = False
 
     def close_application(self, error_code: int, reason: str) -> None:
-        """Close with an application code; stream data which is still buffered is dropped."""
+        """Close with an application code; buffered stream data is dropped."""
         if self._end is None:
             self._begin_end(Cause.LOCAL, error_code, None, reason)
             if not self.paths.all:
                 self._terminate()
 
     def _begin_end(self, cause: Cause, code: int, frame_type: int | None, reason: str) -> None:
-        """The connection is to be closed: the next packet carries CONNECTION_CLOSE."""
+        """Start closing: the next packet carries CONNECTION_CLOSE."""
         if self._end is None and not self._is_over:
             self._end = _End(cause, code, frame_type, clamp_reason(reason))
             self._close_pending = True
@@ -149,10 +148,10 @@ class ConnectionEnd(ApplicationCalls):
         )
 
     def _say_goodbye(self, now: float) -> list[Run]:
-        """Send CONNECTION_CLOSE, with which late packets are answered from now on.
+        """Send CONNECTION_CLOSE, which answers late packets from now on.
 
-        RFC 9000 sections 10.2.1 and 10.2.3.  Nothing leaves if the peer's address has been
-        sent all that it may be sent (section 8.1).
+        RFC 9000 sections 10.2.1 and 10.2.3.  Nothing is sent if the peer's address has already
+        been sent all bytes that are allowed before its validation (section 8.1).
         """
         end, s = self._end, self.state
         assert end is not None
@@ -190,7 +189,7 @@ class ConnectionEnd(ApplicationCalls):
         return self._closing.first_answer()
 
     def _answer_goodbye(self, now: float) -> list[Run]:
-        """RFC 9000 section 10.2.2: one packet before we drain, so that the peer knows we know."""
+        """Confirm the peer's close with one packet before draining (RFC 9000 section 10.2.2)."""
         self._owes_goodbye = False
         path = self.paths.all[0]
         room = path.room()
@@ -202,7 +201,7 @@ class ConnectionEnd(ApplicationCalls):
         return [(data, path.addr, len(data), NOT_ECT)]
 
     def _close_after(self, error: Exception, now: float) -> list[Run]:
-        """Building packets has failed: say goodbye if that is possible."""
+        """Send CONNECTION_CLOSE, if possible, after building packets has failed."""
         if self._end is None:
             self._on_internal_error("building packets", error)
             try:
@@ -215,30 +214,30 @@ class ConnectionEnd(ApplicationCalls):
         return []
 
     def _on_internal_error(self, doing: str, error: Exception) -> None:
-        """A fault of ours ends this connection only, and is never silent."""
+        """Log an internal error, and end this connection only."""
         logger.error("internal error while %s; the connection is closed", doing, exc_info=error)
         self._begin_end(
             Cause.LOCAL_PROTOCOL_ERROR, INTERNAL_ERROR, frames.PADDING, "Internal error"
         )
 
     def on_stateless_reset(self, now: float) -> None:
-        """A datagram ended in one of :meth:`take_reset_tokens` (RFC 9000 section 10.3.1)."""
+        """End after a datagram with one of :meth:`take_reset_tokens` (RFC 9000 section 10.3.1)."""
         self._end_silently(Cause.STATELESS_RESET, NO_ERROR, "Stateless reset")
 
     def on_handshake_timeout(self) -> None:
-        """The handshake has taken too long; forget the peer."""
+        """End without a packet, since the handshake has taken too long."""
         self._end_silently(Cause.HANDSHAKE_TIMEOUT, NO_ERROR, "Handshake timeout")
 
     def on_unreachable(self, address: Address, destination_cid: bytes, number: int) -> bool:
-        """Client: the network says that a packet of ours did not arrive, which may be forged.
+        """Client: take the network's report that a packet of ours did not arrive; it may be forged.
 
         Args:
-          address: where it was to go.
+          address: the destination of the packet.
           destination_cid: its destination connection ID.
-          number: why it did not arrive, one of :mod:`errno`.
+          number: the reason, one of :mod:`errno`.
 
-        Returns whether the connection has ended for it: nothing has come from the server yet,
-        and it has sent such packets to that address.
+        Returns whether this ends the connection.  It does if nothing has come from the server
+        yet, and such packets were sent to that address.
         """
         paths, handshake = self.paths.all, self.handshake
         if (
@@ -262,14 +261,14 @@ class ConnectionEnd(ApplicationCalls):
         self._terminate()
 
     def _terminate(self) -> None:
-        """The closing period is over, or there is none."""
+        """End the closing period, or the connection if it has none."""
         self._close_pending = False
         self._is_over = self._is_terminated = True
         self._until = None
 
     @property
     def is_terminated(self) -> bool:
-        """Whether the closing period is over too, so that the connection can be forgotten."""
+        """Whether the closing period is over, too, so that the connection can be forgotten."""
         return self._is_terminated
 
     @property
@@ -284,20 +283,20 @@ class ConnectionEnd(ApplicationCalls):
 
     @property
     def has_close_to_send(self) -> bool:
-        """Whether CONNECTION_CLOSE is still to be sent to the peer."""
+        """Whether CONNECTION_CLOSE has still to be sent to the peer."""
         return self._end is not None
 
     def say_again(self) -> None:
-        """CONNECTION_CLOSE was not sent yet, or was sent a moment ago."""
+        """Do nothing: CONNECTION_CLOSE was not sent yet, or was sent a moment ago."""
 
     def release(self) -> tuple[ClosingConnection, ConnectionRemains]:
-        """Free all that the connection holds; the engine is of no use after it.
+        """Free all memory of the connection; the engine cannot be used afterwards.
 
-        The halves, streams and packets in flight refer to each other.  Their memory would
-        wait for the cyclic garbage collector, and a server under attack would grow until
-        it comes; so what refers back is cut here.
+        The halves, streams and packets in flight refer to each other.  Their memory would wait
+        for the cyclic garbage collector, and the memory of a server under attack would grow
+        until its next run.  So this method cuts the references back.
 
-        Returns the objects which take its place towards the driver and the application.
+        Returns the objects that replace it towards the driver and the application.
         """
         self.streams.free_buffers()
         remains = ConnectionRemains(
@@ -319,6 +318,6 @@ class ConnectionEnd(ApplicationCalls):
         self._terminate()
         self.established.release()
         self.handshake.release()
-        # A caller in the middle of taking events finds no more.
+        # A caller that is just taking events finds no more.
         self._events.clear()
         return closing, remains

@@ -1,8 +1,9 @@
-"""The state of one connection: facts, events from below, and the tasks which wait.
+"""Keeps the state of one connection: facts, events from the engine, and waiting tasks.
 
-Floor 3.  The engine below knows the protocol, and the driver calls it; this class turns the
-engine's events into woken tasks.  It is the :class:`~phoenix_trio.quic.stream_host.StreamHost`
-of the connection's streams.  What applications call is in :mod:`.connection`.
+Floor 3.  The engine below knows the protocol, and the driver calls it.  :class:`ConnectionState`
+turns the engine's events into woken tasks.  It is the
+:class:`~phoenix_trio.quic.stream_host.StreamHost` of the connection's streams.  The calls for
+applications are in :mod:`.connection`.
 """
 
 from __future__ import annotations
@@ -45,10 +46,10 @@ logger = bounded_logger("phoenix_trio.quic")
 
 
 class ConnectionState:
-    """The state of a connection, and the tasks which wait for it to change.
+    """The state of a connection, and the tasks that wait for it to change.
 
-    It needs no task of its own: keep-alive, acknowledgements and timeouts are the driver's
-    timers.  For users: :class:`QuicConnection`.
+    It needs no task of its own: keep-alive, acknowledgements and timeouts are timers of the
+    driver.  For users: :class:`QuicConnection`.
     """
 
     def __init__(self, driver: SocketDriver, engine: Engine) -> None:
@@ -92,9 +93,9 @@ class ConnectionState:
         self._key_update = ConflictDetector("another task is updating this connection's keys")
 
     def _use(self, engine: ApplicationFace) -> None:
-        """Ask `engine` from now on."""
+        """Use `engine` from now on."""
         self._engine = engine
-        # What streams ask for each write, without a call in between.
+        # Streams use this for each write; the attribute saves a call in between.
         self._send_room = engine.send_room
         self._has_send_room = engine.has_send_room
         self._written = engine.written
@@ -115,8 +116,8 @@ class ConnectionState:
     def local_address(self) -> SocketAddress:
         """The address at which the peer reaches us, as ``(host, port)`` or longer for IPv6.
 
-        Of an outgoing connection, and where the system does not tell: the address of
-        the endpoint's socket.
+        For an outgoing connection, and on systems that do not report it: the address of the
+        endpoint's socket.
         """
         address = self._driver.socket.address
         local = local_of(self._path_address())
@@ -129,14 +130,14 @@ class ConnectionState:
 
     @property
     def alpn_protocol(self) -> str | None:
-        """The application protocol which was negotiated (RFC 7301)."""
+        """The negotiated application protocol (RFC 7301)."""
         return self._alpn_protocol
 
     @property
     def version(self) -> int:
         """The QUIC version: 1 (RFC 9000) or 2 (RFC 9369).
 
-        It is settled once the handshake is complete, and is known after the end, too.
+        It is settled once the handshake is complete, and stays known after the end.
         """
         return self._engine.quic_version
 
@@ -152,7 +153,8 @@ class ConnectionState:
     def peer_certificate(self) -> Certificate | None:
         """The peer's certificate (``cryptography.x509.Certificate``).
 
-        ``None`` on a server whose client showed none, and where a session was resumed.
+        ``None`` on a server whose client sent no certificate, and after the resumption of a
+        session.
         """
         return self._engine.peer_certificate if self._is_ready else None
 
@@ -168,16 +170,16 @@ class ConnectionState:
 
     @property
     def is_closed(self) -> bool:
-        """Whether the connection has ended, from whichever side."""
+        """Whether the connection has ended, by either side."""
         return self._ended
 
     @property
     def idle_timeout(self) -> float:
-        """Seconds without a word from the peer after which the connection ends.
+        """Seconds of silence by the peer until the connection ends.
 
         The smaller of both sides' values (RFC 9000 section 10.1), so it is known once the
-        handshake is complete; on slow paths it lasts longer, at least three probe timeouts.
-        ``math.inf``: there is none, or the connection has ended.
+        handshake is complete.  On slow paths the timeout lasts longer, at least three probe
+        timeouts.  ``math.inf``: there is no timeout, or the connection has ended.
         """
         return self._engine.idle_timeout
 
@@ -185,7 +187,7 @@ class ConnectionState:
     def keep_alive(self) -> float | None:
         """Seconds of silence after which a PING is sent; ``None``: never.
 
-        ``TransportConfig.keep_alive``, and half of the effective idle timeout at most.
+        ``TransportConfig.keep_alive``, but at most half of the effective idle timeout.
         """
         return self._engine.keep_alive
 
@@ -196,11 +198,11 @@ class ConnectionState:
 
     @property
     def available_streams(self) -> int:
-        """How many bidirectional streams can be opened at present without waiting.
+        """The number of bidirectional streams that can be opened at present without waiting.
 
-        The peer's stream credit which is not used yet (RFC 9000 section 4.6); 0 once
-        the connection is closing.  It falls with each stream opened here, and rises
-        when the peer has seen streams end and says so.
+        This is the peer's unused stream credit (RFC 9000 section 4.6); 0 once the connection is
+        closing.  It falls with each stream opened here, and rises when the peer notices the end
+        of streams and grants new ones.
         """
         if self._is_closing:
             return 0
@@ -208,11 +210,11 @@ class ConnectionState:
 
     @property
     def is_congested(self) -> bool:
-        """Whether more waits to be sent than the congestion window lets through in a round trip.
+        """Whether more data waits than the congestion window lets through in a round trip.
 
-        What is written now leaves more than a round trip from now, so that another
-        connection, which takes one to open, would be no later.  ``False`` where the
-        peer's flow control is what holds data back, and once the connection has ended.
+        Data written now leaves more than a round trip from now, so another connection, which
+        takes a round trip to open, would be no slower.  ``False`` if the peer's flow control
+        holds the data back, and once the connection has ended.
         """
         if self._ended:
             return False
@@ -220,23 +222,23 @@ class ConnectionState:
 
     @property
     def peer_refuses_streams(self) -> bool:
-        """Whether the peer has said that it takes no further streams, as it is going away.
+        """Whether the peer has said that it takes no further streams, because it is going away.
 
-        By a stream which it refused with :attr:`ApplicationErrorCode.NOT_PROCESSED`, or in
-        the words of ``phoenix/1``.
+        It says so by refusing a stream with :attr:`ApplicationErrorCode.NOT_PROCESSED`, or with
+        a message of ``phoenix/1``.
         """
         return self._peer_refuses
 
     @property
     def streams_opened(self) -> int:
-        """How many streams this side has opened so far."""
+        """The number of streams opened by this side so far."""
         return self._engine.streams_opened
 
     @property
     def congestion_window(self) -> int:
-        """Bytes which may be in flight at present (RFC 9002 section 7); also after the end.
+        """Bytes that may be in flight at present (RFC 9002 section 7); also after the end.
 
-        This and the next two are fields of :meth:`statistics`, without the cost of all others.
+        This and the next two properties are fields of :meth:`statistics`, at a much lower cost.
         """
         return self._engine.congestion_window
 
@@ -247,7 +249,7 @@ class ConnectionState:
 
     @property
     def path_mtu(self) -> int:
-        """The largest UDP payload which is sent at present, in bytes."""
+        """The largest UDP payload sent at present, in bytes."""
         return self._engine.path_mtu
 
     def statistics(self) -> ConnectionStatistics:
@@ -281,10 +283,10 @@ class ConnectionState:
         return error
 
     def _on_peer_refuses(self, first: int | None) -> None:
-        """The peer takes no further bidirectional streams of this side.
+        """Note that the peer takes no further bidirectional streams of this side.
 
         Args:
-          first: the first one of which its application sees nothing; ``None``: it has not said.
+          first: the first stream that its application does not see; ``None``: it is unknown.
         """
         self._peer_refuses = True
         if first is not None and (
@@ -297,10 +299,10 @@ class ConnectionState:
             self._driver.flush_soon(self._route)
 
     def _wait(self, lot: Lot) -> Coroutine[object, Any, None]:
-        """Wait in `lot`, where a change of this connection or stream is told."""
+        """Wait in `lot`, which is unparked on a change of this connection or stream."""
         driver = self._driver
         self._rest()
-        # Where the driver has tasks of its own, its end is this connection's, which wakes all.
+        # A driver with tasks of its own ends this connection when it ends, which wakes all tasks.
         return lot.park() if driver.has_own_tasks else driver.wait(lot)
 
     async def _wait_for_room(self, stream_id: int, lot: trio.lowlevel.ParkingLot) -> None:
@@ -315,7 +317,7 @@ class ConnectionState:
     async def _wait_for_progress(
         self, lot: trio.lowlevel.ParkingLot, is_due: Callable[[], bool]
     ) -> None:
-        """Park in `lot` until what was acknowledged or sent has made `is_due` true, too."""
+        """Park in `lot` until acknowledged or sent data has made `is_due` true, too."""
         call = object()
         self._waiting_for_progress[call] = (lot, is_due)
         self._rest()
@@ -350,7 +352,7 @@ class ConnectionState:
             route.writers.add(trio.lowlevel.current_task())
 
     def _rest(self) -> None:
-        """The running task is about to wait, or is done with a stream."""
+        """Note that the running task is about to wait, or is done with a stream."""
         route = self._route
         if route is not None and route.writers:
             self._driver.flush_if_writers_idle(route)
@@ -379,14 +381,14 @@ class ConnectionState:
     # ------------------------------------------------------------------ events from below
 
     def bind(self, route: Route) -> None:
-        """Called by the driver: from now on, `route` leads to the peer."""
+        """Called by the driver: take `route` as the way to the peer from now on."""
         self._route = route
 
     def on_released(self, remains: ApplicationFace) -> None:
         """Called by the driver: the connection is over, and its engine freed.
 
-        What refers to this connection is let go of, so that it is freed as soon as the
-        application lets go of it.
+        References to this connection are cut, so that it is freed as soon as the application
+        lets go of it.
         """
         self._is_closing = self._ended = True
         self._use(remains)
@@ -436,7 +438,7 @@ class ConnectionState:
             self._close_if_idle()
 
     def _on_progress(self, event: events.SendProgress) -> None:
-        # Only those which can go on: a hundred blocked writers must not all wake for one ACK.
+        # Only the tasks that can go on: a hundred blocked writers must not all wake for one ACK.
         if self._waiting_for_room:
             for stream_id, lot in list(self._waiting_for_room.items()):
                 if self._engine.has_send_room(stream_id):
@@ -450,7 +452,7 @@ class ConnectionState:
         self._offer_streams()
 
     def _offer_streams(self) -> None:
-        """Wake as many of the calls which wait for a stream as there are streams."""
+        """Wake as many calls that wait for a stream as there are streams."""
         for unidirectional, lot in enumerate(self._credit_lots):
             if lot:
                 lot.unpark(count=self._engine.streams_left(unidirectional=bool(unidirectional)))

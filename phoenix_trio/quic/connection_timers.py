@@ -1,7 +1,8 @@
 """Sets the timers of connections, and wakes one task when the next one is due.
 
-Floor 2.  Each engine has one deadline, which nearly every packet moves.  The timer of a
-connection is never later than that, but may be earlier (:mod:`~phoenix_trio.quic.timers`).
+Floor 2.  Each engine has one deadline, and nearly every packet moves it.  The timer of a
+connection is never later than its deadline, but may be earlier
+(:mod:`~phoenix_trio.quic.timers`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from .timers import Timers
 
 __all__ = ["TIMER_GRANULARITY", "ConnectionTimers"]
 
-#: Seconds after which to look again at a timer that is due but has nothing to do (RFC 9002
+#: Seconds until another look at a timer that is due but has nothing to do (RFC 9002
 #: section 6.1.2: kGranularity).
 TIMER_GRANULARITY = 0.001
 
@@ -25,7 +26,7 @@ class ConnectionTimers:
     """The timers of all connections of one socket.
 
     Args:
-      table: its retired connection IDs leave on time, too.
+      table: the routing table; its retired connection IDs leave on time, too.
     """
 
     def __init__(self, table: RoutingTable) -> None:
@@ -33,7 +34,7 @@ class ConnectionTimers:
         self._timers: Timers[Route] = Timers()
         self._sleep: trio.CancelScope | None = None
         self.held_work_at = math.inf
-        """When to do work that is held back; call :meth:`set_alarm` after a change."""
+        """When to do the work that is held back; call :meth:`set_alarm` after a change."""
 
     def __len__(self) -> int:
         """Entries in the heap of timers, stale ones included."""
@@ -42,16 +43,16 @@ class ConnectionTimers:
     # ------------------------------------------------------------------ setting
 
     def schedule(self, route: Route, deadline: float) -> None:
-        """Set the timer of a connection: early is wasteful, late is wrong."""
+        """Set the timer of a connection; a timer that is too early only costs time."""
         self._timers.schedule(route, deadline)
         self.set_alarm()
 
     def cancel(self, route: Route) -> None:
-        """The connection needs no timer any more."""
+        """Cancel the timer of a connection."""
         self._timers.cancel(route)
 
     def update(self, route: Route, now: float, *, is_blocked: bool) -> None:
-        """Set the timer of a connection after it has sent, or as much as it could.
+        """Set the timer of a connection after it has sent as much as it could.
 
         Args:
           is_blocked: whether its packets wait for the socket.
@@ -59,14 +60,14 @@ class ConnectionTimers:
         engine = route.engine
         deadline = engine.next_deadline()
         if is_blocked and deadline is not None and deadline <= now:
-            # Packets are due, but the socket is full.  The flush that waits for the socket
-            # comes here again.  Only the end of the connection must not wait for that.
+            # Packets are due, but the socket is full.  The flush that waits for the socket sets
+            # the timer again.  Only the end of the connection must not wait for that.
             deadline = engine.end_deadline
         if deadline is None:
             return
         if deadline <= now and not engine.has_more_to_send(now):
-            # All that may be sent was sent, and still something is due.  Looking again at
-            # once would find the same, and keep the processor busy.
+            # All permitted packets were sent, and something is still due.  Another look at once
+            # would find the same, and keep the processor busy.
             deadline = now + TIMER_GRANULARITY
         if route.handshake_deadline < deadline:
             deadline = route.handshake_deadline
@@ -76,7 +77,7 @@ class ConnectionTimers:
             self.schedule(route, deadline)
 
     def only_delayed_ack_pending(self, route: Route, now: float) -> bool:
-        """Whether all there is to do is a delayed acknowledgement; its timer is set then.
+        """Whether a delayed acknowledgement is the only work; if so, its timer is set.
 
         It need not be flushed now, because it may leave with an answer of the application.
         """
@@ -88,14 +89,14 @@ class ConnectionTimers:
         if deadline < route.scheduled_at:
             self.schedule(route, deadline)
         elif not may_stay:
-            # (The present timer may be there for another reason than an acknowledgement.)
+            # (The present timer may have another reason than an acknowledgement.)
             self.schedule(route, engine.next_deadline() or deadline)
         return True
 
-    # ------------------------------------------------------------------ when they are due
+    # ------------------------------------------------------------------ due timers
 
     def next_deadline(self) -> float:
-        """When there is something to do next."""
+        """The time of the next work."""
         deadline = min(self._timers.next_deadline(), self.held_work_at)
         # (Retired IDs leave the table on time, not when the next datagram comes.)
         retired = self._table.retired

@@ -1,8 +1,7 @@
-"""Classes whose instances come from factories only.
+"""Restricts the creation of instances to factories.
 
-Floor 0.  A connection which was never registered, or a stream without a
-connection, would be a trap; calling such a class directly says where an
-instance comes from instead.
+Floor 0.  An unregistered connection, or a stream without a connection, would be a trap.  Calling
+such a class directly raises an error that names the source of instances.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Checks what an application says of a datagram besides its payload.
+"""Checks the expiry and the priority that an application gives a datagram.
 
 Floor 3, beside :mod:`~phoenix_trio.quic.connection`.
 """
@@ -11,7 +11,7 @@ import trio
 
 __all__ = ["expiry"]
 
-#: Bounded, so that the queue keeps a bounded number of them apart.
+#: Bounded, so that the queue has a bounded number of levels.
 _LOWEST_PRIORITY, _HIGHEST_PRIORITY = -128, 127
 
 
@@ -19,7 +19,7 @@ def expiry(expires_after: float, priority: int) -> float:
     """The time at which a datagram expires, on Trio's clock; the priority is checked as well.
 
     Raises:
-      TypeError: one of them is no number.
+      TypeError: one of them is not a number.
       ValueError: one of them is out of range.
     """
     if type(priority) is not int or priority != 0:

@@ -1,11 +1,11 @@
-"""The interface to the network: a datagram socket, and where sockets and addresses come from.
+"""Defines the interface to the network: datagram sockets, and the source of sockets and addresses.
 
-Floor 1, types only.  For the driver, which is handed sockets and asks nothing else of the
-system.  :class:`Network` and :class:`DatagramSocket` are small on purpose, so that a
-simulated network (:mod:`phoenix_trio.testing`) drops in.
+Floor 1, types only.  The driver gets its sockets from outside and uses nothing else of the
+system.  :class:`Network` and :class:`DatagramSocket` are small on purpose, so that a simulated
+network (:mod:`phoenix_trio.testing`) can replace them.
 
-Datagrams travel in *runs*: any number of the same size (the last one may be shorter) in
-one piece of memory.
+Datagrams travel in *runs*: any number of the same size (the last one may be shorter) in one
+piece of memory.
 """
 
 from __future__ import annotations
@@ -34,39 +34,39 @@ class SocketStatistics:
     soft_errors: int
     """Datagrams refused for a passing reason (unreachable, too large, no buffers)."""
     send_calls: int
-    """System calls which sent something; with GSO one call sends many datagrams."""
+    """System calls that sent something; with GSO one call sends many datagrams."""
     receive_calls: int
     """The same for receiving, with GRO."""
     ecn: bool
     """Whether ECN marks are set and read."""
     pooled_receives: int
-    """Calls which received into a buffer that had been used before, rather than new memory."""
+    """Receiving calls that reused a buffer instead of new memory."""
     gso: bool
     """Whether runs of datagrams are handed to the kernel in one call."""
     gro: bool
     """Whether the kernel may hand up runs of datagrams."""
     receive_buffer_size: int
-    """Bytes of the receive buffer which the system granted; on Linux without the equal
-    amount which it adds for its own bookkeeping."""
+    """Bytes of the receive buffer granted by the system; on Linux without the equal amount that
+    it adds for its own bookkeeping."""
     send_buffer_size: int
     """The same for the send buffer."""
 
 
 @attrs.frozen
 class DeliveryFailure:
-    """The network's word that a datagram did not arrive.  Anybody can forge it."""
+    """A report by the network that a datagram did not arrive.  Any host can forge it."""
 
     address: SocketAddress
-    """Where the datagram was to go."""
+    """The destination of the datagram."""
     number: int
-    """Why it did not, as one of :mod:`errno`: ``ECONNREFUSED``, if nothing listens there."""
+    """The reason, as one of :mod:`errno`: ``ECONNREFUSED`` if no program listens there."""
     start: bytes
-    """The first bytes of the datagram as the network tells them; perhaps none."""
+    """The first bytes of the datagram, as far as the network reports them; possibly none."""
 
 
 #: Datagrams of one size (the last may be shorter) in one piece, their source (with our own
-#: address where there are several, see :meth:`DatagramSocket.report_local_addresses`), that
-#: size, their ECN codepoint (RFC 3168 section 5), and where they end: a buffer can be longer.
+#: address if there are several, see :meth:`DatagramSocket.report_local_addresses`), that size,
+#: their ECN codepoint (RFC 3168 section 5), and their end: a buffer can be longer.
 ReceivedRun = tuple[bytes | bytearray, Address, int, int, int]
 
 
@@ -82,19 +82,19 @@ class DatagramSocket(Protocol):
         """A snapshot of the counters."""
 
     def report_local_addresses(self) -> None:
-        """From now on, say of each run received at which local address it has arrived.
+        """Report the local address of arrival with each run from now on.
 
-        Sources are :class:`~.path_address.PathAddress` then, if the socket is bound to several
-        addresses and the system tells; else nothing changes.  Idempotent.
+        Sources are then :class:`~.path_address.PathAddress`, if the socket is bound to several
+        addresses and the system reports them; otherwise nothing changes.  Idempotent.
         """
 
     def receive_runs(self, limit: int, pool: ReceivePool | None = None) -> list[ReceivedRun]:
-        """Up to `limit` runs of datagrams.
+        """Receive up to `limit` runs of datagrams.
 
-        With a `pool` they may lie in its buffers, where the next call puts others; those
-        beyond its size get new memory.
+        With a `pool`, the runs may be in its buffers, and the next call overwrites them.  Runs
+        beyond the pool's size get new memory.
 
-        Never blocks; empty when none waits.
+        Never blocks; returns an empty list if no datagram waits.
         """
 
     def send_run(
@@ -106,49 +106,49 @@ class DatagramSocket(Protocol):
     ) -> int:
         """Send a run of datagrams of `segment_size` bytes (``None``: one datagram).
 
-        They are marked with the ECN codepoint `mark` if the system can.  They leave from
-        the local address of a :class:`~.path_address.PathAddress`, or from the system's choice if
-        `address` says nothing of it, or if that address is not ours any more.
+        They are marked with the ECN codepoint `mark` if the system can.  They leave from the
+        local address of a :class:`~.path_address.PathAddress`.  The system chooses the local
+        address if `address` has none, or if it is not ours any more.
 
-        Never blocks.  Returns how many bytes were taken: sent, or lost to a passing
-        error, which is counted.  Fewer than all, in whole datagrams: the buffer is
-        full; call :meth:`wait_writable` and offer the rest again.
+        Never blocks.  Returns the number of bytes taken: sent, or lost to a passing error, which
+        is counted.  If these are fewer than all, in whole datagrams, the buffer is full; call
+        :meth:`wait_writable` and offer the rest again.
         """
 
     def report_failures(self, *, wanted: bool) -> None:
-        """From now on, keep what the network says of datagrams that did not arrive; or no more.
+        """Start or stop keeping the network's reports of datagrams that did not arrive.
 
-        Where the system does not tell, nothing changes.  Idempotent.
+        On systems without such reports, nothing changes.  Idempotent.
         """
 
     def take_failures(self) -> list[DeliveryFailure]:
-        """What was kept since the last call; bounded.  Never blocks, and costs no system call."""
+        """The bounded reports since the last call.  Never blocks, and costs no system call."""
 
     async def wait_readable(self) -> None:
         """Wait until there is something to receive; ClosedResourceError once closed.
 
-        That is: :meth:`receive_runs` has something, or :meth:`take_failures` has after a call of
-        :meth:`receive_runs`.
+        Then :meth:`receive_runs` has datagrams, or :meth:`take_failures` has reports after a
+        call of :meth:`receive_runs`.
         """
 
     async def wait_writable(self) -> None:
         """Wait until :meth:`send_run` has room; ClosedResourceError once closed."""
 
     def close(self) -> None:
-        """Close; tasks which wait are woken with ClosedResourceError.  Idempotent."""
+        """Close; waiting tasks are woken with ClosedResourceError.  Idempotent."""
 
     def reachable(self, address: SocketAddress) -> SocketAddress | None:
-        """`address` in the form which :meth:`send_run` takes; ``None``: not from this socket."""
+        """`address` in the form for :meth:`send_run`; ``None``: not reachable from this socket."""
 
     def largest_payload(self, address: Address) -> int | None:
-        """The largest UDP payload which the interface towards `address` takes; ``None``: unknown.
+        """The largest UDP payload of the interface towards `address`; ``None``: unknown.
 
-        The path may take less, which only trying it shows.
+        The path may take less; only probes show its limit.
         """
 
 
 class Network(Protocol):
-    """Where sockets and addresses come from."""
+    """Makes sockets, and resolves addresses."""
 
     async def resolve(self, host: str, port: int) -> list[SocketAddress]:
         """The addresses of a name, the preferred one first; OSError if it is unknown."""
@@ -156,7 +156,8 @@ class Network(Protocol):
     async def open_socket(
         self, host: str | None, port: int, *, buffer_size: int, reuse_port: bool = False
     ) -> DatagramSocket:
-        """A socket bound to a local address; ``None``: all of them, IPv4 and IPv6.
+        """A socket bound to a local address; ``None``: to all of them, IPv4 and IPv6.
 
-        With `reuse_port`, others may be bound to it as well; OSError where that is not possible.
+        With `reuse_port`, other sockets may be bound to it as well; OSError if that is not
+        possible.
         """

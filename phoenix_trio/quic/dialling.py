@@ -1,16 +1,16 @@
-"""Ends dialled connections whose server cannot be reached, as soon as the network says so.
+"""Ends dialled connections early when the network reports that the server is unreachable.
 
-Floor 2, sans-IO.  Nothing authenticates that word (ICMP): a host on the way to the server
-could forge it as well as drop all packets, but other hosts must not end a connection by it.  So
-it counts under these conditions alone:
+Floor 2, sans-IO.  Such a report (ICMP) is not authenticated.  A host on the way to the server
+could forge it, but such a host could also drop all packets.  Other hosts must not be able to end
+a connection by it.  So it counts only under these conditions:
 
 - The connection was dialled from here, and nothing authentic has come from its server yet.
-- The datagram was to go to that server.  (That it left from this socket's port, the kernel
-  has checked before.)
-- What the network tells of the datagram has both connection IDs of the connection's first
-  packets.  Each was drawn at random, with 64 bits at least (RFC 9000 section 7.2).
+- The destination of the datagram was that server.  (The kernel has already checked that it left
+  from this socket's port.)
+- The reported bytes of the datagram have both connection IDs of the connection's first packets.
+  Each ID was drawn at random, with at least 64 bits (RFC 9000 section 7.2).
 
-Everything else is ignored, and costs a look into a table.
+All other reports are ignored, at the cost of one table lookup.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ def _connection_ids(start: bytes) -> tuple[bytes, bytes] | None:
 
 
 class Dialling:
-    """The connections of one socket which are being dialled.
+    """The connections of one socket that are being dialled.
 
     Args:
-      socket: reports failures as long as there are such connections.
+      socket: reports failures while there are such connections.
       table: finds connections by our connection IDs.
     """
 
@@ -49,25 +49,25 @@ class Dialling:
         self._socket = socket
         self._table = table
         self.routes: set[Route] = set()
-        """The connections whose handshake is not complete, and not over."""
+        """The connections whose handshake is neither complete nor over."""
 
     def add(self, route: Route) -> None:
-        """A connection is dialled."""
+        """Add a connection that is being dialled."""
         if not self.routes:
             self._socket.report_failures(wanted=True)
         self.routes.add(route)
 
     def discard(self, route: Route) -> None:
-        """It is established, or over; does nothing if it is known already."""
+        """Remove an established or ended connection; does nothing if it is not in the table."""
         if route in self.routes:
             self.routes.discard(route)
             if not self.routes:
                 self._socket.report_failures(wanted=False)
 
     def end_unreachable(self) -> list[Route]:
-        """End the connections of which the network says, believably, that nothing arrives.
+        """End connections whose packets do not arrive, according to credible reports.
 
-        Returns those which have ended; they have events.
+        Returns the ended connections; they have events.
         """
         ended: list[Route] = []
         for failure in self._socket.take_failures():

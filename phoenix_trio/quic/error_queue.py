@@ -1,21 +1,21 @@
-"""The errors which the system keeps for a UDP socket: its word that datagrams did not arrive.
+"""Reads the error queue of a UDP socket, which reports datagrams that did not arrive.
 
 Floor 1, for :mod:`~phoenix_trio.quic.packet_io`.  Linux only: ``IP_RECVERR`` (``ip(7)``) and
 ``IPV6_RECVERR`` (``ipv6(7)``).  When a router or the peer's host answers a datagram with
 "destination unreachable" (ICMP), the kernel keeps that answer and the first bytes of the
 datagram in the socket's error queue.
 
-Such an error has three effects, each of which has its remedy here:
+Such an error has three effects, each with a remedy in this module:
 
-- The next call on the socket fails, whichever datagram it is about.  :meth:`ErrorQueue.retry`
-  repeats a call which has failed for another datagram's sake.
+- The next call on the socket fails, even if it concerns another datagram.
+  :meth:`ErrorQueue.retry` repeats a call that failed because of another datagram.
 - The socket seems readable and writable until the queue is empty (``EPOLLERR``).
   :meth:`ErrorQueue.drain` empties it, a bounded number of errors at a time.
-- Anybody can forge an ICMP message.  Nothing is believed here: what is kept has to be judged
-  by its first bytes (:mod:`~phoenix_trio.quic.dialling`).
+- Any host can forge an ICMP message.  This module believes none: the first bytes of each report
+  have to be judged (:mod:`~phoenix_trio.quic.dialling`).
 
-The queue is asked for only while connections are being dialled; without that, the kernel
-ignores ICMP messages to a socket which is not connected.
+The queue is switched on only while connections are being dialled.  Otherwise the kernel ignores
+ICMP messages to an unconnected socket.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .path_address import Address, remote_of
 
 __all__ = ["PASSING_ERRORS", "ErrorQueue"]
 
-#: What ICMP messages become in Linux (``icmp_err_convert``, ``icmpv6_err_convert``).
+#: The errors that Linux makes of ICMP messages (``icmp_err_convert``, ``icmpv6_err_convert``).
 PASSING_ERRORS: Final = frozenset(
     {
         errno.EACCES,
@@ -50,7 +50,7 @@ PASSING_ERRORS: Final = frozenset(
     }
 )
 
-#: Errors of a sender's own system which say that it has no way to the destination.
+#: Errors of the sender's own system if it has no route to the destination.
 _NO_WAY: Final = frozenset({errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH})
 
 # The socket module of Python 3.11 does not name these.
@@ -61,7 +61,7 @@ _MESSAGES: Final = frozenset(
 )
 _MSG_ERRQUEUE: Final = getattr(socket, "MSG_ERRQUEUE", 0x2000)
 
-#: The fields of ``struct sock_extended_err`` which are read: number, origin, type, code.
+#: The fields of ``struct sock_extended_err`` in use: number, origin, type, code.
 _EXTENDED_ERROR: Final = struct.Struct("=IBBB")
 _ICMP: Final = 2
 _ICMP6: Final = 3
@@ -69,24 +69,24 @@ _ICMP6: Final = 3
 #: "Destination unreachable" by origin: RFC 792, RFC 4443 section 3.1.
 _UNREACHABLE: Final = {_ICMP: 3, _ICMP6: 1}
 
-#: RFC 792: the code which says that a datagram was too large to go on in one piece.
+#: RFC 792: the code for a datagram that was too large to go on in one piece.
 _FRAGMENTATION_NEEDED: Final = 4
 
-#: Bytes of a datagram which are kept: a long header with the longest connection IDs of RFC
-#: 9000 (1 + 4 + 1 + 20 + 1 + 20 bytes), and some more.
+#: Bytes kept of a datagram: a long header with the longest connection IDs of RFC 9000 (1 + 4 + 1
+#: + 20 + 1 + 20 bytes), and some more.
 _START_BYTES: Final = 64
 
-#: Room for the control message of an error, and for those which come with it (marks, local
+#: Room for the control message of an error, and for other messages with it (marks, local
 #: addresses).
 _CONTROL_BYTES: Final = 256
 
-#: Errors which are read at once: a flood of them must not hold the loop.
+#: Errors read at once: a flood of them must not hold the loop.
 _ERRORS_AT_ONCE: Final = 32
 
-#: Failures which are kept until they are taken; the oldest one is dropped.
+#: Failures kept until they are taken; the oldest one is dropped.
 _KEPT: Final = 64
 
-#: Calls in all which are made where errors of other datagrams keep coming.
+#: The most calls made in all while errors of other datagrams keep coming.
 _TRIES: Final = 3
 
 
@@ -94,7 +94,7 @@ class ErrorQueue:
     """The error queue of one socket.
 
     Args:
-      raw: a UDP socket, which is not connected.
+      raw: an unconnected UDP socket.
     """
 
     __slots__ = ("_failures", "_raw", "is_asked", "was_asked")
@@ -105,13 +105,13 @@ class ErrorQueue:
         self.is_asked = False
         """Whether the system keeps errors for this socket at present."""
         self.was_asked = False
-        """Whether it ever did; else no call can fail for another datagram's sake."""
+        """Whether it has ever kept them; otherwise no call can fail because of another datagram."""
 
     def ask(self, *, wanted: bool) -> None:
-        """Let the system keep errors from now on, or no more; does nothing but on Linux."""
+        """Start or stop keeping errors; has an effect only on Linux."""
         if sys.platform != "linux" or wanted is self.is_asked:
             return
-        # (A dual-stack socket needs both.  Where a kernel lacks one, it is silent.)
+        # (A dual-stack socket needs both.  A kernel may lack one; the error is ignored.)
         with contextlib.suppress(OSError):
             self._raw.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, int(wanted))
         if self._raw.family == socket.AF_INET6:
@@ -123,9 +123,9 @@ class ErrorQueue:
             self._failures.clear()
 
     def drain(self) -> bool:
-        """Read what waits in the queue, up to a bound.
+        """Read the errors in the queue, up to a bound.
 
-        Returns whether there was an ICMP message, for whose sake any call can have failed.
+        Returns whether there was an ICMP message, because any call can fail after one.
         """
         had_message = False
         if not self.was_asked:
@@ -136,7 +136,7 @@ class ErrorQueue:
                     _START_BYTES, _CONTROL_BYTES, _MSG_ERRQUEUE
                 )
             except OSError:
-                break  # it is empty (EAGAIN); a socket that has failed says so in other calls
+                break  # it is empty (EAGAIN); a failed socket raises in other calls
             for level, kind, value in control:
                 if (level, kind) in _MESSAGES and len(value) >= _EXTENDED_ERROR.size:
                     had_message = self._keep(value, address, start) or had_message
@@ -146,14 +146,14 @@ class ErrorQueue:
         """Keep the failure if it is one.  Returns whether the error comes from an ICMP message."""
         number, origin, kind, code = _EXTENDED_ERROR.unpack_from(value)
         if origin not in _UNREACHABLE:
-            return False  # of our own system, which the call that it is about has raised
+            return False  # of our own system: the call concerned has raised it
         is_size = origin == _ICMP and code == _FRAGMENTATION_NEEDED
         if kind == _UNREACHABLE[origin] and not is_size and self.is_asked:
             self._failures.append(DeliveryFailure(remote_of(address), number, start))
         return True
 
     def retry(self, call: Callable[[], object]) -> None:
-        """Repeat a call which has failed with one of :data:`PASSING_ERRORS`.
+        """Repeat a call that has failed with one of :data:`PASSING_ERRORS`.
 
         Raises:
           OSError: the call's own error.
@@ -167,17 +167,18 @@ class ErrorQueue:
                     raise
             else:
                 return
-        # Whose error this is cannot be told.  It must not look like the refusal of an option.
+        # The call behind the error is unknown.  The error must not look like the refusal of an
+        # option.
         raise OSError(errno.ENOBUFS, "errors of other datagrams keep coming")
 
     def note(self, address: Address, error: OSError, data: bytes | memoryview) -> None:
-        """A datagram could not leave; kept if the system has no way to its destination."""
+        """Note a datagram that could not leave; kept if the system has no route for it."""
         if self.is_asked and error.errno in _NO_WAY:
             start = bytes(data[:_START_BYTES])
             self._failures.append(DeliveryFailure(remote_of(address), error.errno or 0, start))
 
     def take(self) -> list[DeliveryFailure]:
-        """What was kept since the last call."""
+        """The failures kept since the last call."""
         if not self._failures:
             return []
         taken = list(self._failures)

@@ -1,9 +1,9 @@
-"""What the engine reports upwards: the complete list of events, one small class each.
+"""Lists the events that the engine reports upwards, one small class each.
 
-Floor 0: data only (the frequent ones are not frozen, which would triple what making one
-costs).  The engine appends them in the order in which things
-happened; the Trio half takes all of them after every call.  The list is
-bounded because it is emptied after each datagram, timer or flush.
+Floor 0: data only (the frequent ones are not frozen, since that would triple the cost of making
+one).  The engine appends events in the order in which they happen; the Trio half takes all of
+them after every call.  The list is bounded because it is emptied after each datagram, timer or
+flush.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class HandshakeCompleted:
 
 @attrs.frozen
 class HandshakeConfirmed:
-    """Both sides know that it is complete (RFC 9001 section 4.1.2)."""
+    """Both sides know that the handshake is complete (RFC 9001 section 4.1.2)."""
 
 
 @attrs.frozen
@@ -132,7 +132,7 @@ class ConnectionIdRetired:
 
 @attrs.frozen
 class Terminated:
-    """The connection has ended: nothing but retransmitted closes will leave any more.
+    """The connection has ended: from now on only copies of its close may leave.
 
     `error` says why; ``None`` when this side's application closed it.
     """

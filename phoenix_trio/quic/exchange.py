@@ -1,6 +1,6 @@
-"""One request and its answer: a bidirectional stream from its first byte to its last.
+"""Sends one request and returns its answer, on a bidirectional stream of its own.
 
-Floor 3.  For :meth:`QuicConnection.request`, which says what it does.
+Floor 3.  For :meth:`QuicConnection.request`, which documents the behaviour.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ async def exchange(
     *,
     is_alone: bool,
 ) -> bytes:
-    """Send `data` and the end on a new stream, and return the answer, of `limit` bytes at most.
+    """Send `data` and the end on a new stream, and return the answer, of at most `limit` bytes.
 
-    Unless it `is_alone` on its connection, other tasks get a turn before this one waits.  What
-    they write meanwhile leaves in the same packet: of tasks which were woken by one packet
-    each would send its own otherwise, which costs far more than a turn.
+    Unless it `is_alone` on its connection, other tasks get a turn before this one waits, and
+    their writes leave in the same packet.  Otherwise each of the tasks woken by one packet would
+    send a packet of its own, which costs far more than a turn.
 
-    Both directions are done with afterwards: they were used to their end, or were given up
-    so that the peer hears of it.
+    Both directions are finished afterwards: they were used to their end, or were given up with a
+    code to the peer.
     """
     try:
         try:
             await _send(sender, receiver, data, limit, is_alone=is_alone)
         except (StreamStopped, ConnectionBroken):
-            # The answer may have come all the same.  If not, the next line raises why.
+            # The answer may have arrived nevertheless.  If not, the next line raises the reason.
             pass
         return await receiver.receive_all(limit)
     except BaseException as error:
@@ -46,7 +46,7 @@ async def exchange(
         sender.reset(ApplicationErrorCode.CANCELLED)
         receiver.stop_receiving(ApplicationErrorCode.CANCELLED)
         if refusal is not None and isinstance(error, StreamReset):
-            # The code of the refusal says more than that of the answer which is missing.
+            # The code of the refusal says more than that of the missing answer.
             raise fresh(refusal) from error
         raise
 
@@ -65,9 +65,9 @@ async def _send(
         if not is_alone:
             await trio.lowlevel.cancel_shielded_checkpoint()
         return
-    # A peer which answers while it reads must not wait for this side to read: it would not
-    # read on meanwhile.  So the answer is collected from now on, and an answer which fails
-    # ends the waiting for room.
+    # A peer that sends its answer while it still reads must not have to wait for this side to
+    # read, or it would stop reading.  So the answer is collected from now on, and a failed
+    # answer ends the wait for room.
     receiver._collect(limit)
     receiver._waiter = sender._waiting_place()
     await sender._send_in_parts(memoryview(data), end=True, is_futile=receiver._has_failed)

@@ -1,7 +1,7 @@
-"""The two faces of a connection: one towards the driver, one towards the application's calls.
+"""Defines the two interfaces of a connection: to the driver, and to the application's calls.
 
-Floor 1, types only.  :class:`~phoenix_trio.quic.engine.Engine` has both.  When a connection
-is over, its engine is freed: towards the driver,
+Floor 1, types only.  :class:`~phoenix_trio.quic.engine.Engine` has both.  The engine is freed
+when its connection is over.  Towards the driver,
 :class:`~phoenix_trio.quic.established.closing.ClosingConnection` takes its place, and towards
 the application :class:`~phoenix_trio.quic.remains.ConnectionRemains`.
 """
@@ -24,12 +24,12 @@ __all__ = ["ApplicationFace", "DriverFace"]
 
 
 class DriverFace(Protocol):
-    """What the driver needs: datagrams, timers, events, and the end."""
+    """The interface for the driver: datagrams, timers, events, and the end."""
 
     # ------------------------------------------------------------------ receiving
 
     def receive(self, data: bytes, address: Address, now: float, mark: int = NOT_ECT) -> None:
-        """Take one UDP payload, with its ECN codepoint, which was routed to this connection."""
+        """Take one UDP payload routed to this connection, with its ECN codepoint."""
 
     def receive_run(
         self,
@@ -43,24 +43,24 @@ class DriverFace(Protocol):
     ) -> int:
         """Take datagrams of `size` bytes (the last may be shorter) from `start` on.
 
-        They end at `stop` (``None``: with `data`).  Returns the position of the first one
-        which was not taken; at least one is taken.
+        They end at `stop` (``None``: with `data`).  Returns the position of the first one not
+        taken; at least one is taken.
         """
 
     # ------------------------------------------------------------------ sending
 
     def begin_pass(self) -> None:
-        """A new round of sending begins."""
+        """Begin a new round of sending."""
 
     def transmit(self, now: float, slab: bytearray | None = None) -> list[Run]:
-        """A few runs of UDP payloads which may leave now; they may be views of `slab`."""
+        """A few runs of UDP payloads that may leave now; they may be views of `slab`."""
 
     def has_more_to_send(self, now: float) -> bool:
         """Whether :meth:`transmit` stopped only because its run was full."""
 
     @property
     def has_full_packet(self) -> bool:
-        """Whether so much stream data was never sent as fills a packet."""
+        """Whether there is enough unsent stream data to fill a packet."""
 
     # ------------------------------------------------------------------ timers
 
@@ -68,10 +68,10 @@ class DriverFace(Protocol):
         """When :meth:`on_timer` and :meth:`transmit` are due; ``None``: never."""
 
     def on_timer(self, now: float) -> None:
-        """That time has come, or passed."""
+        """Do the work due at :meth:`next_deadline`."""
 
     def only_acknowledgement_due(self) -> float | None:
-        """When an acknowledgement is due, if that is all there is to do; else ``None``."""
+        """When an acknowledgement is due, if that is the only work; else ``None``."""
 
     # ------------------------------------------------------------------ events
 
@@ -80,11 +80,11 @@ class DriverFace(Protocol):
         """Whether :meth:`take_events` has any."""
 
     def take_events(self) -> list[events.Event]:
-        """What has happened since the last call."""
+        """The events since the last call."""
 
     @property
     def reset_tokens_changed(self) -> bool:
-        """Whether :meth:`take_reset_tokens` would return other ones than the last time."""
+        """Whether :meth:`take_reset_tokens` would return other tokens than the last time."""
 
     def take_reset_tokens(self) -> set[bytes]:
         """The stateless reset tokens of the peer's connection IDs at present."""
@@ -105,44 +105,44 @@ class DriverFace(Protocol):
 
     @property
     def is_terminated(self) -> bool:
-        """Whether the closing period is over too, so that the connection can be forgotten."""
+        """Whether the closing period is over, too, so that the connection can be forgotten."""
 
     @property
     def end_deadline(self) -> float | None:
-        """When the connection ends if nothing happens any more; ``None``: never."""
+        """When the connection ends if nothing happens until then; ``None``: never."""
 
     @property
     def has_close_to_send(self) -> bool:
         """Whether CONNECTION_CLOSE is still to be sent to the peer, or sent again."""
 
     def close_application(self, error_code: int, reason: str) -> None:
-        """Close with an application code; stream data which is still buffered is dropped."""
+        """Close with an application code; buffered stream data is dropped."""
 
     def say_again(self) -> None:
         """Send one more CONNECTION_CLOSE now, unless the peer is known to have it."""
 
     def on_stateless_reset(self, now: float) -> None:
-        """A datagram ended in a stateless reset token of the peer (RFC 9000 section 10.3.1)."""
+        """End after a datagram with a reset token of the peer (RFC 9000 section 10.3.1)."""
 
     def on_handshake_timeout(self) -> None:
-        """The handshake has taken too long; forget the peer."""
+        """End without a packet, since the handshake has taken too long."""
 
     def on_unreachable(self, address: Address, destination_cid: bytes, number: int) -> bool:
-        """Client: the network says that a packet with this destination did not arrive.
+        """Client: take the network's report that a packet with this destination did not arrive.
 
-        `number` is one of :mod:`errno`.  Returns whether the connection has ended for it.
+        `number` is one of :mod:`errno`.  Returns whether this ends the connection.
         """
 
     def release(self) -> tuple[DriverFace, ApplicationFace] | None:
         """Free the memory of a connection that is over.
 
-        Returns what takes its place towards the driver and the application; ``None``:
+        Returns the objects that take its place towards the driver and the application; ``None``:
         its memory was freed before.
         """
 
 
 class ApplicationFace(Protocol):
-    """What :class:`~phoenix_trio.QuicConnection` needs.  No call waits."""
+    """The interface for :class:`~phoenix_trio.QuicConnection`.  No call waits."""
 
     @property
     def config(self) -> TransportConfig:
@@ -151,7 +151,7 @@ class ApplicationFace(Protocol):
     # ------------------------------------------------------------------ facts
 
     def get_peer_address(self) -> Address | None:
-        """The address to which packets are sent at present; ``None``: there is none."""
+        """The present destination of packets; ``None``: there is none."""
 
     @property
     def quic_version(self) -> int:
@@ -189,7 +189,7 @@ class ApplicationFace(Protocol):
         stream_credit_stalls: int,
         receive_buffer_bytes: int,
     ) -> ConnectionStatistics:
-        """A snapshot; the arguments are what the Trio half counts."""
+        """A snapshot; the arguments are the counts of the Trio half."""
 
     # ------------------------------------------------------------------ streams
 
@@ -197,32 +197,32 @@ class ApplicationFace(Protocol):
         """Open a stream; ``None`` while the peer does not permit another one."""
 
     def want_stream(self, change: int, *, unidirectional: bool) -> None:
-        """A call begins (1) or ends (-1) to wait until :meth:`open_stream` has one."""
+        """Count a call that begins (1) or ends (-1) to wait for :meth:`open_stream`."""
 
     @property
     def available_streams(self) -> int:
-        """How many bidirectional streams the peer permits to open now."""
+        """The number of bidirectional streams that the peer permits to open now."""
 
     def streams_left(self, *, unidirectional: bool) -> int:
-        """How many streams of this kind the peer permits to open now."""
+        """The number of streams of this kind that the peer permits to open now."""
 
     @property
     def streams_opened(self) -> int:
         """Streams opened by this side."""
 
     def let_go(self, stream_id: int, *, sending: bool = False, receiving: bool = False) -> bool:
-        """The application is done with these directions of the stream.
+        """Note that the application is done with these directions of the stream.
 
-        Returns whether that was the last of the stream, so that it is forgotten.
+        Returns whether no direction is left, so that the stream is forgotten.
         """
 
     # ------------------------------------------------------------------ sending on streams
 
     def send_room(self, stream_id: int, wanted: int = 1) -> int:
-        """Bytes which may be written to the stream now without exceeding the send buffers."""
+        """Bytes that may be written to the stream now within the limits of the send buffers."""
 
     def has_send_room(self, stream_id: int) -> bool:
-        """Whether a writer that had to wait should go on."""
+        """Whether a blocked writer should go on."""
 
     def write(
         self, stream_id: int, data: bytes | bytearray | memoryview, *, end_stream: bool = False
@@ -237,11 +237,11 @@ class ApplicationFace(Protocol):
 
     @property
     def has_unacknowledged_streams(self) -> bool:
-        """Whether any stream holds data, or an end, which the peer has not acknowledged."""
+        """Whether any stream holds data, or an end, not acknowledged by the peer."""
 
     @property
     def congestion_window(self) -> int:
-        """Bytes which may be in flight."""
+        """Bytes that may be in flight."""
 
     @property
     def rtt_smoothed(self) -> float | None:
@@ -249,32 +249,32 @@ class ApplicationFace(Protocol):
 
     @property
     def path_mtu(self) -> int:
-        """The largest UDP payload which is sent, in bytes."""
+        """The largest UDP payload sent at present, in bytes."""
 
     @property
     def is_congested(self) -> bool:
-        """Whether more waits to be sent than the congestion window lets through at a time."""
+        """Whether more data waits than the congestion window lets through at a time."""
 
     def reset_sending(self, stream_id: int, error_code: int) -> None:
-        """Send RESET_STREAM, and drop what was not acknowledged."""
+        """Send RESET_STREAM, and drop unacknowledged data."""
 
     # ------------------------------------------------------------------ receiving on streams
 
     def consume(self, stream_id: int, count: int) -> bool:
-        """The application has read `count` more bytes.
+        """Note that the application has read `count` more bytes.
 
-        Returns whether :meth:`extend_credit` has something to do.
+        Returns whether :meth:`extend_credit` is to be called.
         """
 
     def extend_credit(self, stream_id: int, now: float) -> None:
-        """Announce to the peer that it may send as much more as was read."""
+        """Announce credit to the peer for the bytes read."""
 
     @property
     def has_limits_to_send(self) -> bool:
         """Whether credit waits to be announced to the peer."""
 
     def stop_receiving(self, stream_id: int, error_code: int) -> None:
-        """Send STOP_SENDING, and discard what still arrives."""
+        """Send STOP_SENDING, and discard later data."""
 
     # ------------------------------------------------------------------ datagrams, pings, keys
 
@@ -293,7 +293,7 @@ class ApplicationFace(Protocol):
         """Report :class:`~phoenix_trio.quic.events.SendProgress` when the queue has room again."""
 
     def send_datagram(self, data: bytes, priority: int, expires_at: float, now: float) -> None:
-        """Queue a datagram, to leave before `expires_at`, and before those of lower priorities.
+        """Queue a datagram to leave before `expires_at`, and before those of lower priorities.
 
         If the queue is full, the oldest one of the lowest priority is dropped and counted.
         """
@@ -314,4 +314,4 @@ class ApplicationFace(Protocol):
     # ------------------------------------------------------------------ the end
 
     def close_application(self, error_code: int, reason: str) -> None:
-        """Close with an application code; stream data which is still buffered is dropped."""
+        """Close with an application code; buffered stream data is dropped."""

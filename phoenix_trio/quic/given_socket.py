@@ -1,7 +1,7 @@
-"""UDP sockets which the application hands in: are they fit, and how are they taken over?
+"""Checks and takes over UDP sockets that the application hands in.
 
-Floor 1.  For sockets which another program has bound, as systemd does for a service, and for
-options which are set before a socket is bound.
+Floor 1.  For sockets bound by another program, as by systemd for a service, and for options that
+must be set before a socket is bound.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .packet_io import UdpSocket
 
 __all__ = ["adopt_socket", "check_socket"]
 
-#: The socket module does not name it; it tells a UDP socket from one for pings, for instance.
+#: Missing from the socket module; it tells a UDP socket from one for pings, for instance.
 _SO_PROTOCOL = 38
 
 
@@ -23,7 +23,7 @@ def check_socket(given: object) -> socket.socket:
 
     Raises:
       TypeError: it is not a :class:`socket.socket`.
-      ValueError: it is closed, no UDP socket over IPv4 or IPv6, not bound, or connected.
+      ValueError: it is closed, not a UDP socket over IPv4 or IPv6, not bound, or connected.
     """
     if not isinstance(given, socket.socket):
         raise TypeError(f"socket must be a socket.socket, not {given!r}")
@@ -31,7 +31,7 @@ def check_socket(given: object) -> socket.socket:
         raise ValueError("the socket is closed")
     if given.family not in (socket.AF_INET, socket.AF_INET6):
         raise ValueError(f"the socket must be one of IPv4 or IPv6, not {given.family!r}")
-    # (What the object says of its type was perhaps told by the caller: ask the system.)
+    # (The caller may have set the type of the object freely, so ask the system.)
     kind = given.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE)
     if kind != socket.SOCK_DGRAM:
         raise ValueError(f"the socket must be a datagram socket (SOCK_DGRAM), not of type {kind}")
@@ -50,10 +50,10 @@ def check_socket(given: object) -> socket.socket:
 
 
 def adopt_socket(given: socket.socket, buffer_size: int) -> UdpSocket:
-    """Take over a socket which :func:`check_socket` has let pass.
+    """Take over a socket that :func:`check_socket` has accepted.
 
-    It becomes non-blocking, and what it sends is not fragmented.  Its buffers are left as they
-    are if their sizes were chosen, and become `buffer_size` if they are the system's default.
+    It becomes non-blocking, and its datagrams are not fragmented.  Buffers of a chosen size are
+    left as they are; buffers of the system's default size become `buffer_size`.
     """
     given.setblocking(False)
     socket_options.forbid_fragments(given, given.family)

@@ -1,8 +1,8 @@
-"""Exceptions which a nursery wrapped although they came alone: unwrapped again.
+"""Unwraps lone exceptions from the groups that nurseries make of them.
 
-Floor 0.  A nursery raises an :class:`ExceptionGroup` even for one exception.
-Nurseries inside this library are an implementation detail, so a caller must
-not see them: a lone exception leaves as itself, several stay a group.
+Floor 0.  A nursery raises an :class:`ExceptionGroup` even for one exception.  Nurseries inside
+this library are an implementation detail, so a caller must not see them: a lone exception leaves
+as itself, several stay a group.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]
 def unwrap_lone() -> Iterator[None]:
     """Raise the only exception of a group by itself.
 
-    ``Cancelled`` beside one other exception does not count: it is the nursery
-    cancelling its tasks because of that one.  A group of nothing but
-    ``Cancelled`` leaves as a single ``Cancelled``.
+    ``Cancelled`` beside one other exception does not count: the nursery has cancelled its tasks
+    because of that exception.  A group of nothing but ``Cancelled`` leaves as a single
+    ``Cancelled``.
     """
     try:
         yield

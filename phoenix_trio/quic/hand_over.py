@@ -1,12 +1,12 @@
 """Runs one job in the tasks that wait for its results, where no nursery can run it.
 
-Floor 0.  A plain function cannot leave a task behind, yet its caller expects progress.
-So the first task that waits *leads*: it runs the job beside its own wait.  Other tasks
-only wait.  When the leader stops waiting, because it was woken or cancelled, it cancels
-the job and wakes all other tasks; the first of them that waits again leads next.  This
-is the leader/followers pattern, without system tasks.
+Floor 0.  A plain function cannot leave a task behind, yet its caller expects progress.  So the
+first task that waits *leads*: it runs the job beside its own wait.  Other tasks only wait.  When
+the leader stops waiting, because it was woken or cancelled, it cancels the job and wakes all
+other tasks; the first of them that waits again leads next.  This is the leader/followers
+pattern, without system tasks.
 
-The module knows nothing of the job: it works with parking lots and a callable.
+The module knows nothing about the job: it works with parking lots and a callable.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class HandOver:
     """Runs a job in at most one task at a time, and hands it over between waiting tasks.
 
     Args:
-      job: runs until it is cancelled.  If it returns, its leader is woken.  If it
-        raises, the exception leaves :meth:`run`, or the leader's :meth:`wait`.
+      job: runs until it is cancelled.  If it returns, its leader is woken.  If it raises, the
+        exception leaves :meth:`run`, or the leader's :meth:`wait`.
       on_stop: called after each run of the job, whatever ended it.
       on_unattended: called when a leader has stopped and no other task waits.
     """
@@ -62,7 +62,7 @@ class HandOver:
     async def wait(self, lot: Lot) -> None:
         """Park in `lot` until it is unparked; run the job meanwhile if no other task does.
 
-        May return early, so check what you wait for in a loop.
+        May return early, so check the condition in a loop.
 
         Raises:
           Exception: the job failed while this task ran it.

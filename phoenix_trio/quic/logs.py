@@ -1,8 +1,8 @@
-"""Keeps what peers do from filling the logs.
+"""Keeps peers from filling the logs.
 
-Floor 0, sans-IO.  A fault of a peer is reported by the exception which the application
-gets, and logged at debug level only.  A fault of ours is logged as an error; where a
-peer can provoke it again and again, a filter drops all but a few of the records.
+Floor 0, sans-IO.  A fault of a peer is reported by the exception for the application, and logged
+at debug level only.  A fault of this side is logged as an error.  If a peer can provoke it again
+and again, a filter drops all but a few of the records.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ RECORDS_AT_ONCE = 100
 
 
 class BoundedRecords(logging.Filter):
-    """Lets a burst of warnings and errors of each place in the code through, then few a second.
+    """Passes a burst of warnings and errors from each place in the code, then few a second.
 
-    The first record which passes after others were dropped says how many.
+    The first record after dropped ones tells their number.
     """
 
     def __init__(self) -> None:
@@ -47,9 +47,9 @@ class BoundedRecords(logging.Filter):
 
 
 def bounded_logger(name: str) -> logging.Logger:
-    """The logger of this name, whose records are bounded.
+    """The logger of this name; its records are bounded.
 
-    A logger's filter sees the records of that logger alone, not those of the loggers below it.
+    A logger's filter applies to the records of that logger alone, not to the loggers below it.
     """
     logger = logging.getLogger(name)
     if not any(isinstance(each, BoundedRecords) for each in logger.filters):

@@ -1,9 +1,8 @@
-"""Control messages which say at which local address a datagram arrived, or leaves from.
+"""Reads and builds control messages with the local address of a datagram.
 
-Floor 1, for :mod:`~phoenix_trio.quic.packet_io`.  Linux only: ``IP_PKTINFO``
-(``ip(7)``) on IPv4 sockets, ``IPV6_PKTINFO`` (RFC 3542 section 6) on IPv6 sockets,
-which serves IPv4-mapped addresses as well.  Other systems choose the source address
-themselves.
+Floor 1, for :mod:`~phoenix_trio.quic.packet_io`.  Linux only: ``IP_PKTINFO`` (``ip(7)``) on IPv4
+sockets; ``IPV6_PKTINFO`` (RFC 3542 section 6) on IPv6 sockets, for IPv4-mapped addresses as
+well.  Other systems choose the source address themselves.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _IN_PKTINFO = struct.Struct("=i4s4s")
 #: ``struct in6_pktinfo``: address, interface.
 _IN6_PKTINFO = struct.Struct("=16si")
 
-#: Bytes of a control buffer which the largest of them takes, with its header.
+#: The most bytes that one of them takes in a control buffer, with its header.
 SPACE: Final = 16 + 24
 
 _NO_ADDRESS = bytes(4)
@@ -41,9 +40,9 @@ _MAPPED = bytes(10) + bytes([255] * 2)
 
 
 def ask(raw: socket.socket) -> bool:
-    """Ask the kernel for the local address of each datagram; whether it will say.
+    """Ask the kernel for the local address of each datagram; whether it will report it.
 
-    ``False`` as well for a socket bound to one address, which has nothing to choose.
+    ``False`` as well for a socket bound to one address, since there is no choice.
     """
     if sys.platform != "linux" or raw.getsockname()[0] not in ("::", "0.0.0.0"):  # noqa: S104
         return False
@@ -58,16 +57,16 @@ def ask(raw: socket.socket) -> bool:
 
 
 def local_address(level: int, value: bytes) -> str | None:
-    """From a message of one of :data:`MESSAGES`: where the datagram arrived.
+    """The local address of arrival, from one of the :data:`MESSAGES`.
 
-    ``None``: not an address to send from (multicast, broadcast), so that the kernel's
-    choice is better.
+    ``None``: not an address to send from (multicast, broadcast), so that the kernel's choice is
+    better.
     """
     if level == socket.IPPROTO_IP:
         if len(value) < _IN_PKTINFO.size:
             return None
-        # The kernel puts the interface's address in place of a broadcast address.  For
-        # what was queued before it was asked there is the header's destination only.
+        # The kernel puts the interface's address in place of a broadcast address.  For datagrams
+        # queued before it was asked, there is only the destination in the header.
         interface, local, destination = _IN_PKTINFO.unpack_from(value)
         return _ipv4_text(destination if local == _NO_ADDRESS else local, interface)
     if len(value) < _IN6_PKTINFO.size:
@@ -90,10 +89,10 @@ def _ipv4_text(address: bytes, interface: int) -> str | None:
 
 
 def source_message(family: int, local: str) -> tuple[int, int, bytes]:
-    """The message which lets a datagram leave from `local`, a :func:`local_address`.
+    """The message that sends a datagram from `local`, a :func:`local_address`.
 
-    It names the interface of link-local addresses only, which mean nothing without.  All
-    others go wherever the routing table says at that time.
+    It names the interface only for link-local addresses, which mean nothing without it.  Packets
+    from other addresses follow the routing table.
     """
     host, _, scope = local.partition("%")
     interface = int(scope or 0)

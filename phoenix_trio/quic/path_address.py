@@ -1,16 +1,15 @@
-"""Socket addresses, and the address of a network path: the peer's with ours behind it.
+"""Defines socket addresses, and the address of a network path: the peer's with ours behind it.
 
-Floor 0, pure.  A network path has two ends (RFC 9000 section 9).  A socket bound to
-one address has the same local end for all peers, and the peer's address alone names
-the path.  A server's wildcard socket has as many local ends as the host has
-addresses, and a peer takes answers only from the one it has sent to (section 9:
-"packets from an unknown server address" are discarded).  There, each received
-datagram comes with a :class:`PathAddress`, and what answers it is sent to that.
+Floor 0, pure.  A network path has two ends (RFC 9000 section 9).  A socket bound to one address
+has the same local end for all peers, so the peer's address alone names the path.  A server's
+wildcard socket has as many local ends as the host has addresses, and a peer takes answers only
+from the address that it has sent to (section 9: "packets from an unknown server address" are
+discarded).  On such a socket, each received datagram comes with a :class:`PathAddress`, and its
+answer is sent to that.
 
-Everything between the socket and the socket treats it as one opaque value: equal
-ones are the same path, different ones are different paths, so that a change of the
-local end is validated, and gets a connection ID of its own (section 9.5), as a
-change of the peer's address does.
+All code between the sockets treats it as one opaque value: equal values are the same path,
+different values are different paths.  So a change of the local end is validated, and gets a
+connection ID of its own (section 9.5), like a change of the peer's address.
 """
 
 from __future__ import annotations
@@ -40,10 +39,10 @@ SocketAddress: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
 class PathAddress(tuple[Any, ...]):
     """A peer's socket address, followed by the local address at which it reaches us.
 
-    The local address is text as the socket has made it: an IP address, with ``%`` and
-    the number of the interface if it is link-local.  A tuple, because comparing tuples
-    costs next to nothing, and so that the peer's host and port stay where they are in
-    every socket address, at ``[0]`` and ``[1]``.
+    The local address is text as the socket has made it: an IP address, with ``%`` and the number
+    of the interface if it is link-local.  The class is a tuple, because comparing tuples costs
+    next to nothing, and because the peer's host and port stay at ``[0]`` and ``[1]``, as in
+    every socket address.
     """
 
     __slots__ = ()
@@ -64,7 +63,7 @@ class PathAddress(tuple[Any, ...]):
         return cast(str, self[-1])
 
 
-#: Where datagrams come from, and go to: with our own end if there is a choice of them.
+#: The source or destination of datagrams: with our own end if there is a choice.
 Address: TypeAlias = SocketAddress | PathAddress
 
 
@@ -81,14 +80,14 @@ def local_of(address: Address) -> str | None:
 def ends_of(address: Address) -> tuple[str, str | None]:
     """The two hosts, without ports.
 
-    A new port alone is a NAT's doing; another host at either end is another way through
-    the network, of which nothing is known (RFC 9000 section 9.4).
+    A new port alone is the work of a NAT.  Another host at either end is another way through the
+    network, of which nothing is known (RFC 9000 section 9.4).
     """
     return address[0], local_of(address)
 
 
 def display_address(address: Address) -> SocketAddress:
-    """A peer's address as people write it: IPv4 addresses of a dual-stack socket unmapped."""
+    """A peer's address in the usual form: IPv4 addresses of a dual-stack socket unmapped."""
     address = remote_of(address)
     host, port = address[0], address[1]
     if host.lower().startswith(IPV4_MAPPED) and "." in host:

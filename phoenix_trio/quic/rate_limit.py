@@ -1,4 +1,4 @@
-"""Limits how many events happen a second.
+"""Limits the rate of events.
 
 Floor 0, sans-IO.  For admission and for logs.
 """
@@ -25,7 +25,7 @@ class RateLimit:
         return True
 
     def count(self, now: float) -> None:
-        """Count an event which has happened anyway; too many delay those after them."""
+        """Count an event that has happened anyway; too many delay later ones."""
         if self.is_reached(now):
             self._tokens = max(float(-self._burst), self._tokens - 1)
         else:

@@ -1,9 +1,8 @@
-"""The bytes of one stream between the network and the application's reads.
+"""Holds the bytes of one stream from the network until the application reads them.
 
-Floor 0, sans-IO.  Bounded by flow control in *bytes*; this class bounds the
-overhead: tiny pieces are joined, so a peer which sends one byte a packet costs
-a byte each, not an object each, and what was read of a large piece is freed
-before all of it was read.
+Floor 0, sans-IO.  Flow control bounds the *bytes*; this class bounds the overhead.  Tiny pieces
+are joined, so a peer that sends one byte a packet costs a byte each, not an object each.  The
+part of a large piece that was read is freed before the rest is read.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class ReceiveBuffer:
             self._pieces.append(data)
             return
         if not self._pieces:
-            self._pieces.append(data)  # often the only one
+            self._pieces.append(data)  # often the only piece
             return
         last = self._pieces[-1]
         if type(last) is bytearray and len(last) + size <= _JOINED_MAX:
@@ -51,7 +50,7 @@ class ReceiveBuffer:
             self._pieces.append(bytearray(data))
 
     def put_back(self, data: bytes | bytearray) -> None:
-        """Add `data`, which was taken, at the front."""
+        """Add `data`, taken before, at the front."""
         if not data:
             return
         pieces = self._pieces
@@ -74,8 +73,8 @@ class ReceiveBuffer:
             result: bytes | bytearray = bytes(memoryview(head)[start:stop])
             self.size -= max_bytes
             if stop >= _SMALL and 2 * stop >= len(head):
-                # The rest must not keep a large piece alive.  (Each such copy is of no more
-                # than was read since the last one.)
+                # The rest must not keep a large piece alive.  (Each such copy is at most as long
+                # as the bytes read since the last one.)
                 pieces[0] = bytes(memoryview(head)[stop:])
                 stop = 0
             self._head_offset = stop
@@ -113,7 +112,7 @@ class ReceiveBuffer:
         return data
 
     def clear(self) -> int:
-        """Drop everything; return how many bytes that were."""
+        """Drop everything; returns the number of bytes dropped."""
         size = self.size
         self._pieces.clear()
         self._head_offset = 0

@@ -1,8 +1,8 @@
-"""Memory for received datagrams, used again from turn to turn.
+"""Reuses memory for received datagrams from turn to turn.
 
-Floor 0, no I/O.  The bytes in a buffer are decrypted from there, or copied, before the turn of
-the loop that received them ends.  So one set of buffers serves all endpoints of a thread, and
-an idle connection costs none.
+Floor 0, no I/O.  The bytes in a buffer are decrypted or copied before the turn of the loop that
+received them ends.  So one set of buffers serves all endpoints of a thread, and an idle
+connection costs none.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import threading
 
 __all__ = ["LARGEST_DATAGRAM", "ReceivePool", "receive_pool"]
 
-#: Room for any UDP datagram, and for any run of them which a kernel hands up.
+#: Room for any UDP datagram, and for any run of datagrams from a kernel.
 LARGEST_DATAGRAM = 65_536
 
 
@@ -19,8 +19,8 @@ class ReceivePool:
     """Buffers of :data:`LARGEST_DATAGRAM` bytes, made when first needed and kept.
 
     Args:
-      size: bytes of them at most.
-      buffers: those which other pools have made, to share; ``None``: none.
+      size: the most bytes of them.
+      buffers: buffers made by other pools, to share; ``None``: none.
     """
 
     def __init__(self, size: int, buffers: list[bytearray] | None = None) -> None:
@@ -28,12 +28,13 @@ class ReceivePool:
         self._buffers: list[bytearray] = [] if buffers is None else buffers
 
     def __len__(self) -> int:
-        """How many buffers are there to be used again."""
+        """The number of buffers that can be used again."""
         return min(len(self._buffers), self._limit)
 
     def buffer(self, index: int) -> bytearray | None:
-        """The buffer with this number, counted from 0 without a gap; ``None``: the pool is too
-        small for it.
+        """The buffer with this number, counted from 0 without a gap.
+
+        ``None``: the pool is too small for it.
         """
         if index >= self._limit:
             return None
@@ -46,7 +47,7 @@ _thread = threading.local()
 
 
 def receive_pool(size: int) -> ReceivePool:
-    """A pool of at most `size` bytes, which shares its buffers with the others of this thread."""
+    """A pool of at most `size` bytes that shares its buffers with the others of this thread."""
     buffers: list[bytearray] | None = getattr(_thread, "buffers", None)
     if buffers is None:
         buffers = _thread.buffers = []

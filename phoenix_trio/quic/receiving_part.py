@@ -1,6 +1,6 @@
-"""The receiving part of a stream as a Trio stream.
+"""Presents the receiving part of a stream as a Trio stream.
 
-Floor 3.  Holds no protocol: reading takes from a buffer which flow control bounds, and
+Floor 3.  Contains no protocol: reading takes bytes from a buffer bounded by flow control, and
 waits while it is empty.
 """
 
@@ -20,7 +20,7 @@ from .waiter import Lot, Waiter
 
 __all__ = ["ReceivingPart"]
 
-#: What ``receive_some()`` returns at most when it is not told: enough to keep calls few.
+#: The most bytes that ``receive_some()`` returns without an argument: enough to keep calls few.
 DEFAULT_RECEIVE_SIZE = 64 * 1024
 
 ConnectionT = TypeVar("ConnectionT", bound=StreamHost)
@@ -29,8 +29,8 @@ ConnectionT = TypeVar("ConnectionT", bound=StreamHost)
 class ReceivingPart(trio.abc.ReceiveStream, Generic[ConnectionT], metaclass=NoPublicConstructor):
     """The receiving part of a stream (RFC 9000 section 3.2); for users: :class:`ReceiveStream`.
 
-    What arrives is buffered up to the flow-control limits of the connection, which learns
-    what was read.
+    Received data is buffered up to the flow-control limits of the connection, which is told of
+    each read.
     """
 
     __slots__ = (
@@ -52,8 +52,8 @@ class ReceivingPart(trio.abc.ReceiveStream, Generic[ConnectionT], metaclass=NoPu
         self._connection = connection
         self._id = stream_id
         self._buffer = ReceiveBuffer()
-        self._credited = 0  # of the bytes there, the first so many were credited to the peer
-        self._limit: int | None = None  # of the receive_all() which is running
+        self._credited = 0  # bytes at the front that were already credited to the peer
+        self._limit: int | None = None  # of the running receive_all()
         self._at_end = False
         self._error: StreamBroken | None = None
         self._closed = False
@@ -72,7 +72,7 @@ class ReceivingPart(trio.abc.ReceiveStream, Generic[ConnectionT], metaclass=NoPu
             return "closed"
         if self._done:
             return "at its end"
-        # (A stream which was not accepted before the end of its connection does not know it.)
+        # (A stream never accepted before the end of its connection has no such attribute.)
         connection = getattr(self, "_connection", None)
         state = "open" if connection and not connection._ended else "connection closed"
         return f"{state}, {self._buffer.size} bytes to read"
@@ -91,16 +91,16 @@ class ReceivingPart(trio.abc.ReceiveStream, Generic[ConnectionT], metaclass=NoPu
         """Receive at least one byte, or ``b""`` at the end of the stream.
 
         Args:
-          max_bytes: return at most so many bytes; ``None`` lets the stream choose.
+          max_bytes: the most bytes to return; ``None`` lets the stream choose.
 
-        Cancellation: nothing is lost; what was not returned is returned next time.
+        Cancellation: nothing is lost; the next call returns the data.
 
         Raises:
           trio.BusyResourceError: another task is receiving from this stream.
           trio.ClosedResourceError: the stream, or the connection, was closed here.
           StreamReset: the peer reset the stream; unread data is discarded.
-          ConnectionBroken: the connection ended before the stream did, and all
-            that had arrived was read.
+          ConnectionBroken: the connection ended before the stream did, and all data that had
+            arrived was read.
         """
         if max_bytes is None:
             max_bytes = DEFAULT_RECEIVE_SIZE
@@ -140,27 +140,27 @@ class ReceivingPart(trio.abc.ReceiveStream, Generic[ConnectionT], metaclass=NoPu
     ) -> bytes:
         """Receive everything to the end of the stream, and return it.
 
-        What was received before is not part of it; at the end of the stream it returns
-        ``b""``.  While it waits, the peer is granted more as data arrives, and the task is
-        not woken for each piece.
+        Data received before is not part of the result; at the end of the stream the result is
+        ``b""``.  While the call waits, the peer is granted more credit as data arrives, and the
+        task is not woken for each piece.
 
         Args:
-          max_bytes: the most that is taken, 0 or more.  At no time are more bytes held than
-            these and those which flow control had let in (``stream_receive_buffer_size``);
-            only while the pieces are joined, at the end, what is returned is there twice.
+          max_bytes: the most bytes to take, 0 or more.  At any time, the stream holds at most
+            these bytes and those that flow control had let in (``stream_receive_buffer_size``).
+            Only while the pieces are joined, at the end, the result exists twice.
           code: tells the peer, in STOP_SENDING, that it has sent more than `max_bytes`.
 
-        Cancellation: nothing is lost; what has arrived stays in the stream, for the next
+        Cancellation: nothing is lost; data that has arrived stays in the stream, for the next
         call of this method or of :meth:`receive_some`.
 
         Raises:
-          StreamTooLarge: the peer sent more than `max_bytes`.  What had arrived is
+          StreamTooLarge: the peer sent more than `max_bytes`.  The data that had arrived is
             discarded, the peer is told to stop with `code`, and the stream is closed for
             receiving.
           trio.BusyResourceError: another task is receiving from this stream.
           trio.ClosedResourceError: the stream, or the connection, was closed here.
           StreamReset: the peer reset the stream; unread data is discarded.
-          ConnectionBroken: the connection ended before the stream did; what had arrived can
+          ConnectionBroken: the connection ended before the stream did; data that had arrived can
             still be read with :meth:`receive_some`.
           ValueError: `max_bytes` is negative, or `code` not between 0 and 2**62 - 1.
         """
@@ -202,20 +202,20 @@ class ReceivingPart(trio.abc.ReceiveStream, Generic[ConnectionT], metaclass=NoPu
         return self._buffer.take_all()
 
     def _collect(self, limit: int) -> None:
-        """From now on, grant the peer more as data arrives, as long as `limit` bytes hold it."""
+        """Grant the peer more as data arrives from now on, while at most `limit` bytes are held."""
         self._limit = limit
         if self._buffer.size:
             self._credit_arrived()
 
     def _credit_arrived(self) -> None:
-        """Credit what has arrived and stays here, unless it is too much."""
+        """Credit data that has arrived and stays in the buffer, unless it is too much."""
         size = self._buffer.size
         if self._credited < size and not self._is_too_large:
             count, self._credited = size - self._credited, size
             self._connection._consumed(self._id, count)
 
     def _consume(self, count: int) -> None:
-        """Credit `count` bytes which leave the buffer, but for those that were credited."""
+        """Credit `count` bytes that leave the buffer, except those credited before."""
         if self._credited:
             early = min(count, self._credited)
             self._credited -= early
@@ -229,7 +229,7 @@ class ReceivingPart(trio.abc.ReceiveStream, Generic[ConnectionT], metaclass=NoPu
         return self._limit is not None and self._buffer.size > self._limit
 
     def _is_settled(self) -> bool:
-        """Whether more data, if any comes, would not change what :meth:`receive_all` does."""
+        """Whether further data, if any, would not change the result of :meth:`receive_all`."""
         return bool(
             self._at_end
             or self._closed
@@ -239,7 +239,7 @@ class ReceivingPart(trio.abc.ReceiveStream, Generic[ConnectionT], metaclass=NoPu
         )
 
     def _has_failed(self) -> bool:
-        """Whether the running :meth:`receive_all` has nothing to return, whatever comes."""
+        """Whether the running :meth:`receive_all` has failed, whatever arrives later."""
         return self._error is not None or self._is_too_large
 
     def _is_ready(self) -> bool:
@@ -254,8 +254,8 @@ class ReceivingPart(trio.abc.ReceiveStream, Generic[ConnectionT], metaclass=NoPu
     def stop_receiving(self, code: int = ApplicationErrorCode.CANCELLED) -> None:
         """Tell the peer not to send the rest (STOP_SENDING, RFC 9000 section 3.5), and close.
 
-        The peer's sending calls raise :class:`StreamStopped` with this code.
-        Unread data is discarded.  Without effect once closed.
+        The peer's sending calls raise :class:`StreamStopped` with this code.  Unread data is
+        discarded.  Has no effect once closed.
 
         Raises:
           ValueError: the code is not between 0 and 2**62 - 1.
@@ -275,7 +275,7 @@ class ReceivingPart(trio.abc.ReceiveStream, Generic[ConnectionT], metaclass=NoPu
         self._waiter.unpark_all()
 
     def close(self) -> None:
-        """Close at once, discarding what was not read; idempotent.
+        """Close at once, and discard unread data; idempotent.
 
         If the end of the stream has not arrived, the peer is told to stop with
         :attr:`ApplicationErrorCode.NO_ERROR`.  A task blocked in
@@ -299,7 +299,7 @@ class ReceivingPart(trio.abc.ReceiveStream, Generic[ConnectionT], metaclass=NoPu
         await self.aclose()
 
     def _put_back(self, data: bytes | bytearray) -> None:
-        """What was received last is to be received once more.
+        """Put the data received last back to the front.
 
         It was credited to the peer, and stays so.
         """
@@ -317,7 +317,7 @@ class ReceivingPart(trio.abc.ReceiveStream, Generic[ConnectionT], metaclass=NoPu
         self._connection = connection
 
     def _detach(self) -> None:
-        """Not accepted yet: the connection, which keeps this, must not be kept alive by it."""
+        """Detach an unaccepted stream, so that it does not keep its connection alive."""
         del self._connection
 
     def _on_data(self, data: bytes | bytearray, at_end: bool) -> None:
@@ -331,8 +331,9 @@ class ReceivingPart(trio.abc.ReceiveStream, Generic[ConnectionT], metaclass=NoPu
                 self._credit_arrived()
 
     def _on_reset(self, error: StreamBroken) -> None:
-        # Not let go before the application has seen the error or has closed the stream: the
-        # peer would get credit for new streams while this one waits to be accepted.
+        # The stream is let go only when the application has seen the error or has closed the
+        # stream.  Otherwise the peer would get credit for new streams while this one waits to be
+        # accepted.
         if not self._closed:
             self._buffer.clear()
             self._error = error

@@ -1,10 +1,10 @@
-"""The facts of a connection which has ended, for the application.
+"""Keeps the facts of an ended connection for the application.
 
-Floor 0, sans-IO.  For :class:`~phoenix_trio.QuicConnection`, which holds this in the
-place of its engine once the engine was freed: the last statistics, the peer's
-certificate, and how much of each stream was acknowledged.  It has an
-:class:`~phoenix_trio.quic.faces.ApplicationFace`, as the engine.  Methods which would send
-or wait do nothing, since the calls above raise the connection's error first.
+Floor 0, sans-IO.  :class:`~phoenix_trio.QuicConnection` holds a :class:`ConnectionRemains` in
+place of its freed engine: the last statistics, the peer's certificate, and the acknowledged part
+of each stream.  Like the engine, it has an :class:`~phoenix_trio.quic.faces.ApplicationFace`.
+Methods that would send or wait do nothing, since the calls above raise the connection's error
+first.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ __all__ = ["ConnectionRemains", "UnreadData"]
 
 
 class UnreadData:
-    """Counts what an ended connection has delivered and the application has not read.
+    """Counts data of an ended connection that was delivered but not read by the application.
 
     Args:
-      account: the connection's, which is kept true until all was read.
+      account: the connection's account, kept up to date until all was read.
       streams: unread bytes of each stream.
     """
 
@@ -42,7 +42,7 @@ class UnreadData:
         account.end(self._total)
 
     def read(self, stream_id: int, count: int | None = None) -> None:
-        """So many bytes of the stream were read; ``None``: the rest was discarded."""
+        """Note that so many bytes of the stream were read; ``None``: the rest was discarded."""
         unread = self._streams.pop(stream_id, 0)
         taken = unread if count is None else min(count, unread)
         if taken < unread:
@@ -52,7 +52,7 @@ class UnreadData:
 
 
 class ConnectionRemains:
-    """The facts of a connection which has ended.
+    """The facts of an ended connection.
 
     Args:
       config: its settings.
@@ -61,9 +61,9 @@ class ConnectionRemains:
       cipher: the name of the cipher suite; ``None``: none was agreed.
       peer_certificate: the peer's certificate, if it was accepted.
       max_datagram_payload: the largest payload of a datagram at the end.
-      unacknowledged: for each stream of which not all was acknowledged: how many bytes were
-        written, and up to which offset they were acknowledged.
-      unread: what the application can still read.
+      unacknowledged: for each stream with unacknowledged data: the bytes written, and the offset
+        up to which they were acknowledged.
+      unread: the data that the application can still read.
     """
 
     __slots__ = (
@@ -119,7 +119,7 @@ class ConnectionRemains:
         stream_credit_stalls: int,
         receive_buffer_bytes: int,
     ) -> ConnectionStatistics:
-        """The last snapshot, with what the Trio half still counts."""
+        """The last snapshot, with the present counts of the Trio half."""
         return attrs.evolve(
             self._statistics,
             datagrams_dropped_incoming=datagrams_dropped_incoming,
@@ -131,30 +131,30 @@ class ConnectionRemains:
 
     @property
     def congestion_window(self) -> int:
-        """The last one, in bytes."""
+        """The last value, in bytes."""
         return self._statistics.congestion_window
 
     @property
     def rtt_smoothed(self) -> float | None:
-        """The last one, in seconds."""
+        """The last value, in seconds."""
         return self._statistics.rtt_smoothed
 
     @property
     def path_mtu(self) -> int:
-        """The last one, in bytes."""
+        """The last value, in bytes."""
         return self._statistics.path_mtu
 
     @property
     def streams_opened(self) -> int:
-        """Streams which this side has opened."""
+        """Streams opened by this side."""
         return self._statistics.streams_opened
 
     def get_peer_address(self) -> Address | None:
-        """``None``: the connection has noted it before."""
+        """``None``: the connection has kept the address itself."""
         return None
 
     def written(self, stream_id: int) -> int:
-        """Bytes written to the stream, where not all of them were acknowledged; else 0."""
+        """Bytes written to a stream with unacknowledged data; 0 for other streams."""
         return self._unacknowledged.get(stream_id, (0, 0))[0]
 
     def is_acknowledged(self, stream_id: int, offset: int, *, with_fin: bool) -> bool:
@@ -163,22 +163,22 @@ class ConnectionRemains:
         return known is None or (known[1] >= offset and not with_fin)
 
     def consume(self, stream_id: int, count: int) -> bool:
-        """The application has read what had arrived before; no credit follows."""
+        """Note that the application has read earlier data; no credit follows."""
         self._consumed += count
         self._unread.read(stream_id, count)
         return False
 
     def extend_credit(self, stream_id: int, now: float) -> None:
-        """No credit is of use any more."""
+        """Do nothing: credit is not granted any more."""
 
     def let_go(self, stream_id: int, *, sending: bool = False, receiving: bool = False) -> bool:
-        """The stream is forgotten already, but for what was not read of it."""
+        """Discard the unread data of the stream; the rest of it is forgotten already."""
         if receiving:
             self._unread.read(stream_id)
         return False
 
     def streams_left(self, *, unidirectional: bool) -> int:
-        """None: no stream can be opened."""
+        """0: no stream can be opened."""
         return 0
 
     def open_stream(self, *, unidirectional: bool) -> int | None:
@@ -186,45 +186,45 @@ class ConnectionRemains:
         return None
 
     def want_stream(self, change: int, *, unidirectional: bool) -> None:
-        """Nothing is waited for any more."""
+        """Do nothing: no call waits for a stream any more."""
 
     def send_room(self, stream_id: int, wanted: int = 1) -> int:
-        """Nothing can be written."""
+        """0: nothing can be written."""
         return 0
 
     def has_send_room(self, stream_id: int) -> bool:
-        """No writer is to wait for room any more."""
+        """True: no writer may wait for room any more."""
         return True
 
     def write(
         self, stream_id: int, data: bytes | bytearray | memoryview, *, end_stream: bool = False
     ) -> None:
-        """Nothing is sent any more."""
+        """Do nothing: nothing is sent any more."""
 
     def reset_sending(self, stream_id: int, error_code: int) -> None:
-        """Nothing is sent any more."""
+        """Do nothing: nothing is sent any more."""
 
     def stop_receiving(self, stream_id: int, error_code: int) -> None:
-        """Nothing is sent any more."""
+        """Do nothing: nothing is sent any more."""
 
     def has_datagram_room(self, now: float) -> bool:
-        """Nothing waits any more."""
+        """True: no datagram waits for room any more."""
         return True
 
     def send_datagram(self, data: bytes, priority: int, expires_at: float, now: float) -> None:
-        """Nothing is sent any more."""
+        """Do nothing: nothing is sent any more."""
 
     def expire_datagram(self) -> None:
-        """Nothing is counted any more."""
+        """Do nothing: nothing is counted any more."""
 
     def want_datagram_room(self) -> None:
-        """Nothing is reported any more."""
+        """Do nothing: nothing is reported any more."""
 
     def send_ping(self, uid: int) -> None:
-        """Nothing is sent any more."""
+        """Do nothing: nothing is sent any more."""
 
     def update_keys(self) -> None:
-        """There are no keys any more."""
+        """Do nothing: there are no keys any more."""
 
     def close_application(self, error_code: int, reason: str) -> None:
-        """It is closed already."""
+        """Do nothing: the connection is closed."""

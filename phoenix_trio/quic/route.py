@@ -1,7 +1,7 @@
-"""One connection as the driver sees it, and the interface of the floor above.
+"""Describes one connection for the driver, and the interface of the floor above.
 
-Floor 2.  A :class:`Route` joins an engine to its :class:`Sink`, with what the driver keeps
-for each connection: its connection IDs, its timer, its cost, its writers.
+Floor 2.  A :class:`Route` joins an engine to its :class:`Sink`, with the driver's records of the
+connection: its connection IDs, its timer, its cost, its writers.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Sink(Protocol):
         """Take events, in order.  Must not block and must not raise."""
 
     def on_released(self, remains: ApplicationFace) -> None:
-        """The connection is over, and its engine freed; the last call."""
+        """Take note that the connection is over and its engine freed; the last call."""
 
 
 class _NoSink:
@@ -51,7 +51,7 @@ class Route:
     """One connection: its engine, its sink, and the driver's records of it.
 
     Args:
-      engine: replaced when the connection is over, see :meth:`DriverFace.release`.
+      engine: the protocol; replaced when the connection is over, see :meth:`DriverFace.release`.
       sink: takes its events.
       place: an incoming connection's place among those of the endpoint; ``None`` if it was
         dialled from here.
@@ -80,31 +80,31 @@ class Route:
         self.is_pending = place is not None
         """Whether this is an incoming connection whose handshake is not complete."""
         self.account: Account | None = None
-        """The processor time that it has used of late; ``None`` during the handshake."""
+        """The recent processor time of the connection; ``None`` during the handshake."""
         self.handshake_deadline = math.inf
         """When the handshake fails for being too slow; infinite: it is complete, or has failed."""
         self.connection_ids: set[bytes] = set()
-        """All that lead here (see :class:`~phoenix_trio.quic.routing_table.RoutingTable`)."""
+        """All IDs of this route (see :class:`~phoenix_trio.quic.routing_table.RoutingTable`)."""
         self.reset_keys: set[bytes] = set()
         """Hashes of the peer's stateless reset tokens."""
         self.initial_connection_id: bytes | None = None
-        """The one that the client has chosen, until the handshake is confirmed."""
+        """The ID chosen by the client, until the handshake is confirmed."""
         self.scheduled_at = math.inf
         self.looked_at = math.inf
         self.pace = INITIAL_PACE
-        # (Those three: see :class:`~phoenix_trio.quic.timers.Timed`.)
+        # (These three: see :class:`~phoenix_trio.quic.timers.Timed`.)
         self.writers: set[trio.lowlevel.Task] = set()
         """Tasks that have written since packets were last built, and may write more."""
 
     def path(self, address: Address) -> Address:
-        """The path on which a datagram of this connection has come.
+        """The path of a received datagram of this connection.
 
-        A server has to answer from the address to which the client sends, because
-        clients discard packets of an unknown server address (RFC 9000 section 9).  A
-        client must not tie itself to its own address: the system chooses it by the route
-        to the server.  When the device goes from Wi-Fi to a mobile network, the next
-        packet leaves from the new address, and the server takes that for a migration.
-        A socket that both dials and listens has connections of both kinds.
+        A server has to answer from the address to which the client sends, because clients
+        discard packets of an unknown server address (RFC 9000 section 9).  A client must not tie
+        itself to its own address: the system chooses it by the route to the server.  When the
+        device goes from Wi-Fi to a mobile network, the next packet leaves from the new address,
+        and the server takes that for a migration.  A socket that both dials and listens has
+        connections of both kinds.
         """
         if type(address) is PathAddress and self.place is None:
             return address.remote

@@ -1,12 +1,11 @@
-"""Sends what connections have to say through one socket.
+"""Sends the packets of connections through one socket.
 
-Floor 2.  Packets are built and given to the socket without waiting: a cancelled ``await
-send`` would lose packets already counted in flight.  What a full socket does not take is
-kept, and nothing else is built before it has left.
+Floor 2.  Packets are built and given to the socket without waiting: a cancelled ``await send``
+would lose packets already counted in flight.  Packets that a full socket does not take are kept,
+and nothing else is built before they have left.
 
-Applications that write mark their connection dirty.  One task, :meth:`Sender.run`, flushes
-all dirty connections together, a few passes of the scheduler later, so that frames which
-belong together share packets.
+A write marks its connection dirty.  One task, :meth:`Sender.run`, flushes all dirty connections
+together, a few passes of the scheduler later, so that related frames share packets.
 """
 
 from __future__ import annotations
@@ -27,27 +26,27 @@ __all__ = ["Sender"]
 #: Builds of a connection in one pass, before the other connections have theirs.
 BUILDS_PER_CONNECTION = 4
 
-#: Passes of the scheduler for which small packets wait while applications go on writing,
-#: besides the first, and seconds.  Tasks that were woken by one packet answer in different
-#: passes: with 100 requests at a time, answers in one packet instead of several save a
-#: fifth of the processor time.  The time bounds the delay where passes are long.
+#: Passes of the scheduler for which small packets wait while applications go on writing, besides
+#: the first, and seconds.  Tasks woken by one packet answer in different passes: with 100
+#: requests at a time, answers in one packet instead of several save a fifth of the processor
+#: time.  The time bounds the delay when passes are long.
 PASSES_TO_COALESCE = 15
 SECONDS_TO_COALESCE = 0.001
 
-#: Of these, passes without a write for which to wait for a task that has written and is
-#: still running.  Between an answer and the end of its stream are two.
+#: Of these, passes without a write during which to wait for a task that has written and still
+#: runs.  Between an answer and the end of its stream there are two.
 QUIET_PASSES = 2
 
-#: Dirty connections above which waiting longer gains nothing.
+#: With more dirty connections, waiting longer gains nothing.
 ENOUGH_DIRTY_ROUTES = 16
 
 _thread = threading.local()
 
 
 def _slab() -> bytearray:
-    """Room to build packets in, shared by all endpoints of a thread.
+    """A buffer to build packets in, shared by all endpoints of a thread.
 
-    What is built there is sent, or copied, before anything else can run.
+    Its packets are sent, or copied, before any other task can run.
     """
     slab: bytearray | None = getattr(_thread, "slab", None)
     if slab is None:
@@ -60,8 +59,8 @@ class Sender:
 
     Args:
       socket: takes the packets.
-      on_transmitted: called after a connection has sent: it may have events, and its
-        deadline has changed.
+      on_transmitted: called after a connection has sent: it may have events, and its deadline
+        has changed.
       on_blocked: called when a connection has to wait for the socket.
     """
 
@@ -82,18 +81,18 @@ class Sender:
         self.dirty: dict[Route, None] = {}
         """Connections that may have something to send, or events to deliver."""
         self.unsent: deque[Run] = deque()
-        """Packets that the socket did not take yet."""
+        """Packets not yet taken by the socket."""
         self.is_quiet = False
         """Whether no connection was marked dirty since this was set."""
         self.error: OSError | None = None
-        """Why the socket failed in another task; :meth:`run` raises it."""
+        """The error of the socket in another task; :meth:`run` raises it."""
 
     # ------------------------------------------------------------------ in any task
 
     def flush(self, now: float, routes: Iterable[Route]) -> None:
         """Send one bounded run of packets of each of these connections.
 
-        A connection that has more to send becomes dirty again.
+        A connection with more to send becomes dirty again.
         """
         unsent = self.unsent
         while unsent:
@@ -137,18 +136,18 @@ class Sender:
         data, address, size, mark = run
         taken = 0 if self.unsent else self._socket.send_run(data, address, size, mark)
         if taken < len(data):
-            # Counted in flight already: kept, and nothing else is built before.
+            # Already counted in flight: kept, and nothing else is built before.
             self.unsent.append((bytes(data[taken:]), address, size, mark))
 
     # ------------------------------------------------------------------ the task
 
     def wake(self) -> None:
-        """There is something to flush."""
+        """Wake the task: there is something to flush."""
         if self._flush_lot:
             self._flush_lot.unpark_all()
 
     async def run(self) -> None:
-        """Flush dirty connections, and what the socket did not take, until cancelled.
+        """Flush dirty connections, and packets not yet taken by the socket, until cancelled.
 
         Raises:
           OSError: the socket failed, here or in :attr:`error`.
@@ -169,11 +168,11 @@ class Sender:
     async def _coalesce(self) -> None:
         """Let applications write for a few passes before their packets are built.
 
-        Frames that belong together should leave together: the answer, then, after a look
-        for more to read, the end of the stream.  So should what other streams say at the
-        same time, because a packet costs far more than a frame.  A task that has written
-        and does not wait yet is probably not done: between its writes are calls that write
-        nothing, and each takes a pass.  The wait is short, and a full packet ends it.
+        Related frames should leave together: the answer, then, after an attempt to read more,
+        the end of the stream.  So should frames of other streams at the same time, because a
+        packet costs far more than a frame.  A task that has written and does not wait yet
+        probably writes again: between its writes are calls that write nothing, and each takes a
+        pass.  The wait is short, and a full packet ends it.
         """
         if not self.dirty:
             return  # (All was sent when its writers came to rest.)

@@ -1,6 +1,6 @@
-"""The sending part of a stream as a Trio stream.
+"""Presents the sending part of a stream as a Trio stream.
 
-Floor 3.  Holds no protocol: writing appends to the connection's bounded send buffer, and
+Floor 3.  Contains no protocol: writing appends to the connection's bounded send buffer, and
 waits while that is full.
 """
 
@@ -51,7 +51,7 @@ class SendingPart(trio.abc.SendStream, Generic[ConnectionT], metaclass=NoPublicC
         self._was_reset = False
         self._done = False
         self._busy = False
-        self._lot: trio.lowlevel.ParkingLot | None = None  # made when somebody waits
+        self._lot: trio.lowlevel.ParkingLot | None = None  # made when a task waits
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._id} ({self._state})>"
@@ -64,7 +64,7 @@ class SendingPart(trio.abc.SendStream, Generic[ConnectionT], metaclass=NoPublicC
             return "stopped by the peer"
         if self._finished or self._closed:
             return "ended" if self._finished else "closed"
-        # (A stream which was not accepted before the end of its connection does not know it.)
+        # (A stream never accepted before the end of its connection has no such attribute.)
         connection = getattr(self, "_connection", None)
         return "open" if connection and not connection._is_closing else "connection closed"
 
@@ -81,19 +81,18 @@ class SendingPart(trio.abc.SendStream, Generic[ConnectionT], metaclass=NoPublicC
     async def send_all(self, data: bytes | bytearray | memoryview, *, end: bool = False) -> None:
         """Put all of `data` into the send buffer, waiting while it is full.
 
-        Returning says nothing of the peer: :meth:`wait_acked` does.  The buffer
-        is bounded by ``TransportConfig.stream_send_buffer_size`` and
-        ``send_buffer_size``; a writer which found it full goes on when it is
-        half empty.
+        Its return does not mean that the peer has the data; :meth:`wait_acked` waits for that.
+        The buffer is bounded by ``TransportConfig.stream_send_buffer_size`` and
+        ``send_buffer_size``; a writer that found it full goes on when it is half empty.
 
         Args:
-          data: the bytes; none at all is allowed.
-          end: whether the stream ends with them.  The FIN leaves with the last of the
-            data, where :meth:`send_eof` is a call of its own.
+          data: the bytes; may be empty.
+          end: whether the stream ends with them.  The FIN leaves with the last of the data; with
+            :meth:`send_eof` it would take another call.
 
-        Cancellation: part of `data` may have been sent, and the stream was not ended; reset
-        it (as leaving its ``async with`` block does), or keep to what the application
-        can make sense of.
+        Cancellation: part of `data` may have been sent, and the stream was not ended.  Reset it
+        (as leaving its ``async with`` block does), or continue only if the application can make
+        sense of a part.
 
         Raises:
           trio.BusyResourceError: another task is sending on this stream.
@@ -123,9 +122,9 @@ class SendingPart(trio.abc.SendStream, Generic[ConnectionT], metaclass=NoPublicC
     async def _send_in_parts(
         self, view: memoryview, *, end: bool, is_futile: Callable[[], bool] = _never
     ) -> None:
-        """More than there is room for now, which has to wait; given up once `is_futile`.
+        """Wait to write more data than there is room for now; given up once `is_futile`.
 
-        Every event which makes it futile has to wake the :meth:`_waiting_place`.
+        Every event that makes it futile has to wake the :meth:`_waiting_place`.
         """
         connection, stream_id = self._connection, self._id
         position, size = 0, len(view)
@@ -145,7 +144,7 @@ class SendingPart(trio.abc.SendStream, Generic[ConnectionT], metaclass=NoPublicC
                 return
 
     def _begin(self) -> None:
-        """One task at a time; the caller sets :attr:`_busy` to false again."""
+        """Allow one task at a time; the caller sets :attr:`_busy` to false again."""
         if self._busy:
             raise trio.BusyResourceError("another task is already sending on this stream")
         self._busy = True
@@ -198,7 +197,7 @@ class SendingPart(trio.abc.SendStream, Generic[ConnectionT], metaclass=NoPublicC
             raise self._connection._ended_error(self._id)
 
     async def send_eof(self) -> None:
-        """End the stream (FIN): the peer reads all that was sent, then the end.  Idempotent.
+        """End the stream (FIN): the peer reads all sent data, then the end.  Idempotent.
 
         Raises:
           trio.BusyResourceError: another task is sending on this stream.
@@ -211,8 +210,8 @@ class SendingPart(trio.abc.SendStream, Generic[ConnectionT], metaclass=NoPublicC
             await trio.lowlevel.checkpoint_if_cancelled()
             if not self._finished or self._closed:
                 self._check_open()
-                # Before the rest of the checkpoint, so that it leaves together with the
-                # data written just now.
+                # Before the rest of the checkpoint, so that the end leaves together with data
+                # written just before.
                 self._finish()
             await trio.lowlevel.cancel_shielded_checkpoint()
         finally:
@@ -228,11 +227,10 @@ class SendingPart(trio.abc.SendStream, Generic[ConnectionT], metaclass=NoPublicC
         connection._flush_end()
 
     async def wait_acked(self) -> None:
-        """Wait until the peer's transport has acknowledged all that was sent so far.
+        """Wait until the peer's transport has acknowledged all data sent so far.
 
-        The end of the stream is included if it was sent.  An acknowledgement
-        means that the peer's QUIC stack has the data, not that its application
-        has read it.
+        The end of the stream is included if it was sent.  An acknowledgement means that the
+        peer's QUIC stack has the data, not that its application has read it.
 
         Raises:
           trio.ClosedResourceError: the stream was reset here, or the connection closed.
@@ -261,10 +259,10 @@ class SendingPart(trio.abc.SendStream, Generic[ConnectionT], metaclass=NoPublicC
             has_waited = True
 
     async def wait_stopped(self) -> NoReturn:
-        """Wait until nothing can be sent on this stream any more, and raise why.
+        """Wait until nothing can be sent on this stream any more, and raise the reason.
 
-        For a task beside one which waits for something to send, so that it hears of the
-        peer's STOP_SENDING (RFC 9000 section 3.5) meanwhile.
+        For use in a task beside one that waits for something to send, to notice the peer's
+        STOP_SENDING (RFC 9000 section 3.5) meanwhile.
 
         Raises:
           StreamStopped: the peer does not want more.
@@ -281,9 +279,9 @@ class SendingPart(trio.abc.SendStream, Generic[ConnectionT], metaclass=NoPublicC
     def reset(self, code: int = ApplicationErrorCode.CANCELLED) -> None:
         """Abandon the stream (RESET_STREAM, RFC 9000 section 3.1) and close it.
 
-        What was sent may be lost; the peer's reads raise :class:`StreamReset`
-        with this code.  After the end was sent it still cuts off what is not
-        acknowledged.  Without effect once the stream is closed.
+        Data sent before may be lost; the peer's reads raise :class:`StreamReset` with this code.
+        After the end was sent, a reset still cuts off unacknowledged data.  Has no effect once
+        the stream is closed.
 
         Raises:
           ValueError: the code is not between 0 and 2**62 - 1.
@@ -298,11 +296,10 @@ class SendingPart(trio.abc.SendStream, Generic[ConnectionT], metaclass=NoPublicC
         self._wake()
 
     def close(self) -> None:
-        """End the stream (FIN) and close it; what was sent is still delivered.  Idempotent.
+        """End the stream (FIN) and close it; data sent before is still delivered.  Idempotent.
 
-        If another task is in the middle of :meth:`send_all`, the stream is reset
-        instead, as its data is not whole; that task gets
-        :class:`trio.ClosedResourceError`.
+        If another task is in the middle of :meth:`send_all`, the stream is reset instead, as its
+        data is not whole; that task gets :class:`trio.ClosedResourceError`.
         """
         if self._closed:
             return
@@ -318,12 +315,12 @@ class SendingPart(trio.abc.SendStream, Generic[ConnectionT], metaclass=NoPublicC
     async def aclose(self) -> None:
         """Like :meth:`close`, as a checkpoint.
 
-        On the socket of :func:`open_listener`, which is served only while some task
-        waits, it also waits until the peer has acknowledged everything: perhaps
-        no other task would repair a loss.
+        On the socket of :func:`open_listener`, which is served only while some task waits, it
+        also waits until the peer has acknowledged everything: perhaps no other task would repair
+        a loss.
 
-        Cancellation: the stream is closed, but reset rather than ended, since
-        a cancelled task may have sent a part only.
+        Cancellation: the stream is closed, but reset rather than ended, since a cancelled task
+        may have sent only a part.
         """
         try:
             await trio.lowlevel.checkpoint()
@@ -365,7 +362,7 @@ class SendingPart(trio.abc.SendStream, Generic[ConnectionT], metaclass=NoPublicC
             self._connection._let_go(self._id, sending=True)
 
     def _seen_error(self) -> StreamBroken:
-        """The sticky error, for the application: with that it has let go of the stream."""
+        """The sticky error for the application, which is then done with the stream."""
         assert self._error is not None
         self._let_go()
         return fresh(self._error)
@@ -376,7 +373,7 @@ class SendingPart(trio.abc.SendStream, Generic[ConnectionT], metaclass=NoPublicC
         self._connection = connection
 
     def _detach(self) -> None:
-        """As for a :class:`ReceiveStream`."""
+        """See :class:`ReceiveStream`: detach an unaccepted stream."""
         del self._connection
 
     def _on_stopped(self, error: StreamBroken) -> None:

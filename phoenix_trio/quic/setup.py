@@ -25,7 +25,7 @@ def check_alpn(alpn: Sequence[str]) -> tuple[str, ...]:
 
     Raises:
       TypeError: a single string, or something that is not a string in the list.
-      ValueError: an empty list or name, or a name which is too long or not ASCII.
+      ValueError: an empty list or name, or a name too long or not ASCII.
     """
     if isinstance(alpn, (str, bytes)):
         raise TypeError(f'alpn must be a sequence of names, such as ("{alpn!s}",)')
@@ -52,7 +52,7 @@ def make_client_engine(
     trace_logger: TraceLogger | None,
     memory: EndpointMemory | None = None,
 ) -> Engine:
-    """An engine which will dial `host`, resuming a session if the store has a ticket for it."""
+    """An engine that will dial `host`; it resumes a session if the store has a ticket for it."""
     settings = client_settings(
         client_tls=client_tls,
         host=host,
@@ -76,7 +76,7 @@ def make_server_engine(
     trace_logger: TraceLogger | None,
     memory: EndpointMemory | None = None,
 ) -> Engine:
-    """An engine for an admitted client, with the server's identity as it is now."""
+    """An engine for an admitted client, with the server's present identity."""
     settings = server_settings(
         server_tls=server_tls,
         alpn=alpn,

@@ -1,7 +1,7 @@
-"""Options of a real UDP socket: fragmentation, buffers, GSO, GRO, ECN, and the interface's MTU.
+"""Sets options of a real UDP socket: fragmentation, buffers, GSO, GRO, ECN; and reads its MTU.
 
-Floor 1.  Where the system lacks an option, the functions say so or do nothing.  Runs and
-marks are known on Linux only (``udp(7)``, ``ip(7)``, ``ipv6(7)``).
+Floor 1.  If the system lacks an option, the functions return false or do nothing.  Runs and
+marks are supported on Linux only (``udp(7)``, ``ip(7)``, ``ipv6(7)``).
 """
 
 from __future__ import annotations
@@ -45,21 +45,21 @@ SOL_UDP = 17
 UDP_SEGMENT = 103
 UDP_GRO = 104
 
-#: By the option of a buffer: the one that needs CAP_NET_ADMIN, and the kernel's setting.
+#: By the option of a buffer: the option that needs CAP_NET_ADMIN, and the kernel's setting.
 _BUFFERS = {
     socket.SO_RCVBUF: (_SO_RCVBUFFORCE, "net.core.rmem_max"),
     socket.SO_SNDBUF: (_SO_SNDBUFFORCE, "net.core.wmem_max"),
 }
 
-#: Kernel settings which were already complained of, with the size that was asked for.
+#: Kernel settings already warned about, with the requested size.
 _warned: set[tuple[str, int]] = set()
 
 
 def forbid_fragments(raw: socket.socket, family: int) -> None:
-    """RFC 9000 section 14: QUIC packets must not be fragmented on the way."""
+    """Forbid fragmentation of QUIC packets on the way (RFC 9000 section 14)."""
     if sys.platform != "linux":
         return
-    # Where a kernel lacks the option, packets are small enough by default.
+    # If a kernel lacks the option, packets are small enough by default.
     with contextlib.suppress(OSError):
         if family == socket.AF_INET6:
             raw.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE)
@@ -104,20 +104,20 @@ def enable_ecn(raw: socket.socket) -> bool:
 
 
 def granted_buffer(raw: socket.socket, option: int) -> int:
-    """The size of a buffer, ``SO_RCVBUF`` or ``SO_SNDBUF``, which the system has granted."""
+    """The granted size of a buffer, ``SO_RCVBUF`` or ``SO_SNDBUF``."""
     size = raw.getsockopt(socket.SOL_SOCKET, option)
-    # Linux reports twice what was asked for, the double being room for its bookkeeping.
+    # Linux reports twice the requested size; the double is room for its bookkeeping.
     return size // 2 if sys.platform == "linux" else size
 
 
 def set_buffers(raw: socket.socket, size: int) -> None:
-    """Ask for buffers of `size` bytes; where the system grants less, say how to get more."""
+    """Ask for buffers of `size` bytes; if the system grants less, warn and say how to get more."""
     for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
         set_buffer(raw, option, size)
 
 
 def set_buffer(raw: socket.socket, option: int, size: int) -> None:
-    """The same for one of them, ``SO_RCVBUF`` or ``SO_SNDBUF``."""
+    """Ask for one buffer of `size` bytes, ``SO_RCVBUF`` or ``SO_SNDBUF``."""
     forced, setting = _BUFFERS[option]
     with contextlib.suppress(OSError):
         raw.setsockopt(socket.SOL_SOCKET, option, size)
@@ -139,10 +139,10 @@ def set_buffer(raw: socket.socket, option: int, size: int) -> None:
 
 
 def reuse_port(raw: socket.socket) -> None:
-    """Let other sockets be bound to the same address, which share what arrives there.
+    """Let other sockets bind to the same address and share its datagrams.
 
     Raises:
-      OSError: the system cannot do that.
+      OSError: the system does not support it.
     """
     option = getattr(socket, "SO_REUSEPORT", None)
     if option is None:
@@ -154,13 +154,13 @@ def interface_mtu(address: SocketAddress, local: str | None) -> int | None:
     """The MTU of the interface towards `address`, in bytes; ``None``: unknown.
 
     Args:
-      address: IPv4 addresses unmapped.
-      local: our own address, on which routes can depend; ``None``: the system's choice.
+      address: the destination; IPv4 addresses unmapped.
+      local: our own address, because routes can depend on it; ``None``: the system's choice.
     """
     if sys.platform != "linux":
         return None
     is_ipv6 = ":" in address[0]
-    # Of a socket which is thrown away: connecting the real one would tie it to one peer.
+    # A temporary socket is used: connecting the real one would tie it to one peer.
     try:
         with socket.socket(
             socket.AF_INET6 if is_ipv6 else socket.AF_INET, socket.SOCK_DGRAM

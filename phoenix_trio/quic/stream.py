@@ -1,7 +1,7 @@
-"""A bidirectional stream as a Trio stream: its two parts under one name.
+"""Presents a bidirectional stream as a Trio stream: its two parts under one name.
 
-Floor 3.  The parts are in :mod:`.sending_part` and :mod:`.receiving_part`.  All three know
-the connection as a :class:`StreamHost`, and are generic in its type, which users see in
+Floor 3.  The parts are in :mod:`.sending_part` and :mod:`.receiving_part`.  All three know the
+connection as a :class:`StreamHost`.  They are generic in its type, which users see in
 ``stream.connection``; :mod:`.connection` gives them their public names.
 """
 
@@ -72,8 +72,8 @@ class BidirectionalStream(
         """The receiving direction."""
         return self._receive
 
-    # The calls of every exchange hand on the coroutine of the direction concerned, rather
-    # than wait for it in one of their own.
+    # The calls of every exchange return the coroutine of their direction, instead of awaiting it
+    # in one of their own.
 
     def send_all(
         self, data: bytes | bytearray | memoryview, *, end: bool = False
@@ -118,7 +118,7 @@ class BidirectionalStream(
         self._receive.stop_receiving(code)
 
     def close(self) -> None:
-        """Close both directions at once: end sending in good order, discard what was not read."""
+        """Close both directions at once: end sending in good order, discard unread data."""
         self._send.close()
         self._receive.close()
 

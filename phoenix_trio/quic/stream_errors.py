@@ -1,7 +1,7 @@
-"""What streams and connections do alike: check, name and read codes, copy sticky exceptions.
+"""Checks, names and reads error codes, and copies sticky exceptions, for streams and connections.
 
-Floor 0.  A code of the library may carry a limit: ``MESSAGE_TOO_LARGE`` with the largest
-size which is taken, so that the sender can name it (``docs/specification.md``).
+Floor 0.  A code of the library may carry a limit: ``MESSAGE_TOO_LARGE`` carries the largest
+accepted size, so that the sender can name it (``docs/specification.md``).
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ def check_error_code(code: int) -> int:
 
 
 def too_large_code(limit: int) -> int:
-    """``MESSAGE_TOO_LARGE`` with the largest size which is taken, in bytes, if it fits."""
+    """``MESSAGE_TOO_LARGE`` with the largest accepted size, in bytes, if it fits."""
     if 0 <= limit <= _LARGEST_LIMIT:
         return _TOO_LARGE + limit
     return ApplicationErrorCode.MESSAGE_TOO_LARGE
 
 
 def split_code(code: int) -> tuple[int, int | None]:
-    """The plain code, and the limit which it carries; ``None``: it carries none."""
+    """The plain code, and its limit; ``None``: it carries none."""
     limit = code - _TOO_LARGE
     if 0 <= limit <= _LARGEST_LIMIT:
         return ApplicationErrorCode.MESSAGE_TOO_LARGE, limit
@@ -66,12 +66,12 @@ def split_code(code: int) -> tuple[int, int | None]:
 
 
 def describe_code(code: int, alpn: str | None) -> str:
-    """A stream's code for people, by its name if it is one of the library's.
+    """A stream's code as text, by its name if it is one of the library's.
 
     Args:
       code: as the peer sent it.
       alpn: the connection's protocol.  Another protocol than the library's may use the same
-        small numbers for something else, so they are not named there.
+        small numbers for something else, so they are not named then.
     """
     plain, limit = split_code(code)
     if limit is not None:
@@ -80,12 +80,12 @@ def describe_code(code: int, alpn: str | None) -> str:
         try:
             return f"{ApplicationErrorCode(code).name} (0x{code:x})"
         except ValueError:
-            pass  # it is the application's own
+            pass  # the application defines it
     return f"0x{code:x}"
 
 
 def check_limit(max_bytes: int) -> None:
-    """A number of bytes which are taken at most: 0 or more."""
+    """Check a limit in bytes: 0 or more."""
     if not isinstance(max_bytes, int) or isinstance(max_bytes, bool):
         raise TypeError(f"the most that is taken must be an integer, not {max_bytes!r}")
     if max_bytes < 0:

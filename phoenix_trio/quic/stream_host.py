@@ -1,7 +1,7 @@
-"""What a stream needs of its connection.
+"""Defines the interface of a connection for its streams.
 
-Floor 3.  The streams know their connection as a :class:`StreamHost` only, so their modules
-import nothing of the connection's.
+Floor 3.  Streams know their connection only as a :class:`StreamHost`, so their modules import
+nothing of the connection's modules.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ __all__ = ["StreamHost"]
 
 
 class StreamHost(Protocol):
-    """The connection as its streams see it.
+    """The connection as seen by its streams.
 
-    The names are private because the class which has them is public.
+    The names are private because the class with these members is public.
     """
 
     _is_closing: bool
-    """Whether nothing can be opened or sent any more: it is being closed, or has ended."""
+    """Whether opening and sending is over: the connection is being closed, or has ended."""
 
     _ended: bool
-    """Whether nothing arrives any more."""
+    """Whether receiving is over."""
 
     @property
     def _is_driven_by_waiters(self) -> bool:
         """Whether the socket is served only while some task waits."""
 
     def _ended_error(self, stream_id: int | None = None) -> BaseException:
-        """Why the connection has ended, as a new exception; for a call on that stream."""
+        """The reason for the end as a new exception, for a call on that stream."""
 
     # ------------------------------------------------------------------ sending
 
     def _send_room(self, stream_id: int, wanted: int = 1, /) -> int:
-        """How many bytes may be written to the stream now."""
+        """The number of bytes that may be written to the stream now."""
 
     def _has_send_room(self, stream_id: int, /) -> bool:
-        """Whether a writer which had to wait should go on."""
+        """Whether a blocked writer should go on."""
 
     def _write(self, stream_id: int, data: bytes | bytearray | memoryview, /) -> None:
         """Append to the stream's send buffer; there is room for it."""
@@ -53,40 +53,40 @@ class StreamHost(Protocol):
         """Send the end of a stream: soon, or at once if no other stream is open."""
 
     def _written(self, stream_id: int, /) -> int:
-        """How many bytes were written to the stream so far."""
+        """The number of bytes written to the stream so far."""
 
     def _is_acknowledged(self, stream_id: int, offset: int, /, *, with_fin: bool) -> bool:
         """Whether the peer has acknowledged everything below `offset` (and the end)."""
 
     def _reset_sending(self, stream_id: int, code: int) -> None:
-        """Send RESET_STREAM, and drop what was not acknowledged."""
+        """Send RESET_STREAM, and drop unacknowledged data."""
 
     def _note_stall(self) -> None:
-        """Count a writer which found the buffer full."""
+        """Count a write that found the buffer full."""
 
     # ------------------------------------------------------------------ receiving
 
     def _consumed(self, stream_id: int, count: int) -> None:
-        """The application has read so many bytes: the peer may send as many more."""
+        """Credit `count` bytes to the peer, since the application has read them."""
 
     def _stop_receiving(self, stream_id: int, code: int) -> None:
-        """Send STOP_SENDING, and discard what still arrives."""
+        """Send STOP_SENDING, and discard later data."""
 
     # ------------------------------------------------------------------ both
 
     def _let_go(self, stream_id: int, *, sending: bool = False, receiving: bool = False) -> None:
-        """The application is done with these directions of the stream."""
+        """Note that the application is done with these directions of the stream."""
 
     def _rest(self) -> None:
-        """The running task is about to wait, or is done with a stream."""
+        """Note that the running task is about to wait, or is done with a stream."""
 
     def _wait(self, lot: Lot) -> Coroutine[object, object, None]:
-        """Park in `lot`, which is woken by what happens to the stream or the connection."""
+        """Park in `lot`; events of the stream or the connection unpark it."""
 
     async def _wait_for_room(self, stream_id: int, lot: trio.lowlevel.ParkingLot) -> None:
-        """Park in `lot`, which is also woken when the stream may have room to send."""
+        """Park in `lot`; it is also unparked when the stream may have room to send."""
 
     async def _wait_for_progress(
         self, lot: trio.lowlevel.ParkingLot, is_due: Callable[[], bool]
     ) -> None:
-        """Park in `lot`, which is also woken when an acknowledgement has made `is_due` true."""
+        """Park in `lot`; it is also unparked when an acknowledgement has made `is_due` true."""

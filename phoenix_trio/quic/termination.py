@@ -1,7 +1,7 @@
-"""Makes the exception which users see from the facts of a connection's end.
+"""Makes the exception that users see when a connection ends.
 
-Floor 0, sans-IO.  One table in one place, so that every cause has exactly one
-type and every text says what happened, which side did it, and what to do.
+Floor 0, sans-IO.  All causes are in one table, so that each has exactly one type, and every text
+says what happened, which side did it, and what to do.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["Cause", "describe_unreachable", "error_for"]
 
 
 class Cause(Enum):
-    """The side, or the event, which ended a connection."""
+    """The side, or the event, that ended a connection."""
 
     LOCAL = auto()
     """This side's application."""
@@ -40,11 +40,11 @@ class Cause(Enum):
     STATELESS_RESET = auto()
     HANDSHAKE_TIMEOUT = auto()
     UNREACHABLE = auto()
-    """The network says that nothing arrives at the server."""
+    """The network reports that packets do not arrive at the server."""
 
 
 def describe_unreachable(address: Address, number: int) -> str:
-    """What :exc:`~phoenix_trio.ServerUnreachable` says of an address and one of :mod:`errno`."""
+    """The text of :exc:`~phoenix_trio.ServerUnreachable` for an address and an :mod:`errno`."""
     host, port = display_address(address)[:2]
     if number == errno.ECONNREFUSED:
         return f"connection refused: nothing listens on {host} port {port}/udp"
@@ -69,14 +69,14 @@ def error_for(
     """The exception for the end of a connection; ``None`` when the application closed it here.
 
     Args:
-      cause: the side, or the event, which ended it.
-      error_code: the code of the CONNECTION_CLOSE, sent or received; the system's number of
-        the error for ``UNREACHABLE``.
+      cause: the side, or the event, that ended it.
+      error_code: the code of the CONNECTION_CLOSE, sent or received; the system's error number
+        for ``UNREACHABLE``.
       frame_type: ``None`` marks an application close (RFC 9000 section 19.19).
       reason: the reason phrase; from the peer it is untrusted text.
       handshake_complete: whether TLS was complete on this side.
       is_client: which side this is.
-      failure: what the TLS layer found wrong, if it did.
+      failure: the error of the TLS layer, if it has failed.
     """
     peer = "the server" if is_client else "the client"
     quoted = f": {reason!r}" if reason else ""
@@ -132,7 +132,7 @@ def error_for(
             f"the handshake failed: {text}", error_code=error_code, reason=reason, by_peer=by_peer
         )
     if by_peer and error_code == NO_ERROR:
-        # A transport-level NO_ERROR is a clean close without an application's say.
+        # A transport-level NO_ERROR is a clean close without an application code.
         return ConnectionClosedByPeer(
             f"{peer} closed the connection without an error",
             error_code=0,

@@ -1,10 +1,10 @@
 """Keeps one timer for each connection, in a heap.
 
-Floor 0, sans-IO.  The deadline of a connection moves at nearly every packet.  A timer must
-never be late, but may be early: its owner looks at the deadline again and sets a new timer.
-So a timer whose deadline has moved to a later time is left where it is as long as it will
-probably be looked at before it is due (:meth:`Timers.may_stay`).  One that is moved leaves
-its old entry in the heap, until that comes up or most entries are stale.
+Floor 0, sans-IO.  Nearly every packet moves the deadline of a connection.  A timer must never be
+late, but may be early: its owner looks at the deadline again and sets a new timer.  So when a
+deadline moves to a later time, the timer stays if its owner will probably look at it before it
+is due (:meth:`Timers.may_stay`).  A moved timer leaves its old entry in the heap, until the
+entry comes up or most entries are stale.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from typing import Generic, Protocol, TypeVar
 
 __all__ = ["INITIAL_PACE", "STALE_TIMERS", "Timed", "Timers"]
 
-#: Stale entries that may stay in the heap, besides four for each timer that is set.
+#: Stale entries that may stay in the heap, besides four for each timer set.
 STALE_TIMERS = 64
 
-#: An early timer stays if the time until it is due is so many times that between looks at it.
+#: An early timer stays if the time until it is due is this many times the time between looks.
 LOOKS_AHEAD = 2.0
 
-#: The part of the time between looks that the next look takes over, if they come faster then:
-#: the looks of an exchange come in a rapid sequence, and a pause follows.
+#: The part of the old pace that stays at each look, if looks come faster: the looks of an
+#: exchange come in a rapid sequence, and a pause follows.
 PACE_KEPT = 0.5
 
-#: Seconds between looks at a timer, before any are known.
+#: Seconds between looks at a timer, before any look.
 INITIAL_PACE = 0.002
 
 
@@ -34,11 +34,11 @@ class Timed(Protocol):
     """Has one timer, which :class:`Timers` sets."""
 
     scheduled_at: float
-    """When it is due; infinite: it is not set."""
+    """When the timer is due; infinite: it is not set."""
     looked_at: float
-    """When its owner looked at it last; infinite: it has not."""
+    """When the owner last looked at the timer; infinite: never."""
     pace: float
-    """Seconds between looks, of late; starts at :data:`INITIAL_PACE`."""
+    """Seconds between recent looks; starts at :data:`INITIAL_PACE`."""
 
 
 T = TypeVar("T", bound=Timed)
@@ -72,8 +72,7 @@ class Timers(Generic[T]):
     def may_stay(self, timed: T, now: float) -> bool:
         """Whether the timer of `timed` may stay if it is early; call it once for each look.
 
-        Otherwise it would probably wake the process for nothing, which costs more than to
-        move it.
+        Otherwise it would probably wake the process for nothing, which costs more than moving it.
         """
         gap = now - timed.looked_at
         pace = timed.pace
@@ -83,7 +82,7 @@ class Timers(Generic[T]):
         return timed.scheduled_at - now > pace * LOOKS_AHEAD
 
     def cancel(self, timed: T) -> None:
-        """The timer of `timed` is not due any more."""
+        """Unset the timer of `timed`."""
         if timed.scheduled_at != math.inf:
             self._set -= 1
             timed.scheduled_at = math.inf
@@ -100,7 +99,7 @@ class Timers(Generic[T]):
         return math.inf
 
     def pop_due(self, now: float) -> T | None:
-        """One timer that is due at `now`, no longer set then; ``None``: no more."""
+        """Unset and return one timer due at `now`; ``None``: no more."""
         heap = self._heap
         while heap and heap[0][0] <= now:
             deadline, _, timed = heapq.heappop(heap)

@@ -1,19 +1,19 @@
-"""Bounds the time which expensive datagrams of one connection take from other connections.
+"""Bounds the time that expensive datagrams of one connection take from other connections.
 
-Floor 0, sans-IO.  Some frames are cheap to send and expensive to receive.  A peer which
-sends only those could keep an endpoint busy, for all connections share one task.  So
-time is measured, not frames: a connection whose datagrams cost more than ordinary ones
-on average is *dear*, until they cost less.
+Floor 0, sans-IO.  Some frames are cheap to send and expensive to receive.  A peer that sends
+only those could keep an endpoint busy, since all connections share one task.  So time is
+measured, not frames: a connection whose datagrams cost more than ordinary ones on average is
+*dear*, until they cost less.
 
-Ordinary datagrams are never kept waiting, nor are those of a connection which is alone.
-While others are active, a dear connection has a part of the processor: two fifths, less
-the share which the others use, and a fifth at least.  Further datagrams of it wait in a
-bounded line, and are dropped when that is full, as by a socket whose buffer is full.
+Ordinary datagrams are never kept waiting, nor are those of a lone connection.  While other
+connections are active, a dear connection has a part of the processor: two fifths, less the share
+used by the others, and at least a fifth.  Its further datagrams wait in a bounded line, and are
+dropped when that is full, as by a socket with a full buffer.
 
-Two clocks.  One is read for every run of datagrams; it is cheap, but goes on while another
-process has the processor.  So it can only arouse suspicion: the next datagrams of such a
-connection are measured by the processor time of this thread, which is exact and
-costs five times as much to read.
+There are two clocks.  One is read for every run of datagrams; it is cheap, but goes on while
+another process has the processor.  So it can only arouse suspicion: the next datagrams of such a
+connection are measured by the processor time of this thread, which is exact, but takes five
+times as long to read.
 """
 
 from __future__ import annotations
@@ -28,63 +28,63 @@ __all__ = ["Account", "TurnBudget"]
 
 Work = TypeVar("Work")
 
-#: Seconds which an ordinary datagram may cost, and each byte of it.  Measured: 15 us for a
-#: small one and for 1400 bytes of stream data, 25 us for 65,507, 45 us for the acknowledgement
-#: of a megabyte; nearly twice as much leaves room for a slower machine.
+#: The permitted cost of an ordinary datagram, and of each byte of it, in seconds.  Measured: 15
+#: us for a small one and for 1400 bytes of stream data, 25 us for 65,507, 45 us for the
+#: acknowledgement of a megabyte; nearly twice as much leaves room for a slower machine.
 DATAGRAM_SECONDS = 80e-6
 
-#: On a slower machine, as often as this the cost of the cheapest run of datagrams seen so far,
-#: which is 10 to 25 us here; up to a machine of a fifth of the speed.  (A peer can make the
-#: cheapest cheaper, which changes nothing here, but not dearer.)
+#: On a slower machine, the permitted cost is this many times the cost of the cheapest run of
+#: datagrams seen so far, which takes 10 to 25 us here; up to a machine of a fifth of the speed.
+#: (A peer can make the cheapest run cheaper, which changes nothing here, but not dearer.)
 TIMES_THE_CHEAPEST = 4
 SLOWEST_DATAGRAM_SECONDS = 400e-6
 BYTE_SECONDS = 5e-9
 
-#: Seconds beyond the ordinary, by the cheap clock, after which a connection is watched.
+#: Seconds of excess, by the cheap clock, after which a connection is watched.
 SUSPICIOUS_EXCESS = 250e-6
 
-#: The same, measured exactly, which make it dear, and how many are remembered: the first
-#: datagrams after a pause find nothing in the processor's caches.
+#: Seconds of excess, measured exactly, that make it dear, and the most that is remembered: the
+#: first datagrams after a pause find nothing in the processor's caches.
 DEAR_EXCESS = 1e-3
 MOST_EXCESS = 2e-3
 
-#: The part of the processor which a dear connection has while others are active.
+#: The part of the processor for a dear connection while others are active.
 LEAST_PART = 0.2
 MOST_PART = 0.4
 
-#: Seconds of dear work in one piece, unless one datagram takes longer; and the most which a
+#: Seconds of dear work in one piece, unless one datagram takes longer; and the most that a
 #: connection can save up, or owe.
 PIECE = 250e-6
 MOST_SAVED = 1e-3
 MOST_OWED = 4e-3
 
-#: Seconds for which a connection counts as active after its last datagram: longer than the
-#: round trips for which it waits for the endpoint.
+#: Seconds for which a connection counts as active after its last datagram: longer than the round
+#: trips in which it waits for the endpoint.
 ACTIVE_SECONDS = 0.1
 
-#: Seconds of a turn after which dear work waits for the next one, even of a connection which
-#: is alone: another may have sent something meanwhile.
+#: Seconds of a turn after which dear work waits for the next one, even of a lone connection:
+#: another connection may have sent something meanwhile.
 TURN_SECONDS = 4e-3
 
 #: Seconds over which the use of the processor is averaged.
 WINDOW = 0.05
 
-#: Seconds by which dear work begins later than it could: rounding must not begin a turn in
-#: which nothing can be done yet.
+#: Seconds by which dear work begins later than it could: rounding must not begin a turn too
+#: early to do anything.
 WAIT_SLACK = 1e-4
 
-#: Runs of datagrams after a suspicious one which are measured exactly.
+#: Runs of datagrams measured exactly after a suspicious one.
 WATCHED = 16
 
-#: Bytes of memory which held work takes besides its own.
+#: Bytes of memory that held work takes besides its own.
 OVERHEAD = 256
 
-#: The part of all held bytes which one connection may have.
+#: One connection may have this part of all held bytes.
 HELD_PART = 4
 
 
 class _Use:
-    """The part of the processor used of late: an average which forgets exponentially."""
+    """The part of the processor used recently: an average that forgets exponentially."""
 
     __slots__ = ("_at", "_seconds")
 
@@ -101,7 +101,7 @@ class _Use:
 
 
 class Account:
-    """What one connection has cost of late."""
+    """The recent cost of one connection."""
 
     __slots__ = (
         "_at",
@@ -116,23 +116,23 @@ class Account:
 
     def __init__(self) -> None:
         self.watched = 0
-        """Runs which are still to be measured exactly."""
+        """Runs still to be measured exactly."""
         self.is_dear = False
         """Whether its datagrams have to wait in line."""
-        self._excess = 0.0  # seconds beyond the ordinary, less what was saved since
-        self._price = 0.0  # seconds of a datagram, measured last
+        self._excess = 0.0  # seconds of excess, less the savings since
+        self._price = 0.0  # seconds of a datagram, by the last measurement
         self._use = _Use()
-        self._saved = 0.0  # seconds which it may use at once
-        self._at = 0.0  # when that was so
+        self._saved = 0.0  # seconds that it may use at once
+        self._at = 0.0  # the time of that value
         self._held_bytes = 0
 
 
 class TurnBudget(Generic[Work]):
-    """Decides which work is done in this turn, which later, and which never.
+    """Decides which work is done in this turn, later, or never.
 
     Args:
-      capacity: bytes of work which may be held back, of all connections together.
-      clock: seconds of a clock which is cheap to read and only goes forward.
+      capacity: the most bytes of work held back, of all connections together.
+      clock: seconds of a clock that is cheap to read and only goes forward.
       processor_time: seconds of processor time of this thread.
     """
 
@@ -149,7 +149,7 @@ class TurnBudget(Generic[Work]):
         self._held: dict[Account, deque[tuple[Work, int]]] = {}
         self._held_bytes = 0
         self._now = self._began = self._at = self._exact_at = 0.0
-        self._time = 0.0  # seconds which could be shared so far ...
+        self._time = 0.0  # seconds available for sharing so far ...
         self._shared_at = self._busy_at = 0.0  # ... at that time, on both clocks
         self._ordinary = 0.0  # seconds of ordinary work since then
         self._cheapest = math.inf  # seconds of the cheapest run of datagrams so far
@@ -158,15 +158,15 @@ class TurnBudget(Generic[Work]):
         self._latest: Account | None = None
         self._latest_at = self._other_at = -math.inf
         self.dropped = 0
-        """Pieces of work which were dropped."""
+        """Pieces of work dropped so far."""
 
     def begin_turn(self, now: float, *, rested: bool) -> None:
-        """A turn begins at `now`; `rested`: the task had nothing to do before."""
+        """Begin a turn at `now`; `rested`: the task had nothing to do before."""
         if self._held:
             passed = now - self._shared_at
             busy = self._processor_time()
             if not rested:
-                # Time which other processes had is no time that could be shared.
+                # Time taken by other processes was not available for sharing.
                 passed = min(passed, busy - self._busy_at)
             self._busy_at = busy
             self._shared_at = now
@@ -177,11 +177,11 @@ class TurnBudget(Generic[Work]):
         self._began = self._at = self._clock()
 
     def note(self, account: Account, datagrams: int, size: int) -> None:
-        """Work of a connection which is not watched has been done since the last call.
+        """Count work of an unwatched connection done since the last call.
 
         Args:
-          account: the connection's.
-          datagrams: how many were taken.
+          account: the connection's account.
+          datagrams: the number of datagrams taken.
           size: their bytes together.
         """
         if account is not self._latest:
@@ -217,16 +217,16 @@ class TurnBudget(Generic[Work]):
         return account.is_dear or account in self._held
 
     def portion(self, account: Account) -> int:
-        """How many datagrams to take at once, so that they do not take long."""
+        """The number of datagrams to take at once, so that they do not take long."""
         price = account._price
         return 1 << 16 if price <= self._datagram_seconds else max(1, int(PIECE / price))
 
     def begin(self) -> None:
-        """Work of a watched connection begins."""
+        """Begin work of a watched connection."""
         self._exact_at = self._processor_time()
 
     def charge(self, account: Account, datagrams: int, size: int) -> None:
-        """The work which has begun is done; the arguments are those of :meth:`note`."""
+        """Count the work begun, now done; the arguments are those of :meth:`note`."""
         if account is not self._latest:
             self._other_at = self._latest_at
             self._latest = account
@@ -246,7 +246,7 @@ class TurnBudget(Generic[Work]):
             account.is_dear = False
 
     def charge_events(self, account: Account) -> None:
-        """The work which has begun is done: the application was told what has come."""
+        """Count the work begun, now done: the delivery of events to the application."""
         self._measure(account)
 
     def _measure(self, account: Account) -> float:
@@ -257,7 +257,7 @@ class TurnBudget(Generic[Work]):
         account._saved = max(-MOST_OWED, account._saved - seconds)
         return seconds
 
-    # ------------------------------------------------------------------ work which waits
+    # ------------------------------------------------------------------ held work
 
     @property
     def has_held(self) -> bool:
@@ -284,7 +284,7 @@ class TurnBudget(Generic[Work]):
         return True
 
     def take_held(self) -> Work | None:
-        """The next work which was held back and may be done in this turn; ``None``: no more.
+        """The next held work that may be done in this turn; ``None``: no more.
 
         Connections take turns.
         """
@@ -304,7 +304,7 @@ class TurnBudget(Generic[Work]):
         return work
 
     def next_work_at(self) -> float:
-        """When to begin the next turn for the sake of what is held; infinity: it is nothing."""
+        """When to begin the next turn because of held work; infinity: there is none."""
         if not self._held:
             return math.inf
         wait = min(self._wait(account) for account in self._held)
@@ -323,7 +323,7 @@ class TurnBudget(Generic[Work]):
         return -account._saved / part if account._saved < 0 else 0.0
 
     def forget(self, account: Account) -> None:
-        """The connection is over: drop what is held of it."""
+        """Drop the held work of a connection that is over."""
         if self._held.pop(account, None) is not None:
             self._held_bytes -= account._held_bytes
             account._held_bytes = 0

@@ -15,8 +15,8 @@ Figure = Callable[[str, float, str], None]
 def figure(request: pytest.FixtureRequest) -> Figure:
     """``figure(what, value, unit)`` notes a measured figure for the end of the run.
 
-    A figure in seconds is for people: a test compares it only with another one which was
-    taken in the same run, or with a bound which is far above it.
+    A figure in seconds is for people: a test compares it only with another figure of the same
+    run, or with a bound far above it.
     """
     lines = request.config.stash.setdefault(_FIGURES, [])
 

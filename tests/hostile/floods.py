@@ -1,4 +1,4 @@
-"""Packets which are cheap to send and dear to take, each as the frames of one packet.
+"""Packets that are cheap to send and expensive to receive, each as the frames of one packet.
 
 A flood is a function of the attacker: it returns the payload of the next packet.
 """
@@ -22,13 +22,13 @@ from tests.packets import frame, stream_frame
 #: Bytes of frames in a packet.
 ROOM = 1150
 
-#: Streams which an attacker uses; peers permit 100 unless they are told otherwise.
+#: Streams used by an attacker; peers permit 100 by default.
 STREAMS = 95
 
 
 @attrs.define
 class Attacker:
-    """What a flood may look at, and remember."""
+    """The state that a flood may read and change."""
 
     engine: Engine
     """The attacker's own engine; its connection is established."""
@@ -42,7 +42,7 @@ Flood = Callable[[Attacker], bytes]
 
 
 def filled(*frames: bytes) -> bytes:
-    """As many of the frames, over and over, as a packet holds."""
+    """A packet filled with the frames, over and over."""
     once = b"".join(frames)
     return once * max(1, ROOM // len(once))
 
@@ -52,7 +52,7 @@ def stream_byte(stream_id: int, offset: int) -> bytes:
 
 
 def open_streams(attacker: Attacker) -> None:
-    """The attacker's own engine has to know the streams of which the server will speak."""
+    """Open streams at the attacker's own engine, since the server will send frames about them."""
     if not attacker.packets:
         for _ in range(STREAMS):
             attacker.engine.open_stream(unidirectional=False)
@@ -67,7 +67,7 @@ def pings(attacker: Attacker) -> bytes:
 
 
 def retired_again(attacker: Attacker) -> bytes:
-    """RETIRE_CONNECTION_ID of a number which is retired already."""
+    """RETIRE_CONNECTION_ID of a number already retired."""
     used, _ = connection_id_in_use(attacker.engine)
     if not attacker.packets:
         change_connection_id(attacker.engine)
@@ -76,7 +76,7 @@ def retired_again(attacker: Attacker) -> bytes:
 
 
 def retired_all(attacker: Attacker) -> bytes:
-    """RETIRE_CONNECTION_ID of every number at once, and of all which are issued instead."""
+    """RETIRE_CONNECTION_ID of every number at once, and of all IDs issued instead."""
     numbers = spare_connection_ids(attacker.engine)
     forget_spare_connection_ids(attacker.engine)
     return b"".join(frame(0x19, number) for number in numbers) or harmless(attacker)
@@ -99,7 +99,7 @@ def gaps(attacker: Attacker) -> bytes:
 
 
 def finished_stream(attacker: Attacker) -> bytes:
-    """The end of a stream which has ended."""
+    """The end of an ended stream."""
     return filled(b"\x0b\x00\x00")
 
 
@@ -116,7 +116,7 @@ def responses(attacker: Attacker) -> bytes:
 
 
 def new_connection_ids(attacker: Attacker) -> bytes:
-    """NEW_CONNECTION_ID frames which retire all that came before."""
+    """NEW_CONNECTION_ID frames that retire all earlier IDs."""
     frames = b""
     for _ in range(20):
         number = attacker.next_connection_id
@@ -154,7 +154,7 @@ def old_acknowledgements(attacker: Attacker) -> bytes:
 
 
 def acknowledged_ranges(attacker: Attacker) -> bytes:
-    """ACK frames with many ranges of what was acknowledged before."""
+    """ACK frames with many ranges that were acknowledged before."""
     return filled(frame(0x02, 2, 0, 1, 0, 0, 0))
 
 

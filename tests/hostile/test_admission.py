@@ -1,4 +1,4 @@
-"""Floods of Initial packets: what they cost, and that they lock no other client out."""
+"""Floods of Initial packets: their cost is bounded, and other clients still get in."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def client_hello(alpn: tuple[str, ...] = ALPN) -> tuple[bytes, bytes]:
 
 
 class Attacker:
-    """Sends ClientHellos which differ in their connection IDs only, and answers Retries."""
+    """Sends ClientHellos that differ only in their connection IDs, and answers Retries."""
 
     def __init__(self, alpn: tuple[str, ...] = ALPN) -> None:
         self.frame, self.source_cid = client_hello(alpn)
@@ -82,12 +82,12 @@ def kind_of(data: bytes) -> QuicPacketType:
 
 
 def corrupted(data: bytes) -> bytes:
-    """With a wrong tag, which is the first thing after a short packet's frame."""
+    """The packet with a wrong tag, which directly follows the frame of a short packet."""
     return data[:40] + bytes((data[40] ^ 1,)) + data[41:]
 
 
 def count_engines(world: World) -> list[Any]:
-    """A list which grows with each engine that the server builds."""
+    """A list that grows with each engine built by the server."""
     built: list[Any] = []
     driver = world.listener._driver
     accept = driver.accept
@@ -154,7 +154,7 @@ async def test_noise_builds_no_engine_and_a_first_initial_without_crypto_is_let_
 async def test_failing_handshakes_make_the_server_demand_retry(
     autojump_clock: MockClock, figure: Figure
 ) -> None:
-    """None of them stays, so the number of unfinished handshakes says nothing."""
+    """None of them stays, so the number of unfinished handshakes does not show the load."""
     async with trio.open_nursery() as nursery:
         world = await World(nursery, retry_failure_rate=10, retry_threshold=1000).start()
         attacker = Attacker(alpn=("unknown",))

@@ -1,7 +1,7 @@
-"""A server sends an address that it has not validated at most three times what came from it.
+"""A server sends an unvalidated address at most three times the bytes received from it.
 
-RFC 9000 section 8.1.  A forger puts the victim's address on its datagrams; the victim
-answers nothing.  The sum is checked at each datagram, for minutes of virtual time.
+RFC 9000 section 8.1.  A forger puts the victim's address on its datagrams; the victim answers
+nothing.  The sum is checked at each datagram, for minutes of virtual time.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ LIMIT = 3.0
 
 
 class Scale:
-    """Weighs what leaves the victim's address and what is sent to it; tap of the network."""
+    """A tap of the network that counts bytes from and to the victim's address."""
 
     def __init__(self) -> None:
         self.sent = self.received = 0
@@ -193,7 +193,7 @@ async def an_initial_in_two_datagrams(world: World) -> None:
 
 @scenario()
 async def a_fault_from_another_address(world: World) -> None:
-    """It closes the connection when the victim has been sent all that it may be sent."""
+    """It closes the connection when the victim has been sent all permitted bytes."""
     elsewhere = await world.network.host("10.8.8.8").open_socket(None, 0, buffer_size=100_000)
     initial = first_initial()
     cid = initial[6 : 6 + initial[5]]
@@ -293,7 +293,7 @@ async def test_packets_with_a_victims_address_do_not_redirect_a_download(
 
 @asynccontextmanager
 async def flooding_world() -> AsyncIterator[World]:
-    """A server which sends without end as soon as it can."""
+    """A server that sends without end as soon as it can."""
 
     async def flood(connection: phoenix_trio.QuicConnection) -> None:
         stream = await connection.open_stream()
@@ -357,7 +357,7 @@ async def test_the_end_of_a_handshake_from_a_victims_address_proves_nothing(
 async def test_a_handshake_with_two_addresses_counts_as_unproved(
     autojump_clock: MockClock,
 ) -> None:
-    """Else an attacker would have a connection charged to each address which it can forge."""
+    """Otherwise an attacker would have a connection charged to each address that it can forge."""
     async with trio.open_nursery() as nursery:
         world = await World(nursery).start()
         places = world.listener._driver._admission.places
@@ -400,7 +400,7 @@ async def test_a_closed_connection_does_not_answer_a_victim_more_than_it_is_aske
 
 
 async def turns_in(seconds: float, connection: phoenix_trio.QuicConnection) -> int:
-    """How often the socket's tasks look at the network in so many virtual seconds."""
+    """The number of turns of the socket's tasks in so many virtual seconds."""
     driver = connection._driver
     turn, turns = driver._turn, 0
 
@@ -421,12 +421,12 @@ async def turns_in(seconds: float, connection: phoenix_trio.QuicConnection) -> i
 async def test_a_path_without_room_for_an_acknowledgement_costs_no_time(
     room: int, autojump_clock: MockClock
 ) -> None:
-    """Else a client could change its address, leave little room there, and stop."""
+    """Otherwise a client could change its address, leave little room there, and stop."""
     network = SimulatedNetwork(delay=0.01)
     async with connected_pair(network) as (client, server):
         ours, theirs = await stream_pair(client, server)
         await trio.sleep(5)
-        for _ in range(3):  # with ECN marks, of which acknowledgements tell
+        for _ in range(3):  # with ECN marks, which acknowledgements report
             await client.ping()
         sent: list[Any] = []
 
@@ -453,7 +453,7 @@ async def test_a_path_without_room_for_an_acknowledgement_costs_no_time(
 
 @pytest.mark.parametrize("room", [0, 39, 40, 43, 47, 48, 52, 60, 100])
 def test_data_waits_where_a_path_has_no_room_for_it(room: int) -> None:
-    """Else a client could change its address, and let the server look for room all the time."""
+    """Otherwise a client that moves could make the server look for room all the time."""
     pair, client, server = established()
     engine = server.engine
     stream_id = engine.open_stream(unidirectional=True)
@@ -471,8 +471,8 @@ def test_data_waits_where_a_path_has_no_room_for_it(room: int) -> None:
 
 
 def test_a_client_that_hops_does_not_keep_the_search_for_larger_packets_waiting() -> None:
-    """The search has to wait for a validated path, and its timer must wait as well: with a
-    new port each second, a client would have a turn every millisecond.
+    """The search has to wait for a validated path, and so must its timer: with a new port each
+    second, a client would have a turn every millisecond.
     """
     pair = EnginePair()
     pair.drop = lambda destination, data: len(data) > 1250

@@ -1,4 +1,4 @@
-"""Floods of CRYPTO frames, by strangers and by peers: each packet costs the same, and little."""
+"""Floods of CRYPTO frames, by strangers and by peers: each packet costs little, and the same."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def holes() -> Iterator[bytes]:
 
 
 def gaps_within_the_limit() -> Iterator[bytes]:
-    """As many gaps as are taken, and then their pieces again, for ever."""
+    """As many gaps as are accepted, and then their pieces again, for ever."""
     generator = random.Random(1)
     while True:
         yield crypto_frame(100 + 3 * generator.randrange(MAX_GAPS - 1), b"x")
@@ -70,7 +70,7 @@ def byte_by_byte() -> Iterator[bytes]:
 
 
 def backwards() -> Iterator[bytes]:
-    """One piece which grows at its front, a byte a frame."""
+    """One piece that grows at its front, a byte a frame."""
     while True:
         for offset in range(INITIAL_WINDOW - 1, 5, -1):
             yield crypto_frame(offset, b"x")
@@ -86,13 +86,13 @@ FLOODS = [holes, gaps_within_the_limit, byte_by_byte, backwards, empty]
 
 
 def new_server() -> tuple[Side, bytes]:
-    """A server's engine which waits for a client's first packet, and its connection ID."""
+    """A server's engine that waits for a client's first packet, and its connection ID."""
     hello = first_initial()
     return EnginePair()._make_server(hello), hello[6 : 6 + hello[5]]
 
 
 def measure(side: Side, packets: list[bytes], address: tuple[str, int], now: float) -> list[float]:
-    """Seconds of processor time which each packet costs."""
+    """Seconds of processor time that each packet costs."""
     costs = []
     for packet in packets:
         begin = time.perf_counter()
@@ -140,7 +140,7 @@ def error_of(side: Side) -> Exception:
 def test_no_flood_of_crypto_frames_from_a_server_grows_dear(
     flood: Callable[[], Iterator[bytes]], figure: Figure
 ) -> None:
-    """In Initial packets, which anybody can forge who has seen the client's first one."""
+    """In Initial packets, which any host that has seen the client's first one can forge."""
     pair = EnginePair()
     hello = pair.wire[0][3]
     size = hello[5]
@@ -245,7 +245,7 @@ def hello_of(pair: EnginePair) -> tuple[bytes, bytes, bytes]:
 def test_a_hello_in_many_shuffled_frames_and_several_datagrams_is_read(
     packet_count: int, seed: int
 ) -> None:
-    """As Chromium sends it: small frames in any order, PINGs and PADDING between them."""
+    """As sent by Chromium: small frames in any order, PINGs and PADDING between them."""
     generator = random.Random(seed)
     pair = EnginePair()
     hello, destination, source = hello_of(pair)
@@ -269,7 +269,7 @@ def test_a_hello_in_many_shuffled_frames_and_several_datagrams_is_read(
         )
         server.engine.receive(packet, pair.client.address, pair.now)
     server.gather(pair.now)
-    # So many were sent in its name.
+    # The forged packets have used these numbers.
     set_next_packet_number(pair.client.engine, packet_count, Level.INITIAL)
     answers = take_apart(server.engine.transmit(pair.now))
     assert len(answers) >= 1

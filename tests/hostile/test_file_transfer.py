@@ -1,4 +1,4 @@
-"""Hostile senders of files: names, sizes, full disks, parts left behind, slow and absent ones."""
+"""Hostile senders of files: names, sizes, full disks, leftover parts, slow and absent senders."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def storing(storage: Storage, *arguments: Any, **more: Any) -> Iterator[StoredFi
 
 
 def leave(storage: Storage, path: str, data: bytes, identity: str = "id", peer: str = "") -> None:
-    """A transfer breaks after `data`."""
+    """Break a transfer after `data`."""
     with storing(storage, path, None, identity, peer=peer) as stored:
         stored.write(data)
 
@@ -210,7 +210,7 @@ def test_markup_in_a_name_is_text(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def say(storage: Storage, *frames: bytes, **options: Any) -> tuple[Exception, list[Any]]:
-    """A sender sends these bytes; how it ends, and what it is told."""
+    """Send these bytes as a sender; returns the end of the transfer, and the reports to it."""
     here, there = trio.testing.memory_stream_pair()
     for frame in frames:
         await here.send_all(frame)
@@ -302,19 +302,19 @@ def test_what_cannot_fit_is_refused_before_a_byte_and_evicts_nothing(
         with pytest.raises(Refused) as caught:
             storage.begin("huge", announced, "id", peer="attacker")
         assert caught.value.code == "no-space"
-    # What just fits is taken, and nothing has to go for an announcement alone.
+    # A file that just fits is taken, and nothing is removed for an announcement alone.
     storage.begin("large", free // 2, "id", peer="attacker").close()
     assert len(parts_of(tmp_path / "in")) == 1
 
 
 class SmallDisk:
-    """A disk of so many bytes, as the storage sees it."""
+    """A disk of so many bytes, as seen by the storage."""
 
     def __init__(self, patch: pytest.MonkeyPatch, directory: Path, size: int) -> None:
         self.directory = directory
         self.size = size
         self.lies = False
-        """Whether it says that all is free, and is full all the same (as with a quota)."""
+        """Whether it reports all of itself as free, but is full (as with a quota)."""
         self._pwrite = os.pwrite
         patch.setattr(Storage, "_free", lambda storage: (self.free, 0))
         patch.setattr(os, "pwrite", self.pwrite)
@@ -347,7 +347,7 @@ def test_a_part_left_by_a_full_disk_gives_way_to_others(
                 stored.write(bytes(100))
         assert caught.value.code == "no-space"
         assert stored.size == 1000
-    # (Half of the disk is the parts' quota; with a lie, it is half of what it says.)
+    # (Half of the disk is the parts' quota; with a lie, it is half of the reported size.)
     if not lies:
         assert parts_of(tmp_path / "in") == []
         disk.size = 2000
@@ -376,7 +376,7 @@ def test_a_part_being_written_never_gives_way(
 def test_what_a_full_disk_has_interrupted_can_be_continued(
     storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Short writes are counted: what is in the part is what was hashed."""
+    """Short writes are counted: the part holds exactly the hashed bytes."""
     data = os.urandom(1500)
     disk = SmallDisk(monkeypatch, tmp_path / "in", 1000)
     disk.lies = True
@@ -418,7 +418,7 @@ print(storage.begin("name", 5000, "id").offset)
 
 
 class Clock:
-    """A clock which a test moves."""
+    """A clock moved by the test."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -462,7 +462,7 @@ def test_a_wall_clock_which_jumps_makes_no_part_old(
         monkeypatch.setattr(time, "time", lambda jump=jump: real + jump)
         storage.clean()
         assert len(parts_of(tmp_path)) == 1
-    # A part of the future, as one process finds it which starts with its clock put back.
+    # A part of the future, as found by a process that starts with its clock put back.
     again = Storage(str(tmp_path), limits=PartLimits(lifetime=100.0), clock=clock)
     again.clean()
     assert len(parts_of(tmp_path)) == 1
@@ -623,7 +623,7 @@ def test_a_part_goes_on_from_another_address_and_counts_there(
 
 
 def test_another_identity_neither_finds_nor_blocks_a_part(storage: Storage, tmp_path: Path) -> None:
-    """A stranger who knows the name can neither poison nor hold what somebody else sends."""
+    """A stranger who knows the name can neither poison nor hold another sender's part."""
     with storing(storage, "name", 4, "secret", peer="victim") as mine:
         mine.write(b"ab")
         with storing(storage, "name", 4, "guess", peer="attacker") as theirs:
@@ -797,7 +797,7 @@ async def test_a_sender_hears_why_it_is_cut_off(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Not "the stream broke", upon which it would try again ten times."""
+    """Not "the stream broke", after which it would try again ten times."""
     SmallDisk(monkeypatch, tmp_path, 3 * MEBIBYTE)
     async with served(tmp_path, autojump_clock) as (_, network), dial(network) as sender:
         async with await sender.open_stream() as stream:

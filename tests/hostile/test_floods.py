@@ -1,4 +1,4 @@
-"""Packets which are cheap to send and dear to take: cheap in themselves, and bounded together."""
+"""Packets that are cheap to send and expensive to receive: each is bounded, and all together."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ from tests.support import (
     in_runs_or_singly,
 )
 
-#: Calls of Python functions for one packet of 1150 bytes, at most; it holds up to 575 frames.
+#: The most calls of Python functions for a packet of 1150 bytes; it holds up to 575 frames.
 MOST_CALLS = 4000
 
 
 class Calls:
-    """Counts the calls of Python functions: what work costs, whatever the machine does."""
+    """Counts the calls of Python functions, a measure of work that holds on every machine."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -67,7 +67,7 @@ class Calls:
 
 
 def attack(flood: Flood, packets: int) -> tuple[list[int], list[float], str | None]:
-    """The calls and the processor time which each packet costs the server, and its ending."""
+    """The calls and the processor time that each packet costs the server, and its ending."""
     pair, client, server = established()
     attacker = Attacker(client.engine)
     calls, seconds = [], []
@@ -150,7 +150,7 @@ def test_connection_ids_are_replaced_at_a_bounded_rate(in_runs: bool) -> None:
         hand_over(pair, client, server, seal_short(client.engine, retired_all(attacker)))
         pair.run(0.03)
     retired = len(server.of(events.ConnectionIdRetired))
-    # 64 at once, and then twice a second as many as there are.
+    # 64 at once, and then twice a second the number of IDs.
     assert 64 < retired <= 64 + 7 * (1 + 2 * (pair.now - began))
     assert ending(server) is None, "another on the path can make a peer seem to move"
     pair.run(10.0)
@@ -159,7 +159,7 @@ def test_connection_ids_are_replaced_at_a_bounded_rate(in_runs: bool) -> None:
 
 @in_runs_or_singly
 def test_packets_which_overtake_each_other_use_up_one_connection_id(in_runs: bool) -> None:
-    """RFC 9000 section 9.5: what is late says nothing of where the peer wants its packets."""
+    """RFC 9000 section 9.5: late packets do not show where the peer wants its packets."""
     pair, client, server = established(in_runs=in_runs)
     spare = len(spare_connection_ids(server.engine))
     late = [seal_short(client.engine, b"\x01") for _ in range(3)]
@@ -194,7 +194,7 @@ async def test_the_tables_of_connection_ids_stay_small(autojump_clock: MockClock
         nursery.cancel_scope.cancel()
 
 
-# ------------------------------------------------------------------ what waits and what is told
+# ------------------------------------------------------------------ waiting packets and reports
 
 
 def test_many_limits_in_one_packet_are_one_event() -> None:
@@ -225,7 +225,7 @@ def test_of_many_challenges_a_few_are_answered() -> None:
 
 
 class Busy:
-    """A server whose processor time is counted, not measured: so much for each datagram."""
+    """A server whose processor time is counted, not measured: a fixed cost for each datagram."""
 
     def __init__(self, world: World) -> None:
         self.seconds = 0.0
@@ -235,7 +235,7 @@ class Busy:
         )
 
     def cost(self, engine: Any, seconds: float) -> Callable[[], int]:
-        """Each datagram for this engine costs so much; returns how many it has taken."""
+        """Set the cost of each datagram for this engine; returns a count of datagrams taken."""
         receive_run = engine.receive_run
         taken = 0
 

@@ -1,4 +1,4 @@
-"""The tools of the hostile tests do what they say."""
+"""The tools of the hostile tests work as documented."""
 
 from __future__ import annotations
 

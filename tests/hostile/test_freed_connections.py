@@ -1,4 +1,4 @@
-"""Connections which are over are freed by reference counting alone, however they end."""
+"""Ended connections are freed by reference counting alone, however they end."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ from tests.support import (
     stream_pair,
 )
 
-#: What must not be left.
+#: Objects that must not be left.
 HEAVY = (*ENGINE_CLASSES, phoenix_trio.QuicConnection, phoenix_trio.QuicStream)
 
 
 def census() -> dict[str, int]:
-    """How many objects of each class of :data:`HEAVY` are alive, garbage included."""
+    """The number of living objects of each class of :data:`HEAVY`, garbage included."""
     found = dict.fromkeys((kind.__name__ for kind in HEAVY), 0)
     for each in gc.get_objects():
         for kind in HEAVY:
@@ -82,7 +82,7 @@ class Meeting:
         return self.client.connect(SERVER, PORT, **arguments)
 
     async def talk(self, client: phoenix_trio.QuicConnection) -> phoenix_trio.QuicConnection:
-        """Streams of both kinds, datagrams, and one stream which nobody accepts."""
+        """Use streams of both kinds, datagrams, and one stream that is never accepted."""
         server = await self.listener.accept()
         ours, theirs = await stream_pair(client, server)
         await ours.send_all(os.urandom(20_000))
@@ -181,7 +181,7 @@ async def failed_handshake_in_time(place: Meeting) -> None:
 
 
 async def refused(place: Meeting) -> None:
-    await trio.sleep(5)  # until the last ones' places are free
+    await trio.sleep(5)  # until the places of the last connections are free
     async with place.dial() as first, place.dial() as second:
         await place.listener.accept()
         await place.listener.accept()
@@ -193,7 +193,7 @@ async def refused(place: Meeting) -> None:
 
 
 async def crash(place: Meeting) -> None:
-    """The server's engine meets an error of its own."""
+    """The server's engine has an internal error."""
     async with place.dial() as client:
         server = await place.talk(client)
         logging.disable()  # (pytest would keep the traceback)

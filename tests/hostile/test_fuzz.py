@@ -1,6 +1,6 @@
 """Packets of an authenticated peer with any content: one connection pays, with a QUIC error.
 
-The peer has all the keys, so that nothing is stopped by the packet protection.
+The peer has all the keys, so packet protection stops nothing.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from tests.support import EnginePair, Side, client_tls, connected_pair, examples
 
 seeds = given(seed=st.integers(0, 2**32))
 
-#: More than all packets of a test have brought.
+#: More than the bytes of all packets in a test.
 FEW_BYTES = 32 * 1024
 
 
@@ -57,7 +57,7 @@ def check_end(side: Side) -> bool:
 
 
 def check_held(engine: Engine) -> None:
-    """What the engine holds for the peer is in proportion to what came."""
+    """Check that the engine's memory for the peer is in proportion to the bytes received."""
     assert len(stream_ids(engine)) <= 250
     assert len(engine.connection_ids) <= 16
     assert len(spare_connection_ids(engine)) <= 8
@@ -248,7 +248,7 @@ REFUSALS = {
 
 
 async def read_one_way(stream: phoenix_trio.ReceiveStream, limit: int) -> int:
-    """The largest item that a program which takes messages and sequences gets of a stream."""
+    """The largest item of a stream that a program reading messages and sequences gets."""
     largest = 0
     try:
         async with stream:

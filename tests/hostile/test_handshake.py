@@ -72,7 +72,7 @@ def kinds(datagram: bytes) -> list[QuicPacketType]:
 
 @cache
 def long_certificate() -> phoenix_trio.ServerTLS:
-    """A certificate which makes the server's flight three datagrams long."""
+    """A certificate that makes the server's flight three datagrams long."""
     names = [f"number-{number}.servers.example.org" for number in range(50)]
     issued = authority().issue_cert("localhost", SERVER, *names, key_type=trustme.KeyType.ECDSA)
     chain = b"".join(blob.bytes() for blob in issued.cert_chain_pems)
@@ -174,7 +174,7 @@ def test_handshake_packets_before_their_keys_are_read_once_the_keys_come() -> No
     assert held is not None
     assert held > 0, "the part of the flight which is in datagrams of its own"
     assert pair.server is not None
-    # Only the packet with the ServerHello comes; what was coalesced with it is lost.
+    # Only the packet with the ServerHello comes; the packets coalesced with it are lost.
     data = late[0]
     buf = Buffer(data=data)
     header = pull_quic_header(buf, host_cid_length=8)
@@ -205,7 +205,7 @@ def test_crypto_data_behind_the_frame_which_ends_the_handshake_is_passed_over() 
 
 
 def test_one_rtt_packets_before_the_end_of_the_handshake_are_read_after_it() -> None:
-    """RFC 9001 section 5.7, with a round-trip time which does not count their wait."""
+    """RFC 9001 section 5.7, with a round-trip time that excludes their wait."""
     pair = EnginePair()
     finished: list[bytes] = []
 
@@ -261,7 +261,7 @@ def test_forged_early_packets_fill_a_small_room_and_stop_no_handshake() -> None:
 
 
 def probes_of(side: Side, after: float) -> list[bytes]:
-    """What an engine sends for the probe timeout which is due next, after `after`."""
+    """The packets of an engine for its next probe timeout after `after`."""
     deadline = side.engine.next_deadline()
     assert deadline is not None
     assert deadline > after
@@ -338,7 +338,7 @@ def test_a_client_with_nothing_in_flight_probes_so_that_the_server_may_send() ->
 
 
 def test_probes_of_a_server_stay_within_three_times_what_came(figure: Figure) -> None:
-    """RFC 9000 section 8.1, for a client which has sent its hello and then nothing."""
+    """RFC 9000 section 8.1, for a client that has sent its hello and then nothing."""
     hello = first_initial()
     server = EnginePair()._make_server(hello)
     server.engine.receive(hello, (CLIENT, 5000), 0.0)
@@ -492,7 +492,7 @@ def test_data_is_whole_after_a_handshake_with_loss_and_reordering(
 
 
 async def test_a_retry_leaves_nothing_in_flight(autojump_clock: MockClock) -> None:
-    """What was sent before it is no part of the congestion window any more."""
+    """Packets sent before the Retry do not count in the congestion window any more."""
     async with connected_pair(server_config=TransportConfig(retry="always")) as (client, _):
         await trio.sleep(2.0)
         statistics = client.statistics()

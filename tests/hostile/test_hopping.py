@@ -1,8 +1,8 @@
-"""A client which hops between addresses: each gets at most three times its bytes, timers end.
+"""A client hops between addresses: each gets at most three times its bytes, and timers end.
 
-Sans-IO: the attacker has a real client's keys, sends what it likes from any address, also in
-mid-handshake, and reads the answers to all of them.  After each step, every address which is
-not validated is weighed (RFC 9000 section 8.1), and no timer may stay due.
+Sans-IO: the attacker has a real client's keys, sends any packets from any address, also during
+the handshake, and reads the answers to all of them.  After each step, the bytes to every
+unvalidated address are counted (RFC 9000 section 8.1), and no timer may stay due.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Hopper:
         self.packet_number = 1000
 
     def own_datagrams(self) -> list[bytes]:
-        """What the client's engine wants to send."""
+        """The datagrams that the client's engine wants to send."""
         pair = self.pair
         pair.flush(pair.client)
         datagrams = [item[3] for item in pair.wire]
@@ -61,7 +61,7 @@ class Hopper:
         return self.random.choice(self.addresses)
 
     def say(self, data: bytes, address: Address) -> None:
-        """The attacker's datagram, and all that the server does because of it."""
+        """Deliver the attacker's datagram, and let the server react."""
         if self.server is None:
             if data[0] & 0xF0 != 0xC0:
                 return
@@ -93,7 +93,7 @@ class Hopper:
             runs = server.transmit(now)
             for data, address, _, _ in runs:
                 self.sent[address] += len(data)
-                # (A proof stays one, also when the server has forgotten the path.)
+                # (A proof stays valid, even when the server has forgotten the path.)
                 self.proved |= validated_addresses(server)
                 if address not in self.proved:
                     ratio = self.sent[address] / max(1, self.received[address])
@@ -103,17 +103,17 @@ class Hopper:
                 return
         raise AssertionError("the server never stops sending")
 
-    # -------------------------------------------------------------- what the attacker does
+    # -------------------------------------------------------------- the attacker's actions
 
     def pass_on(self) -> None:
-        """A datagram of the real client, from an address of choice."""
+        """Send a datagram of the real client from any address."""
         self.ready += self.own_datagrams()
         if self.ready:
             first = self.random.random() < 0.5
             self.say(self.ready.pop(0), self.addresses[0] if first else self.somewhere())
 
     def invent(self) -> None:
-        """Any frames with any keys."""
+        """Send any frames with any keys."""
         engine = self.pair.client.engine
         level = self.random.choice((Level.HANDSHAKE, Level.ONE_RTT, Level.ONE_RTT))
         payload = self.random.choice(
@@ -140,13 +140,13 @@ class Hopper:
         self.say(initial, self.somewhere())
 
     def early_noise(self) -> None:
-        """Packets which seem to wait for keys."""
+        """Send packets that seem to wait for keys."""
         cid = self.destination
         head = bytes((self.random.choice((0xD1, 0xE1)),)) + b"\0\0\0\x01\x08" + cid + b"\0\x44\0"
         self.say(head + self.random.randbytes(0x400), self.somewhere())
 
     def read(self) -> None:
-        """The client's engine gets the next answer, wherever it went."""
+        """Give the client's engine the next answer, whatever its destination."""
         if self.answers:
             self.pair.client.engine.receive(self.answers.pop(0), (SERVER, PORT), self.pair.now)
 

@@ -1,4 +1,4 @@
-"""Peers which try to make this side hold more memory than the bytes they send."""
+"""Peers that try to make this side hold more memory than the bytes they send."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ KIBIBYTE = 1024
 MEBIBYTE = 1024 * KIBIBYTE
 
 BIDIRECTIONAL = range(0, 400, 4)
-"""The IDs of the 100 streams which a client may open."""
+"""The IDs of the 100 streams that a client may open."""
 
 
 def say(pair: EnginePair, *frames: bytes) -> None:
-    """A 1-RTT packet of the client with any frames arrives at the server."""
+    """Deliver a 1-RTT packet of the client with any frames to the server."""
     packet = seal_short(pair.client.engine, *frames)
     assert pair.server is not None
     pair.server.engine.receive_run(packet, 0, len(packet), pair.client.address, pair.now)
@@ -53,7 +53,7 @@ def stalled_reader(**config: int) -> EnginePair:
 
 
 class Growth:
-    """Bytes which Python has allocated since the beginning."""
+    """Bytes allocated by Python since the beginning."""
 
     def __init__(self) -> None:
         self._before = tracemalloc.get_traced_memory()[0]
@@ -79,7 +79,7 @@ def test_one_byte_at_the_end_of_each_window_costs_no_window(figure: Figure) -> N
     assert pair.server is not None
     engine = pair.server.engine
     say(pair, *(stream_frame(each, 0, b"") for each in BIDIRECTIONAL))  # opens them all
-    # What windows grow to while a reader keeps up.
+    # The size to which windows grow while a reader keeps up.
     accept_data(engine, 128 * MEBIBYTE, size)
     with growth() as grown:
         for stream_id in BIDIRECTIONAL:
@@ -154,7 +154,7 @@ def test_pieces_behind_gaps_are_freed_with_their_stream(how: str) -> None:
     pair.server.gather(pair.now)
     assert held_behind_gaps(engine) == (0, 0)
     if how != "the end":
-        # All of the credit which the peer has used is given back.
+        # All of the credit used by the peer is given back.
         assert statistics(engine).stream_bytes_read == credit_used(engine)
         assert not pair.server.of(events.Terminated)
 
@@ -205,7 +205,7 @@ async def test_a_message_which_trickles_in_costs_its_bytes(figure: Figure) -> No
     size = 40_000
 
     class Trickle(trio.abc.ReceiveStream):
-        """Two bytes at a time, and then, while it is measured, nothing."""
+        """Two bytes at a time, and then nothing during the measurement."""
 
         def __init__(self) -> None:
             self.left = size
@@ -241,7 +241,7 @@ async def test_a_message_which_trickles_in_costs_its_bytes(figure: Figure) -> No
 
 @attrs.define
 class Crowd:
-    """A server with one endpoint, many slow peers and a fast one, and what they hold."""
+    """A server with one endpoint, many slow peers and a fast one, and their memory."""
 
     network: SimulatedNetwork
     config: TransportConfig

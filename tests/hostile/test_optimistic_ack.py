@@ -1,4 +1,4 @@
-"""A receiver which acknowledges what it has not received is found out (RFC 9000 section 21.4)."""
+"""A receiver that acknowledges packets not received is found out (RFC 9000 section 21.4)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.hostile.conftest import Figure
 from tests.packets import ack_frame
 from tests.support import EnginePair, Side, ending, hand_over
 
-#: Of so many packets, the slow link of the attacker brings one.
+#: The attacker's slow link delivers one packet of so many.
 LINK = 4
 
 
@@ -54,13 +54,13 @@ class Download:
 
     @property
     def sent(self) -> int:
-        """Packets which the server has sent for the download."""
+        """Packets sent by the server for the download."""
         return next_packet_number(self.server.engine) - self.begun
 
     def acknowledge(self, rounds: int, choose: Callable[[int], list[tuple[int, int]]]) -> None:
-        """In each millisecond, the attacker acknowledges the ranges which `choose` says.
+        """In each millisecond, acknowledge the ranges that `choose` returns.
 
-        `choose` is told the newest packet number.  Nothing really arrives.
+        The argument of `choose` is the newest packet number.  Nothing really arrives.
         """
         pair, server = self.pair, self.server
         for _ in range(rounds):
@@ -101,7 +101,7 @@ def test_an_attacker_which_acknowledges_everything_sent_is_closed_soon(figure: F
 def test_an_attacker_which_guesses_a_little_beyond_what_it_received_is_closed(
     beyond: int, figure: Figure
 ) -> None:
-    """It acknowledges each packet that its link brings, and `beyond` numbers on both sides."""
+    """It acknowledges each packet that its link delivers, and `beyond` numbers on both sides."""
     sent = []
     for seed in range(10):
         generator = random.Random(seed)

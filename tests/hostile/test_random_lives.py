@@ -1,8 +1,8 @@
-"""Whatever clients and attackers do at once: when all are gone, nothing of them is left.
+"""Clients and attackers act at random; when all are gone, nothing of them is left.
 
-A server with few places and a short patience, honest clients which end in every way, and
-attackers of several kinds, in a random order and over a bad network.  At the end each counter
-of the endpoint is back at zero.
+A server has few places and short timeouts.  Honest clients end in every way, and attackers of
+several kinds act in a random order over a bad network.  At the end each counter of the endpoint
+is back at zero.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Crash(Exception):
 
 
 async def moody(connection: phoenix_trio.QuicConnection) -> None:
-    """The first byte of each stream says what becomes of it."""
+    """Treat each stream as its first byte says."""
     async for stream in connection.incoming_streams():
         mood = await stream.receive_some(1)
         if mood == b"C":
@@ -53,7 +53,7 @@ async def moody(connection: phoenix_trio.QuicConnection) -> None:
             stream.reset(1)
         elif mood == b"S":
             await stream.send_all(bytes(200_000))
-        elif mood != b"X":  # (which nobody reads)
+        elif mood != b"X":  # (left unread)
             async with stream:
                 await stream.send_all(mood)
                 async for chunk in stream:
@@ -61,11 +61,11 @@ async def moody(connection: phoenix_trio.QuicConnection) -> None:
 
 
 def forget(error: Exception) -> None:
-    """(A log would keep the traceback, and with it what the handler did not read.)"""
+    """Drop an error; a log would keep the traceback, and with it the handler's unread data."""
 
 
 class Lives:
-    """One world, and what may happen in it."""
+    """One world, and the actions in it."""
 
     def __init__(self, world: World, nursery: trio.Nursery, generator: random.Random) -> None:
         self.world = world
@@ -129,7 +129,7 @@ class Lives:
                 raise
 
     def misbehave(self, connection: Any) -> None:
-        """Random frames, with this connection's keys."""
+        """Send random frames, with this connection's keys."""
         engine = engine_of(connection)
         for _ in range(self.random.randrange(1, 8)):
             payload = random_payload(self.random, closes=True)
@@ -174,7 +174,7 @@ class Lives:
             self.say(sealed_initial(frames, destination_cid=cid, packet_number=number))
 
     def early_junk(self) -> None:
-        """An Initial, and packets of 0-RTT and Handshake type behind it, which wait for keys."""
+        """Send an Initial, and behind it packets of 0-RTT and Handshake type that wait for keys."""
         cid = self.random.randbytes(8)
         self.say(sealed_initial(b"\x01", destination_cid=cid))
         for first in (0xD1, 0xE1, 0xD1):
@@ -214,7 +214,7 @@ steps = st.one_of(
 
 
 def left_over(driver: SocketDriver) -> dict[str, Any]:
-    """What an endpoint still holds or counts, where it is not nothing."""
+    """The counts and objects still held by an endpoint, except zero and empty ones."""
     places, memory, budget = driver._admission.places, driver.memory, driver._budget
     next_deadline = driver._timers.next_deadline()
     found = {
@@ -291,7 +291,7 @@ async def live_through(program: list[tuple[Any, ...]], retry: str, number: int) 
         await trio.sleep(60)
         await world.check_alive()
         await trio.sleep(60)
-        lives.say(b"\x40")  # (a turn, for what is looked at in passing)
+        lives.say(b"\x40")  # (a turn, for checks done in passing)
         await trio.sleep(1)
         result = left_over(driver) | left_over(endpoint._driver)
         statistics = driver.statistics()
@@ -317,7 +317,7 @@ def test_nothing_is_left_of_random_lives(figure: Figure) -> None:
         st.integers(0, 1 << 30),
     )
     @examples(25)
-    # A connection ID which was retired in the last turn of an endpoint.
+    # A connection ID retired in the last turn of an endpoint.
     @example(
         [
             ("client", b"e", "read", False),

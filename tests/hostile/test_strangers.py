@@ -75,7 +75,7 @@ def test_a_connection_id_is_found_in_any_bytes_or_none(data: bytes) -> None:
 async def test_an_established_connection_survives_forged_packets(
     autojump_clock: MockClock,
 ) -> None:
-    """Bit flips, truncation, replays and inventions with the right connection ID."""
+    """Bit flips, truncation, replays and invented data with the right connection ID."""
     network = SimulatedNetwork(delay=0.005)
     generator = random.Random(11)
 

@@ -1,4 +1,4 @@
-"""Striped transfers whose sender stalls: places and memory are free again in time."""
+"""Striped transfers with a stalled sender: places and memory are free again in time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["no_threads"]  # a fixture: virtual time does not wait for threads
 
 SILENT = 120.0
 
-#: The connection of a sender which says nothing stays open.
+#: The connection of a silent sender stays open.
 STAYS = phoenix_trio.TransportConfig(keep_alive=5.0)
 
 

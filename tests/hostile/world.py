@@ -1,4 +1,4 @@
-"""A server on a simulated network, and strangers and rogue peers which attack it."""
+"""A server on a simulated network, and strangers and rogue peers that attack it."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class World:
         return self
 
     async def say(self, data: bytes) -> list[bytes]:
-        """Send a datagram from the stranger's socket; what comes back within 10 ms."""
+        """Send a datagram from the stranger's socket; returns the answers within 10 ms."""
         self.stranger.send(data, (SERVER, PORT))
         await trio.sleep(0.01)
         return [answer for answer, _ in self.stranger.receive(1000)]
@@ -90,12 +90,12 @@ def first_initial() -> bytes:
 
 
 def rogue_pair(**server_config: Any) -> EnginePair:
-    """An established connection whose client a test makes misbehave."""
+    """An established connection whose client can be made to misbehave."""
     return EnginePair(server_config=TransportConfig(**server_config)).connect()
 
 
 def ended_with(pair: EnginePair) -> Exception:
-    """The protocol error with which the server has ended the connection."""
+    """The protocol error that ended the connection at the server."""
     assert pair.server is not None
     (ending,) = pair.server.of(events.Terminated)
     assert isinstance(ending.error, phoenix_trio.ProtocolError), ending

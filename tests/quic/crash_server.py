@@ -1,4 +1,4 @@
-"""A server process for test_crash.py: echoes; prints its port; is killed from outside."""
+"""A server process for test_crash.py: prints its port, echoes, and is killed from outside."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
 """Both ends for test_namespaces.py, each run inside a network namespace of its own.
 
-``serve DIRECTORY HOST CONFIG`` answers each stream with what it carried, and then some
-JSON which says what the server knows of the connection; CONFIG is JSON for TransportConfig.
-``send DIRECTORY HOST`` sends 5 MB, receives them again, and prints both ends' view.
-``visit DIRECTORY HOST`` goes through all that a server answers, ``stay DIRECTORY HOST``
-pings its connection for each line which it reads.
+``serve DIRECTORY HOST CONFIG`` echoes each stream, and then sends JSON with the server's view of
+the connection; CONFIG is JSON for TransportConfig.  ``send DIRECTORY HOST`` sends 5 MB, receives
+them again, and prints both ends' view.  ``visit DIRECTORY HOST`` tries everything that a server
+answers.  ``stay DIRECTORY HOST`` pings its connection for each line that it reads.
 ``dial DIRECTORY HOST`` prints how dialling ends, and after how many seconds.
 """
 
@@ -67,7 +66,7 @@ async def connect(directory: Path, host: str) -> AsyncIterator[phoenix_trio.Quic
 
 
 async def exchange(connection: phoenix_trio.QuicConnection, size: int) -> dict[str, Any]:
-    """Send bytes and receive them again; the server's report."""
+    """Send bytes and receive them again; returns the server's report."""
     data = random.Random(1).randbytes(size)
     async with await connection.open_stream() as stream:
         await stream.send_all(data)
@@ -89,7 +88,7 @@ async def send(directory: Path, host: str) -> None:
 
 
 async def ask(host: str, data: bytes) -> bytes:
-    """What comes back from exactly that address."""
+    """The answer from exactly that address."""
     found = await trio.socket.getaddrinfo(host, PORT, type=socket.SOCK_DGRAM)
     with trio.socket.socket(found[0][0], socket.SOCK_DGRAM) as stranger:
         await stranger.connect(found[0][4])

@@ -1,6 +1,6 @@
 """A client process for test_stalls.py: echoes until told to stop, and prints its round trips.
 
-Each line: the longest round trip which the connection has believed so far, in seconds.
+Each line: the longest credible round trip of the connection so far, in seconds.
 The last argument: seconds for which the event loop is blocked after each message.
 """
 
@@ -23,7 +23,7 @@ async def main(authority: str, port: int, blocked: float) -> None:
         while True:
             await stream.send_all(b"hello")
             if blocked:
-                for _ in range(20):  # until it has left
+                for _ in range(20):  # until the message has left
                     await trio.lowlevel.checkpoint()
                 time.sleep(blocked)  # noqa: ASYNC251 - on purpose
             assert await stream.receive_some() == b"hello"

@@ -1,6 +1,6 @@
 """Our engine with an unmodified aioquic connection as its peer, in both roles, in memory.
 
-Two ends of ours could share a misreading of the RFCs; aioquic's end has its own.
+Two ends of ours could share a misreading of the RFCs; aioquic's end reads them independently.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def test_a_reset_and_a_stop_arrive_with_their_codes(we_are_client: bool, reset_b
 @pytest.mark.parametrize("size", [1200, 1452, 9000, 65_507])
 @pytest.mark.parametrize("loss", [0.0, 0.03])
 def test_bulk_data_goes_both_ways_at_once(we_are_client: bool, size: int, loss: float) -> None:
-    """In packets of each size, many of which arrive together."""
+    """In packets of each size, many of them arriving together."""
     pair = AioquicPair(
         we_are_client=we_are_client,
         config=TransportConfig(max_udp_payload_size=size),
@@ -321,7 +321,7 @@ def test_a_client_which_knows_only_version_2_is_served() -> None:
 
 
 def exchange(pair: AioquicPair) -> None:
-    """Something on a stream each way."""
+    """Send some data on a stream each way."""
     upwards, downwards = pair.open_ours(), pair.open_stock()
     pair.ours.engine.write(upwards, b"up", end_stream=True)
     pair.stock.connection.send_stream_data(downwards, b"down", True)

@@ -1,4 +1,4 @@
-"""The private names of aioquic on which the handshake depends are where they were."""
+"""The private names of aioquic that the handshake depends on have not moved."""
 
 from __future__ import annotations
 

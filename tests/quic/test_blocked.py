@@ -1,4 +1,4 @@
-"""A sender whom flow control holds back says so, and its connection outlives the pause."""
+"""A sender held back by flow control reports it, and its connection outlives the pause."""
 
 from __future__ import annotations
 
@@ -255,7 +255,7 @@ async def test_leases_of_a_pool_outlive_a_pause_of_their_reader(autojump_clock: 
     assert received == [DATA] * 3
 
 
-# ------------------------------------------------------------------ and who is not blocked
+# ------------------------------------------------------------------ senders that are not blocked
 
 
 @asynccontextmanager
@@ -344,7 +344,7 @@ async def test_lost_signals_are_repeated(autojump_clock: MockClock) -> None:
 
 
 async def test_nothing_is_said_in_a_transfer_which_flows(autojump_clock: MockClock) -> None:
-    """A window which is small, but read all the time, costs no further packets."""
+    """A small window that is read all the time costs no further packets."""
     network = SimulatedNetwork(delay=0.01)
     kinds: Counter[int] = Counter()
     async with connected_pair(network, config=NARROW_STREAMS) as (client, server):
@@ -373,7 +373,7 @@ async def test_nothing_is_said_in_a_transfer_which_flows(autojump_clock: MockClo
 
 
 def hear(pair: EnginePair, frames: bytes) -> Exception | None:
-    """The server gets these frames in a packet; the error with which it closes then."""
+    """Deliver these frames to the server in a packet; returns the error of its close."""
     assert pair.server is not None
     packet = seal_short(pair.client.engine, frames)
     pair.server.engine.receive_run(packet, 0, len(packet), pair.client.address, pair.now)
@@ -414,7 +414,7 @@ def test_blocked_frames_of_a_peer_cost_no_memory() -> None:
 async def test_a_client_at_its_limit_of_streams_gets_one_which_the_server_lets_go(
     autojump_clock: MockClock,
 ) -> None:
-    """One of eight is no quarter: the server waits a round trip for more to end."""
+    """One of eight is not a quarter: the server waits a round trip for more to end."""
     config = TransportConfig(max_unidirectional_streams=8)
     async with connected_pair(SimulatedNetwork(delay=0.01), server_config=config) as (
         client,
@@ -430,7 +430,7 @@ async def test_a_client_at_its_limit_of_streams_gets_one_which_the_server_lets_g
             nursery.start_soon(read_and_close, accepted[0])
             await streams[0].send_eof()
             await client.open_send_stream()
-        # Half a round trip to the server, which waits a whole one, and half of one back.
+        # Half a round trip to the server, a whole one of waiting there, and half of one back.
         assert trio.current_time() - began == pytest.approx(0.04, abs=0.005)
 
 

@@ -1,9 +1,9 @@
 """Every await of the public API, cancelled at every point where it can be.
 
-An operation is run again and again; in run number k its scope is cancelled when
-it suspends for the k-th time, until it comes to its end before that.  After each
-run: nothing that was received is lost, the peer is not stuck, no task is left
-(else the run would not end), and no lone exception is wrapped in a group.
+An operation is run again and again.  In run number k its scope is cancelled when it suspends for
+the k-th time; the last run is the one that ends before that.  After each run: no received data
+is lost, the peer is not stuck, no task is left (otherwise the run would not end), and no lone
+exception is wrapped in a group.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class CancelAt:
 
 
 async def attempt(operation: Callable[[], Coroutine[Any, Any, Any]], k: int) -> bool:
-    """Run it once; whether it came to its end uncancelled."""
+    """Run it once; whether it ended without being cancelled."""
     finished = False
     with trio.CancelScope() as scope:
         await CancelAt(operation(), scope, k)
@@ -62,7 +62,7 @@ async def attempt(operation: Callable[[], Coroutine[Any, Any, Any]], k: int) -> 
 
 
 def sweep(run: Callable[[int], Awaitable[bool]]) -> None:
-    """Call `run` with k = 1, 2, ... until it comes to its end."""
+    """Call `run` with k = 1, 2, ... until it ends."""
 
     async def bounded(k: int) -> bool:
         with trio.fail_after(STUCK):
@@ -263,7 +263,7 @@ def test_the_last_data_and_the_end_arrive_both_or_the_stream_is_not_ended(size: 
 @pytest.mark.parametrize("size", [10, 30_000])
 @pytest.mark.parametrize("in_parts", [False, True])
 def test_a_request_can_be_given_up_anywhere(size: int, in_parts: bool) -> None:
-    """The peer hears of it, and both sides have the stream back."""
+    """The peer notices, and both sides have the stream back."""
 
     async def run(k: int) -> bool:
         async with connected_pair(config=SMALL) as (client, server):
@@ -450,7 +450,7 @@ async def ask(connection: phoenix_trio.QuicConnection) -> None:
 
 @pytest.mark.parametrize("name", [SERVER, "two.example"])
 def test_a_whole_client_can_be_cancelled_anywhere(name: str) -> None:
-    """Dialling (also with two addresses, of which one is dead), the body, and the way out."""
+    """Dialling (also with two addresses, one of them dead), the body, and the way out."""
 
     async def run(k: int) -> bool:
         network = SimulatedNetwork(delay=0.01)

@@ -1,4 +1,4 @@
-"""A development authority and what it issues: valid in the eyes of OpenSSL, clear about errors."""
+"""A development authority and its certificates: OpenSSL accepts them, and errors are clear."""
 
 from __future__ import annotations
 

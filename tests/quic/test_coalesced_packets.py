@@ -14,7 +14,7 @@ FULL = 1200
 
 
 class Recorded(EnginePair):
-    """A pair which keeps what each side has sent, and what of it is 1-RTT packets, opened."""
+    """A pair that records each side's datagrams, with their 1-RTT packets opened."""
 
     def __init__(self, *, asks_at_once: bool = False, **arguments: object) -> None:
         self.datagrams: list[tuple[bool, bytes]] = []
@@ -54,7 +54,7 @@ def levels(datagram: bytes) -> list[Level]:
 
 
 def assert_all_counted(pair: Recorded) -> None:
-    """What the paths believe that was sent is what was sent (RFC 9000 section 8.1)."""
+    """The bytes counted by the paths as sent were really sent (RFC 9000 section 8.1)."""
     for side in pair.sides:
         counted = bytes_sent_on_path(side.engine)
         assert counted == sum(map(len, pair.sent_by(client=side is pair.client)))
@@ -68,7 +68,7 @@ def test_the_first_question_leaves_with_the_end_of_the_handshake() -> None:
     pair.flush(pair.client)
     ((_, datagram),) = pair.datagrams[before:]
     assert levels(datagram) == [Level.INITIAL, Level.HANDSHAKE, Level.ONE_RTT]
-    # The padding which its Initial packet demands is in the packet which reaches to the end.
+    # The padding required by its Initial packet is in the packet that reaches to the end.
     assert len(datagram) == FULL
     (packet,) = pair.opened
     assert packet.frames[-1].kind == PADDING

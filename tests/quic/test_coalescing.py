@@ -48,9 +48,9 @@ async def datagrams_per_exchange(count: int, concurrent: int) -> float:
 @pytest.mark.parametrize(
     ("concurrent", "bound"),
     [
-        # Request and answer, and an acknowledgement now and then: 2.02 measured.  It is 2.5
-        # where the end of an answer leaves alone half of the time, and 3.0 when each frame
-        # leaves as soon as it is written.
+        # Request and answer, and an acknowledgement from time to time: 2.02 measured.  It is 2.5
+        # if the end of an answer leaves alone half of the time, and 3.0 if each frame leaves as
+        # soon as it is written.
         (1, 2.1),
         (4, 0.56),  # 0.52, 0.69 and 1.02
         (16, 0.25),  # 0.20, 0.32 and 0.50

@@ -60,7 +60,7 @@ async def test_aclose_right_after_send_all_delivers_everything(
 
 
 async def test_aclose_waits_for_a_reset_and_no_longer(autojump_clock: MockClock) -> None:
-    """Found by the stateful test: nobody was woken when a RESET_STREAM was acknowledged."""
+    """Found by the stateful test: an acknowledged RESET_STREAM did not wake the waiting task."""
     async with connected_pair(client_config=TransportConfig(keep_alive=5.0)) as (client, server):
         ours, _ = await stream_pair(client, server)
         ours.reset()
@@ -318,7 +318,7 @@ async def test_opening_a_stream_waits_for_the_peers_permission(autojump_clock: M
 
 
 async def test_streams_nobody_accepts_stay_bounded(autojump_clock: MockClock) -> None:
-    """A peer which opens and ends streams must not fill the queue without end."""
+    """A peer that opens and ends streams must not fill the queue without end."""
     config = TransportConfig(max_unidirectional_streams=10)
     async with connected_pair(server_config=config) as (client, server):
         with trio.move_on_after(10):
@@ -626,7 +626,7 @@ async def test_the_goodbye_acknowledges_what_was_received(autojump_clock: MockCl
 
             async def send() -> None:
                 await client.send_all(b"x" * 500)
-                await client.wait_acked()  # by the very packet which ends the connection
+                await client.wait_acked()  # by the very packet that ends the connection
 
             nursery.start_soon(send)
             await server.receive_some()

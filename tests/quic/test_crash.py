@@ -1,4 +1,4 @@
-"""The other process is killed: what the survivor is told."""
+"""The other process is killed, and the survivor gets a clear error."""
 
 from __future__ import annotations
 

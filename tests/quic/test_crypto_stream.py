@@ -1,4 +1,4 @@
-"""CRYPTO data comes out as the TLS messages which went in, and no flood of it grows anything."""
+"""CRYPTO data comes out as the original TLS messages, and floods of it do not grow memory."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def test_the_largest_payload_fills_the_frame() -> None:
 
 
 class Peer:
-    """An aioquic server which announces a limit, and our client."""
+    """An aioquic server that announces a limit, and our client."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -51,7 +51,7 @@ class Peer:
         ).connect()
         self.client = self.pair.ours.engine
         self.frames: list[int] = []
-        """The sizes of the DATAGRAM frames which our client has sent."""
+        """The sizes of the DATAGRAM frames sent by our client."""
         self.pair.sent = self.measure
 
     def measure(self, data: bytes) -> None:
@@ -59,7 +59,7 @@ class Peer:
             self.frames += [frame.size for frame in packet.of(0x30, 0x31)]
 
     def send(self, *sizes: int) -> None:
-        """Send datagrams together; the server has taken all, in frames of its limit at most."""
+        """Send datagrams together; the server has to take all, in frames within its limit."""
         self.frames.clear()
         received = self.pair.stock.datagrams
         received.clear()
@@ -79,7 +79,7 @@ def test_a_peer_never_sees_a_frame_above_its_limit(limit: int) -> None:
         assert maximum is None
         return
     if limit > 1200:
-        # The limit is to count, not the path.
+        # The limit is to be tested, not the path.
         set_datagram_size(peer.client, 65_000)
         maximum = peer.client.max_datagram_payload
     assert maximum is not None
@@ -92,7 +92,7 @@ def test_a_peer_never_sees_a_frame_above_its_limit(limit: int) -> None:
 
 
 def limited_pair(limit: int, **arguments: Any) -> EnginePair:
-    """A connection whose server says that it takes frames of `limit` bytes."""
+    """A connection whose server announces that it takes frames of `limit` bytes."""
     pair = EnginePair(**arguments)
     make_server = pair._make_server
 
@@ -106,7 +106,7 @@ def limited_pair(limit: int, **arguments: Any) -> EnginePair:
 
 
 def resuming_with(limit: int) -> EnginePair:
-    """A client with 0-RTT keys, of a server which took frames of 1000 bytes the last time."""
+    """A client with 0-RTT keys of a server that took frames of 1000 bytes the last time."""
     tls = {
         "client": client_tls(session_store=phoenix_trio.SessionStore(), early_data=True),
         "server": server_tls(early_data=True),

@@ -1,4 +1,4 @@
-"""Datagrams which expire, which are urgent, and which get lost."""
+"""Datagrams that expire, are urgent, or get lost."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support import connected_pair
 async def test_datagrams_which_expire_in_the_queue_never_leave_and_are_counted(
     autojump_clock: MockClock,
 ) -> None:
-    """Four seconds of round trip: what the congestion window does not let through waits."""
+    """A round trip of four seconds: datagrams beyond the congestion window wait."""
     async with connected_pair(SimulatedNetwork(delay=2.0)) as (client, server):
         await client.wait_confirmed()
         while not queued_datagrams(engine_of(client)):

@@ -1,4 +1,4 @@
-"""Packets which come before their keys are kept, a few only."""
+"""A few packets that arrive before their keys are kept."""
 
 from __future__ import annotations
 

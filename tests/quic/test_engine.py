@@ -1,4 +1,4 @@
-"""The engine without any I/O: flow control, limits, timers, the end, and what it relies on."""
+"""The engine without any I/O: flow control, limits, timers, the end, and its assumptions."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_stream_limits_are_those_of_the_configuration(limit: int) -> None:
 
 
 def test_lost_credit_is_announced_again() -> None:
-    """MAX_DATA, MAX_STREAM_DATA and MAX_STREAMS in packets which get lost."""
+    """MAX_DATA, MAX_STREAM_DATA and MAX_STREAMS in packets that get lost."""
     config = TransportConfig(
         receive_buffer_size=32 * KIBIBYTE,
         stream_receive_buffer_size=16 * KIBIBYTE,
@@ -148,7 +148,7 @@ def test_lost_credit_is_announced_again() -> None:
 @pytest.mark.parametrize("size", [1200, 1452, 9000, 16_383, 16_384, 16_420, 30_000, 65_507])
 @pytest.mark.parametrize("loss", [0.0, 0.1])
 def test_packets_of_every_size_carry_every_byte(size: int, loss: float) -> None:
-    """Also where the length of a STREAM frame takes two bytes, or four (from 16,384 on)."""
+    """Also when the length of a STREAM frame takes two bytes, or four (from 16,384 on)."""
     config = TransportConfig(max_udp_payload_size=size)
     pair = EnginePair(client_config=config, server_config=config)
     generator = random.Random(size)
@@ -292,7 +292,7 @@ def test_over_a_lossy_wire_every_stream_arrives_whole(
 
 @pytest.mark.parametrize("early", [0.0, 5e-7])
 def test_the_idle_timeout_is_itself_even_if_its_timer_comes_a_moment_early(early: float) -> None:
-    """Timers are taken to be a microsecond later than they are."""
+    """Timers may run up to a microsecond early."""
     pair = EnginePair().connect()
     engine = pair.client.engine
     deadline = engine.end_deadline

@@ -1,4 +1,4 @@
-"""The layer through which tests reach into engines reads what they send; none goes round it."""
+"""Tests reach into engines only through one layer, and it can read the engines' packets."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ TESTS = Path(__file__).parents[1]
 #: The layer itself.
 LAYER = {"engine_access.py", "engine_packets.py"}
 
-#: Tests of the parts of which an engine is made.
+#: Tests of the parts of an engine.
 TESTS_OF_PARTS = {"quic/wire", "quic/established", "quic/handshake"}
 
-#: Attributes of an engine which hold its parts.
+#: Attributes of an engine that hold its parts.
 PARTS = {"control", "established", "handshake", "paths", "peer_ids", "rtt", "state", "streams"}
 
-#: What tests call an engine.
+#: Names of engines in tests.
 ENGINE = re.compile(r"(engine|engine_of\(.*\))\Z")
 
 
 def ways_round(tree: ast.AST, private: set[str]) -> Iterator[str]:
-    """Where an engine's private names, or its parts, are used."""
+    """Uses of an engine's private names, or of its parts."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
             owner = ast.unparse(node.value)

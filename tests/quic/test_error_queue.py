@@ -1,4 +1,4 @@
-"""ICMP errors of real sockets: they end dialling and harm nothing else; forged ones do nothing."""
+"""ICMP errors of real sockets end dialling and harm nothing else; forged ones do nothing."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def open_socket(host: str | None) -> UdpSocket:
 
 
 def closed_port(host: str) -> int:
-    """A port on which nothing listens."""
+    """A port where no program listens."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as taken:
@@ -48,7 +48,7 @@ def closed_port(host: str) -> int:
 
 
 async def settle(one: UdpSocket) -> None:
-    """Wait until the socket is readable, and take what makes it so."""
+    """Wait until the socket is readable, and take the datagrams or errors."""
     with trio.fail_after(5):
         await one.wait_readable()
     assert one.receive_runs(16) == []
@@ -104,7 +104,7 @@ async def test_an_error_costs_no_other_datagram_and_wakes_no_more_once_read() ->
 @linux
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", None])
 async def test_a_datagram_that_is_too_large_does_not_wake_for_ever(host: str | None) -> None:
-    """Its error stands in the queue, though no call fails for it."""
+    """Its error is in the queue, though no call fails for it."""
     one = await open_socket(host)
     one.report_failures(wanted=True)
     target = one.reachable(("127.0.0.1", 9) if host != "::1" else ("::1", 9, 0, 0))
@@ -132,7 +132,7 @@ async def test_errors_stop_with_the_dialling_and_leave_nothing_behind() -> None:
     one.send_run(b"lost", closed)
     await trio.sleep(0.01)
     soft_errors = one.statistics.soft_errors
-    one.report_failures(wanted=False)  # the error that it leaves fails the next call
+    one.report_failures(wanted=False)  # the remaining error fails the next call
     assert one.send_run(b"kept", other.address) == 4
     assert other.receive_runs(9)[0][0] == b"kept"
     for _ in range(3):
@@ -169,7 +169,7 @@ async def test_a_flood_of_errors_is_read_in_portions_and_switches_nothing_off() 
     "name", ["EPROTO", "ENOPROTOOPT", "EOPNOTSUPP", "EHOSTUNREACH", "EMSGSIZE"]
 )
 async def test_no_icmp_error_fails_the_socket_or_switches_an_option_off(name: str) -> None:
-    """A parameter problem, for instance, which anybody can send, is EPROTO."""
+    """A parameter problem, for instance, is EPROTO, and any host can send it."""
     one, other = await open_socket("127.0.0.1"), await open_socket("127.0.0.1")
     one._errors.was_asked = True
     raw, failures = one._raw, [1]
@@ -274,7 +274,7 @@ def port_unreachable(host: str, source_port: int, port: int, quoted: bytes) -> b
 
 @contextlib.contextmanager
 def forger_and_silent_server(host: str) -> Iterator[tuple[socket.socket, socket.socket]]:
-    """A socket which sends ICMP messages, and a bound one which answers nothing."""
+    """A socket that sends ICMP messages, and a bound one that answers nothing."""
     is_ipv6 = ":" in host
     family = socket.AF_INET6 if is_ipv6 else socket.AF_INET
     protocol = socket.IPPROTO_ICMPV6 if is_ipv6 else socket.IPPROTO_ICMP
@@ -318,7 +318,7 @@ async def test_a_forged_icmp_message_ends_nothing_unless_it_quotes_what_was_sent
             sent = silent.recv(2000)
             end = 6 + sent[5]  # of the destination connection ID
             for forged in (
-                b"",  # a router which quotes no more than the headers
+                b"",  # a router that quotes only the headers
                 sent[:20],
                 bytes(100),
                 sent[:6] + bytes(sent[5]) + sent[end:100],

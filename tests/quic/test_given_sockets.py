@@ -1,4 +1,4 @@
-"""Sockets which the application hands in, and ports which several sockets share."""
+"""Sockets handed in by the application, and ports shared by several sockets."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def of_tcp() -> socket.socket:
 
 
 def lying() -> socket.socket:
-    """What it says of its type is not so."""
+    """A socket whose type attribute is wrong."""
     tcp = of_tcp()
     return socket.socket(socket.AF_INET, socket.SOCK_DGRAM, fileno=tcp.detach())
 

@@ -208,7 +208,7 @@ def test_a_close_is_answered_once_and_then_there_is_silence() -> None:
 
 
 def count_datagrams(network: SimulatedNetwork) -> Counter[str]:
-    """How many each host sends from now on."""
+    """Count the datagrams that each host sends from now on."""
     counts: Counter[str] = Counter()
     transfer = network._transfer
 
@@ -242,7 +242,7 @@ async def test_where_answers_are_lost_the_close_is_sent_a_few_times(
 
 
 async def test_late_packets_are_no_answer(autojump_clock: MockClock) -> None:
-    """What was under way when the close left says nothing of what the peer knows."""
+    """Packets under way when the close left do not show that the peer knows of it."""
     network = SimulatedNetwork(delay=DELAY)
     async with connected_pair(network) as (client, server):
         await trio.sleep(1)

@@ -1,4 +1,4 @@
-"""Waiting tasks take turns at running a job, which never stops while one of them waits."""
+"""Waiting tasks take turns at running a job; it never stops while one of them waits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support import examples
 
 
 class Job:
-    """Runs until cancelled, and counts; delivers what was posted, a turn later."""
+    """Runs until cancelled, and counts; delivers posted items a turn later."""
 
     def __init__(self, *, turns_to_stop: int = 0) -> None:
         self.running = self.starts = self.stops = self.unattended = 0
@@ -65,7 +65,7 @@ class Job:
 
 
 class Place:
-    """Something to wait for, as a stream's data."""
+    """Something to wait for, like a stream's data."""
 
     def __init__(self, lot: Lot) -> None:
         self.lot = lot
@@ -84,7 +84,7 @@ async def test_a_task_that_waits_alone_runs_the_job_and_hears_of_its_result(
     make_lot: Callable[[], Lot],
 ) -> None:
     job, place = Job(), Place(make_lot())
-    job.post(place)  # (before the job runs: it looks when it starts)
+    job.post(place)  # (before the job runs: it checks when it starts)
     with trio.fail_after(1):
         await place.wait(job)
     assert (job.starts, job.stops, job.running, job.unattended) == (1, 1, 0, 1)
@@ -300,7 +300,7 @@ STEPS = st.one_of(
 
 
 class Waits:
-    """Five tasks at most, in three lots, each of which waits, is woken, or is cancelled."""
+    """At most five tasks, in three lots; each of them waits, is woken, or is cancelled."""
 
     def __init__(self, nursery: trio.Nursery, turns_to_stop: int) -> None:
         self.job = Job(turns_to_stop=turns_to_stop)
@@ -344,7 +344,7 @@ class Waits:
             await self.check_settled()
 
     async def check_settled(self) -> None:
-        """With all tasks at rest: the job runs if and only if some task waits."""
+        """With all tasks at rest, check that the job runs if and only if some task waits."""
         await wait_all_tasks_blocked()
         job = self.job
         assert bool(job.running) == bool(self.scopes) == job.hand_over.is_running

@@ -1,6 +1,6 @@
-"""Handshakes while many datagrams are lost: what probes repeat, and how many there are.
+"""Handshakes while many datagrams are lost: the content of probes, and their number.
 
-``tools/measure_handshakes.py`` prints how long such handshakes take.
+``tools/measure_handshakes.py`` prints the times of such handshakes.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from tests.support import SERVER, EnginePair, Side, authority
 PADDING, PING, CRYPTO, STREAM = 0x00, 0x01, 0x06, 0x08
 QUESTION, ANSWER = b"question" * 12, b"answer" * 16
 
-#: What a lossy pair measures, in its order.
+#: The events measured by a lossy pair, in order.
 EVENTS = ("client is complete", "server is complete", "confirmed", "asked", "answered", "all done")
 
 
 class LossyPair(EnginePair):
-    """A handshake, a question and its answer, of which each datagram may be lost.
+    """A handshake, a question and its answer, where each datagram may be lost.
 
     Args:
-      seed: of what is lost.
-      loss: the part of the datagrams which is.
+      seed: chooses the lost datagrams.
+      loss: the share of lost datagrams.
       arguments: see `EnginePair`.
     """
 
@@ -38,10 +38,10 @@ class LossyPair(EnginePair):
 
     def __init__(self, seed: int, loss: float, **arguments: Any) -> None:
         self.times: dict[str, float] = {}
-        """When each of :data:`EVENTS` was noticed first."""
+        """The time of the first notice of each of :data:`EVENTS`."""
         self.datagrams = 0
         self.probes: list[int] = []
-        """Datagrams which have left after each probe timeout."""
+        """Datagrams sent for each probe timeout."""
         self._probe_timeouts = {True: 0, False: 0}
         self._to_server = self._to_client = 0
         self._stream_id: int | None = None
@@ -70,7 +70,7 @@ class LossyPair(EnginePair):
                 assert self._to_client <= 3 * self._to_server, "RFC 9000 section 8.1"
 
     def exchange(self, limit: float = 120.0) -> dict[str, float]:
-        """Run until all has happened, or for `limit` seconds; returns the times."""
+        """Run until all events have happened, or for `limit` seconds; returns the times."""
         while len(self.times) < len(EVENTS) and self.now < limit and self.step():
             client, server = self.client, self.server
             if self._stream_id is None and client.of(events.HandshakeCompleted):
@@ -104,13 +104,13 @@ def test_a_probe_timeout_sends_two_datagrams_at_most_and_the_handshake_succeeds(
         pair = LossyPair(seed, loss)
         assert "answered" in pair.exchange(), f"seed {seed}"
         assert pair.probes or pair.times["all done"] < 0.2, f"seed {seed}"
-        # (None, where the anti-amplification limit has no room.)
+        # (None, if the anti-amplification limit has no room.)
         assert max(pair.probes, default=0) <= 2, f"seed {seed}"
 
 
 @cache
 def long_tls() -> phoenix_trio.ServerTLS:
-    """With a certificate which is too long for the anti-amplification limit of one hello."""
+    """With a certificate too long for the anti-amplification limit of one hello."""
     names = [f"host{number}.example.org" for number in range(200)]
     issued = authority().issue_cert(SERVER, *names)
     chain = b"".join(blob.bytes() for blob in issued.cert_chain_pems)
@@ -125,7 +125,7 @@ def test_probes_of_a_long_flight_keep_the_anti_amplification_limit() -> None:
 
 
 def frames_of(side: Side, datagram: bytes) -> list[tuple[Level, Frame]]:
-    """The frames of a datagram which a side has just sent, without its padding."""
+    """The frames of a datagram just sent by a side, without its padding."""
     return [
         (packet.level, frame)
         for packet in open_sent(side.engine, datagram)
@@ -135,7 +135,7 @@ def frames_of(side: Side, datagram: bytes) -> list[tuple[Level, Frame]]:
 
 
 def lose_all_and_wait_for_probes(pair: EnginePair) -> list[list[tuple[Level, Frame]]]:
-    """The frames of the datagrams which the client's next probe timeout sends."""
+    """The frames of the datagrams of the client's next probe timeout."""
     pair.wire.clear()
     before = statistics(pair.client.engine).probe_timeouts
     while statistics(pair.client.engine).probe_timeouts == before:
@@ -146,7 +146,7 @@ def lose_all_and_wait_for_probes(pair: EnginePair) -> list[list[tuple[Level, Fra
 
 
 def test_a_lost_client_hello_is_repeated_in_two_datagrams() -> None:
-    """RFC 9002 section 6.2.4: data which is outstanding, no PING."""
+    """RFC 9002 section 6.2.4: outstanding data, not a PING."""
     pair = EnginePair()
     (hello,) = [frames_of(pair.client, data) for _, _, _, data, _ in pair.wire]
     assert [(level, frame.kind) for level, frame in hello] == [(Level.INITIAL, CRYPTO)]

@@ -1,4 +1,4 @@
-"""Keep-alive and what both sides agreed on: the smaller idle timeout counts for both."""
+"""Keep-alive and the agreed idle timeout: the smaller one counts for both sides."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ async def test_a_tiny_idle_timeout_of_the_peer_is_no_flood_of_pings(
         before = client.statistics().packets_sent
         await trio.sleep(10)
         assert not client.is_closed
-        # RFC 9000 section 10.1: three probe timeouts at least, which are half a second here.
+        # RFC 9000 section 10.1: at least three probe timeouts, each half a second here.
         assert client.statistics().packets_sent - before < 100
         assert not server.is_closed
 

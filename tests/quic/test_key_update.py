@@ -1,4 +1,4 @@
-"""Keys which change while packets are on their way (RFC 9001 sections 4.9 and 6)."""
+"""Keys that change while packets are on their way (RFC 9001 sections 4.9 and 6)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def phases(*sides: Side) -> list[int]:
 @in_runs_or_singly
 @pytest.mark.parametrize("who", ["reader", "writer", "both"])
 def test_an_update_in_the_middle_of_a_transfer_loses_nothing(in_runs: bool, who: str) -> None:
-    """RFC 9001 section 6.1: what was sent before the peer heard of it is still read."""
+    """RFC 9001 section 6.1: packets sent before the peer knew of it are still read."""
     pair, client, server = established(in_runs=in_runs)
     stream_id = server.engine.open_stream(unidirectional=True)
     assert stream_id is not None
@@ -61,7 +61,7 @@ def test_an_update_in_the_middle_of_a_transfer_loses_nothing(in_runs: bool, who:
 
 @in_runs_or_singly
 def test_after_two_updates_of_the_peer_the_next_waits_for_an_acknowledgement(in_runs: bool) -> None:
-    """RFC 9001 section 6.1.  (The phase bit is then what it was before.)"""
+    """RFC 9001 section 6.1.  (The phase bit has its first value again.)"""
     pair, client, server = established(in_runs=in_runs)
     for number in range(2):
         assert server.engine.can_update_keys

@@ -1,4 +1,4 @@
-"""Code which knows only Trio's streams and listeners, unchanged, over QUIC."""
+"""Unchanged code that knows only Trio's streams and listeners runs over QUIC."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ async def test_tls_inside_a_quic_stream(autojump_clock: MockClock) -> None:
 async def test_a_library_which_takes_any_stream_speaks_http_over_quic(
     autojump_clock: MockClock,
 ) -> None:
-    """h11 over Trio streams, as its documentation does it over sockets."""
+    """h11 over Trio streams, as in its documentation over sockets."""
 
     async def exchange(stream: trio.abc.Stream, machine: h11.Connection) -> object:
         while (event := machine.next_event()) is h11.NEED_DATA:

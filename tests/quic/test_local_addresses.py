@@ -103,7 +103,7 @@ def test_the_kernels_messages_are_read_and_answered(
 
 
 class World(hostile.World):
-    """A server on a host with four addresses, and a record of what it sends from which."""
+    """A server on a host with four addresses, and a record of its datagrams and their sources."""
 
     def __init__(self, nursery: trio.Nursery, **config: Any) -> None:
         super().__init__(nursery, **config)
@@ -151,7 +151,7 @@ class World(hostile.World):
         )
 
     async def ask(self, data: bytes, address: str) -> list[bytes]:
-        """Send a datagram from a stranger's socket; what comes back from that very address."""
+        """Send a datagram from a stranger's socket; returns the answers from that very address."""
         stranger = await self.network.host("10.7.7.7").open_socket(None, 0, buffer_size=65536)
         stranger.send(data, (address, PORT))
         await trio.sleep(0.1)
@@ -348,7 +348,7 @@ async def test_a_listener_without_a_nursery_answers_from_the_right_address(
 async def test_a_client_whose_route_changes_moves_and_the_server_follows(
     autojump_clock: MockClock,
 ) -> None:
-    """Also where the client's socket listens as well, and so knows where datagrams arrive."""
+    """Also if the client's socket listens as well, and so reports where datagrams arrive."""
     network = SimulatedNetwork(delay=0.01)
     device = network.host("192.168.1.5", "100.64.0.5")
     async with trio.open_nursery() as nursery:
@@ -404,7 +404,7 @@ async def one_connection() -> AsyncIterator[
 async def test_when_packets_arrive_at_another_address_the_answers_leave_from_there(
     autojump_clock: MockClock,
 ) -> None:
-    """RFC 9000 section 9.5: with a connection ID which was not used from the first address."""
+    """RFC 9000 section 9.5: with a connection ID not used from the first address."""
     async with one_connection() as (world, client, server):
 
         def redirect(datagram: Datagram) -> Datagram:
@@ -444,7 +444,7 @@ async def test_a_client_which_probes_another_address_of_the_server_is_followed_t
         (route,) = client._driver._routes
         client._driver.flush_soon(route)
         await trio.sleep(0.025)
-        assert (SECOND, PORT) in validated_addresses(engine)  # so the response has left from there
+        assert (SECOND, PORT) in validated_addresses(engine)  # so the response left it
         # (Only that: the rest stays on the path in use.)
         assert {datagram.source for datagram in world.sent} == {(SERVER, PORT), (SECOND, PORT)}
         assert server.local_address[:2] == (SERVER, PORT)
@@ -460,7 +460,7 @@ async def test_a_client_which_probes_another_address_of_the_server_is_followed_t
 async def test_a_packet_copied_to_another_address_does_not_take_the_connection_away(
     autojump_clock: MockClock,
 ) -> None:
-    """RFC 9000 section 9.3.2, for the other end: the path is challenged, and left again."""
+    """RFC 9000 section 9.3.2, for the other end: the path is challenged, and then given up."""
     async with one_connection() as (world, client, server):
         copied: list[Datagram] = []
 
@@ -487,7 +487,7 @@ async def test_a_packet_copied_to_another_address_does_not_take_the_connection_a
 
 @asynccontextmanager
 async def real_server(host: str | None, **config: Any) -> AsyncIterator[phoenix_trio.Endpoint]:
-    """A server which echoes, on loopback."""
+    """A server that echoes, on loopback."""
     if host is None or ":" in host:
         try:
             socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).close()
@@ -518,7 +518,7 @@ async def test_a_real_wildcard_socket_is_reached_at_every_address(
     host: str | None, target: str
 ) -> None:
     with trio.fail_after(20):
-        # Packets as on Ethernet, of which the kernel takes many in one call.
+        # Packets as on Ethernet; the kernel takes many of them in one call.
         async with real_server(host, max_udp_payload_size=1452) as endpoint:
             async with phoenix_trio.open_connection(
                 target, endpoint.port, tls=tls_of_client(), alpn=ALPN
@@ -556,7 +556,7 @@ async def test_a_real_wildcard_socket_answers_strangers_from_the_right_address(
         async with real_server(host, **config) as endpoint:
             family = socket.AF_INET6 if ":" in target else socket.AF_INET
             with trio.socket.socket(family, socket.SOCK_DGRAM) as stranger:
-                # A connected socket hears of nobody else.
+                # A connected socket receives from no other address.
                 await stranger.connect((target, endpoint.port))
                 if kind == "refusal":
                     with trio.socket.socket(family, socket.SOCK_DGRAM) as first:
@@ -622,7 +622,7 @@ async def test_an_address_which_is_not_ours_any_more_costs_nobody_runs_or_marks(
     assert {source[0] for source in sources} == {"127.0.0.1"}
     after = one.statistics
     assert (after.gso, after.ecn, after.soft_errors) == (before.gso, before.ecn, 0)
-    # And the next peer's datagrams leave from where they should.
+    # And the next peer's datagrams leave from the right address.
     local = "127.0.0.2" if len(remote) == 2 else "::ffff:127.0.0.2"
     one.send_run(b"next", PathAddress.join(remote, local), None, mark)
     data, source = await receive_one(other)

@@ -24,7 +24,7 @@ MINIMUM = 64 * KIBIBYTE
 
 
 class Peer:
-    """A connection's window, and a peer which sends up to its limit."""
+    """A connection's window, and a peer that sends up to its limit."""
 
     def __init__(self, budget: MemoryBudget, maximum: int) -> None:
         self.account = budget.open()
@@ -57,7 +57,7 @@ class BudgetMachine(RuleBasedStateMachine):
 
     @rule(peer=peers, share=st.floats(0, 1), seconds=st.floats(0, 0.5))
     def read(self, peer: Peer, share: float, seconds: float) -> None:
-        """The peer sends all it may, and the application reads a part of it."""
+        """Let the peer send up to its limit, and the application read a part of it."""
         self.now += seconds
         window = peer.window
         if not peer.has_ended:
@@ -111,7 +111,7 @@ TestBudget.settings = examples(60)
 
 
 def grow(account: MemoryAccount, wanted: int = 16 * MEBIBYTE) -> int:
-    """A connection which asks for ever more, as a window does, and gives nothing back."""
+    """A connection that asks for ever more, as a window does, and gives nothing back."""
     granted = MINIMUM
     while (more := account.adjust(granted, min(wanted, 2 * granted))) > granted:
         granted = more
@@ -215,7 +215,7 @@ def test_a_connection_gives_its_memory_back_once_however_it_ends(how: str) -> No
         pair.run(1.0)
     pair.server.gather(pair.now)
     assert (send_budget.used, send_budget.connections) == (0, 0)
-    # What was delivered is counted until the application has read it.
+    # Delivered data is counted until the application has read it.
     assert (budget.used, budget.connections) == (500_000, 0)
     engine.consume(stream_id, 400_000)
     engine.extend_credit(stream_id, pair.now)
@@ -255,7 +255,7 @@ def test_a_connection_under_pressure_begins_with_less_and_goes_on() -> None:
 
 
 def test_early_data_is_refused_where_less_can_be_granted_than_the_client_remembers() -> None:
-    """RFC 9000 section 7.4.1: limits which a client remembers must not be reduced."""
+    """RFC 9000 section 7.4.1: limits remembered by a client must not be reduced."""
     tls = client_tls(session_store=phoenix_trio.SessionStore(), early_data=True)
     server = server_tls(early_data=True)
     memory = EndpointMemory(TransportConfig())

@@ -1,4 +1,4 @@
-"""Memory is used again for receiving, and not copied for sending, where the settings say so."""
+"""Memory is reused for receiving, and not copied for sending, if the settings say so."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def test_a_pool_makes_a_buffer_once_however_often_it_is_used() -> None:
             assert (bytes(data[:stop]), source[1], size) == (payload, one.address[1], len(payload))
             seen.add(id(data))
         assert len(seen) == 1
-        assert len(pool) == 2  # the second for what might have come as well
+        assert len(pool) == 2  # the second for data that might have come as well
         assert two.statistics.receive_calls == 20
         assert two.statistics.pooled_receives == 19
     finally:
@@ -71,7 +71,7 @@ async def test_what_finds_no_buffer_in_the_pool_gets_memory_of_its_own() -> None
     pool = ReceivePool(2 * LARGEST_DATAGRAM)
     one = await UdpNetwork().open_socket("127.0.0.1", 0, buffer_size=MEBIBYTE)
     two = await UdpNetwork().open_socket("127.0.0.1", 0, buffer_size=MEBIBYTE)
-    # Each larger than the one before, so that no kernel joins them.
+    # Each is larger than the one before, so that no kernel joins them.
     payloads = [os.urandom(100 + index) for index in range(5)]
     try:
         for already_pooled in (0, 2):

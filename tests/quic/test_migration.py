@@ -1,4 +1,4 @@
-"""Addresses which change, several addresses, full sockets: over the simulated network."""
+"""Changing addresses, several addresses, full sockets: over the simulated network."""
 
 from __future__ import annotations
 
@@ -278,7 +278,7 @@ async def test_a_connection_outlives_a_partition_shorter_than_its_idle_timeout(
 async def test_a_copied_packet_with_a_forged_source_does_not_take_the_connection_away(
     autojump_clock: MockClock,
 ) -> None:
-    """RFC 9000 section 9.3.2: an address which does not answer the challenge is left again."""
+    """RFC 9000 section 9.3.2: an address without an answer to the challenge is given up."""
     network = SimulatedNetwork(delay=0.02)
     async with connected_pair(network) as (client, server):
         ours, theirs = await stream_pair(client, server)

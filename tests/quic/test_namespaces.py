@@ -1,4 +1,4 @@
-"""True interfaces: two network namespaces with a cable between them.
+"""Real interfaces: two network namespaces with a cable between them.
 
 Path MTU discovery, a server on a host with several addresses, and hosts out of reach.
 """
@@ -83,7 +83,7 @@ def server(directory: Path, host: str = "::", **config: object) -> Iterator[None
 
 
 def run(command: str, directory: Path, host: str) -> dict[str, Any]:
-    """What a client prints."""
+    """The output of a client."""
     done = subprocess.run(
         inside(NEAR, command, str(directory), host),
         stdout=subprocess.PIPE,
@@ -95,7 +95,7 @@ def run(command: str, directory: Path, host: str) -> dict[str, Any]:
 
 
 class Staying:
-    """A client which pings its connection when it is told to."""
+    """A client that pings its connection on request."""
 
     def __init__(self, directory: Path, host: str) -> None:
         self.process = subprocess.Popen(
@@ -152,7 +152,7 @@ LINK_LOCAL_IPV6, LINK_LOCAL_IPV4 = "fe80::77:2", "169.254.77.2"
 
 @pytest.fixture
 def addresses(cable: None, tmp_path: Path) -> None:
-    """More addresses on the far interface."""
+    """Add addresses to the far interface."""
     pems(tmp_path)
     for address in ("10.77.0.3/24", "10.77.0.4/24", f"{LINK_LOCAL_IPV4}/16"):
         ip("-n", FAR, "addr", "add", address, "dev", "far0")
@@ -214,7 +214,7 @@ def test_a_restarted_wildcard_server_resets_connections_of_all_its_addresses(
 def test_an_address_which_leaves_its_interface_costs_the_others_nothing(
     leaving: str, staying: str, addresses: None, tmp_path: Path
 ) -> None:
-    """And when it comes back, so do its connections."""
+    """And when the address comes back, so do its connections."""
     with (
         server(tmp_path, keep_alive=0.2, max_idle_timeout=60.0),
         Staying(tmp_path, leaving.partition("/")[0]) as client,
@@ -235,7 +235,7 @@ def test_an_address_which_leaves_its_interface_costs_the_others_nothing(
 
 
 def test_dialling_what_cannot_be_reached_ends_at_once(cable: None, tmp_path: Path) -> None:
-    """A closed port, a router which knows no way, and no route from here."""
+    """A closed port, a router without a route, and no route from here."""
     pems(tmp_path)
     for setting in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
         ip("netns", "exec", FAR, "sh", "-c", f"echo 1 > /proc/sys/net/{setting}")

@@ -1,4 +1,4 @@
-"""What is known of a path does not hold for another one (RFC 9000 section 9.4)."""
+"""Knowledge of one path does not hold for another one (RFC 9000 section 9.4)."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_a_path_which_takes_less_is_validated_with_packets_which_pass(in_runs: b
 def test_what_was_sent_before_says_nothing_of_the_round_trip_time_of_another_path(
     in_runs: bool,
 ) -> None:
-    """RFC 9000 section 9.4; it may be acknowledged only now, from wherever the peer is."""
+    """RFC 9000 section 9.4; it may be acknowledged only now, from the peer's present address."""
     pair, _, server = established(in_runs=in_runs)
     server.engine.send_ping(1)
     pair.flush(server)
@@ -153,10 +153,10 @@ def test_what_is_sent_at_the_very_moment_is_sent_on_the_new_path(in_runs: bool) 
 def test_a_client_which_moves_while_a_full_window_is_lost_gets_all_of_it_soon(
     in_runs: bool,
 ) -> None:
-    """The challenge of its new address must not wait for what was sent to the old one.
+    """The challenge of its new address must not wait for packets sent to the old one.
 
-    The client has nothing to say besides one small packet, so that the server may send
-    little there before the address is validated.
+    The client sends nothing besides one small packet, so that the server may send little to that
+    address before it is validated.
     """
     pair, client, server = established(in_runs=in_runs)
     stream_id, data = send(server, 300_000)

@@ -8,7 +8,7 @@ from phoenix_trio.quic.established.pacer import Pacer
 
 
 def send_for(pacer: Pacer, seconds: float, *, wake_every: float) -> int:
-    """Packets which leave in this time with a loop that wakes up that often."""
+    """Count the packets that leave in this time with a loop that wakes up that often."""
     now, packets = 100.0, 0
     while now < 100.0 + seconds:
         pacer.begin_call()

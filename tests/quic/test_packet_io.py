@@ -147,7 +147,7 @@ async def test_closing_wakes_whoever_waits_and_is_idempotent() -> None:
 
 
 class FailingSocket:
-    """A raw socket on which every send and receive fails in one way."""
+    """A raw socket that fails every send and receive in one way."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -193,7 +193,7 @@ async def test_sending_to_what_does_not_listen_or_cannot_be_sent_to_is_no_failur
 
 
 async def test_a_datagram_from_port_0_does_not_stop_a_server() -> None:
-    """It could not be answered (sending to port 0 fails), so nothing is done for it."""
+    """An answer would fail (port 0 cannot be a destination), so the server does nothing for it."""
     try:
         forger = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP)
     except PermissionError:
@@ -278,7 +278,7 @@ async def test_a_port_in_use_does_not_turn_a_dual_stack_into_half_of_it() -> Non
         with pytest.raises(OSError, match=f"port {port}") as caught:
             await UdpNetwork().open_socket(None, port, buffer_size=4096)
         assert caught.value.errno == errno.EADDRINUSE
-        # The port was free for IPv4 alone, so this was a decision.
+        # The port was free for IPv4 alone, so the refusal was deliberate.
         (await open_socket("0.0.0.0", port)).close()
 
 

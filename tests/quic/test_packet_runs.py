@@ -1,4 +1,4 @@
-"""Runs of datagrams on real sockets: GSO, GRO, marks, and what happens where there are none."""
+"""Runs of datagrams on real sockets: GSO, GRO, marks, and systems without them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def two_sockets(host: str | None = "127.0.0.1") -> AsyncIterator[tuple[Udp
 
 
 async def read(receiver: UdpSocket, count: int) -> list[tuple[bytes, int]]:
-    """`count` single datagrams, with their marks."""
+    """Receive `count` single datagrams, with their marks."""
     found: list[tuple[bytes, int]] = []
     with trio.fail_after(5):
         while len(found) < count:
@@ -169,7 +169,7 @@ async def test_marks_are_set_and_read(host: str | None, gso: bool) -> None:
             one.send_run(b"single", target, None, mark)
             one.send_run(bytes(2500), target, 1000, mark)
             assert [seen for _, seen in await read(two, 4)] == [mark] * 4
-        # And back, to a socket which knows IPv4 addresses in their IPv6 form.
+        # And back, to a socket with IPv4 addresses in their IPv6 form.
         two.send_run(b"back", ("127.0.0.1", one.address[1]), None, 2)
         assert await read(one, 1) == [(b"back", 2)]
 
@@ -302,11 +302,11 @@ def test_ecn_can_be_switched_off() -> None:
         phoenix_trio.TransportConfig(enable_ecn="no")  # type: ignore[arg-type]
 
 
-# ------------------------------------------------------------------ whose fault a refusal is
+# ------------------------------------------------------------------ causes of a refusal
 
 
 class NarrowPath(Refusing):
-    """An interface whose MTU has shrunk: it refuses runs and single datagrams alike."""
+    """An interface with a reduced MTU: it refuses runs and single datagrams alike."""
 
     def __init__(self, raw: Any, number: int, single: int) -> None:
         super().__init__(raw, number)
@@ -321,7 +321,7 @@ class NarrowPath(Refusing):
 async def test_what_fails_one_by_one_as_well_says_nothing_of_runs_or_marks(
     single: str, mark: int
 ) -> None:
-    """A server must not lose GSO and ECN for all, because one address cannot be sent to."""
+    """A server must not lose GSO and ECN for all because of one unreachable address."""
     async with two_sockets() as (one, two):
         before = one.statistics
         raw = one._raw

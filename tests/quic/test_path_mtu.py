@@ -27,7 +27,7 @@ from tests.support import EnginePair, connected_pair, examples, stream_pair, tak
 
 
 def search_on(search: MtuSearch, path: int, now: float = 0.0) -> list[int]:
-    """Answer probes as a path which carries `path` bytes does; returns the sizes probed."""
+    """Answer probes like a path that carries `path` bytes; returns the sizes probed."""
     probed: list[int] = []
     while True:
         announced = search.is_probing or search.deadline <= now
@@ -121,7 +121,7 @@ def test_packets_between_the_sizes_say_nothing_for_the_large_ones() -> None:
     assert any(verdicts)
     search_on(search, 1392)
     assert search.size == 1392
-    # But what arrives and is larger than what was lost speaks for the path.
+    # But an arrival larger than the lost packets proves that the path is fine.
     for _ in range(20):
         assert not search.on_lost(1300)
         search.on_acknowledged(1392)
@@ -223,7 +223,7 @@ async def test_datagrams_which_no_longer_fit_do_not_block_the_queue(
 
 
 def test_nothing_is_probed_after_the_end() -> None:
-    """The keys are gone by then: what escaped here once stopped the whole endpoint."""
+    """The keys are gone by then: an exception here once stopped the whole endpoint."""
     pair = EnginePair().connect()
     engine = pair.client.engine
     engine.path_ceiling = lambda address: 9000
@@ -244,7 +244,7 @@ def test_a_failure_to_build_packets_ends_one_connection_with_a_farewell(
     assert goodbye
     (ending,) = [e for e in engine.take_events() if isinstance(e, events.Terminated)]
     assert isinstance(ending.error, phoenix_trio.ProtocolError)
-    # And if not even that can be built, it ends without one.
+    # And if not even the close can be built, the connection ends without one.
     other = EnginePair().connect().client.engine
     fail_when_building(other, even_the_goodbye=True)
     other.send_ping(1)
@@ -254,7 +254,7 @@ def test_a_failure_to_build_packets_ends_one_connection_with_a_farewell(
 
 
 def test_probes_are_not_in_flight_and_their_loss_is_no_congestion() -> None:
-    """RFC 8899 section 3: else each step of the search would cost half the window."""
+    """RFC 8899 section 3: otherwise each step of the search would cost half the window."""
     pair = EnginePair(client_config=TransportConfig(max_udp_payload_size=9000))
     pair.drop = lambda destination, data: len(data) > 1200
     pair.run(0.2)

@@ -1,6 +1,6 @@
-"""Our engine and an unmodified aioquic connection: any program, over any wire; any frames.
+"""Our engine and an unmodified aioquic connection: random programs, wires and frames.
 
-Two ends of ours could share a misreading of the RFCs; aioquic's end has its own.
+Two ends of ours could share a misreading of the RFCs; aioquic's end reads them independently.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ both_roles = pytest.mark.parametrize("we_are_client", [True, False], ids=["clien
 
 @attrs.frozen
 class Step:
-    """One thing which one side does, and how long to wait then."""
+    """One action of one side, and the wait after it."""
 
     action: str
     by_us: bool
@@ -45,7 +45,7 @@ class Step:
 
 @attrs.frozen
 class Wire:
-    """What happens to datagrams."""
+    """The faults of the wire."""
 
     seed: int
     loss: float
@@ -85,7 +85,7 @@ Key = tuple[bool, int]
 
 
 class Program:
-    """Runs the steps, and remembers what each side has done."""
+    """Runs the steps, and remembers the actions of each side."""
 
     def __init__(self, wire: Wire, *, we_are_client: bool, size: int) -> None:
         self.pair = pair = AioquicPair(
@@ -105,23 +105,23 @@ class Program:
         self.datagrams: dict[bool, list[bytes]] = {True: [], False: []}
         self.pings = 0
         self.awaited: int | None = None
-        """The PING which shows that aioquic's last key update was acknowledged."""
+        """The PING that shows that aioquic's last key update was acknowledged."""
 
     def run(self, program: list[Step]) -> None:
         for step in program:
             getattr(self, step.action.replace(" ", "_").lower())(step)
             self.pair.run(step.pause)
         self.pair.lost = lambda data: False
-        # Less than the idle timeout; and then without jitter, by which aioquic's congestion
-        # window stays so small that a megabyte takes longer.
+        # Less than the idle timeout; and then without jitter, which keeps aioquic's congestion
+        # window so small that a megabyte takes longer.
         self.pair.run(10.0)
         self.pair.jitter = lambda: 0.0
         self.pair.run(15.0)
 
-    # -------------------------------------------------------------- what a side does
+    # -------------------------------------------------------------- actions of a side
 
     def of(self, step: Step) -> Key | None:
-        """A stream of this side which may still be written to."""
+        """A stream of this side that may still be written to."""
         own = [
             key
             for key in self.written
@@ -174,7 +174,7 @@ class Program:
         self.codes[key] = step.amount
 
     def stop(self, step: Step) -> None:
-        """Stop one of the other side's streams, of which something has arrived."""
+        """Stop one of the other side's streams that has delivered data."""
         side = self.pair.ours if step.by_us else self.pair.stock
         received = [
             key
@@ -229,7 +229,7 @@ class Program:
     def rebind(self, step: Step) -> None:
         self.pair.client_address = (CLIENT, self.pair.client_address[1] + 1)
 
-    # -------------------------------------------------------------- what came of it
+    # -------------------------------------------------------------- results
 
     def check(self) -> None:
         pair = self.pair
@@ -273,7 +273,7 @@ class Program:
 @both_roles
 @given(program=steps, wire=wires, size=st.sampled_from([1200, 1452, 9000]))
 @example(
-    # aioquic cannot read what was sent before its update, and the window is full of it.
+    # aioquic cannot read packets sent before its update, and the window is full of them.
     program=[
         Step("write", True, 60_000, 0.0),
         Step("rebind", False, 1, 0.0),
@@ -292,7 +292,7 @@ def test_both_ends_agree_whatever_is_done_and_lost(
     one.check()
 
 
-# ------------------------------------------------------------------ a peer which says anything
+# ------------------------------------------------------------------ a peer that sends anything
 
 WINDOW = 20_000
 
@@ -303,9 +303,10 @@ PROTOCOL_VIOLATION = 0x0A
 
 NEW_CONNECTION_ID = 0x18
 
-#: How we close, and aioquic does not: CRYPTO of a client after the handshake (RFC 9001 section
-#: 4.4), an acknowledgement of what was not sent (RFC 9000 section 13.1), an empty token (19.7),
-#: retiring a connection ID which was not announced yet (19.16), a long frame type (12.4).
+#: Errors with which we close and aioquic does not: CRYPTO of a client after the handshake (RFC
+#: 9001 section 4.4), an acknowledgement of a packet never sent (RFC 9000 section 13.1), an empty
+#: token (19.7), retiring a connection ID before its announcement (19.16), a long frame type
+#: (12.4).
 OURS_ALONE = (
     (PROTOCOL_VIOLATION, 0x00),
     (PROTOCOL_VIOLATION, 0x19),
@@ -320,7 +321,7 @@ def any_payload(generator: random.Random) -> bytes:
     """Some frames on which both ends should agree, as far as they are well-formed.
 
     aioquic hands CRYPTO frames after the handshake to TLS, believes in acknowledgements of
-    what it has not sent, and takes empty tokens; we do nothing of it.
+    packets that it has not sent, and takes empty tokens; our engine does none of this.
     """
     frames = b""
     for _ in range(generator.choice((1, 1, 2))):
@@ -332,9 +333,9 @@ def any_payload(generator: random.Random) -> bytes:
 
 
 def with_one_content(payload: bytes) -> bytes:
-    """The same frames, where each byte of a stream follows from its place.
+    """The same frames, where the offset of each byte of a stream gives its value.
 
-    What has come twice with different content (RFC 9000 section 2.2) may be read either way.
+    Data received twice with different content (RFC 9000 section 2.2) may be read either way.
     """
     changed = bytearray(payload)
     end = 0
@@ -355,10 +356,10 @@ def with_one_content(payload: bytes) -> bytes:
 
 
 def heard_by_us(payloads: list[bytes], *, client: bool) -> dict[str, Any]:
-    """What our client, or server, makes of these packets of its peer.
+    """The reaction of our client, or server, to these packets of its peer.
 
-    Those which come after a broken rule are taken off the list: we ignore them, and aioquic
-    goes on until its CONNECTION_CLOSE has left.
+    Packets after a broken rule are taken off the list: we ignore them, and aioquic goes on until
+    its CONNECTION_CLOSE has left.
     """
     config = TransportConfig(
         stream_receive_buffer_size=WINDOW,
@@ -380,7 +381,7 @@ def heard_by_us(payloads: list[bytes], *, client: bool) -> dict[str, Any]:
     reader.gather(pair.now)
     closed = close_code(reader.engine)
     return {
-        # (Frame type 0: none is known, RFC 9000 section 19.19; aioquic then says nothing.)
+        # (Frame type 0: unknown, RFC 9000 section 19.19; aioquic then reports none.)
         "closed": (closed[0], closed[1] or 0) if closed else None,
         "data": reader.received,
         "ends": {e.stream_id for e in reader.of(events.StreamDataReceived) if e.end_stream},
@@ -393,7 +394,7 @@ def heard_by_us(payloads: list[bytes], *, client: bool) -> dict[str, Any]:
 
 
 def heard_by_aioquic(payloads: list[bytes], *, client: bool) -> dict[str, Any]:
-    """What aioquic's client, or server, makes of the same packets."""
+    """The reaction of aioquic's client, or server, to the same packets."""
     pair = AioquicPair(
         we_are_client=not client,
         stock={
@@ -435,14 +436,14 @@ def test_whatever_a_peer_says_we_understand_what_aioquic_does(seed: int, client:
     stock = heard_by_aioquic(payloads, client=client)
     for heard in (ours, stock):
         heard["data"] = {key: bytes(value) for key, value in heard["data"].items() if value}
-    # Such frames also come about where lengths are wrong; see `any_payload`.
+    # Wrong lengths can produce such frames as well; see `any_payload`.
     assume(ours["closed"] not in OURS_ALONE)
     # RFC 9000 section 19.15: a Retire Prior To above the sequence number is a wrong encoding.
     if stock["closed"] == (PROTOCOL_VIOLATION, NEW_CONNECTION_ID):
         assert ours["closed"] == (FRAME_ENCODING_ERROR, NEW_CONNECTION_ID)
         stock["closed"] = ours["closed"]
-    # We forget a one-way stream in the moment in which it ends (RFC 9000 section 4.5 permits
-    # it), aioquic when it builds a packet the next time.
+    # We forget a one-way stream at the moment of its end (RFC 9000 section 4.5 permits it),
+    # aioquic when it builds the next packet.
     forgotten = {key for key in (*ours["ends"], *dict(ours["resets"])) if key & 2}
     assume(not (forgotten and stock["closed"] and stock["closed"][0] == FINAL_SIZE_ERROR))
     assert ours == stock

@@ -1,4 +1,4 @@
-"""The buffer between network and reader."""
+"""The buffer between the network and the reader."""
 
 from __future__ import annotations
 

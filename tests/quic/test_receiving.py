@@ -37,7 +37,7 @@ class Socket:
 
 
 class Engine:
-    """Takes the datagrams at the beginning of a run that are for its connection ID."""
+    """Takes datagrams from the start of a run while they have its connection ID."""
 
     def __init__(self, connection_id: bytes) -> None:
         self.connection_id = connection_id

@@ -1,4 +1,4 @@
-"""Retry tokens: what they accept, and that nothing else gets through or crashes."""
+"""Retry tokens: they accept valid packets, and no other input gets through or crashes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packets of established connections which are built, protected and read in runs."""
+"""Packets of established connections are built, protected and read in runs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ from tests.support import (
     take_apart,
 )
 
-#: What a warm connection has carried each way before its program begins: enough for a
+#: The rounds of data each way on a warm connection before its program begins: enough for a
 #: congestion window of some hundred packets.
 WARM_UP_ROUNDS = 3
 WARM_UP_BYTES = 200_000
@@ -60,7 +60,7 @@ WARM_UP_BYTES = 200_000
 #: RFC 9000 section 20.1.
 INTERNAL_ERROR = 0x01
 
-#: These tell that something has changed; pieces of data may be put together.
+#: These report that something has changed; pieces of data may be put together.
 UNORDERED = (events.SendProgress, events.StreamDataReceived, events.StreamsAvailable)
 
 
@@ -69,7 +69,7 @@ UNORDERED = (events.SendProgress, events.StreamDataReceived, events.StreamsAvail
 
 @attrs.frozen
 class Step:
-    """One thing which one side does, and how long to wait then."""
+    """One action of one side, and the wait after it."""
 
     action: str
     by_client: bool
@@ -79,7 +79,7 @@ class Step:
 
 @attrs.frozen
 class Wire:
-    """What happens to datagrams."""
+    """The faults of the wire."""
 
     seed: int
     loss: float
@@ -116,7 +116,7 @@ sizes = st.sampled_from([1200, 1452, 9000])
 
 
 class Program:
-    """Runs the steps on a pair of engines, and remembers what came of it."""
+    """Runs the steps on a pair of engines, and remembers the results."""
 
     def __init__(self, size: int, wire: Wire, *, in_runs: bool = True) -> None:
         config = TransportConfig(max_udp_payload_size=size)
@@ -207,7 +207,7 @@ class Program:
             self.pair.client.address = (CLIENT, self.port)
 
     def check_accounts(self) -> None:
-        """When all has come to rest, the counters of both sides agree, whatever happened."""
+        """Check that the counters of both sides agree when all has come to rest."""
         for by_client, side in self.sides.items():
             engine, other = side.engine, self.sides[not by_client].engine
             assert not side.of(events.Terminated)
@@ -227,7 +227,7 @@ class Program:
                     assert stream.sent == stream_facts(other, stream_id).received
 
     def outcome(self) -> dict[str, Any]:
-        """All that the application sees, and the counters which do not depend on packets."""
+        """The application's view, and the counters that do not depend on packets."""
         result: dict[str, Any] = {}
         for by_client, side in self.sides.items():
             facts = statistics(side.engine)
@@ -269,8 +269,8 @@ def test_any_program_has_the_same_outcome_in_runs_and_singly(
                 assert reader.received.get(stream_id, b"") == one.written[by_client, stream_id]
         one.check_accounts()
         outcomes.append(one.outcome())
-    # Where a reset or a stop catches its stream depends on the packets, and so do losses: what
-    # comes late for a connection ID which was retired meanwhile is one.
+    # The place where a reset or a stop catches its stream depends on the packets, and so do
+    # losses: a late packet for a retired connection ID is one.
     unlike = {"stop", "reset", *(["change connection ID"] if wire.jitter else [])}
     if wire.loss == 0.0 and not {step.action for step in program} & unlike:
         assert outcomes[0] == outcomes[1]
@@ -304,14 +304,14 @@ def test_bulk_data_goes_both_ways_in_runs(size: int, loss: float) -> None:
     program.pair.run(30.0)
     for by_client, (stream_id, content) in sent.items():
         assert program.sides[not by_client].received[stream_id] == content
-        # (After the first burst, the pacer of a clock which never is late gives few at a time.)
+        # (After the first burst, the pacer of a clock that is never late gives few at a time.)
         assert loss or max(runs[by_client]) >= min(32, 65_507 // size)
     if not loss:
         program.check_accounts()
 
 
 def note_runs(side: Side) -> list[int]:
-    """How many datagrams there are in each run which the engine gives from now on."""
+    """Record the number of datagrams in each run of the engine from now on."""
     lengths: list[int] = []
     transmit = side.engine.transmit
 
@@ -342,11 +342,11 @@ def test_bulk_data_comes_through_with_each_cipher(suite: int, in_runs: bool) -> 
     assert statistics(client.engine).packets_lost == 0
 
 
-# ------------------------------------------------------------------ what stands in a run
+# ------------------------------------------------------------------ content of a run
 
 
 def send_bulk(side: Side, size: int = 200_000) -> tuple[int, bytes]:
-    """Write this much to a new stream, with its end; its ID, and the data."""
+    """Write this much to a new stream, with its end; returns its ID and the data."""
     stream_id = side.engine.open_stream(unidirectional=True)
     assert stream_id is not None
     data = random.Random(size).randbytes(size)
@@ -355,7 +355,7 @@ def send_bulk(side: Side, size: int = 200_000) -> tuple[int, bytes]:
 
 
 def sent_now(pair: EnginePair, side: Side) -> list[bytes]:
-    """The datagrams which a side has to send now, instead of their delivery."""
+    """Take the datagrams that a side has to send now, instead of delivering them."""
     result: list[bytes] = []
     for _ in range(50):
         side.engine.begin_pass()
@@ -367,7 +367,7 @@ def sent_now(pair: EnginePair, side: Side) -> list[bytes]:
 
 
 def run_of(datagrams: list[bytes]) -> tuple[bytes, int]:
-    """Those of the size of the first one, as a run, and that size."""
+    """The datagrams of the size of the first one, as a run, and that size."""
     size = len(datagrams[0])
     return b"".join(datagram for datagram in datagrams if len(datagram) == size), size
 
@@ -440,7 +440,7 @@ def test_short_and_forged_datagrams_in_a_run_are_dropped() -> None:
 
 @pytest.mark.parametrize("place", [0, 2])
 def test_a_long_header_in_a_run_ends_it(place: int) -> None:
-    """At least one datagram of a run is taken, or the driver would go on for ever."""
+    """At least one datagram of a run is taken, otherwise the driver would go on for ever."""
     pair, client, server = established()
     stream_id, content = send_bulk(client, 10_000)
     data, size = run_of(sent_now(pair, client))
@@ -524,7 +524,7 @@ def test_a_trace_has_each_packet_of_a_run_with_its_frames(size: int) -> None:
 
 
 def full_frames(stream_id: int, count: int, size: int = 1000, start: int = 0) -> list[bytes]:
-    """STREAM frames of one size which follow each other, and fill their packets."""
+    """Consecutive STREAM frames of one size that fill their packets."""
     return [
         frame(0x0C, stream_id) + (at | 3 << 62).to_bytes(8, "big") + bytes((at // size,)) * size
         for at in range(start, start + count * size, size)
@@ -532,7 +532,7 @@ def full_frames(stream_id: int, count: int, size: int = 1000, start: int = 0) ->
 
 
 def seal_all(side: Side, frames: list[bytes]) -> Iterator[bytes]:
-    """A packet of one size each; what is shorter has PADDING in front."""
+    """Seal packets of one size each; shorter payloads have PADDING in front."""
     size = max(map(len, frames))
     for each in frames:
         yield seal_short(side.engine, each.rjust(size, b"\0"))
@@ -589,7 +589,7 @@ def test_an_unknown_frame_is_never_taken_for_stream_data(
 @in_runs_or_singly
 @pytest.mark.parametrize("at", range(4))
 def test_reserved_bits_are_found_wherever_they_are_in_a_run(in_runs: bool, at: int) -> None:
-    """RFC 9000 section 17.3.1: also where a packet has what was expected."""
+    """RFC 9000 section 17.3.1: also in a packet with the expected content."""
     pair, client, server = established(in_runs=in_runs)
     packets = [
         seal_short(client.engine, each, reserved_bits=3 if number == at else 0)
@@ -616,7 +616,7 @@ def test_packet_numbers_of_every_length_may_stand_in_a_run(in_runs: bool) -> Non
     assert received_ranges(server.engine)[-1].stop == next_packet_number(client.engine)
 
 
-# ------------------------------------------------------------------ anything at all
+# ------------------------------------------------------------------ arbitrary content
 
 
 def mutate(generator: random.Random, data: bytes, size: int) -> tuple[bytes, int]:
@@ -676,7 +676,7 @@ def test_mutated_runs_change_nothing(seed: int) -> None:
 def test_any_authentic_payload_has_the_same_outcome_in_runs_and_singly(
     payload: bytes, is_stream: bool, before: int, size: int
 ) -> None:
-    """A peer which has the keys can send anything, also between other packets of a run."""
+    """A peer with the keys can send anything, also between other packets of a run."""
     if is_stream:
         payload = b"\x0a\x00" + bytes((len(payload) & 0x3F,)) + payload
     results = []

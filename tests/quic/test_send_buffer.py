@@ -1,4 +1,4 @@
-"""The send buffer holds what a plain bytes object would."""
+"""The send buffer holds the same as a plain bytes object."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_any_range_can_be_read_until_it_is_released(
         kept = buffer.append(given_piece)
         assert kept == (size >= 16_384 and kind != 1)
         if kind == 1:
-            given_piece[:] = b"\0" * size  # type: ignore[index] # what the caller does later
+            given_piece[:] = b"\0" * size  # type: ignore[index] # a later change by the caller
         model += piece
         assert (buffer.start, buffer.stop) == (buffer.start, len(model))
         start = data.draw(st.integers(buffer.start, len(model)))

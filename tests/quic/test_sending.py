@@ -38,7 +38,7 @@ class Socket:
 
 
 class Engine:
-    """Has `runs` to say, one in each build."""
+    """Has `runs` to send, one in each build."""
 
     has_full_packet = False
 
@@ -57,7 +57,7 @@ class Engine:
 
 
 class Told:
-    """A sender, and what it has told the driver."""
+    """A sender, and its calls of the driver."""
 
     def __init__(self) -> None:
         self.socket: Any = Socket()

@@ -537,7 +537,7 @@ async def test_configurations_are_checked_where_they_are_made() -> None:
             pass
 
 
-# ------------------------------------------------------------------ a socket which fails
+# ------------------------------------------------------------------ a failing socket
 
 
 async def test_a_socket_which_fails_for_good_ends_the_endpoint_with_its_error(
@@ -608,7 +608,7 @@ async def test_without_a_nursery_a_writer_sends_at_once_whatever_a_driver_has_le
         stream = await connection.accept_stream()
         driver = listener._driver
         assert not driver._hand_over.is_running
-        # As a leader leaves it which is cancelled between two turns.
+        # The state left by a leader that is cancelled between two turns.
         assert connection._route is not None
         driver._sender.dirty[connection._route] = None
         before = driver.statistics().datagrams_sent

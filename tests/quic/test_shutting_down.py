@@ -1,4 +1,4 @@
-"""A server which goes away: what it refuses, what it finishes, what its clients are told."""
+"""A server that shuts down: its refusals, the work it finishes, and its clients' errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Handler = Callable[[QuicConnection], Awaitable[object]]
 
 
 class World:
-    """One server on a simulated network, whose end a test decides."""
+    """One server on a simulated network, whose end the test decides."""
 
     def __init__(self, **conditions: float) -> None:
         self.network = SimulatedNetwork(delay=0.01, **conditions)
@@ -157,7 +157,7 @@ async def test_a_connection_which_was_not_accepted_was_not_processed(
 async def test_a_client_in_the_middle_of_its_handshake_hears_that_it_was_not_processed(
     autojump_clock: MockClock,
 ) -> None:
-    """Even where the server has nothing else to do, and ends at once."""
+    """Even if the server has nothing else to do, and ends at once."""
     async with World().serving(answer_all, grace_period=10) as world:
         async with trio.open_nursery() as nursery:
 
@@ -187,7 +187,7 @@ async def test_what_a_cancelled_handler_had_taken_is_unknown(autojump_clock: Moc
                 started = trio.current_time()
                 world.stop()
             assert 0.9 < trio.current_time() - started < 1.1
-            # Nothing was sent by a call which comes after the end.
+            # A call after the end has sent nothing.
             with pytest.raises(phoenix_trio.ConnectionBroken) as caught:
                 await connection.request(b"question")
             assert caught.value.processed is False
@@ -244,7 +244,7 @@ async def test_the_other_side_of_a_connection_can_refuse_streams_as_well(
         with pytest.raises(phoenix_trio.StreamBroken) as caught:
             await server.request(b"question")
         assert caught.value.processed is False
-        # What the side which refuses opens by itself goes on.
+        # Streams opened by the refusing side itself go on.
         async with trio.open_nursery() as nursery:
             nursery.start_soon(answer_all, server)
             assert await client.request(b"question") == b"QUESTION"
@@ -254,7 +254,7 @@ async def test_the_other_side_of_a_connection_can_refuse_streams_as_well(
 async def test_what_is_sent_after_the_last_answer_is_refused_rather_than_lost(
     autojump_clock: MockClock,
 ) -> None:
-    """The client has heard nothing, and goes on asking."""
+    """The client has received nothing, and goes on asking."""
     async with World().serving(answer_all, grace_period=10) as world:
         async with world.connect() as connection:
             assert await connection.request(b"first") == b"FIRST"
@@ -272,7 +272,7 @@ async def test_what_is_sent_after_the_last_answer_is_refused_rather_than_lost(
 async def test_a_pool_of_bare_connections_loses_no_call_when_its_server_restarts(
     seed: int, autojump_clock: MockClock
 ) -> None:
-    """No word of ``phoenix/1`` is spoken: the first refused stream tells the pool."""
+    """Without any message of ``phoenix/1``, the first refused stream tells the pool."""
     network = SimulatedNetwork(delay=0.01, jitter=0.005, seed=seed)
     retry = phoenix_trio.Retry(attempts=10)
     answered = 0

@@ -135,7 +135,7 @@ def test_packets_which_two_others_overtook_are_not_lost_beside_a_skipped_number(
 
 
 def take_wire(pair: EnginePair, side: Side) -> list[tuple[float, int, Side, bytes, tuple]]:  # type: ignore[type-arg]
-    """What `side` sends now, taken off the wire."""
+    """Take the datagrams that `side` sends now off the wire."""
     before = len(pair.wire)
     pair.flush(side)
     taken = pair.wire[before:]

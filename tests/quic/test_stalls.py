@@ -1,4 +1,4 @@
-"""A process which stands still: its sleep is no round trip, and nobody is dead because of it."""
+"""A stalled process: its sleep is not a round trip, and does not make a live peer seem dead."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_a_stall_is_no_time_in_which_the_window_grows() -> None:
 
 @contextmanager
 def asleep(driver: SocketDriver) -> Iterator[None]:
-    """Within the block, a driver neither reads nor runs timers, as if its process was stopped."""
+    """Inside the block, a driver neither reads nor runs timers, like a stopped process."""
     woken = trio.Event()
     driver_any, socket_any = driver, driver.socket
 
@@ -254,7 +254,7 @@ async def test_a_stall_in_the_handshake_is_no_round_trip(autojump_clock: MockClo
 async def test_what_waits_in_the_socket_keeps_a_connection_alive_behind_a_flood(
     autojump_clock: MockClock,
 ) -> None:
-    """More waits than one turn reads; the connection's own packets are the last of it."""
+    """More packets wait than one turn reads; the connection's own are the last of them."""
     network = SimulatedNetwork(delay=0.01)
     config = TransportConfig(max_idle_timeout=5.0)
     async with connected_pair(
@@ -274,7 +274,7 @@ async def test_what_waits_in_the_socket_keeps_a_connection_alive_behind_a_flood(
 
 
 async def test_timers_are_run_although_the_socket_is_never_empty(autojump_clock: MockClock) -> None:
-    """A flood which never ends must not keep a dead connection for ever."""
+    """A flood that never ends must not keep a dead connection for ever."""
     network = SimulatedNetwork(delay=0.01)
     config = TransportConfig(max_idle_timeout=5.0, socket_buffer_size=100_000)
     async with connected_pair(network, client_config=config) as (client, _):
@@ -384,7 +384,7 @@ async def test_a_path_which_was_cut_for_long_is_tried_again_before_the_end(
 async def test_acknowledgements_in_disorder_behind_a_stall_are_no_loss(
     autojump_clock: MockClock,
 ) -> None:
-    """What shows that nothing is missing waits in the socket behind what seems to show a gap."""
+    """The acknowledgement of the missing packet waits behind the one that shows a gap."""
     network = SimulatedNetwork(delay=0.01)
     async with connected_pair(network) as (client, server):
         ours, theirs = await stream_pair(client, server)
@@ -420,7 +420,7 @@ async def test_acknowledgements_in_disorder_behind_a_stall_are_no_loss(
 
 @asynccontextmanager
 async def client_process(directory: Path, *, blocked: float) -> AsyncIterator[trio.Process]:
-    """A process which exchanges messages with a server in this one."""
+    """A process that exchanges messages with a server in this one."""
     (directory / "authority.pem").write_bytes(authority_pem())
 
     async def echo(connection: phoenix_trio.QuicConnection) -> None:

@@ -1,9 +1,9 @@
-"""Two endpoints, arbitrary faults, arbitrary operations: what arrives is what was sent.
+"""Two endpoints, arbitrary faults, arbitrary operations: the data received is the data sent.
 
-Hypothesis draws a network and a program: a list of operations for each side.
-The program runs over the simulated network in virtual time.  Whatever happens,
-on every stream the receiver has exactly a prefix of what was sent, the whole if
-it saw a clean end; errors are of the documented kinds; nothing hangs.
+Hypothesis draws a network and a program: a list of operations for each side.  The program runs
+over the simulated network in virtual time.  In every case, the receiver of each stream has
+exactly a prefix of the data sent, and all of it if it saw a clean end; errors are of the
+documented kinds; nothing hangs.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from phoenix_trio import TransportConfig
 from phoenix_trio.testing import SimulatedNetwork
 from tests.support import CLIENT, SERVER, connected_pair, examples
 
-#: What the network may end; never a hang, never anything else.
+#: The errors that the network may cause; it may cause no others, and no hang.
 BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError)
 
-#: Virtual seconds in which everything has to come to its end.
+#: Virtual seconds until everything has to end.
 STUCK = 3600
 
 SMALL = TransportConfig(
@@ -40,7 +40,7 @@ SMALL = TransportConfig(
 )
 
 
-#: Buffers in which runs of many packets find room.
+#: Buffers with room for runs of many packets.
 LARGE = attrs.evolve(
     SMALL,
     send_buffer_size=4 * 1024 * 1024,
@@ -51,7 +51,7 @@ LARGE = attrs.evolve(
 
 
 def content(side: str, stream_id: int, size: int) -> bytes:
-    """Bytes which differ by side, stream and position."""
+    """Bytes that differ by side, stream and position."""
     seed = f"{side}{stream_id}:".encode()
     block = b"".join(seed + i.to_bytes(4, "big") for i in range(size // 6 + 1))
     return block[:size]
@@ -100,7 +100,7 @@ operations = st.one_of(
         sides,
         st.sampled_from(["two-way", "one-way"]),
         st.lists(sizes, min_size=1, max_size=4),
-        # How the sender leaves, and how many bytes its peer reads (None: all).
+        # The way in which the sender leaves, and the bytes that its peer reads (None: all).
         st.sampled_from(["close", "close", "end", "reset", "raise", "cancel"]),
         st.sampled_from([None, None, None, 0, 2000]),
     ),
@@ -115,7 +115,7 @@ endings = st.sampled_from(["aclose", "aclose", "abort", "server abort", "idle"])
 
 
 class Left(Exception):
-    """A sender leaves its block by this."""
+    """Makes a sender leave its block."""
 
 
 class Run:
@@ -172,8 +172,8 @@ class Run:
                         self.network.heal(CLIENT, SERVER)
                     else:
                         senders.start_soon(self.tolerant, getattr(self, kind), *rest)
-            # The way out is not what is tested under loss: a lost CONNECTION_CLOSE means
-            # the idle timeout, which is an end of a documented kind, too.
+            # The end is not tested under loss: a lost CONNECTION_CLOSE means the idle timeout,
+            # also a documented kind of end.
             client, server = self.ends["client"], self.ends["server"]
             if self.ending == "aclose":
                 await client.aclose()
@@ -211,7 +211,7 @@ class Run:
                         position += size
                         if end:
                             self.ended_cleanly.add(key)
-                            break  # (What follows is empty.)
+                            break  # (The rest is empty.)
                     if leave == "reset":
                         opened.reset(99)
                     elif leave == "raise":
@@ -262,7 +262,7 @@ class Run:
         try:
             await self.ends[side].update_keys()
         except trio.BusyResourceError:
-            pass  # another step of the program is at it
+            pass  # another step of the program is using it
 
     async def datagrams(self, side: str, count: int) -> None:
         for number in range(count):
@@ -285,7 +285,7 @@ class Run:
             self.check_end(side, connection.close_reason)
 
     def check_end(self, side: str, reason: BaseException | None) -> None:
-        """A network can break a connection, but no endpoint broke the protocol."""
+        """Check that the network may have broken the connection, but no endpoint the protocol."""
         if reason is None:
             return  # It was closed here.
         if isinstance(reason, phoenix_trio.ConnectionClosedByPeer):
@@ -318,7 +318,7 @@ def test_whatever_happens_what_arrives_is_a_prefix_of_what_was_sent(
 
 
 def streams(sizes: Any, limit: int) -> Any:
-    """Programs of streams which are all closed in good order."""
+    """Programs of streams that are all closed in good order."""
     stream = st.tuples(
         st.just("stream"),
         sides,
@@ -337,7 +337,7 @@ def check_that_everything_arrives(
     trio.run(run.main, clock=MockClock(autojump_threshold=0))
     for key, sent in run.sent.items():
         if key in run.ended_cleanly and key[0] == "client":
-            # The client closed in good order, so all that it had sent was acknowledged.
+            # The client closed in good order, so all the data it had sent was acknowledged.
             assert run.received.get(key, b"") == sent or not sent
 
 
@@ -375,7 +375,7 @@ def test_everything_arrives_when_packets_come_in_long_runs(
 
 
 class Requests:
-    """Both sides ask, and answer; some requests are given up, some answers are too long."""
+    """Both sides send requests and answers; some requests are given up, some answers too long."""
 
     def __init__(self, network: Network, program: list[Any], config: TransportConfig) -> None:
         self.conditions = network
@@ -403,7 +403,7 @@ class Requests:
                     serving.cancel_scope.cancel()
 
     async def nothing_is_left(self, *connections: phoenix_trio.QuicConnection) -> None:
-        """Each stream has ended on both sides, and the credit for it has come back."""
+        """Check that each stream has ended on both sides, and its credit has come back."""
         for connection in connections:
             for _ in range(2 * self.config.max_bidirectional_streams):
                 await self.ask(connection, 0, 1, 1, False, None)

@@ -1,4 +1,4 @@
-"""Streams need of their connection what StreamHost says, and nothing else."""
+"""Streams use of their connection only the members of StreamHost."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FOLDER = Path(phoenix_trio.quic.__file__).parent
 
 
 class Host:
-    """A host without an engine: what is sent on a stream arrives on it."""
+    """A host without an engine: data sent on a stream arrives on the same stream."""
 
     def __init__(self, room: int) -> None:
         self._is_closing = False
@@ -105,7 +105,7 @@ class Host:
 
 @pytest.mark.parametrize("module", ["stream", "sending_part", "receiving_part", "stream_host"])
 def test_the_modules_of_streams_import_nothing_of_the_connection(module: str) -> None:
-    """Nor for types only."""
+    """Not even for types."""
     tree = ast.parse((FOLDER / f"{module}.py").read_text(encoding="utf-8"))
     names = set()
     for node in ast.walk(tree):
@@ -171,10 +171,10 @@ def test_whatever_is_cancelled_every_byte_is_returned_once_and_credited_once(
         host = Host(room=0)
         receiver = host.stream.receive_stream
         arrived, returned = bytearray(), bytearray()
-        most = 0  # what calls of receive_all may hold credited
+        most = 0  # the most that calls of receive_all may hold credited
 
         refused = False
-        lent = 0  # the most that was put back, which stays credited
+        lent = 0  # the most that was put back; it stays credited
 
         async def call(kind: str, limit: int) -> None:
             nonlocal refused, lent

@@ -20,7 +20,7 @@ from tests.support import connected_pair
 
 ECHOES = 1000
 
-#: Seconds for which an acknowledgement waits at most.
+#: The most seconds for which an acknowledgement waits.
 ACK_DELAY = 0.001
 
 
@@ -114,7 +114,7 @@ async def test_no_timer_is_late_whatever_the_rhythm_of_an_exchange(
             deadline = route.engine.next_deadline()
             if route in driver._sender.dirty or deadline is None:
                 continue
-            # (What is due already but cannot be sent is looked at again a little later.)
+            # (Work that is due but cannot be sent is tried again a little later.)
             due = max(deadline, trio.current_time() + TIMER_GRANULARITY + 1e-9)
             assert route.scheduled_at <= (due if deadline <= trio.current_time() else deadline)
             soonest = min(soonest, route.scheduled_at)

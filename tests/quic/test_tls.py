@@ -1,4 +1,4 @@
-"""Certificates, trust and tickets as users set them up: what is accepted, and how mistakes show."""
+"""Certificates, trust and tickets set up by users: accepted settings, and errors for mistakes."""
 
 from __future__ import annotations
 
@@ -586,7 +586,7 @@ def test_expired_oversized_and_overlong_client_tickets_are_dealt_with() -> None:
     found = store.take("a", 1, ())
     assert found is not None
     assert found.not_valid_after - found.not_valid_before == dt.timedelta(days=7)
-    # A ticket which expires while it is in the store.
+    # A ticket that expires while it is in the store.
     fine = ticket(b"fine")
     store.put("a", 1, (), ticket(b"first"))
     store.put("a", 1, (), fine)
@@ -640,7 +640,7 @@ def test_clients_with_equal_trust_share_tickets_and_others_do_not() -> None:
 
 
 class SessionStoreMachine(RuleBasedStateMachine):
-    """Against a model which keeps everything: bounds hold, nothing is given twice or to others."""
+    """Against a model that keeps everything: bounds hold, no ticket is given twice or to others."""
 
     def __init__(self) -> None:
         super().__init__()

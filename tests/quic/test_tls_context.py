@@ -1,7 +1,7 @@
-"""Handshakes between two aioquic connections in memory: who is accepted, who is refused, and how.
+"""Handshakes between two aioquic connections in memory: accepted and refused peers, and errors.
 
-Both ends are plain aioquic connections whose TLS contexts were adopted, so these
-tests hold for any engine which calls `adopt`.
+Both ends are plain aioquic connections whose TLS contexts were adopted, so these tests hold for
+any engine that calls `adopt`.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ CRYPTO_ERROR = 0x100
 
 
 class Peer(QuicConnection):
-    """An aioquic connection which does what the engine has to do."""
+    """An aioquic connection that does the engine's part of the work."""
 
     def __init__(self, policy: Policy, **arguments: Any) -> None:
         self.policy = policy
@@ -100,7 +100,7 @@ class Pair:
     now: float = 0.0
 
     def exchange(self) -> Pair:
-        """Carry datagrams to and fro until there is nothing to say."""
+        """Carry datagrams to and fro until there are no more."""
         for _ in range(30):
             busy = False
             for sender, receiver, address in (
@@ -190,7 +190,7 @@ def assert_refused(
     there: type[HandshakeFailed] = HandshakeFailed,
     *texts: str,
 ) -> None:
-    """`by` failed with `here`, whose text has all of `texts`; the other end was told `alert`."""
+    """Check that `by` failed with `here` and all of `texts`, and that the other end got `alert`."""
     refuser, refused = (pair.client, pair.server) if by == "client" else (pair.server, pair.client)
     assert refuser.closed is not None
     assert refuser.closed.error_code == CRYPTO_ERROR + alert
@@ -313,7 +313,7 @@ def build(
 
 
 def assemble(tbs: bytes, algorithm: str, signature: bytes) -> bytes:
-    """A certificate in DER from its parts, for what no library would sign."""
+    """A certificate in DER from its parts, for content that no library would sign."""
 
     def element(tag: int, content: bytes) -> bytes:
         return bytes([tag, 0x82]) + len(content).to_bytes(2, "big") + content
@@ -339,7 +339,7 @@ def as_server(key: Any, *certificates: x509.Certificate) -> ServerTLS:
 SAN = (x509.SubjectAlternativeName([x509.DNSName(NAME)]), False)
 
 
-# ------------------------------------------------------------------ what we rely on
+# ------------------------------------------------------------------ assumptions
 
 
 def test_aioquic_still_has_every_private_name_which_is_relied_on() -> None:
@@ -783,7 +783,7 @@ def test_a_server_which_picks_a_protocol_nobody_offered_is_refused() -> None:
 def early(pair: Pair, data: bytes = b"early") -> Pair:
     """The client writes before it has heard from the server."""
     pair.client.send_stream_data(0, data, end_stream=True)
-    # What the server can read from the client's first flight alone is 0-RTT data.
+    # Data that the server can read from the client's first flight alone is 0-RTT data.
     for datagram, _ in pair.client.datagrams_to_send(0.0):
         pair.server.receive_datagram(datagram, CLIENT_ADDRESS, 0.0)
     while (event := pair.server.next_event()) is not None:
@@ -886,7 +886,7 @@ def test_tickets_say_whether_early_data_are_welcome() -> None:
 
 
 def test_early_data_are_refused_once_they_are_not_welcome_any_more() -> None:
-    # The ticket promised it, but the listener which it comes back to does not want it.
+    # The ticket promised it, but the listener that gets the ticket back does not want it.
     dialler = client(session_store=SessionStore(), early_data=True)
     first, second = server(early_data=True), server(early_data=False)
     connect(dialler, first)
@@ -1004,7 +1004,7 @@ def trust_store() -> ClientPolicy:
 
 
 def judge(certificates: list[bytes], key: Any, policy: Policy | None = None) -> PhoenixTLSContext:
-    """What a client makes of these certificates, with a signature which is right."""
+    """Let a client judge these certificates, with a valid signature of the handshake."""
     context = adopt(tls.Context(is_client=True), trust_store() if policy is None else policy)
     context.key_schedule = tls.KeySchedule(tls.CipherSuite.AES_128_GCM_SHA256)
     context._set_peer_certificate(tls.Certificate(certificates=[(c, b"") for c in certificates]))

@@ -1,4 +1,4 @@
-"""Dear datagrams take a part of the time; ordinary ones, and those of a lone peer, never wait."""
+"""Expensive datagrams take a part of the time; ordinary ones and lone peers never wait."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from phoenix_trio.quic.turn_budget import (
 
 
 class Loop:
-    """A server with one processor, whose clocks go on only with the work that is done."""
+    """A server with one processor; its clocks advance only with the work done."""
 
     def __init__(self, capacity: int = 1 << 20, slow: float = 1) -> None:
         self.now = 0.0
         self.stolen = 0.0
-        """Seconds which other processes had; the cheap clock counts them, too."""
+        """Seconds taken by other processes; the cheap clock counts them, too."""
         self.budget: TurnBudget[tuple[Account, float]] = TurnBudget(
             capacity,
             clock=lambda: self.now,
@@ -49,7 +49,7 @@ class Loop:
         return self.now - self.began
 
     def arrive(self, account: Account, cost: float, size: int = 1200) -> None:
-        """A datagram which costs so many seconds: taken, held or dropped, as the driver does."""
+        """Take, hold or drop a datagram that costs so many seconds, as the driver does."""
         budget = self.budget
         if account.watched and budget.must_wait(account):
             budget.hold(account, (account, cost), size)

@@ -1,4 +1,4 @@
-"""Servers which cannot be reached: dialling them ends soon, and nothing else is harmed by it."""
+"""Servers that cannot be reached: dialling them ends soon, and harms nothing else."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support import (
     server_tls,
 )
 
-# ------------------------------------------------------------------ what an engine believes
+# ------------------------------------------------------------------ credible reports
 
 
 def test_a_client_ends_when_its_first_packet_cannot_arrive() -> None:
@@ -83,7 +83,7 @@ def test_a_client_ignores_it_once_the_server_has_answered() -> None:
 async def refused(
     network: SimulatedNetwork, host: str, **arguments: Any
 ) -> tuple[phoenix_trio.HandshakeFailed, float]:
-    """How dialling ends, and after how many seconds."""
+    """The error of dialling, and the seconds until it."""
     started = trio.current_time()
     with pytest.raises(phoenix_trio.HandshakeFailed) as caught:
         async with phoenix_trio.open_connection(
@@ -157,16 +157,16 @@ async def test_a_refused_address_lets_the_next_attempt_start_at_once(
 async def test_a_server_which_goes_away_ends_no_connection_by_its_unreachable_port(
     autojump_clock: MockClock,
 ) -> None:
-    """After the handshake anybody could forge it, and the path may come back."""
+    """After the handshake any host could forge it, and the path may come back."""
     network = SimulatedNetwork(delay=0.01, port_unreachable=True)
     network.host("10.0.0.9")
     async with connected_pair(network) as (client, server):
         await client.wait_confirmed()
-        network.host(SERVER).rebind()  # what the client sends finds no socket any more
+        network.host(SERVER).rebind()  # the client's datagrams find no socket any more
         endpoint_dials = client._driver._dialling
         async with trio.open_nursery() as nursery:
             nursery.start_soon(client.ping)
-            # Failures are told to the socket while it dials: the established one ignores them.
+            # The socket reports failures while it dials: the established connection ignores them.
             route = client._route
             assert route is not None
             endpoint_dials.add(route)

@@ -1,4 +1,4 @@
-"""QUIC versions 1 and 2: which one is used, and what may be resumed (RFC 9368, RFC 9369)."""
+"""QUIC versions 1 and 2: the choice of the version, and resumption (RFC 9368, RFC 9369)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Dial = Callable[[], AbstractAsyncContextManager[phoenix_trio.QuicConnection]]
 
 
 class Versions:
-    """The versions of the first long headers of datagrams which each side has sent, in order."""
+    """The versions of the first long headers of each side's datagrams, in order."""
 
     def __init__(self, network: SimulatedNetwork) -> None:
         self.of_client: list[int] = []
@@ -45,7 +45,7 @@ class Versions:
 async def serving(
     network: SimulatedNetwork, preferred_version: Any = 1, **tls: Any
 ) -> AsyncIterator[Dial]:
-    """A server which answers; what dials it."""
+    """A server that answers, and a function that dials it."""
 
     async def answer(connection: phoenix_trio.QuicConnection) -> None:
         async for stream in connection.incoming_streams():
@@ -138,7 +138,7 @@ async def test_a_server_without_version_2_is_no_obstacle(
 
 
 def know_version_1_only(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """Servers of the test know no other version from now on.  Returns the tickets they get."""
+    """Let the test's servers know no other version from now on; returns the tickets they get."""
     tickets: list[bytes] = []
     monkeypatch.setattr(admission, "SUPPORTED_VERSIONS", (VERSION_1,))
     make = setup.server_settings
@@ -174,7 +174,7 @@ async def test_a_session_of_version_2_is_resumed_with_version_2_from_the_first_p
 async def test_a_ticket_of_one_version_does_not_resume_the_other(
     autojump_clock: MockClock,
 ) -> None:
-    """RFC 9369 section 5.  A client of ours never tries; this one has lost what it knew."""
+    """RFC 9369 section 5.  A client of ours never tries; this one has lost its knowledge."""
     network = SimulatedNetwork(delay=0.01)
     store = phoenix_trio.SessionStore()
     async with serving(network, 2, session_store=store, early_data=True) as dial:

@@ -1,4 +1,4 @@
-"""Tasks are woken when they can go on, and not for what concerns others."""
+"""Tasks are woken when they can go on, and not by events of others."""
 
 from __future__ import annotations
 
@@ -87,11 +87,11 @@ async def test_an_acknowledgement_wakes_only_the_call_which_waits_for_it(
             await trio.sleep(number)
             await stream.send_all(b"x", end=number % 2 == 0)
             steps.append(await steps_of(stream.wait_acked()))
-            # All is acknowledged, so this is a checkpoint and no more.
+            # All data is acknowledged, so this is only a checkpoint.
             steps.append(await steps_of(stream.wait_acked()))
 
         async def wait_for_the_end() -> None:
-            """Its bytes are acknowledged long before the end, which it waits for as well."""
+            """Its bytes are acknowledged long before the end; the call waits for both."""
             stream = await client.open_send_stream()
             await stream.send_all(b"x")
             async with trio.open_nursery() as waiting:

@@ -1,4 +1,4 @@
-"""What belongs together in one call: the last data with the end, a whole stream, an exchange."""
+"""Related steps in one call: the last data with the end, a whole stream, an exchange."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from phoenix_trio import ApplicationErrorCode, QuicConnection, QuicStream, Trans
 from phoenix_trio.testing import SimulatedNetwork
 from tests.support import CLIENT, connected_pair, steps_of, stream_pair
 
-#: Less than most of what is sent below.
+#: Less than most of the data sent in these tests.
 SMALL = TransportConfig(
     send_buffer_size=16 * 1024,
     stream_send_buffer_size=8 * 1024,
@@ -37,7 +37,7 @@ Handler = Callable[[QuicStream], Awaitable[object]]
 async def serving(
     handler: Handler, network: SimulatedNetwork | None = None, **arguments: Any
 ) -> AsyncIterator[tuple[QuicConnection, QuicConnection]]:
-    """A pair of connections; each stream which the server accepts has a task."""
+    """A pair of connections; each stream accepted by the server has a task."""
     async with connected_pair(network, **arguments) as (client, server):
 
         async def accept() -> None:
@@ -51,7 +51,7 @@ async def serving(
 
 
 async def nothing_is_left(*connections: QuicConnection) -> None:
-    """Neither side holds a stream, and another can be opened."""
+    """Check that neither side holds a stream, and that another can be opened."""
     with trio.fail_after(60):
         while any(each._senders or each._receivers for each in connections):
             await trio.sleep(0.1)
@@ -201,7 +201,7 @@ async def test_a_whole_stream_is_received(size: int, autojump_clock: MockClock) 
             received = await theirs.receive_all(size)
             assert type(received) is bytes
             assert received == LARGE[:size]
-        # At the end, there is nothing, and each call is a checkpoint.
+        # After the end, the result is empty, and each call is a checkpoint.
         with trio.testing.assert_checkpoints():
             assert await theirs.receive_all(0) == b""
         with trio.testing.assert_checkpoints():
@@ -442,7 +442,7 @@ async def test_a_request_wakes_its_task_once(autojump_clock: MockClock) -> None:
 
 
 async def test_requests_of_the_same_time_share_packets(autojump_clock: MockClock) -> None:
-    """Also the next ones of tasks which one packet of answers has woken."""
+    """Also the next requests of tasks woken by one packet of answers."""
     network = SimulatedNetwork(delay=0.01)
     async with serving(answer, network) as (client, _):
         await trio.sleep(1)
@@ -515,7 +515,7 @@ async def test_an_answer_which_is_too_long_is_refused(size: int, autojump_clock:
 async def test_an_answer_which_fails_ends_the_waiting_for_room(
     how: str, autojump_clock: MockClock
 ) -> None:
-    """Nothing else would: the peer reads nothing, and has acknowledged what it let in."""
+    """Nothing else would: the peer reads nothing, and has acknowledged all the data it let in."""
 
     async def fail(stream: QuicStream) -> None:
         await trio.sleep(10)

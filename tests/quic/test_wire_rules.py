@@ -1,6 +1,6 @@
 """Rules of RFC 9000 and 9001 for the receiver of a packet.
 
-The tests seal packets with the keys of an established connection which no honest engine would
+The tests seal packets with the keys of an established connection that no honest engine would
 send.  They hand them over in runs and one at a time; the answer has to be the same.
 """
 
@@ -49,7 +49,7 @@ from tests.support import (
 
 
 def of_one_size(payloads: list[bytes]) -> list[bytes]:
-    """The same payloads, with PADDING in front where they are shorter than others."""
+    """The same payloads, with PADDING in front of the shorter ones."""
     size = max(map(len, payloads))
     return [payload.rjust(size, b"\0") for payload in payloads]
 
@@ -61,7 +61,7 @@ def of_one_size(payloads: list[bytes]) -> list[bytes]:
 def test_an_acknowledgement_of_what_was_never_sent_ends_the_connection(
     more: tuple[tuple[int, int], ...],
 ) -> None:
-    """RFC 9000 section 13.1: else a receiver which acknowledges ahead speeds its sender up."""
+    """RFC 9000 section 13.1: otherwise a receiver could speed its sender up."""
     pair, client, server = established()
     following = next_packet_number(server.engine)
     hand_over(pair, client, server, seal_short(client.engine, ack_frame(following - 1, 0, *more)))
@@ -103,10 +103,10 @@ def test_packets_far_below_the_newest_are_taken_once(in_runs: bool) -> None:
 def test_packet_numbers_are_told_apart_where_two_bytes_wrap_around(
     in_runs: bool, start: int
 ) -> None:
-    """RFC 9000 appendix A.3, with what is reordered across the boundary."""
+    """RFC 9000 appendix A.3, with packets reordered across the boundary."""
     pair, client, server = established(in_runs=in_runs)
     at = next_packet_number(client.engine)
-    while at < start:  # in steps which two bytes can tell
+    while at < start:  # in steps that two bytes can tell apart
         at = min(at + 30_000, start)
         hand_over(pair, client, server, seal_short(client.engine, b"\x01", number=at))
     numbers = list(range(start + 1, start + 40))
@@ -121,7 +121,7 @@ def test_packet_numbers_are_told_apart_where_two_bytes_wrap_around(
     assert largest_received(server.engine) == numbers[-1]
 
 
-# ------------------------------------------------------------------ who only receives
+# ------------------------------------------------------------------ sides that only receive
 
 
 @pytest.mark.parametrize("lossy", [False, True])
@@ -161,7 +161,7 @@ def test_a_peer_which_never_acknowledges_costs_bounded_memory() -> None:
     assert ending(server) is None
 
 
-# ------------------------------------------------------------------ frames which break a rule
+# ------------------------------------------------------------------ frames that break a rule
 
 
 WINDOW = 20_000  # of a stream; of the connection: twice that
@@ -314,7 +314,7 @@ def test_a_packet_which_comes_twice_in_one_run_is_taken_once(order: str, in_runs
     assert received == list(dict.fromkeys(order))
 
 
-# ------------------------------------------------------------------ what a peer makes grow
+# ------------------------------------------------------------------ growth caused by a peer
 
 
 @in_runs_or_singly
@@ -356,7 +356,7 @@ def test_a_thousand_gaps_are_taken_on_however_many_streams_they_are(in_runs: boo
 
 @pytest.mark.parametrize("size", [10, 100_000], ids=["small", "bulk"])
 def test_the_idle_timer_begins_anew_with_what_arrives_and_with_the_first_answer(size: int) -> None:
-    """RFC 9000 section 10.1: the first ack-eliciting packet after one was received, no other."""
+    """RFC 9000 section 10.1: only the first ack-eliciting packet after one was received."""
     pair, client, server = established()
     pair.drop = lambda destination, data: True
     engine = server.engine
@@ -369,7 +369,7 @@ def test_the_idle_timer_begins_anew_with_what_arrives_and_with_the_first_answer(
         engine.write(stream_id, bytes(size))
         pair.flush(server)
         assert engine.end_deadline == pytest.approx(pair.now + 30)
-        newest = next_packet_number(engine) - 1  # (at once, for a round trip must not take long)
+        newest = next_packet_number(engine) - 1  # (at once, since a round trip must not take long)
         hand_over(pair, client, server, seal_short(client.engine, ack_frame(newest, newest)))
         pair.now += 5
         engine.write(stream_id, bytes(size))
@@ -384,11 +384,11 @@ def test_the_idle_timer_begins_anew_with_what_arrives_and_with_the_first_answer(
         hand_over(pair, client, server, seal_short(client.engine, ack_frame(newest, newest)))
 
 
-# ------------------------------------------------------------------ what is said of a packet
+# ------------------------------------------------------------------ headers and delays
 
 
 def test_the_spin_bit_is_mirrored_by_the_server_and_inverted_by_the_client() -> None:
-    """RFC 9000 section 17.4; a packet which is late does not count."""
+    """RFC 9000 section 17.4; a late packet does not count."""
     pair, client, server = established()
     for sender, receiver, inverted in ((client, server, False), (server, client, True)):
         late = seal_short(sender.engine, b"\x01")
@@ -409,7 +409,7 @@ def test_the_spin_bit_is_mirrored_by_the_server_and_inverted_by_the_client() -> 
 
 
 def test_an_acknowledgement_says_how_long_it_waited() -> None:
-    """RFC 9000 section 13.2.5: else the waiting would count as a part of the round trip."""
+    """RFC 9000 section 13.2.5: otherwise the delay would count as a part of the round trip."""
     pair, client, server = established()
     answers = []
 
@@ -451,7 +451,7 @@ def test_half_a_megabyte_is_acknowledged_at_once() -> None:
     assert acknowledgement_due(server.engine) == pair.now
 
 
-# ------------------------------------------------------------------ a peer which says anything
+# ------------------------------------------------------------------ a peer that sends anything
 
 ids = st.sampled_from([0, 0, 0, 1, 2, 2, 3, 4, 5, 8, 36, 40])
 offsets = st.sampled_from([0, 0, 1, 5, 10, 50, 100, 105, 1000, WINDOW - 3, WINDOW, (1 << 62) - 4])
@@ -531,12 +531,12 @@ def test_whatever_a_peer_says_is_understood_the_same_in_runs_and_singly(
     assert outcomes[0] == outcomes[1]
 
 
-#: These tell that something has changed; pieces of data may be put together.
+#: These report that something has changed; pieces of data may be put together.
 UNORDERED = (events.SendProgress, events.StreamDataReceived, events.StreamsAvailable)
 
 
 def test_only_the_newest_packet_of_an_acknowledgement_tells_the_round_trip_time() -> None:
-    """RFC 9002 section 5.1: what had been acknowledged late is no sample."""
+    """RFC 9002 section 5.1: an older packet acknowledged late gives no sample."""
     pair, client, server = established()
     pair.drop = lambda destination, data: True
     for number in range(2):

@@ -1,10 +1,10 @@
-"""When a sender tells that flow control holds it back (RFC 9000 sections 4.1, 4.6, 19.12 to 19.14).
+"""Schedules BLOCKED frames while flow control holds a sender back.
 
-Floor 0, sans-IO: times in, deadlines out.  While data waits for credit and nothing is in
-flight, both sides are silent, and the idle timeout would end a connection whose reader
-only pauses.  So the sender says that it is blocked: once when that has lasted for a probe
-timeout, then again and again.  The frames are ack-eliciting, so a peer which is alive
-answers, and both idle timers restart; a peer which has gone does not, and the idle
+Floor 0, sans-IO: takes times, gives deadlines (RFC 9000 sections 4.1, 4.6, 19.12 to 19.14).
+While data waits for credit and nothing is in flight, both sides are silent, and the idle timeout
+would end a connection whose reader only pauses.  So the sender says that it is blocked: first
+after one probe timeout without progress, then again and again.  The frames are ack-eliciting, so
+a live peer answers, and both idle timers restart.  A dead peer does not answer, and the idle
 timeout ends the connection as always.
 """
 
@@ -14,12 +14,12 @@ import math
 
 __all__ = ["BlockedSignals"]
 
-#: The frames are repeated after this share of the idle timeout, so that some may be lost.
+#: The frames are repeated after this share of the idle timeout, to allow for lost frames.
 _SHARE = 1 / 3
 
 
 class BlockedSignals:
-    """When the next BLOCKED frames of a connection are due.
+    """Tells when the next BLOCKED frames of a connection are due.
 
     Args:
       patience: seconds without any progress after which no more are sent.
@@ -36,13 +36,13 @@ class BlockedSignals:
     def deadline(
         self, progress: object, quiet_since: float, probe_timeout: float, idle_timeout: float
     ) -> float:
-        """When to say it, if this side is blocked and nothing is in flight.
+        """The time to send the frames, if this side is blocked and nothing is in flight.
 
         Args:
-          progress: anything which changes when credit comes or is used.
+          progress: a value that changes whenever credit comes or is used.
           quiet_since: when the idle timer was restarted.
-          probe_timeout: without backoff.
-          idle_timeout: the effective one, of both sides.
+          probe_timeout: the probe timeout without backoff.
+          idle_timeout: the effective idle timeout of both sides.
         """
         if progress != self._progress:
             return quiet_since + probe_timeout
@@ -50,7 +50,7 @@ class BlockedSignals:
         return due if due <= self._since + self._patience else math.inf
 
     def on_said(self, progress: object, now: float) -> None:
-        """The frames have left."""
+        """Note that the frames were sent."""
         if progress != self._progress:
             self._progress = progress
             self._since = now

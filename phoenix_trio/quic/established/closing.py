@@ -1,17 +1,17 @@
-"""Answers for a connection which is over, from a few hundred bytes instead of an engine.
+"""Answers late packets of a closed connection, with a few hundred bytes of state.
 
-Floor 1, sans-IO.  For the driver.  After CONNECTION_CLOSE was sent or received, RFC 9000
-section 10.2 wants late packets to be recognised for three probe timeouts: a closing
-connection answers some of them with its CONNECTION_CLOSE, a draining one is silent.
-Neither needs streams or TLS, so the engine is freed when that period begins, and
-this takes its place.
+Floor 1, sans-IO, used by the driver.  After CONNECTION_CLOSE was sent or received, RFC 9000
+section 10.2 requires late packets to be recognised for three probe timeouts: a closing
+connection answers some of them with its CONNECTION_CLOSE, a draining one is silent.  Neither
+needs streams or TLS, so the engine is freed when that period begins, and a
+:class:`ClosingConnection` takes its place.
 
-Nothing acknowledges a CONNECTION_CLOSE, and a peer which misses it waits for its idle
-timeout.  So the closing packet is sent again a few times, about a round trip apart,
-until the peer closes, too.
+CONNECTION_CLOSE is not acknowledged, and a peer that misses it waits for its idle timeout.  So
+the closing packet is sent again a few times, about a round trip apart, until the peer closes,
+too.
 
-It has a :class:`~phoenix_trio.quic.faces.DriverFace`, as the engine, and most methods do
-nothing.
+Like the engine, the class has a :class:`~phoenix_trio.quic.faces.DriverFace`; most of its
+methods do nothing.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ if TYPE_CHECKING:
 
 __all__ = ["ClosingConnection", "repeat_times"]
 
-#: How often the closing packet is sent again where the peer does not answer.  Four copies
-#: get through 30 % of random loss in 99 of 100 cases.
+#: Times that the closing packet is sent again without an answer from the peer.  Four copies get
+#: through 30 % of random loss in 99 of 100 cases.
 REPEATS = 3
 
-#: Seconds between copies: at least enough for a busy peer on the same machine to answer, and
-#: at most what brings the last one out within a second.
+#: Seconds between copies: at least enough for a busy peer on the same machine to answer, and at
+#: most so many that the last copy leaves within a second.
 SHORTEST_REPEAT = 0.01
 LONGEST_REPEAT = 1 / 3
 
 
 def repeat_times(now: float, rtt: float, rtt_variance: float) -> list[float]:
-    """When to send a closing packet again which leaves now: the next one comes last.
+    """The times to send the closing packet again if it leaves now; the next one comes last.
 
-    As a probe timeout without the peer's acknowledgement delay (RFC 9002 section 6.2.1),
-    since a peer closes at once.
+    The interval is a probe timeout without the peer's acknowledgement delay (RFC 9002 section
+    6.2.1), since a peer closes at once.
     """
     interval = min(max(rtt + 4 * rtt_variance, SHORTEST_REPEAT), LONGEST_REPEAT)
     return [now + interval * number for number in range(REPEATS, 0, -1)]
@@ -53,13 +53,13 @@ class ClosingConnection:
     """A connection in its closing or draining period.
 
     Args:
-      answer: what carried our CONNECTION_CLOSE; empty: stay silent.
-      until: when the period ends; ``None``: there is none.
-      repeats: when to send it again unless the peer answers before, the next one last.
+      answer: the packet with our CONNECTION_CLOSE; empty: stay silent.
+      until: the end of the period; ``None``: there is no period.
+      repeats: times to send `answer` again unless the peer answers before, the next one last.
       is_close: tells whether a datagram is the peer's CONNECTION_CLOSE.
-      room: bytes which may still be sent to the peer's address, before `answer` has left.
-        Infinite if the address is validated; else each byte which comes from there gives
-        room for three (RFC 9000 section 8.1).
+      room: bytes that may still be sent to the peer's address, before `answer` has left.
+        Infinite if the address is validated; otherwise each byte from the address gives room for
+        three (RFC 9000 section 8.1).
     """
 
     __slots__ = ("_answer", "_answer_due", "_is_close", "_received", "_repeats", "_room",
@@ -90,11 +90,11 @@ class ClosingConnection:
 
     @property
     def has_close_to_send(self) -> bool:
-        """Whether the peer may not know yet, so that CONNECTION_CLOSE is sent again."""
+        """Whether CONNECTION_CLOSE is sent again because the peer may not have received it."""
         return bool(self._repeats) and self._until is not None
 
     def say_again(self) -> None:
-        """Send one more copy now, unless the peer has answered: the socket is closing."""
+        """Send one more copy now, unless the peer has answered; called when the socket closes."""
         if self.has_close_to_send:
             self._answer_due = True
 
@@ -105,13 +105,13 @@ class ClosingConnection:
 
     @property
     def end_deadline(self) -> float | None:
-        """When the period ends."""
+        """The end of the period."""
         return self._until
 
     def receive(self, data: bytes, address: Address, now: float, mark: int = 0) -> None:
-        """RFC 9000 section 10.2.1: answer fewer and fewer of the packets which still come.
+        """Answer fewer and fewer of the late packets (RFC 9000 section 10.2.1).
 
-        None any more once the peer has closed, too: we drain then, as it does.
+        Once the peer has closed, too, this side drains and answers none.
         """
         if self._is_close is not None and self._is_close(data):
             self._answer, self._is_close, self._answer_due = [], None, False
@@ -152,13 +152,13 @@ class ClosingConnection:
         return self.first_answer()
 
     def next_deadline(self) -> float | None:
-        """When to call :meth:`on_timer`."""
+        """The time to call :meth:`on_timer`."""
         if self._repeats and self._until is not None:
             return min(self._repeats[-1], self._until)
         return self._until
 
     def on_timer(self, now: float) -> None:
-        """A copy is due; or the period is over, once its deadline has come."""
+        """Send a copy if one is due; end the period if its deadline has passed."""
         while self._repeats and now >= self._repeats[-1]:
             self._repeats.pop()
             self._answer_due = True
@@ -168,36 +168,36 @@ class ClosingConnection:
             self._until = None
 
     def begin_pass(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: no data is held back."""
 
     def has_more_to_send(self, now: float) -> bool:
-        """An answer is all there is."""
+        """False: there is never more than one answer to send."""
         return False
 
     def only_acknowledgement_due(self) -> float | None:
-        """Nothing is acknowledged any more."""
+        """``None``: a closed connection acknowledges nothing."""
         return None
 
     def take_events(self) -> list[events.Event]:
-        """Nothing happens any more."""
+        """An empty list: a closed connection has no events."""
         return []
 
     def take_reset_tokens(self) -> set[bytes]:
-        """A stateless reset makes no difference now."""
+        """An empty set: a stateless reset makes no difference now."""
         return set()
 
     def on_stateless_reset(self, now: float) -> None:
-        """It is over already."""
+        """Do nothing: the connection is over."""
 
     def on_handshake_timeout(self) -> None:
-        """It is over already."""
+        """Do nothing: the connection is over."""
 
     def on_unreachable(self, address: Address, destination_cid: bytes, number: int) -> bool:
-        """It is over already."""
+        """Do nothing: the connection is over."""
         return False
 
     def close_application(self, error_code: int, reason: str) -> None:
-        """It is closed already."""
+        """Do nothing: the connection is closed."""
 
     def release(self) -> tuple[DriverFace, ApplicationFace] | None:
         """``None``: the memory of the connection was freed before."""

@@ -1,10 +1,10 @@
-"""How many bytes may be in flight: CUBIC and Reno, told of whole acknowledgements.
+"""Limits the bytes in flight, by CUBIC or Reno over whole acknowledgements.
 
-Floor 1, sans-IO: numbers in, a window out.  Both controllers
+Floor 1, sans-IO: takes numbers, gives a window.  Both controllers
 
-* grow the window only while it, and not the application, is the limit (RFC 9002 section 7.8);
-* leave slow start when round trips grow (HyStart++, RFC 9406), and ignore the noise which the
-  scheduler of a busy machine makes;
+* grow the window only while the window, not the application, is the limit (RFC 9002 section 7.8);
+* leave slow start when round trips grow (HyStart++, RFC 9406), and ignore noise from the
+  scheduler of a busy machine;
 * reduce the window at most once a round trip (RFC 9002 section 7.3.2).
 """
 
@@ -28,8 +28,8 @@ NO_THRESHOLD: Final = 1 << 61
 _INITIAL_PACKETS: Final = 10  # RFC 9002 section 7.2
 _MINIMUM_PACKETS: Final = 2
 
-#: The window counts as used when less than this many packets were left of it; a run which
-#: the pacer or the socket held back must not look like an idle application.
+#: The window counts as used when less than this many packets were left of it.  So a run held
+#: back by the pacer or the socket does not look like an idle application.
 _NEARLY_FULL_PACKETS: Final = 3
 
 _CUBIC_BETA: Final = 0.7  # RFC 9438 section 4.6
@@ -48,7 +48,7 @@ class SlowStartExit:
     """HyStart++ (RFC 9406): leave slow start when round trips grow, before packets are lost.
 
     Attributes:
-      divisor: by what the growth of the window is divided at present.
+      divisor: the growth of the window is divided by this at present.
     """
 
     __slots__ = (
@@ -89,10 +89,10 @@ class SlowStartExit:
                 self.divisor = _GROWTH_DIVISOR
 
     def on_acknowledged(self, sent_time: float, now: float) -> bool:
-        """The newest packet acknowledged was sent at `sent_time`; whether slow start is over."""
+        """Take the send time of the newest acknowledged packet; whether slow start is over."""
         if sent_time < self._round_ends:
             return False
-        # A round ends when something that was sent after its beginning is acknowledged.
+        # A round ends when a packet sent after its beginning is acknowledged.
         self._round_ends = now
         if self._samples:
             self._last = self._current
@@ -105,14 +105,14 @@ class SlowStartExit:
 
 
 class Control:
-    """What both controllers have in common: slow start, recovery, and when growing is permitted.
+    """The common part of both controllers: slow start, recovery, and limits to growth.
 
     Args:
       max_datagram_size: bytes of the largest UDP payload at present.
 
     Attributes:
-      congestion_window: bytes which may be in flight.
-      bytes_in_flight: bytes which are neither acknowledged nor lost.
+      congestion_window: bytes that may be in flight.
+      bytes_in_flight: bytes neither acknowledged nor lost.
       ssthresh: below it, the window doubles each round trip (RFC 9002 section 7.3.1);
         :data:`NO_THRESHOLD` before the first congestion.
       maximum_window: bytes above which the window does not grow; set by the owner.
@@ -142,12 +142,12 @@ class Control:
         self._rtt: float = 0.1
 
     def on_sent(self, size: int, now: float) -> None:
-        """`size` bytes leave, in one packet or in several."""
+        """Count `size` bytes as sent, in one packet or in several."""
         in_flight = self.bytes_in_flight + size
         self.bytes_in_flight = in_flight
         window = self.congestion_window
-        # (In slow start half the window is enough: a burst may not fill a window which has
-        # just doubled.)
+        # (In slow start half the window is enough: a burst may not fill a window that has just
+        # doubled.)
         if window - in_flight < _NEARLY_FULL_PACKETS * self._max_datagram_size or (
             window < self.ssthresh and in_flight * 2 > window
         ):
@@ -159,7 +159,7 @@ class Control:
         if sent_time <= self._recovery_start:
             return  # RFC 9002 section 7.3.2: no growth in recovery
         window = self.congestion_window
-        # Was it in flight when the window was full?
+        # The window grows only if it was full while this packet was in flight.
         was_full = sent_time <= self._full_at
         if window >= self.ssthresh:
             self._avoid(size, now, was_full)
@@ -170,7 +170,7 @@ class Control:
             self._set_window(window + size // self._exit.divisor)
 
     def on_expired(self, size: int) -> None:
-        """`size` bytes count no more as in flight, without any sign of congestion."""
+        """Count `size` bytes as no longer in flight, without any sign of congestion."""
         self.bytes_in_flight -= size
 
     def on_lost(self, size: int, latest_sent_time: float, now: float) -> None:
@@ -179,12 +179,15 @@ class Control:
         self.on_congestion(now=now, sent_time=latest_sent_time)
 
     def on_persistent_congestion(self) -> None:
-        """RFC 9002 section 7.6.2: from the bottom again, in slow start up to the threshold."""
+        """Restart at the minimum window (RFC 9002 section 7.6.2).
+
+        Slow start lasts up to the threshold.
+        """
         self._set_window(0)
         self._recovery_start = -1.0
 
     def on_rtt(self, rtt: float, now: float) -> None:
-        """A round-trip sample, in seconds, with the peer's delay."""
+        """Take a round-trip sample, in seconds, including the peer's delay."""
         self._rtt = rtt
         if self.congestion_window < self.ssthresh:
             self._exit.on_sample(rtt)
@@ -199,10 +202,10 @@ class Control:
         self._begin_avoidance()
 
     def exclude(self, began: float, ended: float) -> None:
-        """This side stood still from `began` to `ended`: the window has not been in use."""
+        """Do not count the time from `began` to `ended`, when this side stood still, as use."""
 
     def set_max_datagram_size(self, size: int) -> None:
-        """The path carries datagrams of another size (RFC 9002 section 7.2)."""
+        """Take the size of datagrams that the path carries now (RFC 9002 section 7.2)."""
         self._max_datagram_size = size
         window = self.congestion_window
         if self.ssthresh == NO_THRESHOLD:
@@ -210,11 +213,11 @@ class Control:
         self._set_window(window)
 
     def begin_path(self, now: float) -> None:
-        """Another path: nothing is known of it (RFC 9000 section 9.4)."""
+        """Start anew on another path, of which nothing is known (RFC 9000 section 9.4)."""
         self.ssthresh = NO_THRESHOLD
         self._exit = SlowStartExit()
         self._full_at = -1.0
-        # What was sent before neither widens nor narrows the new window.
+        # Packets sent before neither widen nor narrow the new window.
         self._recovery_start = now
         self._set_window(_INITIAL_PACKETS * self._max_datagram_size)
         self._begin_avoidance()
@@ -224,7 +227,7 @@ class Control:
         self.congestion_window = max(minimum, min(size, self.maximum_window))
 
     def _reduced(self, share: float) -> int:
-        """That share of the window, but two packets at least (RFC 9002 section 7.2)."""
+        """That share of the window, but at least two packets (RFC 9002 section 7.2)."""
         reduced = int(self.congestion_window * share)
         return max(reduced, _MINIMUM_PACKETS * self._max_datagram_size)
 
@@ -233,10 +236,10 @@ class Control:
         raise NotImplementedError
 
     def _begin_avoidance(self) -> None:
-        """Congestion avoidance begins, or begins anew after a reduction."""
+        """Begin congestion avoidance, or begin it anew after a reduction."""
 
     def _avoid(self, acknowledged: int, now: float, grow: bool) -> None:
-        """An acknowledgement in congestion avoidance."""
+        """Take an acknowledgement in congestion avoidance."""
         raise NotImplementedError
 
 
@@ -274,7 +277,7 @@ class CubicControl(Control):
     def __init__(self, max_datagram_size: int) -> None:
         super().__init__(max_datagram_size)
         self._largest: float = 0.0  # W_max
-        self._epoch: float = math.inf  # when avoidance began; infinite: not yet
+        self._epoch: float = math.inf  # when avoidance began; infinite: it has not
         self._k: float = 0.0
         self._reno: float = 0.0  # W_est, what Reno would have
         self._idle_since: float = math.inf
@@ -294,7 +297,7 @@ class CubicControl(Control):
         self._epoch = math.inf
 
     def exclude(self, began: float, ended: float) -> None:
-        # RFC 9438 section 5.8, as for time which the application left unused.
+        # RFC 9438 section 5.8, as for time left unused by the application.
         epoch = self._epoch
         if ended > epoch:
             self._epoch = epoch + ended - max(began, epoch)
@@ -313,7 +316,7 @@ class CubicControl(Control):
         if self._epoch == math.inf:
             self._start_epoch(now)
         if not grow:
-            # RFC 9438 section 5.8: time which the application left unused does not count.
+            # RFC 9438 section 5.8: time left unused by the application does not count.
             if self._idle_since == math.inf:
                 self._idle_since = now
             return
@@ -324,8 +327,8 @@ class CubicControl(Control):
         size = self._max_datagram_size
         elapsed = now - self._epoch + self._rtt
         cubic = self._largest + _CUBIC_C * (elapsed - self._k) ** 3 * size
-        # Section 4.3: as aggressive as Reno at least; alpha makes the means equal until the
-        # old maximum is reached.
+        # Section 4.3: at least as aggressive as Reno; alpha makes the means equal until the old
+        # maximum is reached.
         alpha = 3 * (1 - _CUBIC_BETA) / (1 + _CUBIC_BETA) if self._reno < self._largest else 1.0
         self._reno += alpha * size * acknowledged / window
         target = min(max(cubic, window), 1.5 * window)

@@ -1,8 +1,8 @@
-"""The established half of a connection: its packets, its timers, and the fate of its frames.
+"""Runs the established half of a connection: its packets, its timers, the fate of its frames.
 
 Floor 1, sans-IO.  :class:`Established` owns the parts of
-:class:`~phoenix_trio.quic.established.state.State`, and is told by the engine what the
-handshake has brought: keys, the peer's transport parameters, completion.
+:class:`~phoenix_trio.quic.established.state.State`.  The engine gives it the results of the
+handshake: keys, the peer's transport parameters, completion.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from .transmit import MTU_PROBE, coalesce, transmit
 
 __all__ = ["Established"]
 
-#: The largest packet that timers of a 1-RTT path send: header, an ACK frame of few ranges with
-#: ECN counts, a PATH_CHALLENGE frame (RFC 9000 section 19.17), authentication tag.
+#: The largest packet sent by timers of a 1-RTT path: header, an ACK frame of few ranges with ECN
+#: counts, a PATH_CHALLENGE frame (RFC 9000 section 19.17), authentication tag.
 _LARGEST_ACK_PACKET: Final = 1 + 20 + 2 + 64 + 3 * 8 + 9 + 16
 
 
 class Established:
-    """Application data of one connection, which works on its `state`."""
+    """The application data of one connection; it works on its `state`."""
 
     __slots__ = ("state",)
 
@@ -42,11 +42,11 @@ class Established:
     # ------------------------------------------------------------------ from the handshake
 
     def set_peer_cid(self, cid: bytes) -> None:
-        """The peer's first connection ID has become another one (RFC 9000 section 7.2)."""
+        """Take another connection ID in place of the peer's first one (RFC 9000 section 7.2)."""
         self.state.peer_ids.current.cid = cid
 
     def set_parameters(self, parameters: PeerParameters, *, remembered: bool) -> None:
-        """The peer's transport parameters, or those remembered for 0-RTT."""
+        """Take the peer's transport parameters, or those remembered for 0-RTT."""
         s = self.state
         s.streams.set_peer_limits(parameters, remembered=remembered)
         maximum = largest_payload(parameters.max_datagram_frame_size)
@@ -73,7 +73,7 @@ class Established:
     def install_key(
         self, for_sending: bool, suite: int, secret: bytes, version: int, *, is_early: bool
     ) -> None:
-        """The secret of 1-RTT packets, or (`is_early`) of 0-RTT packets, in one direction."""
+        """Take the secret of 1-RTT packets, or (`is_early`) of 0-RTT packets, in one direction."""
         s = self.state
         s.version = version
         if is_early:
@@ -93,7 +93,7 @@ class Established:
         s = self.state
         s.is_complete = True
         if s.rtt.has_sample:
-            # (Of the handshake; it has no pacer.)
+            # (The window of the handshake, which has no pacer.)
             s.recovery.pacer.update_rate(s.control.congestion_window, s.rtt.smoothed)
 
     def confirm(self) -> None:
@@ -109,7 +109,7 @@ class Established:
             s.paths.try_preferred(s.peer_ids)
 
     def on_retry(self, now: float) -> None:
-        """The server has not seen what was sent in 0-RTT packets."""
+        """Take note of a Retry: the server has dropped all 0-RTT packets."""
         self.state.recovery.declare_all_lost(now)
 
     def on_early_data_refused(self, now: float) -> None:
@@ -120,7 +120,7 @@ class Established:
         s.streams.on_early_data_refused()
 
     def on_handshake_probe(self, *, needs_ping: bool) -> None:
-        """A probe before the handshake is confirmed (RFC 9002 section 6.2.4)."""
+        """Send a probe before the handshake is confirmed (RFC 9002 section 6.2.4)."""
         s = self.state
         if not s.recovery.repeat_oldest() and needs_ping:
             s.pings.append(HANDSHAKE_PING)
@@ -156,11 +156,10 @@ class Established:
             receive.receive_run(self.state, packet, 0, size, address, now, mark, size)
 
     def begin_pass(self) -> None:
-        """A new round of sending begins: judge anew what should wait for more.
+        """Begin a new round of sending, and decide anew whether a partial packet should wait.
 
-        A packet which is not full is held back while the application keeps writing,
-        round after round, so that bulk data leaves in full packets; a single write
-        leaves at once.
+        While the application keeps writing, round after round, a packet that is not full is held
+        back, so that bulk data leaves in full packets.  A single write leaves at once.
         """
         s = self.state
         sending = s.streams.sending
@@ -179,7 +178,7 @@ class Established:
     # ------------------------------------------------------------------ timers
 
     def deadline(self) -> float:
-        """When :meth:`on_timer` or :meth:`transmit` has something to do, idle timeout aside."""
+        """The time at which :meth:`on_timer` or :meth:`transmit` is due, idle timeout aside."""
         s = self.state
         deadline = s.pacing_at
         paths = s.paths
@@ -210,25 +209,25 @@ class Established:
         return deadline
 
     def _can_send(self) -> bool:
-        """Whether the anti-amplification limit has room for what timers send.
+        """Whether the anti-amplification limit has room for the packets that timers send.
 
-        RFC 9002 section 6.2.2.1: a timer for what may not be sent would stay in the past.
+        Without room, the timer would stay in the past (RFC 9002 section 6.2.2.1).
         """
         return self.state.paths.all[0].can_send(_LARGEST_ACK_PACKET)
 
     def _blocked_deadline(self) -> float:
         s = self.state
         if not s.is_confirmed or s.recovery.eliciting_in_flight:
-            # (What is in flight is repeated until it is acknowledged, and keeps alive as well.)
+            # (Packets in flight are repeated until acknowledged, and keep the connection alive.)
             return math.inf
         return s.streams.blocked_deadline(
             s.idle_since, s.recovery.probe_timeout(), s.idle_timeout()
         )
 
     def on_timer(self, now: float) -> bool:
-        """A deadline has come, or passed; whether there is still a path to the peer.
+        """Act on a deadline that has come or passed; whether a path to the peer is left.
 
-        RFC 9000 section 9.3.2: a connection without a validated path is over.
+        A connection without a validated path is over (RFC 9000 section 9.3.2).
         """
         s = self.state
         s.now = now
@@ -256,9 +255,9 @@ class Established:
         return None if wanted is None else keep_alive_interval(wanted, s.idle_timeout())
 
     def only_acknowledgement_due(self) -> float | None:
-        """When to send what was received its acknowledgement, if that is all there is to do.
+        """The time to acknowledge what was received, if that is the only work.
 
-        ``None``: there may be more, so :meth:`transmit` and :meth:`deadline` are due.
+        ``None``: there may be other work, so ask :meth:`transmit` and :meth:`deadline`.
         """
         s = self.state
         at = s.received.ack_at
@@ -298,26 +297,26 @@ class Established:
         """Begin a key update (RFC 9001 section 6.1) if :meth:`can_update_keys`."""
         self.state.keys.request_update(self.state.recovery.next_number)
 
-    # ------------------------------------------------------------------ what became of frames
+    # ------------------------------------------------------------------ the fate of frames
 
     def on_frames_acknowledged(self, control: list[tuple[int, int, int]]) -> None:
-        """The peer has a packet with these frames."""
+        """Note that a packet with these frames was acknowledged."""
         s = self.state
         for kind, a, b in control:
             if kind == frames.PING:
-                if a >= 0:  # (not one of our own)
+                if a >= 0:  # (not a PING of our own)
                     s.events.append(events.PingAcknowledged(a))
             elif kind == MTU_PROBE:
                 path_search.on_probe_acknowledged(s, a)
             elif kind == frames.CRYPTO:
                 s.crypto_send.on_acknowledged(a, b)
             elif kind in _CONNECTION_FRAMES:
-                pass  # nothing waits for it
+                pass  # no part needs to know
             else:
                 s.streams.on_control_acknowledged(kind, a, b)
 
     def on_frames_lost(self, control: list[tuple[int, int, int]]) -> None:
-        """A packet with these frames is lost: what still matters is sent again (section 13.3)."""
+        """Send the frames of a lost packet again if they still matter (RFC 9000 section 13.3)."""
         s = self.state
         for kind, a, b in control:
             if kind == frames.PING:
@@ -338,15 +337,15 @@ class Established:
                 s.streams.on_control_lost(kind, a, b)
 
     def on_ack_acknowledged(self, largest: int) -> None:
-        """The peer has our ACK frame whose largest packet number is `largest`."""
+        """Note that an ACK frame of ours with this largest packet number was acknowledged."""
         self.state.received.on_ack_acknowledged(largest)
 
     def on_size_acknowledged(self, size: int) -> None:
-        """Packets in flight of up to `size` bytes were acknowledged."""
+        """Note that packets in flight of up to `size` bytes were acknowledged."""
         path_search.on_packets_arrived(self.state, size)
 
     def on_packets_lost(self, numbers: list[int], size: int) -> None:
-        """These packets are lost; those in flight had up to `size` bytes."""
+        """Note that these packets are lost; those in flight had up to `size` bytes."""
         s = self.state
         path_search.on_packets_lost(s, size)
         if s.trace is not None:
@@ -360,7 +359,7 @@ class Established:
     # ------------------------------------------------------------------ the end
 
     def release(self) -> None:
-        """Cut what refers to each other, so that it is freed at once."""
+        """Cut the references between the parts, so that they are freed at once."""
         s = self.state
         s.streams.release()
         s.recovery.release()

@@ -1,6 +1,6 @@
-"""CRYPTO data which this side sends in 1-RTT packets, such as session tickets.
+"""Sends CRYPTO data in 1-RTT packets, such as session tickets.
 
-Floor 1, sans-IO.  It is repeated until it is acknowledged (RFC 9000 section 13.3).
+Floor 1, sans-IO.  The data is repeated until it is acknowledged (RFC 9000 section 13.3).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class CryptoSender:
         self.has_pending = True
 
     def fill(self, parts: list[bytes], room: int, control: list[tuple[int, int, int]]) -> int:
-        """CRYPTO frames (RFC 9000 section 19.6) which fit into `room`; returns the room left."""
+        """Add CRYPTO frames that fit into `room` (RFC 9000 section 19.6); returns the room left."""
         pending = self._pending
         while len(pending) and room > _OVERHEAD:
             start = pending.starts[0]
@@ -50,7 +50,7 @@ class CryptoSender:
         return room
 
     def on_acknowledged(self, start: int, stop: int) -> None:
-        """A frame has arrived."""
+        """Note that a frame has arrived."""
         acknowledged = self._acknowledged
         acknowledged.add(start, stop)
         self._pending.subtract(start, stop)
@@ -60,7 +60,7 @@ class CryptoSender:
             self._released = acknowledged.stops[0]
 
     def on_lost(self, start: int, stop: int) -> None:
-        """A frame was lost: what is not acknowledged of it is sent again."""
+        """Send the unacknowledged part of a lost frame again."""
         self._pending.add(start, stop)
         for known in self._acknowledged:
             self._pending.subtract(known.start, known.stop)

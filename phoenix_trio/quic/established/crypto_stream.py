@@ -1,14 +1,13 @@
 """Reassembles the CRYPTO frames of one encryption level into whole TLS messages.
 
-Floor 0, sans-IO: knows no engine, no TLS and no clock.  Any host can send CRYPTO
-frames before the handshake has authenticated the peer, so each step is bounded:
+Floor 0, sans-IO: knows no engine, no TLS and no clock.  Any host can send CRYPTO frames before
+the handshake has authenticated the peer, so each step is bounded:
 
-* bytes: what does not fit into a window of `limit` bytes from the start of the
-  current message is refused, and so is a message which announces more
-  (RFC 9000 section 7.5);
+* bytes: data beyond a window of `limit` bytes from the start of the current message is refused,
+  and so is a message that announces more (RFC 9000 section 7.5);
 * bookkeeping: more than `max_gaps` separate pieces beyond the data in order are refused;
-* time: a frame costs the same whatever came before it, but for a copy of 16 KiB at most.
-  In particular, a message which comes byte by byte is not copied for each byte.
+* time: a frame costs the same whatever came before it, apart from a copy of 16 KiB at most.  In
+  particular, a message sent byte by byte is not copied for each byte.
 """
 
 from __future__ import annotations
@@ -29,11 +28,12 @@ __all__ = [
 PROTOCOL_VIOLATION = 0x0A
 CRYPTO_BUFFER_EXCEEDED = 0x0D
 
-#: Bytes of a level which are held at most: data out of order and the incomplete message.
-#: RFC 9000 section 7.5 wants at least 4096.  Unauthenticated peers can fill that of Initial
-#: packets, and a ClientHello is small, also with post-quantum keys (1.2 to 2 KB) or a large ticket.
+#: The most bytes held of a level: data out of order and the incomplete message.  RFC 9000
+#: section 7.5 requires at least 4096.  Unauthenticated peers can fill the window of Initial
+#: packets, and a ClientHello is small, even with post-quantum keys (1.2 to 2 KB) or a large
+#: ticket.
 INITIAL_WINDOW = 16 * 1024
-#: The same for Handshake packets, where long certificate chains come, and for 1-RTT packets.
+#: The same for Handshake packets, which carry long certificate chains, and for 1-RTT packets.
 HANDSHAKE_WINDOW = 64 * 1024
 
 #: Separate pieces beyond the data in order.  A flight of 64 KiB in packets of 1200 bytes has
@@ -55,11 +55,11 @@ class CryptoStreamError(Exception):
 
 
 class CryptoReceiver:
-    """What has been received of one level's CRYPTO data and is no whole message yet.
+    """The received CRYPTO data of one level that is not yet a whole message.
 
     Args:
-      limit: bytes from the start of the current message within which data is taken.
-      max_gaps: separate pieces beyond the data in order.
+      limit: only data within this many bytes from the start of the current message is taken.
+      max_gaps: the most separate pieces beyond the data in order.
     """
 
     __slots__ = ("_ahead", "_base", "_edge", "_is_closed", "_limit", "_max_gaps", "_message",
@@ -69,9 +69,9 @@ class CryptoReceiver:
         self._limit = limit
         self._max_gaps = max_gaps
         self._base = 0  # the offset at which the current message begins
-        self._message = bytearray()  # what is there of it, and of those behind it, in order
+        self._message = bytearray()  # received bytes of it and of later messages, in order
         self._edge = 0  # everything below this offset has been received
-        self._ahead: ReassemblyBuffer | None = None  # what came out of order, if any did
+        self._ahead: ReassemblyBuffer | None = None  # data out of order; None: there was none
         self._pieces: PieceLimit | None = None
         self._is_closed = False
 
@@ -93,14 +93,15 @@ class CryptoReceiver:
     def receive(self, offset: int, data: bytes) -> bool:
         """Take the data of one CRYPTO frame.
 
-        Duplicates and overlaps are fine.  :meth:`next_message` gives what it completes.
+        Duplicates and overlaps are fine.  :meth:`next_message` returns messages completed by the
+        data.
 
         Returns:
           Whether any of its bytes is new.
 
         Raises:
-          CryptoStreamError: too much data or too many pieces (CRYPTO_BUFFER_EXCEEDED), or
-            new data of a level which is over (PROTOCOL_VIOLATION, RFC 9001 section 4.1.3).
+          CryptoStreamError: too much data or too many pieces (CRYPTO_BUFFER_EXCEEDED), or new
+            data of a closed level (PROTOCOL_VIOLATION, RFC 9001 section 4.1.3).
         """
         stop = offset + len(data)
         edge = self._edge
@@ -144,8 +145,8 @@ class CryptoReceiver:
         """Take the next TLS message out, with its header; ``None``: it is not complete.
 
         Raises:
-          CryptoStreamError: it announces more than `limit` bytes (CRYPTO_BUFFER_EXCEEDED),
-            or the level is over and data is left (PROTOCOL_VIOLATION).
+          CryptoStreamError: it announces more than `limit` bytes (CRYPTO_BUFFER_EXCEEDED), or
+            the level is over and data is left (PROTOCOL_VIOLATION).
         """
         message = self._message
         if self._is_closed:
@@ -170,8 +171,9 @@ class CryptoReceiver:
         return whole
 
     def close(self) -> None:
-        """TLS has installed the keys of the next level: nothing new may come on this one.
+        """Close the level, since TLS has installed the keys of the next one.
 
-        RFC 9001 section 4.1.3; duplicates of what was received stay fine.
+        From now on new data is refused; duplicates of received data stay fine (RFC 9001 section
+        4.1.3).
         """
         self._is_closed = True

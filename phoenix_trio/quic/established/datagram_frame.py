@@ -1,12 +1,12 @@
-"""The largest payload of a DATAGRAM frame for a peer's limit (RFC 9221).
+"""Computes the largest payload of a DATAGRAM frame for a peer's limit (RFC 9221).
 
-Floor 0, pure.  A peer's ``max_datagram_frame_size`` counts the whole frame: its type,
-its length field and its payload (section 3), and a longer frame must not be sent.
+Floor 0, pure.  A peer's ``max_datagram_frame_size`` counts the whole frame: its type, its length
+field and its payload (section 3).  A longer frame must not be sent.
 
-Frames are always sent with their length (type 0x31), since they share packets with other
-frames, and with the shortest encoding of it.  A frame without it (0x30) may only stand
-at the end of a packet.  It would carry a byte or a few more, which is worth nothing with
-the limits that peers announce: 65,535 is recommended (section 3).
+Frames are always sent with their length (type 0x31), since they share packets with other frames;
+the length has its shortest encoding.  A frame without length (0x30) may only stand at the end of
+a packet.  It would carry a few more bytes, which do not matter with the limits announced by
+peers: 65,535 is recommended (section 3).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _LENGTHS: Final = ((1, (1 << 6) - 1), (2, (1 << 14) - 1), (4, (1 << 30) - 1), (8
 def largest_payload(frame_limit: int | None) -> int | None:
     """The largest payload in a frame of at most `frame_limit` bytes.
 
-    ``None``: not even an empty one fits.  So it is with a limit of 0, or none at all, by
-    which a peer says that it takes no datagrams.
+    ``None``: not even an empty payload fits.  This is the case with a limit of 0, or without a
+    limit: the peer takes no datagrams.
     """
     room = (frame_limit or 0) - _TYPE
     fitting = [min(room - size, largest) for size, largest in _LENGTHS if size <= room]

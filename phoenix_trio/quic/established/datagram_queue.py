@@ -1,8 +1,8 @@
-"""Datagrams (RFC 9221) which have arrived and wait for the application.
+"""Keeps received datagrams (RFC 9221) until the application reads them.
 
-Floor 0, sans-IO.  Datagrams have no flow control, so what the application does not read
-in time is dropped, the oldest first: when there are too many, and when their bytes are
-more than the endpoint's memory has for this connection.
+Floor 0, sans-IO.  Datagrams have no flow control, so datagrams not read in time are dropped, the
+oldest first: when there are too many, or when their bytes exceed the share of the endpoint's
+memory that this connection has.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ __all__ = ["DatagramQueue"]
 
 
 class DatagramQueue:
-    """A bounded queue.
+    """A bounded queue of received datagrams.
 
     Args:
-      length: datagrams which it holds at most.
+      length: the most datagrams held.
       budget: grants memory beyond each connection's minimum.
     """
 
@@ -32,7 +32,7 @@ class DatagramQueue:
         self.size = 0
         """Bytes held."""
         self.dropped = 0
-        """Datagrams which were dropped."""
+        """Datagrams dropped so far."""
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -41,7 +41,7 @@ class DatagramQueue:
         return bool(self._queue)
 
     def append(self, data: bytes) -> None:
-        """Add a datagram, dropping older ones where there is no room for it."""
+        """Add a datagram, and drop older ones if there is no room for it."""
         queue = self._queue
         queue.append(data)
         self.size += len(data)
@@ -64,7 +64,7 @@ class DatagramQueue:
         """Remove and return the oldest datagram.
 
         Raises:
-          IndexError: there is none.
+            IndexError: the queue is empty.
         """
         data = self._queue.popleft()
         self.size -= len(data)

@@ -1,9 +1,9 @@
-"""The datagrams of an application which wait to be sent (RFC 9221).
+"""Keeps the application's datagrams until they are sent (RFC 9221).
 
-Floor 1, sans-IO.  They are not repeated and have no flow control, so the queue is
-bounded: when it is full, the caller waits or one is dropped, the oldest one of the lowest
-priority.  Those of the highest priority leave first, and in the order in which they came; what
-has expired does not leave at all.
+Floor 1, sans-IO.  Datagrams are not repeated and have no flow control, so the queue is bounded:
+when it is full, the caller waits, or the oldest datagram of the lowest priority is dropped.
+Datagrams of the highest priority leave first, in the order in which they were queued.  Expired
+datagrams do not leave at all.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _TYPE = b"\x31"
 
 
 class DatagramSender:
-    """A bounded queue.
+    """A bounded queue of datagrams to send.
 
     Args:
-      length: datagrams which it holds at most.
+      length: the most datagrams held.
     """
 
     __slots__ = ("_earliest", "_length", "_levels", "dropped", "expired", "limit", "queued",
@@ -32,12 +32,12 @@ class DatagramSender:
 
     def __init__(self, length: int) -> None:
         self._length = length
-        # By priority, the highest first: what waits, and when it expires.  Few programs have
-        # more than one, so empty ones stay.
+        # By priority, the highest first: data and expiry time of each waiting datagram.  Few
+        # programs use more than one priority, so empty levels stay.
         self._levels: list[tuple[int, deque[tuple[bytes, float]]]] = []
-        self._earliest: float = math.inf  # nothing that waits expires before
+        self._earliest: float = math.inf  # no waiting datagram expires before
         self.limit = -1
-        """The largest payload which the peer takes, in bytes; -1: it takes no datagrams."""
+        """The largest payload that the peer takes, in bytes; -1: it takes no datagrams."""
         self.waiting = 0
         """Datagrams in the queue."""
         self.queued = 0
@@ -50,7 +50,7 @@ class DatagramSender:
         """Whether a caller waits for room in the queue."""
 
     def has_room(self, now: float) -> bool:
-        """Whether the queue takes one more without dropping any that may still leave."""
+        """Whether the queue takes one more without dropping a datagram that may still leave."""
         if self.waiting >= self._length:
             self.drop_expired(now)
         return self.waiting < self._length
@@ -60,12 +60,13 @@ class DatagramSender:
     ) -> None:
         """Queue a datagram; if the queue is full, one is dropped and counted.
 
-        That is the oldest one of the lowest priority, or this one if its own is lower still.
+        The oldest one of the lowest priority is dropped, or this one if its priority is lower
+        still.
 
         Args:
-          data: it may leave, as it is not too large.
+          data: a payload that is not too large to leave.
           priority: higher ones leave first.
-          expires_at: from when on it does not leave any more.
+          expires_at: from this time on, the datagram does not leave any more.
           now: the time.
         """
         self.queued += 1
@@ -99,14 +100,14 @@ class DatagramSender:
         return added
 
     def _lowest(self) -> tuple[int, deque[tuple[bytes, float]]] | None:
-        """The lowest priority of which any waits."""
+        """The lowest priority with a waiting datagram."""
         for level in reversed(self._levels):
             if level[1]:
                 return level
         return None
 
     def fill(self, parts: list[bytes], room: int, packet: SentPacket, now: float) -> int:
-        """DATAGRAM frames which fit into `room` bytes of a packet; returns the room left."""
+        """Add DATAGRAM frames that fit into `room` bytes of a packet; returns the room left."""
         if now >= self._earliest:
             self.drop_expired(now)
         for priority, queue in self._levels:
@@ -130,7 +131,7 @@ class DatagramSender:
         return room
 
     def drop_expired(self, now: float) -> None:
-        """Drop what has expired by now."""
+        """Drop the datagrams that have expired by now."""
         if now < self._earliest:
             return
         before = self.waiting
@@ -138,14 +139,14 @@ class DatagramSender:
         self.expired += before - self.waiting
 
     def drop_larger(self, maximum: int) -> None:
-        """Drop what can never leave, because packets or the peer's limit became smaller."""
+        """Drop datagrams that became too large, because packets or the peer's limit shrank."""
         if self.waiting:
             before = self.waiting
             self._keep(maximum, -math.inf)
             self.dropped += before - self.waiting
 
     def _keep(self, maximum: float, now: float) -> None:
-        """Keep only what has at most so many bytes, and expires later than `now`."""
+        """Keep only datagrams of at most `maximum` bytes that expire later than `now`."""
         earliest = math.inf
         waiting = 0
         for _, queue in self._levels:
@@ -161,12 +162,12 @@ class DatagramSender:
         self._earliest = earliest
 
     def take_room(self) -> bool:
-        """Whether a caller waited for room and there is some now; asked once."""
+        """Whether a caller waited for room and there is some now; true only once."""
         if self.wants_room and self.waiting < self._length:
             self.wants_room = False
             return True
         return False
 
     def queue(self) -> list[bytes]:
-        """What waits, in the order in which it leaves."""
+        """The waiting datagrams, in the order in which they leave."""
         return [data for _, queue in self._levels for data, _ in queue]

@@ -1,10 +1,9 @@
 """Marks packets for explicit congestion notification, and judges marks (RFC 9000 section 13.4).
 
-Floor 0, sans-IO: packet numbers and counts in, verdicts out.  A router which is
-about to drop packets can mark them instead (explicit congestion notification,
-RFC 3168); the receiver counts the marks and reports them.  Networks and peers
-which get this wrong exist, so a path has to prove itself first: a few packets are
-marked, and only when their acknowledgements account for them does it go on.
+Floor 0, sans-IO: takes packet numbers and counts, gives verdicts.  Instead of dropping packets,
+a router can mark them (explicit congestion notification, RFC 3168); the receiver counts the
+marks and reports them.  Some networks and peers get this wrong, so each path is tested first: a
+few packets are marked, and marking goes on only if their acknowledgements account for them.
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ ECT_1 = 1
 ECT_0 = 2
 CE = 3
 
-#: Packets which are marked before the first verdict (RFC 9000 appendix A.4).
+#: Packets marked before the first verdict (RFC 9000 appendix A.4).
 TESTING_PACKETS = 10
 
 _NEVER = 1 << 62
 
 
 class ReceivedMarks:
-    """Packets received of one packet number space, by their mark."""
+    """Counts the received packets of one packet number space by their mark."""
 
     __slots__ = ("congestion", "ect_0", "ect_1")
 
@@ -37,7 +36,7 @@ class ReceivedMarks:
         self.congestion = 0
 
     def count(self, mark: int, packets: int = 1) -> None:
-        """`packets` more, all with the same mark."""
+        """Count `packets` more, all with the same mark."""
         if mark == ECT_0:
             self.ect_0 += packets
         elif mark == CE:
@@ -46,15 +45,15 @@ class ReceivedMarks:
             self.ect_1 += packets
 
     def as_fields(self) -> tuple[int, int, int]:
-        """In the order of the ACK frame (RFC 9000 section 19.3.2)."""
+        """The counts in the order of the ACK frame (RFC 9000 section 19.3.2)."""
         return self.ect_0, self.ect_1, self.congestion
 
 
 class EcnMarking:
-    """Whether to mark what is sent on the present path, and what came of it.
+    """Decides whether to mark packets on the present path, and judges the reports.
 
     Args:
-      enabled: else nothing is ever marked.
+      enabled: whether packets are marked at all.
     """
 
     def __init__(self, *, enabled: bool) -> None:
@@ -73,18 +72,18 @@ class EcnMarking:
 
     @property
     def codepoint(self) -> int:
-        """How the next packets should be marked."""
+        """The mark for the next packets."""
         if self._failed or (not self._validated and self._sent >= TESTING_PACKETS):
             return NOT_ECT
         return ECT_0
 
     @property
     def is_validated(self) -> bool:
-        """Whether the path and the peer have proved to report marks."""
+        """Whether path and peer were shown to report marks correctly."""
         return self._validated and not self._failed
 
     def begin_path(self) -> None:
-        """Another path: it has to prove itself anew (RFC 9000 section 13.4.2)."""
+        """Test another path from the beginning (RFC 9000 section 13.4.2)."""
         self._failed = not self._enabled
         self._validated = False
         self._first = self._stop = self._resumed = _NEVER
@@ -92,7 +91,7 @@ class EcnMarking:
         self._base = self._reported
 
     def on_sent(self, first: int, stop: int) -> None:
-        """Packets from `first` to before `stop` were sent with :attr:`codepoint`."""
+        """Note that packets from `first` to before `stop` were sent with :attr:`codepoint`."""
         if self.codepoint == NOT_ECT:
             return
         if self._validated:
@@ -106,13 +105,13 @@ class EcnMarking:
     def on_acknowledged(
         self, numbers: Sequence[int], counts: tuple[int, int, int] | None, *, is_newest: bool
     ) -> bool:
-        """An ACK frame of 1-RTT packets; whether it reports new congestion.
+        """Take an ACK frame of 1-RTT packets; whether it reports new congestion.
 
         Args:
-          numbers: what it acknowledges for the first time, ascending.
+          numbers: the packets acknowledged for the first time, ascending.
           counts: ECT(0), ECT(1) and CE as reported; ``None``: a frame without them.
-          is_newest: whether it raises the largest acknowledged packet number; others
-            may come out of order and prove nothing.
+          is_newest: whether it raises the largest acknowledged packet number; other frames may
+            come out of order and prove nothing.
         """
         if self._failed:
             return False
@@ -124,7 +123,7 @@ class EcnMarking:
             if marked:
                 self._failed = True
             return False
-        # (In plain comparisons: each acknowledgement of a marked path comes here.)
+        # (Plain comparisons, since this runs for each acknowledgement on a marked path.)
         before_0, before_1, before_ce = self._reported
         base_0, base_1, base_ce = self._base
         ect_0, ect_1, congestion = self._reported = counts
@@ -137,7 +136,7 @@ class EcnMarking:
             or marks < self._acknowledged
             or marks > self._sent
         ):
-            # Lower than before, marks which we never make, too few or too many.
+            # Counts too low, too high or lower than before, or marks that we never make.
             self._failed = True
             return False
         if self._acknowledged:

@@ -1,14 +1,14 @@
-"""Receive windows: they extend the peer's credit as the application reads.
+"""Extends the peer's credit as the application reads.
 
-Floor 0, sans-IO.  For the engine, which keeps one window a stream and one a
-connection.  Goals: credit follows what the application has *read*, never what
-has arrived (a reader that stalls must not make memory grow); few updates; and
-a window that grows to what the path needs while the reader keeps up, bounded
-by the configuration (RFC 9000 section 4.2 leaves the policy to us).
+Floor 0, sans-IO.  The engine keeps one window for each stream and one for the connection.
+Goals: credit follows the bytes that the application has *read*, not the bytes that have arrived
+(a stalled reader must not make memory grow); few updates; and a window that grows to the needs
+of the path while the reader keeps up, bounded by the configuration (RFC 9000 section 4.2 leaves
+the policy to us).
 
-The growth rule: when more than half a window was read within two round trips,
-the window, not the reader, is the limit, so it doubles.  A connection's window
-has an account with the endpoint's memory, which may grant less than that.
+The growth rule: when more than half a window was read within two round trips, the window, not
+the reader, is the limit, so it doubles.  A connection's window has an account with the
+endpoint's memory, which may grant less.
 """
 
 from __future__ import annotations
@@ -28,11 +28,9 @@ class ReceiveWindow:
     """The sliding flow-control window of one stream or connection.
 
     Args:
-      initial: bytes which the peer may send at first (announced in the
-        transport parameters).
-      maximum: bytes the window may grow to.
-      account: grants memory; ``None``: the window is bounded by another one.  `initial`
-        was granted by it.
+      initial: bytes that the peer may send at first (announced in the transport parameters).
+      maximum: the largest size of the window, in bytes.
+      account: grants memory, `initial` included; ``None``: another window bounds this one.
     """
 
     __slots__ = (
@@ -51,9 +49,9 @@ class ReceiveWindow:
         self.maximum = maximum
         self.size = min(initial, maximum)
         self.limit = self.size
-        """The highest offset which the peer was or will be allowed to reach."""
+        """The highest offset that the peer may reach; an update may still be unsent."""
         self.released = 0
-        """Bytes which were read or discarded."""
+        """Bytes read or discarded."""
         self._due = self.size // _UPDATE_SHARE
         self._epoch_start: float | None = None
         self._epoch_released = 0
@@ -65,12 +63,12 @@ class ReceiveWindow:
         self.released += count
 
     def update(self, now: float, rtt: float, *, ceiling: int | None = None) -> bool:
-        """Raise :attr:`limit` where that is worth a frame, growing the window if the path needs it.
+        """Raise :attr:`limit` if that is worth a frame, and grow the window if the path needs it.
 
         Args:
           now: the time.
           rtt: the round-trip time, in seconds.
-          ceiling: bytes which may be outstanding at most, for this time.
+          ceiling: the most bytes outstanding, for this call.
 
         Returns whether the limit was raised.
         """
@@ -91,7 +89,7 @@ class ReceiveWindow:
         if ceiling is not None and ceiling < size:
             size = ceiling
         if self._account is not None:
-            # Where less is granted, the window grows from there by the same rule.
+            # If less is granted, the window grows from there by the same rule.
             size = self.size = self._account.adjust(self.limit - self.released, size)
         limit = max(self.limit, self.released + size)
         self._due = limit - size + size // _UPDATE_SHARE
@@ -101,9 +99,9 @@ class ReceiveWindow:
         return True
 
     def end(self, received: int) -> None:
-        """The connection has ended: nothing comes beyond the offset `received`.
+        """End the window: the connection has ended, and no bytes beyond `received` will come.
 
-        What is read from now on is given back to the account.
+        Bytes read from now on are given back to the account.
         """
         self._has_ended = True
         self.limit = min(self.limit, received)
@@ -117,5 +115,5 @@ class ReceiveWindow:
 
     @property
     def is_due(self) -> bool:
-        """Whether so much was released that :meth:`update` has something to do."""
+        """Whether enough was released for :meth:`update` to have work."""
         return self.released >= self._due

@@ -1,4 +1,4 @@
-"""Deals with the frames of an authenticated 1-RTT or 0-RTT packet (RFC 9000 section 19).
+"""Handles the frames of authenticated 1-RTT and 0-RTT packets (RFC 9000 section 19).
 
 Floor 1, sans-IO.
 """
@@ -43,31 +43,31 @@ from .state import PeerClose, State
 
 __all__ = ["ELICITING", "NON_PROBING", "take_frames"]
 
-#: What :func:`take_frames` tells of a packet.
+#: The properties of a packet that :func:`take_frames` returns.
 ELICITING: Final = 1
 NON_PROBING: Final = 2
 
 _BOTH: Final = 3
 
-#: TLS (RFC 8446): the type of a NewSessionTicket, and the alert for a message out of place.
+#: TLS (RFC 8446): the type of a NewSessionTicket, and the alert for an unexpected message.
 _NEW_SESSION_TICKET: Final = 4
 _UNEXPECTED_MESSAGE: Final = 10
 
-#: The largest DATAGRAM frame which this side takes (RFC 9221 section 3), header included.
+#: The largest DATAGRAM frame that this side takes (RFC 9221 section 3), header included.
 _DATAGRAM_LIMIT: Final = 65_535
 
 
 def take_frames(s: State, plain: bytes, now: float, is_early: bool = False) -> int:
-    """Deal with all frames of a packet.
+    """Handle all frames of a packet.
 
     Args:
       s: the connection.
       plain: the payload.
       now: the time.
-      is_early: whether it is a 0-RTT packet, in which some frames may not come.
+      is_early: whether it is a 0-RTT packet, where some frames are forbidden.
 
-    Returns :data:`ELICITING` if the packet is to be acknowledged, with
-    :data:`NON_PROBING` if a frame in it is no probing frame (RFC 9000 section 9.1).
+    Returns :data:`ELICITING` if the packet is to be acknowledged, with :data:`NON_PROBING` if it
+    has a non-probing frame (RFC 9000 section 9.1).
 
     Raises:
       TransportError: the peer broke the protocol.
@@ -124,14 +124,14 @@ def take_frames(s: State, plain: bytes, now: float, is_early: bool = False) -> i
 
 
 def _take_ack(s: State, plain: bytes, at: int, now: float) -> int:
-    """An ACK frame (RFC 9000 section 19.3); returns where it ends."""
+    """Take an ACK frame (RFC 9000 section 19.3); returns where it ends."""
     _, delay, ranges, counts, at = parse_ack(plain, at)
     recovery = s.recovery
     recovery.on_ack(ranges, (delay << s.ack_delay_exponent) / 1_000_000, now)
     if s.ecn.on_acknowledged(
         recovery.newly_acknowledged, counts, is_newest=recovery.ack_was_newest
     ):
-        # RFC 9002 section 7.1: as a loss of the newest packet which it acknowledges.
+        # RFC 9002 section 7.1: treated as a loss of the newest packet acknowledged by the frame.
         s.control.on_congestion(now=now, sent_time=recovery.newest_sent_time)
     if s.trace is not None and recovery.newly_acknowledged:
         s.trace.log_event(
@@ -143,7 +143,7 @@ def _take_ack(s: State, plain: bytes, at: int, now: float) -> int:
 
 
 def _take_datagram(s: State, plain: bytes, at: int) -> int:
-    """A DATAGRAM frame (RFC 9221 section 4); returns where it ends."""
+    """Take a DATAGRAM frame (RFC 9221 section 4); returns where it ends."""
     begin, end = frames.parse_datagram(plain, at)
     if not s.config.enable_datagrams or end - at > _DATAGRAM_LIMIT:
         raise TransportError(PROTOCOL_VIOLATION, plain[at], "Unexpected DATAGRAM frame")
@@ -153,7 +153,7 @@ def _take_datagram(s: State, plain: bytes, at: int) -> int:
 
 
 def _take_other(s: State, plain: bytes, at: int, kind: int) -> tuple[int, int]:
-    """A frame which is rare; returns where it ends, and what it says of its packet."""
+    """Take a rare frame; returns where it ends, and the flags of its packet."""
     flags = _BOTH
     streams = s.streams
     if kind == RESET_STREAM:
@@ -214,12 +214,12 @@ def _take_other(s: State, plain: bytes, at: int, kind: int) -> tuple[int, int]:
 
 
 def _take_crypto(s: State, plain: bytes, at: int) -> int:
-    """A CRYPTO frame (RFC 9000 section 19.6): session tickets; returns where it ends."""
+    """Take a CRYPTO frame (RFC 9000 section 19.6), a session ticket; returns where it ends."""
     offset, begin, end = frames.parse_crypto(plain, at)
     if begin == end:
         return end
     if not s.is_client:
-        # No message of a client comes after its handshake (RFC 9001 sections 4.4 and 6).
+        # A client sends no message after its handshake (RFC 9001 sections 4.4 and 6).
         raise TransportError(
             CRYPTO_ERROR + _UNEXPECTED_MESSAGE,
             CRYPTO,

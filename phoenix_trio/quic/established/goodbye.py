@@ -1,9 +1,9 @@
 """Recognises the peer's CONNECTION_CLOSE after our own was sent.
 
-Floor 1, sans-IO.  A peer may answer a CONNECTION_CLOSE with one of its own before it
-drains (RFC 9000 section 10.2.2); ours does.  That is how the side which closes learns
-that the other one knows.  The connection with its keys is freed when it is closed, so
-this keeps the one key that opens a 1-RTT packet, for as long as an answer is waited for.
+Floor 1, sans-IO.  A peer may answer a CONNECTION_CLOSE with one of its own before it drains (RFC
+9000 section 10.2.2); our implementation does.  The answer tells the closing side that the peer
+knows of the end.  The connection and its keys are freed when it is closed, so a
+:class:`GoodbyeReader` keeps the one key that opens a 1-RTT packet while an answer is awaited.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from ..wire.protection import HeaderKey, NotAuthentic, PacketKey, open_header
 
 __all__ = ["GoodbyeReader", "has_close"]
 
-#: Packets which are looked into at most: late ones come before the answer, and each costs an
-#: attempt to open it.
+#: The most packets examined: late ones come before the answer, and each costs an attempt to open
+#: it.
 _PACKETS_MAX = 1000
 
-#: Frames which are skipped on the way to a CONNECTION_CLOSE.
+#: The most acknowledgements skipped on the way to a CONNECTION_CLOSE.
 _ACKNOWLEDGEMENTS_MAX = 4
 
-#: Bytes of such a frame which are looked at; our own acknowledgements have 64 at most.
+#: The most bytes of an ACK frame examined; our own ACK frames have at most 64.
 _BYTES_MAX = 128
 
 _PADDING_AND_PING = bytes((frames.PADDING, frames.PING))
@@ -32,9 +32,9 @@ class GoodbyeReader:
 
     Args:
       key: the peer's present key.
-      header_key: the one which protects its headers.
+      header_key: the key of its header protection.
       phase: its key phase bit.
-      expected: the next packet number which is expected (RFC 9000 appendix A.3).
+      expected: the next expected packet number (RFC 9000 appendix A.3).
       id_length: bytes of our connection IDs.
     """
 
@@ -65,7 +65,7 @@ class GoodbyeReader:
                 self._expected,
             )
             if first >> 2 & 1 != self._phase:
-                return False  # the peer updates its keys just now: we do without its answer
+                return False  # the peer is updating its keys: its answer is lost
             payload = self._key.decrypt(number, header, datagram[body_at:])
         except NotAuthentic:
             return False
@@ -73,14 +73,14 @@ class GoodbyeReader:
 
 
 def has_close(payload: bytes) -> bool:
-    """Whether a packet closes the connection, as far as its first frames say.
+    """Whether the first frames of a packet close the connection.
 
-    A CONNECTION_CLOSE comes after padding, PING and ACK at most; behind other frames it is
-    not looked for.  Nor is it behind an acknowledgement of very many ranges, or behind
-    several: what a packet costs is bounded.
+    Only padding, PING and ACK frames are skipped to find a CONNECTION_CLOSE.  It is not found
+    behind other frames, behind an acknowledgement of very many ranges, or behind several
+    acknowledgements; so the cost of a packet is bounded.
     """
     for _ in range(_ACKNOWLEDGEMENTS_MAX + 1):
-        # (The late packets are probes of the path MTU as a rule: 64 KiB of padding.)
+        # (Late packets are mostly probes of the path MTU: 64 KiB of padding.)
         payload = payload.lstrip(_PADDING_AND_PING)
         if not payload:
             return False

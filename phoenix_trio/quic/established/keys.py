@@ -1,8 +1,8 @@
-"""The keys of 1-RTT packets, and their updates (RFC 9001 section 6); those of 0-RTT packets.
+"""Keeps the keys of 1-RTT packets and their updates (RFC 9001 section 6), and of 0-RTT packets.
 
-Floor 1, sans-IO.  The old keys are kept until something has come with the new ones, and
-a little longer for what is reordered (section 6.1).  Otherwise a whole round trip's worth
-of packets could not be read after an update.
+Floor 1, sans-IO.  Old keys are kept until a packet with the new ones has come, and a little
+longer for reordered packets (section 6.1).  Otherwise a whole round trip's worth of packets
+could not be read after an update.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ __all__ = ["OneRttKeys"]
 
 _NONE = 1 << 62  # larger than any packet number
 
-#: Packets after which the keys are updated: half of what AES-GCM stands (RFC 9001 section 6.6).
+#: Packets between updates of the keys: half the limit of AES-GCM (RFC 9001 section 6.6).
 KEY_UPDATE_PACKETS = 1 << 22
 
-#: Packets after which it is tried again, while the last update is not acknowledged.
+#: Packets until another attempt, while the last update is not acknowledged.
 _KEY_UPDATE_RETRY = 1000
 
 
@@ -50,7 +50,7 @@ class OneRttKeys:
         self.phase = 0
         """The key phase bit of the present keys."""
         self.lowest_number = _NONE
-        """The lowest number of the packets which came with the present keys."""
+        """The lowest number of a packet received with the present keys."""
         self.update_pending = False
         """Whether the next packet sent begins an update."""
         self.updates = 0
@@ -63,10 +63,10 @@ class OneRttKeys:
         self._keys_since = 0  # the first packet number sent with the present keys, or a later one
         self._updates_noticed = 0
         self.next_update = KEY_UPDATE_PACKETS
-        """The packet number from which on :meth:`consider_update` is to be called (section 6.6)."""
+        """The packet number from which :meth:`consider_update` is to be called (section 6.6)."""
 
     def install(self, for_sending: bool, suite: int, secret: bytes, version: int) -> None:
-        """The first keys of one direction, from the TLS handshake."""
+        """Take the first keys of one direction, from the TLS handshake."""
         key, header = PacketKey(suite, secret, version), header_key(suite, secret, version)
         if for_sending:
             self.send, self.header_send = key, header
@@ -79,7 +79,7 @@ class OneRttKeys:
         self.header_send = self.header_receive = None
 
     def open_other_phase(self, number: int, header: bytes, body: bytes) -> bytes:
-        """The payload of a packet whose key phase bit is not that of the present keys.
+        """The payload of a packet whose key phase bit differs from that of the present keys.
 
         Raises:
           NotAuthentic: no key opens it.
@@ -93,14 +93,14 @@ class OneRttKeys:
         except NotAuthentic:
             if self.lowest_number != _NONE:
                 raise
-        # A peer which updates again before it knows that the last update has arrived,
-        # against section 6.1; some implementations do.
+        # The peer updates again before it knows that the last update has arrived, against
+        # section 6.1; some implementations do.
         return self._open_following(number, header, body)
 
     def _open_following(self, number: int, header: bytes, body: bytes) -> bytes:
         assert self.receive is not None
         if self._following is None:
-            # Kept, for forged packets must not cost a key derivation each (section 9.5).
+            # Kept, since forged packets must not cost a key derivation each (section 9.5).
             self._following = self.receive.next()
         try:
             payload = self._following.decrypt(number, header, body)
@@ -115,12 +115,12 @@ class OneRttKeys:
         return payload
 
     def note_received(self, number: int) -> None:
-        """A packet with this number has come with the present keys."""
+        """Note that a packet with this number has come with the present keys."""
         if number < self.lowest_number:
             self.lowest_number = number
 
     def _advance(self) -> None:
-        """The present keys become the previous ones."""
+        """Make the present keys the previous ones."""
         assert self.receive is not None
         assert self.send is not None
         self._previous = self.receive
@@ -134,7 +134,7 @@ class OneRttKeys:
 
     @property
     def has_previous(self) -> bool:
-        """Whether old keys are kept, so that :meth:`age` has something to do."""
+        """Whether old keys are kept, so that :meth:`age` is to be called."""
         return self._previous is not None
 
     def age(self, now: float, period: float) -> None:
@@ -157,14 +157,14 @@ class OneRttKeys:
         if self.update_pending or self.send is None:
             return False
         if self.updates != self._updates_noticed:
-            # The peer has updated them, perhaps more than once; it does so only once it can
-            # read with both.
+            # The peer has updated them, perhaps more than once; it does so only once it can read
+            # with both.
             self._updates_noticed = self.updates
             self._keys_since = next_number
         return largest_acknowledged >= self._keys_since
 
     def request_update(self, next_number: int) -> None:
-        """The packet with this number, or the next one that is sent, begins an update."""
+        """Begin an update with the packet of this number, or the next one sent."""
         self.updates_begun += 1
         self._keys_since = next_number
         self.next_update = next_number + KEY_UPDATE_PACKETS
@@ -172,13 +172,13 @@ class OneRttKeys:
         self.update_pending = True
 
     def consider_update(self, next_number: int, largest_acknowledged: int) -> None:
-        """Update the keys now, or try again a while later (section 6.6)."""
+        """Update the keys now, or try again later (section 6.6)."""
         if self.can_update(next_number, largest_acknowledged):
             self.request_update(next_number)
         else:
             self.next_update = next_number + _KEY_UPDATE_RETRY
 
     def begin_update(self) -> None:
-        """The next packet is sent with the next keys."""
+        """Use the next keys from the next packet on."""
         self.update_pending = False
         self._advance()

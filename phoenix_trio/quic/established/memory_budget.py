@@ -1,33 +1,32 @@
 """Shares one endpoint's buffer memory among its connections.
 
-Floor 0, sans-IO.  An endpoint has two budgets: for what peers may send before the
-application reads it, and for what the application writes before peers acknowledge it.
+Floor 0, sans-IO.  An endpoint has two budgets: one for bytes that peers send before the
+application reads them, one for bytes that the application writes before peers acknowledge them.
 
 Goals:
 
-* the sum is bounded: all connections together hold at most the budget, and each of them
-  the minimum besides;
-* every connection makes progress, for the minimum is granted whatever the others hold;
+* the sum is bounded: all connections together hold at most the budget, plus the minimum of each;
+* every connection makes progress, since it gets the minimum whatever the others hold;
 * a few connections get all they ask for;
-* under pressure shares are fair, also towards connections which come late, although
-  credit which was announced cannot be taken back (RFC 9000 section 4.1).
+* under pressure shares are fair, also towards later connections, although announced credit
+  cannot be taken back (RFC 9000 section 4.1).
 
-The rules.  The minimum is not counted.  Of what is free, its own share included, a
-connection may hold the larger of
+The rules.  The minimum is not counted.  Of the free bytes, its own share included, a connection
+may hold the larger of
 
-1. its fair share: a third of the budget by the number of connections, and at most a
-   quarter of what is free;
-2. an eighth of what is free above the reserve, which is half of the budget.
+1. its fair share: a third of the budget divided by the number of connections, and at most a
+   quarter of the free bytes;
+2. an eighth of the free bytes above the reserve; the reserve is half of the budget.
 
-By the second rule a few busy connections among many idle ones use what is there.  The
-reserve pays the fair shares, so greedy connections do not cost the others theirs; the
-part of it which is never shared out is for connections which come later.  A connection
-begins with a 32nd of what is free above three quarters of the budget, at most: those
-which are opened and not used leave three quarters to the others.
+The second rule lets a few busy connections among many idle ones use the free bytes.  The reserve
+pays the fair shares, so greedy connections do not take them from the others.  The part of the
+reserve that is never shared out is for later connections.  A connection begins with at most a
+32nd of the free bytes above three quarters of the budget, so unused connections leave three
+quarters to the others.
 
-A connection which holds more than it may is granted nothing until it holds less.  What
-no rule can mend: connections which grow one after the other while there is plenty, and
-are not read any more, keep what they have; later ones may find the minimum only.
+A connection that holds more than it may is granted nothing until it holds less.  One case is
+beyond any rule: connections that grow one after the other while there is plenty, and are not
+read any more, keep their bytes; later ones may get only the minimum.
 """
 
 from __future__ import annotations
@@ -36,15 +35,15 @@ from ...config import TransportConfig
 
 __all__ = ["EndpointMemory", "MemoryAccount", "MemoryBudget"]
 
-#: Rule 1: the part of the budget which is shared out, and of what is free at most.
+#: Rule 1: the part of the budget that is shared out, and the largest part of the free bytes.
 _SHARED_PART = 3
 _FAIR_PART = 4
 
-#: Rule 2: the part of what is free above the reserve, and the reserve as a part of all.
+#: Rule 2: the part of the free bytes above the reserve, and the reserve as a part of all.
 _FREE_PART = 8
 _RESERVE_PART = 2
 
-#: What a new connection gets of what is free above so many quarters of the budget.
+#: The part that a new connection gets of the free bytes above so many quarters of the budget.
 _INITIAL_PART = 32
 _INITIAL_RESERVE_QUARTERS = 3
 
@@ -53,8 +52,8 @@ class MemoryBudget:
     """The memory of one endpoint, in one direction.
 
     Args:
-      limit: bytes which all connections may hold together, the minimum of each aside.
-      minimum: bytes which each may hold whatever the others do.
+      limit: the most bytes held by all connections together, not counting the minimums.
+      minimum: bytes that each connection may hold whatever the others do.
     """
 
     __slots__ = ("connections", "limit", "minimum", "used")
@@ -65,7 +64,7 @@ class MemoryBudget:
         self.used = 0
         """Bytes held above the minimums."""
         self.connections = 0
-        """Connections among which the budget is shared."""
+        """Connections that share the budget."""
 
     def open(self, *, counts: bool = True) -> MemoryAccount:
         """A new account, which stands for a connection if it `counts`."""
@@ -73,15 +72,15 @@ class MemoryBudget:
 
     @property
     def free(self) -> int:
-        """Bytes which are not held."""
+        """Bytes not held by any connection."""
         return max(0, self.limit - self.used)
 
 
 class MemoryAccount:
-    """What one connection holds of a :class:`MemoryBudget`.
+    """The share of one connection in a :class:`MemoryBudget`.
 
-    It is closed once; an account which is forgotten closes itself, since the buffers
-    for which it stands are gone with it.
+    Close it once.  A forgotten account closes itself, since the buffers that it counts are gone,
+    too.
     """
 
     __slots__ = ("_budget", "_is_counted", "held")
@@ -98,11 +97,11 @@ class MemoryAccount:
         self.close()
 
     def begin(self, wanted: int) -> int:
-        """How many bytes a new connection may hold: `wanted`, or a half, a quarter, ... of it.
+        """Bytes that a new connection may hold: `wanted`, or a half, a quarter, ... of it.
 
-        Halves, so that connections which are opened one after the other begin alike:
-        early data is refused where less is granted than the client remembers (RFC 9000
-        section 7.4.1).
+        The result is halved step by step, so that connections opened one after the other begin
+        alike: a server refuses early data when less is granted than the client remembers (RFC
+        9000 section 7.4.1).
         """
         budget = self._budget
         above = budget.free + self.held - budget.limit * _INITIAL_RESERVE_QUARTERS // 4
@@ -115,13 +114,13 @@ class MemoryAccount:
         return granted
 
     def adjust(self, outstanding: int, wanted: int) -> int:
-        """How many bytes the connection may hold now, at most `wanted`.
+        """Bytes that the connection may hold now, at most `wanted`.
 
         Args:
-          outstanding: what it holds in any case, because it was announced or written.
-          wanted: what it would like to hold.
+          outstanding: bytes held in any case, because they were announced or written.
+          wanted: bytes that the connection would like to hold.
 
-        The larger of `outstanding` and the result is counted.  Between two calls a
+        The larger of `outstanding` and the result is counted.  Until the next call, the
         connection may hold less than that, never more.
         """
         granted = self.permitted(wanted)
@@ -129,7 +128,7 @@ class MemoryAccount:
         return granted
 
     def permitted(self, wanted: int) -> int:
-        """What :meth:`adjust` would grant."""
+        """The result of :meth:`adjust`, without counting it."""
         budget = self._budget
         if wanted <= budget.minimum:
             return wanted
@@ -140,16 +139,16 @@ class MemoryAccount:
         return min(wanted, budget.minimum + max(by_fairness, by_abundance))
 
     def end(self, outstanding: int) -> None:
-        """The connection has ended, and `outstanding` bytes of it are not read yet.
+        """Note that the connection has ended with `outstanding` bytes unread.
 
-        It has no minimum any more, and the others share the budget without it.  May be
-        called again as these bytes become fewer.
+        It has no minimum any more, and the others share the budget without it.  May be called
+        again as these bytes become fewer.
         """
         self._hold(outstanding)
         self._leave()
 
     def close(self) -> None:
-        """Nothing is held any more.  Idempotent."""
+        """Give everything back.  Idempotent."""
         self._hold(0)
         self._leave()
 
@@ -172,7 +171,7 @@ class EndpointMemory:
     def __init__(self, config: TransportConfig) -> None:
         minimum = config.minimum_connection_memory
         self.receive = MemoryBudget(config.endpoint_receive_memory, minimum)
-        """For what the application has not read: stream data by the credit announced, and
+        """For data that the application has not read: stream data by the credit announced, and
         datagrams."""
         self.send = MemoryBudget(config.endpoint_send_memory, minimum)
-        """For stream data which peers have not acknowledged."""
+        """For stream data not acknowledged by peers."""

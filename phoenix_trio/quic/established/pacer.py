@@ -1,9 +1,9 @@
 """Spreads the packets of a congestion window over its round trip (RFC 9002 section 7.7).
 
-Floor 1, sans-IO.  A plain token bucket in bytes.  An event loop wakes up too seldom to send
-one packet at a time, so the bucket holds at least a burst of 16 packets, or 2.5 ms worth of
-the rate.  A call ends after a bounded run of packets, so that no connection keeps the
-others waiting.
+Floor 1, sans-IO.  A plain token bucket in bytes.  An event loop wakes up too seldom to send one
+packet at a time, so the bucket holds at least a burst of 16 packets, or 2.5 ms worth of the
+rate.  A call ends after a bounded run of packets, so that no connection keeps the others
+waiting.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SHORTEST = 1e-6  # seconds of round trip at least, so that there is a rate
 class Pacer:
     """A token bucket, refilled at 1.25 congestion windows a smoothed round trip.
 
-    The rate is computed when the bucket is refilled, for acknowledgements may change it more
+    The rate is computed when the bucket is refilled, since acknowledgements may change it more
     often than that.
 
     Args:
@@ -28,8 +28,8 @@ class Pacer:
 
     Attributes:
       max_datagram_size: as above.
-      congestion_window: bytes which may be in flight; 0: the rate is not known, and packets
-        leave as fast as they can.
+      congestion_window: bytes that may be in flight; 0: the rate is unknown, and packets leave
+        as fast as possible.
       smoothed_rtt: the smoothed round trip, in seconds.
     """
 
@@ -51,15 +51,15 @@ class Pacer:
         self._left_in_call: int = _PACKETS_PER_CALL
 
     def begin_path(self) -> None:
-        """Another path: its rate is not known."""
+        """Start on another path, whose rate is unknown."""
         self.congestion_window = 0
 
     def begin_call(self, packets: int = _PACKETS_PER_CALL) -> None:
-        """A new call for packets begins: it may take so many, and not more."""
+        """Begin a new call for packets; it may take at most `packets`."""
         self._left_in_call = packets
 
     def packets_available(self, now: float) -> int:
-        """How many packets of the full size may leave now in one burst."""
+        """Packets of the full size that may leave now in one burst."""
         if not self.congestion_window:
             return _PACKETS_PER_CALL
         self._refill(now)
@@ -68,12 +68,12 @@ class Pacer:
         return int(self._tokens // self.max_datagram_size) + 1
 
     def update_after_run(self, packets: int) -> None:
-        """So many packets of the full size have left at once."""
+        """Note that `packets` packets of the full size have left at once."""
         if self.congestion_window:
             self._tokens -= packets * self.max_datagram_size
 
     def _refill(self, now: float) -> float:
-        """Add what has come in since the last time; returns the rate, in bytes a second."""
+        """Add the tokens since the last call; returns the rate, in bytes a second."""
         window = self.congestion_window
         rtt = self.smoothed_rtt
         rate = _GAIN * window / rtt if rtt > _SHORTEST else _GAIN * window / _SHORTEST
@@ -93,7 +93,7 @@ class Pacer:
         return rate
 
     def next_send_time(self, now: float) -> float | None:
-        """``None``: a packet may leave now; else when to ask again."""
+        """The time to ask again; ``None``: a packet may leave now."""
         if self._left_in_call <= 0:
             return now
         if not self.congestion_window:
@@ -101,16 +101,16 @@ class Pacer:
         rate = self._refill(now)
         if self._tokens > 0:
             return None
-        # Wait for one packet's worth, not for the first byte: fewer wake-ups, same rate.
+        # Waiting for a packet's worth, not for the first byte, saves wake-ups at the same rate.
         return now + (self.max_datagram_size - self._tokens) / rate
 
     def update_after_send(self, now: float) -> None:
-        """One packet of the full size has left."""
+        """Note that one packet of the full size has left."""
         self._left_in_call -= 1
         if self.congestion_window:
             self._tokens -= self.max_datagram_size
 
     def update_rate(self, congestion_window: int, smoothed_rtt: float) -> None:
-        """The congestion window or the round-trip estimate has changed."""
+        """Take a new congestion window or round-trip estimate."""
         self.congestion_window = congestion_window
         self.smoothed_rtt = smoothed_rtt

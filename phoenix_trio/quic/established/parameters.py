@@ -1,8 +1,7 @@
-"""The peer's transport parameters which matter once packets of application data flow.
+"""Keeps the transport parameters of the peer for the established connection.
 
-Floor 1, data only.  The handshake half parses and checks the parameters (RFC 9000
-section 18.2) and gives them here; the values of an absent parameter are the RFC's
-defaults.
+Floor 1, data only.  The handshake half parses and checks the parameters (RFC 9000 section 18.2)
+and stores them here.  An absent parameter has the RFC's default.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Sequence
 
 __all__ = ["PeerParameters", "PreferredAddress"]
 
-#: RFC 9000 section 18.2: what an absent parameter stands for.
+#: RFC 9000 section 18.2: the value of an absent parameter.
 _DEFAULT_ACK_DELAY_EXPONENT = 3
 _DEFAULT_MAX_ACK_DELAY = 0.025
 _DEFAULT_MAX_UDP_PAYLOAD = 65_527
@@ -20,10 +19,10 @@ _DEFAULT_CONNECTION_ID_LIMIT = 2
 
 
 class PreferredAddress:
-    """The address to which a server wants its client to move (RFC 9000 section 9.6).
+    """The address that a server wants its client to use (RFC 9000 section 9.6).
 
     Args:
-      ipv4: host and port; ``None``: none of this family.
+      ipv4: host and port; ``None``: no address of this family.
       ipv6: the same.
       connection_id: for that address, with sequence number 1.
       reset_token: the stateless reset token of that connection ID.
@@ -67,22 +66,22 @@ class PeerParameters:
 
     def __init__(self) -> None:
         self.ack_delay_exponent = _DEFAULT_ACK_DELAY_EXPONENT
-        """A received ACK delay is shifted left by this, and is microseconds then."""
+        """The exponent of ACK delays: a received delay shifted left by this is in microseconds."""
         self.active_connection_id_limit = _DEFAULT_CONNECTION_ID_LIMIT
-        """Connection IDs which the peer keeps for us at a time."""
+        """The most connection IDs that the peer keeps for us at a time."""
         self.available_versions: Sequence[int] = ()
-        """QUIC versions, from the version information (RFC 9368); empty: not said."""
+        """QUIC versions, from the version information (RFC 9368); empty: unknown."""
         self.max_ack_delay = _DEFAULT_MAX_ACK_DELAY
-        """Seconds for which the peer delays acknowledgements at most."""
+        """The most seconds by which the peer delays acknowledgements."""
         self.max_data = 0
         self.max_datagram_frame_size = 0
-        """Bytes of a DATAGRAM frame, header included (RFC 9221 section 3); 0: none is taken."""
+        """Bytes of a DATAGRAM frame, header included (RFC 9221 section 3); 0: none is accepted."""
         self.max_idle_timeout = math.inf
         """Seconds; infinite: the peer has no idle timeout."""
         self.max_stream_data_bidi_local = 0
-        """For bidirectional streams which the peer opens."""
+        """For bidirectional streams opened by the peer."""
         self.max_stream_data_bidi_remote = 0
-        """For bidirectional streams which this side opens."""
+        """For bidirectional streams opened by this side."""
         self.max_stream_data_uni = 0
         self.max_streams_bidi = 0
         self.max_streams_uni = 0

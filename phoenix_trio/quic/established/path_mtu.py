@@ -1,9 +1,9 @@
-"""Searches the largest UDP payload which a path carries, and notices when it shrinks.
+"""Searches the largest UDP payload that a path carries, and notices when it shrinks.
 
-Floor 0, sans-IO: Datagram Packetization Layer PMTU Discovery (RFC 8899, RFC 9000
-section 14.3).  The engine sends a padded PING of the size asked for, tells what
-became of it, and of its ordinary packets; this class says which size to try
-next and which size to use.  ICMP messages are not needed, nor believed.
+Floor 0, sans-IO: Datagram Packetization Layer PMTU Discovery (RFC 8899, RFC 9000 section 14.3).
+The engine sends a padded PING of the requested size, and reports the fate of the probe and of
+ordinary packets.  :class:`MtuSearch` tells which size to try next and which size to use.  ICMP
+messages are neither needed nor believed.
 """
 
 from __future__ import annotations
@@ -14,24 +14,23 @@ from ...config import SMALLEST_UDP_PAYLOAD
 
 __all__ = ["MtuSearch"]
 
-#: Sizes which many paths have, less the headers of IPv4 or IPv6 and UDP: jumbo frames, a common
-#: cloud network, Ethernet, PPPoE, tunnels, and IPv6's minimum.
+#: Common sizes of paths, less the headers of IPv4 or IPv6 and UDP: jumbo frames, a common cloud
+#: network, Ethernet, PPPoE, tunnels, and IPv6's minimum.
 _COMMON = (8972, 8952, 4052, 1472, 1452, 1444, 1424, 1392, 1352, 1232)
 
-#: A size is given up after so many lost probes (RFC 8899 section 5.1.2 has 3 as MAX_PROBES;
-#: a second one is spent only where the first may have been lost to congestion).
+#: A size is given up after so many lost probes (MAX_PROBES of RFC 8899 section 5.1.2 is 3; a
+#: second one is spent only if congestion may have caused the first loss).
 _MAX_PROBES = 2
 
-#: The search ends when the gap between what passes and what does not is this small.
+#: The search ends when the gap between sizes that pass and sizes that do not is this small.
 _PRECISION = 16
 
-#: Times in a row that larger packets were lost and none arrived, which mean a black hole: if
-#: small ones arrived meanwhile, and if there were none which could.
+#: Losses of larger packets, with none arriving in between, that mean a black hole: if small
+#: packets arrived meanwhile, and if none did.
 _SUSPICIONS = 3
 _SUSPICIONS_ALONE = 6
 
-#: Seconds after which a finished search looks whether the path has grown (RFC 8899's
-#: PMTU_RAISE_TIMER).
+#: Seconds until a finished search checks whether the path has grown (RFC 8899's PMTU_RAISE_TIMER).
 _RAISE_SECONDS = 600.0
 
 
@@ -39,8 +38,8 @@ class MtuSearch:
     """The state of one path.
 
     Args:
-      ceiling: the largest payload worth trying, in bytes: the least of what the
-        interface, the peer and the configuration allow.
+      ceiling: the largest payload worth trying, in bytes: the smallest limit of the interface,
+        the peer and the configuration.
     """
 
     __slots__ = (
@@ -58,12 +57,12 @@ class MtuSearch:
     def __init__(self, ceiling: int) -> None:
         self.ceiling = max(ceiling, SMALLEST_UDP_PAYLOAD)
         self.size = SMALLEST_UDP_PAYLOAD
-        """The largest payload which is known to pass, in bytes."""
+        """The largest payload known to pass, in bytes."""
         self._best_failed = self.ceiling + 1
         self._probe: int | None = None
         self._lost_probes = 0
         self._suspicions = 0
-        self._suspected = 0  # the smallest size which was lost since then
+        self._suspected = 0  # the smallest size lost since then
         self._small_arrived = False
         self._next_search_at = math.inf
 
@@ -94,17 +93,17 @@ class MtuSearch:
             if self.size < common < self._best_failed:
                 return common
         if self.size in _COMMON:
-            return None  # nearly always the truth; the rest of the gap would cost lost probes
+            return None  # nearly always right; searching the rest of the gap would cost lost probes
         return (self.size + self._best_failed) // 2
 
     @property
     def is_probing(self) -> bool:
-        """Whether :meth:`next_probe` may have something at once, before its :attr:`deadline`."""
+        """Whether :meth:`next_probe` may have a probe at once, before its :attr:`deadline`."""
         return self._probe is None and self.size < self.ceiling and self._next_search_at == math.inf
 
     @property
     def deadline(self) -> float:
-        """When :meth:`next_probe` will have something again by itself; ``math.inf``: never."""
+        """The time of the next probe without other events; ``math.inf``: never."""
         return self._next_search_at
 
     def on_probe_acknowledged(self, size: int) -> bool:
@@ -118,7 +117,7 @@ class MtuSearch:
         return True
 
     def on_probe_lost(self, size: int) -> None:
-        """A probe was lost, which may have been congestion once, but hardly twice."""
+        """Take note of a lost probe: congestion may have caused one loss, but hardly two."""
         if size != self._probe:
             return
         self._probe = None
@@ -128,7 +127,7 @@ class MtuSearch:
             self._best_failed = size
 
     def on_acknowledged(self, size: int) -> None:
-        """An ordinary packet of `size` bytes has arrived."""
+        """Take note that an ordinary packet of `size` bytes has arrived."""
         if not self._suspicions:
             return
         if size >= self._suspected:
@@ -138,10 +137,10 @@ class MtuSearch:
             self._small_arrived = True
 
     def on_lost(self, size: int) -> bool:
-        """Ordinary packets of up to `size` bytes were lost; returns whether this is a black hole.
+        """Note the loss of packets of up to `size` bytes; returns whether it is a black hole.
 
-        Then :attr:`size` is the smallest again, and the search goes on below what it was
-        (RFC 8899 section 4.3).
+        In a black hole, :attr:`size` is the smallest again, and the search goes on below its
+        former value (RFC 8899 section 4.3).
         """
         if size <= SMALLEST_UDP_PAYLOAD or self.size <= SMALLEST_UDP_PAYLOAD:
             return False

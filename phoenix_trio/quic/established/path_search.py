@@ -1,4 +1,4 @@
-"""The size of a connection's datagrams: the search for the path MTU, and moves to other paths.
+"""Sets the size of a connection's datagrams: by path MTU search, and on moves to other paths.
 
 Floor 1, sans-IO.
 """
@@ -24,18 +24,18 @@ __all__ = [
 
 logger = bounded_logger("phoenix_trio.quic")
 
-#: The largest payload which is tried where the interface is not known: Ethernet, IPv6.
+#: The largest payload tried on an unknown interface: Ethernet, IPv6.
 _UNKNOWN_PATH_CEILING = 1452
 
-#: Bytes of a packet which a DATAGRAM frame cannot use: header, connection ID (at most 20),
-#: packet number, authentication tag, frame type and length.
+#: Bytes of a packet that are not available to a DATAGRAM frame: header, connection ID (at most
+#: 20), packet number, authentication tag, frame type and length.
 _DATAGRAM_OVERHEAD = 1 + 20 + 2 + 16 + 1 + 4
 
 
 def begin_search(s: State) -> None:
-    """Look for larger packets, now that the handshake is confirmed, or the path is another one.
+    """Look for larger packets; called when the handshake is confirmed or the path changes.
 
-    Not before: paths are only known to carry 1200 bytes (RFC 9000 section 14.1).
+    Before, paths are only known to carry 1200 bytes (RFC 9000 section 14.1).
     """
     address = s.paths.all[0].addr
     ceiling = s.path_ceiling(address)
@@ -49,7 +49,7 @@ def begin_search(s: State) -> None:
 
 
 def set_datagram_size(s: State, size: int) -> None:
-    """From now on, packets have up to `size` bytes."""
+    """Send packets of up to `size` bytes from now on."""
     s.max_datagram_size = size
     s.recovery.pacer.max_datagram_size = size
     s.control.set_max_datagram_size(size)
@@ -59,7 +59,7 @@ def set_datagram_size(s: State, size: int) -> None:
 def max_datagram_payload(s: State) -> int | None:
     """The largest payload of a datagram at present; ``None``: the peer takes none.
 
-    The smaller of our packets' room and the peer's announced limit.
+    It is limited by the room in our packets and by the peer's announced limit.
     """
     limit = s.datagrams.limit
     if limit < 0 or not s.config.enable_datagrams:
@@ -68,7 +68,7 @@ def max_datagram_payload(s: State) -> int | None:
 
 
 def drop_too_large_datagrams(s: State) -> None:
-    """What does not fit any more would block all that is behind it."""
+    """Drop datagrams that do not fit any more; they would block all datagrams behind them."""
     maximum = max_datagram_payload(s)
     s.datagrams.drop_larger(-1 if maximum is None else maximum)
 
@@ -77,8 +77,8 @@ def next_probe(s: State, now: float) -> int:
     """The size of the probe to send now; -1: none.  Notices a change of the path as well."""
     path = s.paths.all[0]
     if path.addr != s.mtu_address:
-        # RFC 9000 section 9.4; a new port alone is a NAT's doing, not another path.
-        # (At once, for the challenge has to arrive, too.)
+        # RFC 9000 section 9.4; a new port alone is the work of a NAT, not another path.
+        # (At once, since the challenge has to arrive, too.)
         if s.mtu_address is None or ends_of(path.addr) != ends_of(s.mtu_address):
             begin_search(s)
         s.mtu_address = path.addr
@@ -86,7 +86,7 @@ def next_probe(s: State, now: float) -> int:
         return -1
     known = s.known_path
     if path.addr is not known:
-        # Not before: a forged address must not slow the connection down.
+        # Only now: a forged address must not slow the connection down.
         s.known_path = path.addr
         if known is None or ends_of(path.addr) != ends_of(known):
             s.control.begin_path(now)
@@ -97,25 +97,25 @@ def next_probe(s: State, now: float) -> int:
 
 
 def on_probe_acknowledged(s: State, size: int) -> None:
-    """A probe has arrived."""
+    """Take note that a probe has arrived."""
     if s.mtu is not None and s.mtu.on_probe_acknowledged(size):
         set_datagram_size(s, s.mtu.size)
 
 
 def on_probe_lost(s: State, size: int) -> None:
-    """A probe was lost."""
+    """Take note that a probe was lost."""
     if s.mtu is not None:
         s.mtu.on_probe_lost(size)
 
 
 def on_packets_arrived(s: State, size: int) -> None:
-    """Packets of up to `size` bytes have arrived."""
+    """Take note that packets of up to `size` bytes have arrived."""
     if s.mtu is not None:
         s.mtu.on_acknowledged(size)
 
 
 def on_packets_lost(s: State, size: int) -> None:
-    """Packets of up to `size` bytes were lost."""
+    """Take note that packets of up to `size` bytes were lost."""
     if size and s.mtu is not None and s.mtu.on_lost(size):
         logger.debug("packets of %d bytes vanish; back to %d", size, SMALLEST_UDP_PAYLOAD)
         set_datagram_size(s, s.mtu.size)

@@ -1,14 +1,14 @@
-"""Puts stream data which arrives out of order back into order.
+"""Puts stream data that arrives out of order back into order.
 
-Floor 0, sans-IO.  A receiver keeps what lies behind a gap here until the gap is filled.
-Memory follows the bytes that came, never the offsets at which they came:
+Floor 0, sans-IO.  A receiver keeps data behind a gap here until the gap is filled.  Memory grows
+with the bytes received, never with their offsets:
 
 * only received bytes are stored, once each; gaps cost nothing;
-* pieces which touch are joined while they are small, so one byte a packet costs about a
-  byte, not an object;
+* touching pieces are joined while they are small, so one byte a packet costs about a byte, not
+  an object;
 * a piece is a copy, so it never keeps a larger buffer alive;
 * all streams of a connection share one :class:`PieceLimit`, so many tiny pieces with gaps
-  between them are refused, on however many streams they come.
+  between them are refused, on any number of streams.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from bisect import bisect_right
 
 __all__ = ["PieceLimit", "ReassemblyBuffer"]
 
-#: Pieces which a connection may hold whatever their size.  At about 150 bytes of overhead
-#: each, that is 150 KiB.
+#: Pieces that a connection may hold whatever their size.  At about 150 bytes of overhead each,
+#: they take 150 KiB.
 FREE_PIECES = 1000
 
 #: Above that, one piece for so many bytes held.  A lost packet leaves a gap, and the pieces
-#: between lost packets have 1200 bytes or so: an honest peer never comes near.
+#: between lost packets have 1200 bytes or so: an honest peer stays far below the limit.
 BYTES_PER_PIECE = 512
 
 #: A piece below this size is joined with its neighbour.
 _SMALL = 2048
 
-#: Joined pieces grow to this.  It bounds what a byte in front of a piece makes us copy.
+#: Joined pieces grow to this size.  It bounds the copy for a byte in front of a piece.
 _JOINED_MAX = 16 * 1024
 
 
 class PieceLimit:
-    """Counts the pieces and bytes which the streams of one connection hold behind gaps."""
+    """Counts the pieces and bytes behind gaps on all streams of one connection."""
 
     __slots__ = ("held", "pieces")
 
@@ -50,7 +50,7 @@ class PieceLimit:
 
 
 class ReassemblyBuffer:
-    """The bytes of one stream which lie behind a gap.
+    """The bytes of one stream behind a gap.
 
     Args:
       limit: shared by all streams of the connection; kept up to date.
@@ -71,7 +71,7 @@ class ReassemblyBuffer:
         return len(self._starts) > 0
 
     def add(self, offset: int, data: bytes) -> None:
-        """Keep what is new of `data`, which begins at `offset`.
+        """Keep the new bytes of `data`, which begins at `offset`.
 
         Where two copies of a byte differ, either may be kept (RFC 9000 section 2.2).
         """
@@ -120,7 +120,7 @@ class ReassemblyBuffer:
             limit.pieces -= 1
 
     def _join(self, index: int, data: bytes | bytearray) -> bool:
-        """Append `data` to a piece which it touches, if that is worth a copy."""
+        """Append `data` to a piece that it touches, if that is worth a copy."""
         piece = self._pieces[index]
         if len(piece) + len(data) > _JOINED_MAX or min(len(piece), len(data)) >= _SMALL:
             return False
@@ -131,9 +131,9 @@ class ReassemblyBuffer:
         return True
 
     def take(self, offset: int) -> bytes | bytearray:
-        """Remove and return what follows `offset` without a gap; empty if there is nothing.
+        """Remove and return the bytes from `offset` up to the next gap; empty if there are none.
 
-        Nothing below `offset` may be held; the caller takes it when a gap is filled.
+        No bytes below `offset` may be held; the caller takes the data when it fills a gap.
         """
         starts, pieces = self._starts, self._pieces
         count = 0

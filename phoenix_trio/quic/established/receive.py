@@ -1,8 +1,8 @@
-"""Reads 1-RTT and 0-RTT packets: opens them, records their numbers, follows moves of the peer.
+"""Reads 1-RTT and 0-RTT packets: opens them, records their numbers, follows the peer's moves.
 
-Floor 1, sans-IO.  Packets come in runs of one size, as the kernel hands them over.  One
-cipher call removes the header protection of a whole run (RFC 9001 section 5.4); each
-packet is opened by itself (section 5.3), and only then is anything in it believed.
+Floor 1, sans-IO.  Packets come in runs of one size, as the kernel hands them over.  One cipher
+call removes the header protection of a whole run (RFC 9001 section 5.4).  Each packet is opened
+by itself (section 5.3), and its content is used only after that.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from .state import State
 
 __all__ = ["receive_run", "receive_zero_rtt"]
 
-_SAMPLE_AFTER_NUMBER = 4  # RFC 9001 section 5.4.2: the sample begins so far behind
+_SAMPLE_AFTER_NUMBER = 4  # RFC 9001 section 5.4.2: bytes from the number to the sample
 
-#: Bytes of a packet above which it is opened into a bytearray: its front can be cut off
-#: without copying the rest.
+#: Packets of more bytes are opened into a bytearray, whose front can be cut off without copying
+#: the rest.
 _LARGE = 8192
 
-#: No frame begins like this (an unassigned type), so nothing is taken for the expected one.
+#: No frame begins like this (an unassigned type), so no frame is taken for the expected one.
 _NOTHING = b"\xff\xff"
 
 
@@ -46,7 +46,7 @@ def receive_run(
 ) -> int:
     """Take 1-RTT packets, one a datagram of `size` bytes (the last may be shorter).
 
-    They stand in `data` from `start` to `stop`.  The first one is for a connection ID of
+    The packets are in `data` from `start` to `stop`.  The first one is for a connection ID of
     this connection; reading ends before a datagram for another ID, or with a long header.
 
     Returns where it ended, behind one datagram at least.
@@ -67,8 +67,8 @@ def receive_run(
     sample_at = offset_to_cid + _SAMPLE_AFTER_NUMBER
     shortest = sample_at + SAMPLE_SIZE
     if size < shortest:
-        # RFC 9001 section 5.4.2: too short to be sampled, so it is no packet.  (And a part of
-        # a sample would disturb the cipher, which works on whole blocks, for ever.)
+        # RFC 9001 section 5.4.2: without a full sample it is not a packet.  (And a part of a
+        # sample would disturb the cipher, which works on whole blocks, for ever.)
         return min(start + size, stop)
     whole = stop
     last = start + (stop - start - 1) // size * size
@@ -86,23 +86,23 @@ def receive_run(
     if cid != s.local_ids.current:
         has_moved = True
         if s.local_ids.number_of(cid) < 0:
-            return min(start + size, stop)  # RFC 9000 section 5.2: it is retired, or not ours
+            return min(start + size, stop)  # RFC 9000 section 5.2: the ID is retired, or not ours
     s.arrival_path, s.arrival_cid = path, cid
     s.streams.now, s.streams.rtt = now, s.rtt.smoothed or s.rtt.initial
     view = memoryview(data)
-    is_large = size >= _LARGE and s.trace is None  # (a trace tells of whole payloads)
+    is_large = size >= _LARGE and s.trace is None  # (a trace needs whole payloads)
     received = s.received
     expected = received.expected
 
-    # What the next packet begins with if it goes on where the last one ended, and the
-    # offset up to which that is permitted.
+    # The first bytes of the next packet if it continues the data of the last one, and the offset
+    # up to which that is permitted.
     stream_id = 0
     prefix = b""
     head = _NOTHING
     head_size = offset = limit = 0
     pieces: list[bytes | bytearray] = []
     flags = eliciting = 0
-    run_start = run_stop = -1  # packet numbers which were taken and not yet recorded
+    run_start = run_stop = -1  # packet numbers taken and not yet recorded
     any_taken = False
     highest = -1
     spin = 0
@@ -183,7 +183,7 @@ def receive_run(
             if pieces:
                 s.streams.take_bulk(stream_id, b"".join(pieces), offset)
                 pieces = []
-            limit = 0  # (nothing is expected, so nothing can be it)
+            limit = 0  # (no frame is expected, so none can match)
             if first & 0x18:
                 s.fault = TransportError(PROTOCOL_VIOLATION, 0, "Reserved bits must be zero")
                 return whole
@@ -248,10 +248,10 @@ def receive_run(
 
 
 def _follow(s: State, path: Path, cid: bytes, number: int, flags: int) -> bool:
-    """A packet has come on another path, or to another connection ID (RFC 9000 section 9).
+    """Follow a packet on another path, or to another connection ID (RFC 9000 section 9).
 
-    Probing packets move nothing.  Only clients migrate; a client whose server uses another
-    one of its connection IDs has nothing to do.
+    Probing packets move nothing.  Only clients migrate; a client whose server uses another one
+    of its connection IDs need not act.
 
     Returns whether path and connection ID are the active ones now.
     """
@@ -260,8 +260,8 @@ def _follow(s: State, path: Path, cid: bytes, number: int, flags: int) -> bool:
     is_newest = number > s.received.largest
     if cid != s.local_ids.current and is_non_probing and is_newest:
         s.local_ids.current = cid
-        # RFC 9000 section 9.5: a peer which changes its connection ID wants to see another
-        # one.  A path with a connection ID reserved for it uses that once it is active.
+        # RFC 9000 section 9.5: a peer that changes its connection ID expects a new one in
+        # return.  A path with a connection ID reserved for it uses that once it is active.
         if not s.is_client and path.reserved_id < 0 and ids.change():
             s.spin = 0
     if path not in paths.all:
@@ -275,7 +275,7 @@ def _follow(s: State, path: Path, cid: bytes, number: int, flags: int) -> bool:
 
 
 def receive_zero_rtt(s: State, packet: bytes, address: Address, now: float, mark: int) -> None:
-    """Take a 0-RTT packet (RFC 9000 section 17.2.3), which is all of `packet`."""
+    """Take a 0-RTT packet (RFC 9000 section 17.2.3); `packet` has nothing else."""
     key, header_key = s.zero_rtt_key, s.zero_rtt_header
     if key is None or header_key is None or s.is_client:
         return

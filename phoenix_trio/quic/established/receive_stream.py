@@ -1,7 +1,7 @@
-"""The receiving part of one stream (RFC 9000 section 3.2).
+"""Tracks the receiving part of one stream (RFC 9000 section 3.2).
 
-Floor 1, sans-IO.  Data nearly always comes in order, and the reader of frames deals with
-that itself.  This module has the rest: gaps, repetitions, the final size, resets.
+Floor 1, sans-IO.  Data nearly always comes in order, and the reader of frames handles that case
+itself.  This module handles the others: gaps, repetitions, the final size, resets.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ class ReceiveStream:
 
     Args:
       stream_id: its ID.
-      window: its flow-control window; the first limit was announced in the transport
-        parameters.
-      pieces: bounds what all streams of the connection hold behind gaps.
+      window: its flow-control window; the first limit was announced in the transport parameters.
+      pieces: bounds the pieces behind gaps on all streams of the connection.
     """
 
     __slots__ = (
@@ -42,33 +41,33 @@ class ReceiveStream:
     def __init__(self, stream_id: int, window: ReceiveWindow, pieces: PieceLimit) -> None:
         self.stream_id: int = stream_id
         self.received: int = 0
-        """The highest offset which data, an end or a reset has reached."""
+        """The highest offset reached by data, an end or a reset."""
         self.delivered: int = 0
         """All bytes below this offset were delivered, or discarded."""
         self.final_size: int = -1
         """The offset of the stream's end; -1: it is not known yet."""
         self.limit: int = window.limit
-        """The limit which was announced to the peer (RFC 9000 section 4.1)."""
+        """The limit announced to the peer (RFC 9000 section 4.1)."""
         self.window: ReceiveWindow = window
         self.is_finished: bool = False
         """Whether all was delivered or discarded up to the end, or the peer reset the stream."""
         self.is_discarding: bool = False
-        """Whether the application wants nothing more of it."""
+        """Whether further data is discarded, as the application asked."""
         self.is_released: bool = False
         """Whether the application is done with it."""
         self.stop_code: int = -1
-        """The application error code of our STOP_SENDING; -1: none was asked for."""
+        """The application error code of our STOP_SENDING; -1: it was not requested."""
         self.pending: ReassemblyBuffer | None = None
-        """What lies behind a gap; ``None``: there is no gap."""
+        """The data behind a gap; ``None``: there is no gap."""
         self._pieces: PieceLimit = pieces
 
     def take(self, offset: int, data: bytes, fin: bool) -> bytes | bytearray:
-        """Take the content of a STREAM frame; returns what can be delivered now.
+        """Take the content of a STREAM frame; returns the data that can be delivered now.
 
-        If that is empty, :attr:`is_finished` may have become true nevertheless.
+        Even with an empty result, :attr:`is_finished` may have become true.
 
         Raises:
-          TransportError: the final size is contradicted, or there are too many gaps.
+          TransportError: it contradicts the final size, or there are too many gaps.
         """
         stop = offset + len(data)
         self._check_final_size(stop, fin)
@@ -102,10 +101,10 @@ class ReceiveStream:
         return taken
 
     def reset(self, final_size: int) -> bool:
-        """Take a RESET_STREAM frame; whether that is news (RFC 9000 section 3.2).
+        """Take a RESET_STREAM frame; whether it changes anything (RFC 9000 section 3.2).
 
         Raises:
-          TransportError: the final size is contradicted.
+          TransportError: it contradicts the final size.
         """
         if self.final_size >= 0 and final_size != self.final_size:
             raise TransportError(FINAL_SIZE_ERROR, RESET_STREAM, "Cannot change final size")
@@ -119,9 +118,10 @@ class ReceiveStream:
         return True
 
     def discard(self) -> None:
-        """Drop what lies behind gaps: the application is done with the stream.
+        """Drop data behind gaps, since the application is done with the stream.
 
-        Once the final size is known, so is the credit of what is missing: it is over.
+        With the final size known, the credit for the missing data is known as well, so the
+        stream is over.
         """
         self.drop_pending()
         self.delivered = self.received
@@ -129,7 +129,7 @@ class ReceiveStream:
             self.is_finished = True
 
     def drop_pending(self) -> None:
-        """Free what lies behind gaps."""
+        """Free the data behind gaps."""
         if self.pending is not None:
             self.pending.clear()
             self.pending = None
@@ -139,7 +139,7 @@ class ReceiveStream:
         return self.pending.ranges() if self.pending is not None else []
 
     def _check_final_size(self, stop: int, fin: bool) -> None:
-        """RFC 9000 section 4.5: the final size never changes, and no data lies beyond it."""
+        """Check that the size never changes and no data lies beyond it (RFC 9000 section 4.5)."""
         final = self.final_size
         if final >= 0:
             if stop > final:

@@ -1,7 +1,7 @@
-"""Which packets of the application packet number space have come, and which to acknowledge.
+"""Records the received packets of the application space, and when to acknowledge them.
 
-Floor 1, sans-IO (RFC 9000 sections 12.3 and 13.2).  Packets which come in order cost a few
-assignments each.  The records are bounded, because a peer chooses how many gaps it leaves.
+Floor 1, sans-IO (RFC 9000 sections 12.3 and 13.2).  A packet that arrives in order costs a few
+assignments.  The records are bounded, because a peer chooses how many gaps it leaves.
 """
 
 from __future__ import annotations
@@ -13,32 +13,32 @@ from .ecn import ReceivedMarks
 
 __all__ = ["ACKNOWLEDGE_BYTES", "ACK_DELAY", "MAX_ACK_RANGES", "ReceivedPackets"]
 
-#: Seconds after which packets are acknowledged; far below the promised 25 ms.
+#: Seconds until packets are acknowledged; far below the promised 25 ms.
 ACK_DELAY = 0.001
 
-#: Bytes received after which an acknowledgement does not wait for its timer: a sender must
-#: not run out of its window (RFC 9000 section 13.2.2).
+#: After so many bytes, an acknowledgement does not wait for its timer: a sender must not run out
+#: of its window (RFC 9000 section 13.2.2).
 ACKNOWLEDGE_BYTES = 512 * 1024
 
-#: Ranges which are kept for the next acknowledgement (RFC 9000 section 13.2.3).
+#: The most ranges kept for the next acknowledgement (RFC 9000 section 13.2.3).
 MAX_ACK_RANGES = 64
 
-#: Ranges which are kept to recognise duplicates.  A packet below all of them counts as
-#: received; a path which reorders packets by less than twice as many loses none by that.
+#: The most ranges kept to recognise duplicates.  A packet below all of them counts as received;
+#: no packet is lost by that on a path that reorders packets by less than twice as many.
 _MAX_KNOWN_RANGES = 64
 
 
 class ReceivedPackets:
-    """The packets which have come.
+    """The packets received so far.
 
     Attributes:
-      to_acknowledge: what an ACK frame reports.
-      expected: the number which follows the largest one received.
+      to_acknowledge: the content of the next ACK frame.
+      expected: the number that follows the largest one received.
       largest: the largest number received; -1: none.
       largest_time: when it came.
       ack_at: when an acknowledgement is due; infinite: none is.
-      ack_delay: seconds for which acknowledgements wait.
-      unacknowledged_bytes: bytes which came since the last acknowledgement.
+      ack_delay: seconds by which acknowledgements are delayed.
+      unacknowledged_bytes: bytes received since the last acknowledgement.
       marks: packets by their ECN mark; ``None`` while no packet was marked.
     """
 
@@ -66,7 +66,7 @@ class ReceivedPackets:
         self.unacknowledged_bytes: int = 0
         self.marks: ReceivedMarks | None = None
         # Packets below the floor count as received.  Those from `_top` up to `expected` were
-        # received without a gap, and `_known` holds what was received in between.
+        # received without a gap, and `_known` holds the packets received in between.
         self._floor: int = 0
         self._known: Ranges = Ranges()
         self._top: int = 0
@@ -78,7 +78,7 @@ class ReceivedPackets:
         return number >= self._top or number < self._floor or number in self._known
 
     def note(self, number: int, now: float, eliciting: bool, mark: int, size: int) -> None:
-        """A packet is authentic, no duplicate, and was dealt with.
+        """Record a packet that is authentic, no duplicate, and has been handled.
 
         Args:
           number: its number.
@@ -114,7 +114,7 @@ class ReceivedPackets:
     def note_run(
         self, first: int, stop: int, now: float, eliciting: bool, mark: int, size: int
     ) -> None:
-        """The same for packets from `first` to before `stop`, with `size` bytes in all."""
+        """Record packets from `first` to before `stop`, with `size` bytes in all."""
         self._note_range(first, stop, now)
         if eliciting:
             self.unacknowledged_bytes += size
@@ -148,18 +148,18 @@ class ReceivedPackets:
         if count >= MAX_ACK_RANGES:
             if count > MAX_ACK_RANGES:
                 ranges.drop_first()
-            # An older packet would be the next one to drop, and never be acknowledged: it
+            # An older packet would be the next one to drop, and never be acknowledged.  So it
             # counts as received (RFC 9000 section 13.2.3).
             if ranges.starts[0] > self._floor:
                 self._floor = ranges.starts[0]
 
     def on_ack_sent(self) -> None:
-        """An ACK frame with :attr:`to_acknowledge` leaves."""
+        """Note that an ACK frame with :attr:`to_acknowledge` leaves."""
         self.ack_at = math.inf
         self.unacknowledged_bytes = 0
 
     def on_ack_acknowledged(self, largest: int) -> None:
-        """The peer has our acknowledgement up to `largest`: no need to repeat it.
+        """Stop repeating acknowledgements up to `largest`, since the peer has them.
 
         RFC 9000 section 13.2.4.
         """

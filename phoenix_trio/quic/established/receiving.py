@@ -1,7 +1,7 @@
-"""Receive credit: how much the peer may send on the streams, by what the application has read.
+"""Grants receive credit on the streams, as the application reads.
 
-Floor 1, sans-IO.  Credit follows reading, so memory is bounded (RFC 9000 section 4.1):
-one window a stream, one for all of them, which has an account with the endpoint's memory.
+Floor 1, sans-IO.  Credit follows reading, so memory is bounded (RFC 9000 section 4.1).  Each
+stream has a window, and one window for all of them has an account with the endpoint's memory.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .sent_packet import SentPacket
 
 __all__ = ["Receiving"]
 
-#: Flow-control windows to begin with, in bytes; they grow to the configuration's ceilings.
+#: The first flow-control windows, in bytes; they grow to the configuration's ceilings.
 INITIAL_STREAM_WINDOW = 1024 * 1024
 INITIAL_CONNECTION_WINDOW = 3 * 512 * 1024
 
@@ -35,11 +35,11 @@ _LONGEST_STOP_SENDING = 1 + 8 + 8
 
 
 class Receiving:
-    """The receiving parts of a connection's streams: their credit, and the frames which tell of it.
+    """The receiving parts of a connection's streams: their credit, and the frames that announce it.
 
     Args:
       config: the ceilings of the windows.
-      memory: the endpoint's memory for what the application has not read.
+      memory: the endpoint's memory for data not yet read by the application.
     """
 
     __slots__ = (
@@ -68,17 +68,17 @@ class Receiving:
         if granted < wanted:
             stream_window = min(stream_window, _stream_share(granted))
         self.initial_connection_window: int = granted
-        """Bytes which the transport parameters permit on all streams together."""
+        """Bytes that the transport parameters permit on all streams together."""
         self.initial_stream_window: int = stream_window
-        """Bytes which they permit on each stream."""
+        """Bytes that the transport parameters permit on each stream."""
         self._full_window: int = wanted
         self.window: ReceiveWindow = ReceiveWindow(
             granted, config.receive_buffer_size, self.account
         )
         self.max_data: int = granted
-        """The limit of all streams together which was announced."""
+        """The announced limit of all streams together."""
         self.received: int = 0
-        """The sum of the highest offsets received: what counts against :attr:`max_data`."""
+        """The sum of the highest offsets received; :attr:`max_data` limits it."""
         self.max_data_pending: bool = False
         """Whether MAX_DATA has to be sent."""
         self._was_lost: bool = False
@@ -87,7 +87,7 @@ class Receiving:
         self.stops: dict[int, ReceiveStream] = {}
         """Streams for which STOP_SENDING has to be sent."""
         self.pieces: PieceLimit = PieceLimit()
-        """Bounds the pieces which streams hold behind gaps."""
+        """Bounds the pieces behind gaps on all streams."""
 
     def open(self, stream_id: int) -> ReceiveStream:
         """The receiving part of a new stream."""
@@ -95,10 +95,10 @@ class Receiving:
         return ReceiveStream(stream_id, window, self.pieces)
 
     def check(self, stream: ReceiveStream, reached: int, frame_type: int) -> int:
-        """Bytes by which an offset exceeds what was received of the stream before.
+        """The bytes by which `reached` exceeds the highest offset received of the stream.
 
         Raises:
-          TransportError: flow control does not permit it (RFC 9000 section 4.1).
+          TransportError: it exceeds the stream's or the connection's limit (RFC 9000 section 4.1).
         """
         if reached > stream.limit:
             raise TransportError(FLOW_CONTROL_ERROR, frame_type, "Over stream data limit")
@@ -112,7 +112,7 @@ class Receiving:
     # -- credit
 
     def release_up_to(self, stream: ReceiveStream, offset: int, now: float, rtt: float) -> None:
-        """The bytes of the stream below `offset` were read or discarded."""
+        """Release the bytes of the stream below `offset`, since they were read or discarded."""
         window = stream.window
         count = offset - window.released
         if count > 0:
@@ -121,20 +121,20 @@ class Receiving:
             self.update(stream, now, rtt)
 
     def update(self, stream: ReceiveStream, now: float, rtt: float) -> None:
-        """Grant more credit to the stream and to the connection, where that is worth a frame."""
+        """Grant more credit to the stream and to the connection, if that is worth a frame."""
         if self.window.is_due and self.window.update(now, rtt):
             self.max_data_pending = True
         window = stream.window
         if (
             window.is_due
-            and stream.final_size < 0  # (else all credit that is needed was given)
+            and stream.final_size < 0  # (else all credit needed was given)
             and not stream.is_discarding
             and window.update(now, rtt, ceiling=self._stream_ceiling())
         ):
             self.limits_to_send[stream.stream_id] = stream
 
     def _stream_ceiling(self) -> int | None:
-        """While memory is scarce, one stream that is not read leaves credit to the others."""
+        """The limit for one stream while memory is scarce, so that the others get credit, too."""
         size = self.window.size
         return _stream_share(size) if size < self._full_window else None
 
@@ -178,21 +178,21 @@ class Receiving:
         return room
 
     def on_max_data_lost(self, limit: int) -> None:
-        """RFC 9000 section 13.3: the newest limit is sent again when its frame is lost."""
+        """Send the newest limit again after its frame was lost (RFC 9000 section 13.3)."""
         if limit == self.max_data:
             self.max_data_pending = self._was_lost = True
 
     def on_max_stream_data_lost(self, stream: ReceiveStream, limit: int) -> None:
-        """The same for a stream, as long as more may come on it."""
+        """Send a stream's newest limit again, as long as more data may come on it."""
         if limit == stream.limit and stream.final_size < 0:
             self.limits_to_send[stream.stream_id] = stream
 
     def clear(self) -> None:
-        """Nothing is sent any more: cut the references to the streams."""
+        """Cut the references to the streams, since no more is sent."""
         self.limits_to_send.clear()
         self.stops.clear()
 
 
 def _stream_share(window: int) -> int:
-    """How much of a small connection window one stream may use."""
+    """The bytes of a small connection window that one stream may use."""
     return window * 2 // 3

@@ -1,8 +1,8 @@
-"""Loss detection and probes for 0-RTT and 1-RTT packets (RFC 9002).
+"""Detects lost 0-RTT and 1-RTT packets, and times probes for them (RFC 9002).
 
-Floor 1, sans-IO: acknowledgements and times in; out come losses, a window and a deadline.
-Work is done for what an acknowledgement newly covers only, and packets of one stream which
-follow each other are acknowledged as one range.
+Floor 1, sans-IO: takes acknowledgements and times, gives losses, a window and a deadline.  Work
+is done only for newly acknowledged packets, and consecutive packets of one stream are
+acknowledged as one range.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ __all__ = [
 #: Datagrams for each probe timeout (RFC 9002 section 6.2.4 permits two).
 PROBES: Final = 2
 
-#: Packets beyond which nothing more is sent.  Two bytes of each packet number are sent, which
-#: is unambiguous for at most 32,767 packets in flight (RFC 9000 section 17.1); this is half of
-#: it, less a run and some reordering.
+#: Nothing more is sent while so many packets are unacknowledged.  Two bytes of each packet
+#: number are sent, which is unambiguous for at most 32,767 packets in flight (RFC 9000 section
+#: 17.1).  The limit is half of that, less a run and some reordering.
 MAX_UNACKNOWLEDGED_PACKETS: Final = 16_000
 
 _NEVER: Final = math.inf
 PACKET_THRESHOLD: Final = 3  # RFC 9002 section 6.1.1
 _PERSISTENT_CONGESTION_THRESHOLD: Final = 3  # RFC 9002 section 7.6.1
 
-#: Packets without need of acknowledgement, after which one asks for it, and after which the
-#: older ones are forgotten.
+#: Packets that are not ack-eliciting: after so many, one asks for an acknowledgement; after so
+#: many, the older ones are forgotten.
 _UNACKNOWLEDGED_ACKS: Final = 32
 _FORGOTTEN_ACKS: Final = 2048
 
@@ -50,29 +50,29 @@ class Recovery:
     """The sending side of the application packet number space.
 
     Args:
-      rtt: the path's round trip, shared with the handshake.  The driver's knowledge of when
-        packets arrived, and the stalls of this side, are in it.
+      rtt: the path's round trip, shared with the handshake.  It includes the times of arrival
+        known to the driver, and the stalls of this side.
       control: the congestion controller, shared with the handshake.
-      pacer: told of the rate; the sender of packets tells it of them.
+      pacer: gets the rate from here, and the packets from the packet builder.
 
     Attributes:
-      owner: told of frames other than STREAM.
+      owner: notified of frames other than STREAM.
       sent: packets neither acknowledged nor lost, by number, ascending.  The numbers of a run
         share one record.
-      next_number: the number which follows the last one sent.
-      largest_acknowledged: the largest number which the peer has acknowledged; -1: none.
-      eliciting_in_flight: packets sent which have to be acknowledged.
+      next_number: the number that follows the last one sent.
+      largest_acknowledged: the largest number acknowledged by the peer; -1: none.
+      eliciting_in_flight: ack-eliciting packets in flight.
       loss_time: when a packet will be lost by time; infinite: none will.
       pto_count: probe timeouts since the last acknowledgement.
-      last_eliciting_sent: when a packet was last sent which has to be acknowledged.
+      last_eliciting_sent: when an ack-eliciting packet was last sent.
       peer_max_ack_delay: the largest delay that the peer promises, in seconds.
       longest_backoff: seconds up to which the interval between probes doubles.
       is_confirmed: whether the handshake is; before, there are no probe timeouts here.
-      skipped: numbers which no packet has (RFC 9000 section 21.4).
-      path_since: packets sent before say nothing of the path's delay.
+      skipped: numbers that no packet uses (RFC 9000 section 21.4).
+      path_since: packets sent before tell nothing about the path's delay.
       packets_acknowledged, packets_lost, probe_timeouts: counts so far.
       datagrams_lost: datagrams lost so far, by priority.
-      newly_acknowledged: what the last ACK frame acknowledged for the first time, ascending.
+      newly_acknowledged: packets first acknowledged by the last ACK frame, ascending.
       newest_sent_time: when the last of them was sent.
       ack_was_newest: whether the last ACK frame raised `largest_acknowledged`.
     """
@@ -136,7 +136,7 @@ class Recovery:
     def take_number(self) -> int:
         """The number for the next packet or run, which ends before ``skipped.next``.
 
-        Now and then a number is left out (RFC 9000 section 21.4).
+        Sometimes a number is left out (RFC 9000 section 21.4).
         """
         number = self.next_number
         if number >= self.skipped.next:
@@ -144,7 +144,7 @@ class Recovery:
         return number
 
     def on_sent(self, packet: SentPacket) -> None:
-        """A packet, or a run of packets, leaves."""
+        """Record a packet, or a run of packets, as sent."""
         number, count = packet.number, packet.count
         if count == 1:
             self.sent[number] = packet
@@ -158,7 +158,7 @@ class Recovery:
             self.control.on_sent(count * packet.size, packet.time)
 
     def room(self) -> int:
-        """Bytes which congestion control lets leave now; 0 or less: none."""
+        """Bytes that congestion control permits to send now; 0 or less: none."""
         if len(self.sent) >= MAX_UNACKNOWLEDGED_PACKETS:
             return 0
         return self.control.congestion_window - self.control.bytes_in_flight
@@ -174,14 +174,14 @@ class Recovery:
     def wants_acknowledgement(self) -> bool:
         """Whether a packet with nothing but an acknowledgement should carry a PING as well.
 
-        Acknowledgements are not acknowledged by themselves.  A side which only receives would
-        remember all that it ever sent, and at :data:`MAX_UNACKNOWLEDGED_PACKETS` could not
-        send anything else any more (RFC 9000 section 13.2.4).
+        Acknowledgements are not acknowledged by themselves.  Without PINGs, a side that only
+        receives would remember all packets that it ever sent, and could not send anything else
+        after :data:`MAX_UNACKNOWLEDGED_PACKETS` of them (RFC 9000 section 13.2.4).
         """
         sent = self.sent
         if len(sent) >= _FORGOTTEN_ACKS:
-            # The peer does not acknowledge PINGs either.  Packets which are not in flight
-            # need no repair if they are lost.
+            # The peer does not acknowledge PINGs either.  Packets not in flight need no repair
+            # if they are lost.
             for number in list(islice(sent, _FORGOTTEN_ACKS // 2)):
                 if not sent[number].in_flight:
                     del sent[number]
@@ -190,15 +190,15 @@ class Recovery:
     # ------------------------------------------------------------------ acknowledgements
 
     def on_ack(self, ranges: list[tuple[int, int]], delay: float, now: float) -> None:
-        """An ACK frame (RFC 9002 appendix A.7).
+        """Take an ACK frame (RFC 9002 appendix A.7).
 
         Args:
           ranges: the ranges of packet numbers, half-open, the newest first.
-          delay: seconds by which the peer says that it delayed it.
+          delay: the delay of the frame, in seconds, as reported by the peer.
           now: the time.
 
         Raises:
-          TransportError: it acknowledges a packet which was never sent (RFC 9000 section 13.1).
+          TransportError: it acknowledges a packet never sent (RFC 9000 section 13.1).
         """
         largest = ranges[0][1] - 1
         if largest >= self.next_number:
@@ -218,7 +218,7 @@ class Recovery:
         owner = self.owner
         eliciting = size = largest_size = 0
         acknowledges = -1
-        # STREAM frames of one stream which follow each other are reported as one.
+        # Consecutive STREAM frames of one stream are reported as one.
         sender: DataSender | None = None
         start = stop = 0
         fin = False
@@ -229,7 +229,7 @@ class Recovery:
             count = 1
             begin, end = packet.start, packet.stop
             if packet.count > 1:
-                # Those which follow in the same run, if no number is missing among them.
+                # The following packets of the run count, too, if no number is missing among them.
                 count = min(total - index, packet.number + packet.count - number)
                 if numbers[index + count - 1] == number + count - 1:
                     for each in range(number + 1, number + count):
@@ -297,20 +297,20 @@ class Recovery:
             break
 
     def _late_sample(self, sent_time: float, delay: float, now: float) -> tuple[float, float]:
-        """The newest packet acknowledged was sent at `sent_time`, perhaps a probe timeout ago.
+        """The round-trip sample of the newest packet acknowledged, perhaps a probe timeout old.
 
-        Returns the sample, negative if there is none, and the delay to take off.
+        Returns the sample, negative if there is none, and the delay to subtract.
         """
         patience = self.probe_timeout()
         due = self.last_eliciting_sent + patience * (1 << self.pto_count)
         believed = self.rtt.believed(sent_time, now, due, patience)
-        # (A part of it has the peer's delay in it.)
+        # (A part of it includes the peer's delay.)
         return believed, delay if believed >= now - sent_time else 0.0
 
     # ------------------------------------------------------------------ losses
 
     def detect_lost(self, now: float, as_of: float) -> None:
-        """Declare packets lost (RFC 9002 section 6.1); by time, those lost at `as_of`."""
+        """Declare packets lost (RFC 9002 section 6.1); losses by time are judged as of `as_of`."""
         largest = self.largest_acknowledged
         threshold = self.skipped.before(largest, PACKET_THRESHOLD)
         delay = self.rtt.loss_delay()
@@ -328,11 +328,11 @@ class Recovery:
             self.declare_lost(lost, True, now)
 
     def declare_lost(self, numbers: list[int], congestion: bool, now: float) -> None:
-        """Forget packets, and report what was in them as lost.
+        """Forget packets, and report their frames as lost.
 
         Args:
           numbers: their numbers, ascending.
-          congestion: whether that is a sign of congestion.
+          congestion: whether the loss is a sign of congestion.
           now: the time.
         """
         is_persistent = congestion and self._in_persistent_congestion(numbers)
@@ -387,20 +387,23 @@ class Recovery:
             lost[priority] = lost.get(priority, 0) + 1
 
     def declare_early_data_lost(self, now: float) -> None:
-        """The server has refused 0-RTT: send its data again at once (RFC 9001 section 4.6.2)."""
+        """Resend 0-RTT data refused by the server at once (RFC 9001 section 4.6.2)."""
         refused = [number for number, packet in self.sent.items() if packet.is_zero_rtt]
         if refused:
             self.declare_lost(refused, False, now)
 
     def declare_all_lost(self, now: float) -> None:
-        """A Retry came: the server has dropped all 0-RTT packets (RFC 9000 section 17.2.5.3)."""
+        """Declare all 0-RTT packets lost after a Retry (RFC 9000 section 17.2.5.3)."""
         if self.sent:
             self.declare_lost(list(self.sent), False, now)
         self.loss_time = _NEVER
         self.pto_count = 0
 
     def _in_persistent_congestion(self, numbers: list[int]) -> bool:
-        """RFC 9002 section 7.6.2, of lost packets; a number left out ends no period."""
+        """Whether the losses are persistent congestion; a number left out ends no period.
+
+        RFC 9002 section 7.6.2.
+        """
         rtt = self.rtt
         if not rtt.has_sample:
             return False
@@ -426,11 +429,11 @@ class Recovery:
         return self.rtt.probe_timeout(self.peer_max_ack_delay)
 
     def deadline(self, can_probe: bool = True) -> float:
-        """When to call :meth:`on_timeout`; infinite: never.
+        """The time to call :meth:`on_timeout`; infinite: never.
 
         Args:
-          can_probe: whether the anti-amplification limit leaves room for a probe; without
-            it there is no probe timeout (RFC 9002 section 6.2.2.1).
+          can_probe: whether the anti-amplification limit leaves room for a probe; without room
+            there is no probe timeout (RFC 9002 section 6.2.2.1).
         """
         if self.loss_time != _NEVER:
             return self.loss_time
@@ -439,10 +442,10 @@ class Recovery:
         return self.last_eliciting_sent + self.probe_timeout() * (1 << self.pto_count)
 
     def on_timeout(self, now: float, can_probe: bool = True) -> bool:
-        """The :meth:`deadline` may have come; whether :data:`PROBES` are to be sent.
+        """Act if the :meth:`deadline` has come; whether to send :data:`PROBES` probes.
 
-        Each carries what is in one of the oldest packets (RFC 9002 section 6.2.4) which have
-        to be repeated: those count as lost, but not as a sign of congestion.
+        Each probe carries the content of one of the oldest packets that have to be repeated (RFC
+        9002 section 6.2.4).  These packets count as lost, but not as a sign of congestion.
         """
         due = self.deadline(can_probe)
         if now < due or due == _NEVER:
@@ -464,7 +467,7 @@ class Recovery:
         return True
 
     def _to_repeat(self, count: int) -> list[int]:
-        """The oldest packets with something that has to be repeated, `count` at most."""
+        """The oldest packets with content that has to be repeated, at most `count`."""
         found: list[int] = []
         for number, packet in self.sent.items():
             if packet.eliciting and _has_to_be_repeated(packet):
@@ -474,10 +477,10 @@ class Recovery:
         return found
 
     def repeat_oldest(self) -> bool:
-        """Queue what the oldest packet has that has to be repeated; whether there is any.
+        """Queue the content of the oldest packet that has to be repeated; whether there is one.
 
-        For probes which have nothing else to say, and those before the handshake is confirmed
-        (RFC 9002 section 6.2.4): the packet stays known, so an acknowledgement of either copy
+        For probes without other content, and for those before the handshake is confirmed (RFC
+        9002 section 6.2.4).  The packet is not forgotten, so an acknowledgement of either copy
         counts.
         """
         for number in self._to_repeat(1):
@@ -498,12 +501,12 @@ class Recovery:
     # ------------------------------------------------------------------ life
 
     def confirm(self) -> None:
-        """The handshake is confirmed: probe timeouts and skipped numbers begin."""
+        """Begin probe timeouts and skipped numbers, since the handshake is confirmed."""
         self.is_confirmed = True
         self.skipped.begin(self.next_number)
 
     def begin_path(self, now: float) -> None:
-        """Another path: what was sent before says nothing of its delay (RFC 9000 section 9.4)."""
+        """Start another path: older packets tell nothing about its delay (RFC 9000 section 9.4)."""
         self.path_since = now
         self.pto_count = 0
         self.rtt.begin_path()
@@ -525,15 +528,15 @@ class Recovery:
         return data
 
     def release(self) -> None:
-        """The connection is over: let go of packets, streams and the owner."""
+        """Cut the references to packets, streams and the owner; the connection is over."""
         self.sent.clear()
         self.owner = NO_OWNER
 
 
 def _newly_acknowledged(sent: dict[int, SentPacket], ranges: list[tuple[int, int]]) -> list[int]:
-    """The numbers in `sent` (ascending) which the ranges (descending) cover, ascending."""
-    # The peer chooses how many ranges and frames it sends: visit only what they cover,
-    # and nothing where all of them lie below what is unacknowledged.
+    """The numbers in `sent` (ascending) covered by the ranges (descending), ascending."""
+    # The peer chooses how many ranges and frames it sends.  So visit only the packets covered,
+    # and none if all ranges lie below the unacknowledged packets.
     start, stop = ranges[0]
     for first in sent:
         if first >= stop:
@@ -562,14 +565,14 @@ def _has_to_be_repeated(packet: SentPacket) -> bool:
 
 
 def never_sent() -> TransportError:
-    """RFC 9000 section 13.1."""
+    """The error for an acknowledgement of a packet never sent (RFC 9000 section 13.1)."""
     return TransportError(
         PROTOCOL_VIOLATION, frames.ACK, "Acknowledged a packet which was never sent"
     )
 
 
 def _stream_range(packet: SentPacket, number: int) -> tuple[int, int]:
-    """The bytes in the first STREAM frame of one packet, which may belong to a run."""
+    """The bytes in the first STREAM frame of one packet, possibly in a run."""
     if packet.count == 1:
         return packet.start, packet.stop
     start = packet.start + (number - packet.number) * packet.capacity

@@ -1,4 +1,4 @@
-"""The round-trip time of a path, as its acknowledgements show it (RFC 9002 section 5).
+"""Estimates the round-trip time of a path from acknowledgements (RFC 9002 section 5).
 
 Floor 1, sans-IO.  One estimate serves all packet number spaces of a connection: the handshake
 takes the first samples, application data the others.
@@ -12,7 +12,7 @@ from .stalls import ON_TIME, Arrivals, StallFilter
 
 __all__ = ["GRANULARITY", "RoundTrip"]
 
-#: The smallest round-trip time which is believed, in seconds (RFC 9002 section 6.1.2).
+#: The smallest credible round-trip time, in seconds (RFC 9002 section 6.1.2).
 GRANULARITY = 0.001
 
 
@@ -20,7 +20,7 @@ class RoundTrip:
     """The estimate of the path in use.
 
     Args:
-      initial: the round-trip time which is assumed before the first sample, in seconds.
+      initial: the round-trip time assumed before the first sample, in seconds.
 
     Attributes:
       initial: as above.
@@ -31,8 +31,8 @@ class RoundTrip:
       variance: RFC 9002 section 5.3.
       minimum: the smallest sample.
       first_sample_at: when the first sample was taken.
-      arrivals: what the driver knows of when packets have arrived.
-      stalls: since when this side stood still, as both packet number spaces have noticed.
+      arrivals: the driver's knowledge of when packets have arrived.
+      stalls: the last stall of this side, as noticed in either packet number space.
     """
 
     __slots__ = (
@@ -59,7 +59,7 @@ class RoundTrip:
         self.stalls: StallFilter = StallFilter()
 
     def begin_path(self) -> None:
-        """Another path: nothing is known of its delay (RFC 9000 section 9.4)."""
+        """Start another path, whose delay is unknown (RFC 9000 section 9.4)."""
         self.has_sample = False
         self.latest = self.smoothed = self.variance = 0.0
         self.minimum = math.inf
@@ -70,12 +70,12 @@ class RoundTrip:
         """Take a sample (RFC 9002 section 5.3).
 
         Args:
-          rtt: seconds between a packet and its acknowledgement.  Negative ones are ignored:
+          rtt: seconds between a packet and its acknowledgement.  Negative samples are ignored:
             the packet was acknowledged earlier, and the acknowledgement waited for its keys.
-          ack_delay: seconds by which the peer says that it delayed the acknowledgement.
+          ack_delay: seconds by which the peer delayed the acknowledgement, as it reports.
           now: the time.
-          max_ack_delay: what the peer has promised as its largest delay.
-          confirmed: whether the handshake is confirmed, from when on the promise counts.
+          max_ack_delay: the largest delay promised by the peer.
+          confirmed: whether the handshake is confirmed; only then the promise counts.
         """
         if rtt < 0:
             return
@@ -121,12 +121,12 @@ class RoundTrip:
         return 9 / 8 * max(self.latest, self.smoothed)
 
     def believed(self, sent_time: float, now: float, due: float, patience: float) -> float:
-        """Seconds of round trip which an acknowledgement proves; -1.0: it proves nothing.
+        """Seconds of round trip proved by an acknowledgement; -1.0: it proves nothing.
 
-        A process which stood still must not take its own sleep for the path's delay.
+        The time of a stall of this process does not count as the path's delay.
 
         Args:
-          sent_time: when the newest packet which it acknowledges was sent.
+          sent_time: when the newest packet acknowledged was sent.
           now: the time.
           due: when the probe timer was due.
           patience: the probe timeout, without backoff.
@@ -137,10 +137,11 @@ class RoundTrip:
         return -1.0 if proved is None else proved
 
     def horizon(self, sent_time: float, now: float, patience: float) -> float:
-        """When an acknowledgement of a packet of `sent_time`, which is read now, came at least.
+        """The earliest arrival of an acknowledgement, read now, of a packet sent at `sent_time`.
 
-        Losses by time are judged as of then (RFC 9002 section 6.1.2): what shows that there
-        are none may wait in the socket, and the timer, which comes after it, looks again.
+        Losses by time are judged as of then (RFC 9002 section 6.1.2).  An acknowledgement that
+        disproves them may still wait in the socket; the timer runs after it is read, and looks
+        again.
         """
         earliest = self.arrivals.earliest
         if sent_time > earliest:

@@ -1,4 +1,4 @@
-"""Runs of datagrams, as the kernel takes them.
+"""Groups datagrams into runs, as the kernel takes them.
 
 Floor 1, sans-IO.
 """
@@ -13,19 +13,19 @@ from .ecn import NOT_ECT
 
 __all__ = ["Run", "group", "kernel_run"]
 
-#: UDP payloads of one size in one piece of memory (the last may be shorter), their
-#: destination (with the local address from which they leave, if there is a choice of it),
-#: that size, and their ECN codepoint.
+#: UDP payloads of one size in one piece of memory (the last may be shorter), their destination
+#: (with the local address to send from, if there is a choice), that size, and their ECN
+#: codepoint.
 Run: TypeAlias = tuple[bytes | memoryview, Address, int, int]
 
 
 def kernel_run(size: int) -> int:
-    """How many datagrams of `size` bytes the kernel takes in one run."""
+    """The number of datagrams of `size` bytes that the kernel takes in one run."""
     return max(1, min(MAX_RUN_SEGMENTS, MAX_RUN_BYTES // size))
 
 
 def group(datagrams: list[tuple[bytes, Address]], mark: int = NOT_ECT) -> list[Run]:
-    """Put datagrams of one size and for one address together."""
+    """Join datagrams of one size and for one address into runs."""
     if len(datagrams) == 1:
         data, address = datagrams[0]
         return [(data, address, len(data), mark)]

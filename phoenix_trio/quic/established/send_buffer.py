@@ -1,9 +1,9 @@
-"""The bytes of one stream between the application's writes and the peer's acknowledgements.
+"""Holds the bytes of one stream from the application's write to the peer's acknowledgement.
 
-Floor 0, sans-IO.  A list of chunks with their offsets: appending, reading any
-range and letting go of the front cost the bytes concerned, never the bytes
-held.  (One long ``bytearray``, as in aioquic, is copied whole whenever it grows
-after its front was cut off.)
+Floor 0, sans-IO.  The bytes are a list of chunks with their offsets: the cost of appending, of
+reading a range and of releasing the front depends on the bytes concerned, never on the bytes
+held.  (One long ``bytearray``, as in aioquic, is copied whole whenever it grows after its front
+was cut off.)
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from bisect import bisect_right
 
 __all__ = ["SendBuffer"]
 
-#: Pieces below this are joined, so that tiny writes do not cost an object each.
+#: Smaller pieces are joined, so that tiny writes do not cost an object each.
 _SMALL = 16 * 1024
 
-#: Joined chunks grow to this, so that acknowledged bytes are freed soon.
+#: Joined chunks grow to this size, so that acknowledged bytes are freed soon.
 _JOINED_MAX = 64 * 1024
 
 
 class SendBuffer:
-    """Bytes from :attr:`start`, the first which is not released, to :attr:`stop`."""
+    """Bytes from :attr:`start`, the first one not released, to :attr:`stop`."""
 
     __slots__ = ("_chunks", "_starts", "start", "stop")
 
@@ -39,8 +39,8 @@ class SendBuffer:
     def append(self, data: bytes | bytearray | memoryview, *, keep: bool = True) -> bool:
         """Add `data` at the end.
 
-        Immutable data of some size is kept as it is, unless `keep` is false; anything
-        else is copied.  Returns whether it was kept.
+        Immutable data of some size is kept as it is, unless `keep` is false; any other data is
+        copied.  Returns whether it was kept.
         """
         size = len(data)
         if size < _SMALL:
@@ -88,7 +88,7 @@ class SendBuffer:
         return b"".join(self.pieces(start, stop))
 
     def release(self, offset: int) -> None:
-        """Let go of the bytes below `offset`."""
+        """Free the bytes below `offset`."""
         if offset <= self.start:
             return
         self.start = offset
@@ -102,7 +102,7 @@ class SendBuffer:
             del self._starts[:count]
 
     def clear(self) -> None:
-        """Let go of everything."""
+        """Free all bytes."""
         self.release(self.stop)
 
     def discard(self) -> None:

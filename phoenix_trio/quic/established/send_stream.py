@@ -1,12 +1,12 @@
-"""The sending part of one stream (RFC 9000 section 3.1), and the queue which all of them share.
+"""Tracks the sending part of one stream (RFC 9000 section 3.1), and queues streams for sending.
 
-Floor 1, sans-IO.  A stream keeps a border instead of a list of pending bytes: what lies
-behind :attr:`SendStream.sent` was never sent; what lies before it and was lost is kept as
-ranges.  Most streams never lose anything and have no ranges at all.  A stream enters the
-queue of those with something to send by itself, so idle streams cost a packet nothing.
+Floor 1, sans-IO.  A stream keeps a border instead of a list of pending bytes: bytes behind
+:attr:`SendStream.sent` were never sent; lost bytes before it are kept as ranges.  Most streams
+never lose anything and have no ranges at all.  A stream enters the queue when it has something
+to send, so idle streams cost a packet nothing.
 
-A probe repeats data which may still arrive (RFC 9002 section 6.2.4), so several copies of
-a byte may be on their way.  Any copy may be acknowledged or lost, in any order.
+A probe repeats data that may still arrive (RFC 9002 section 6.2.4), so several copies of a byte
+may be on their way.  Any copy may be acknowledged or lost, in any order.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ __all__ = ["SendQueue", "SendStream"]
 
 
 class SendQueue:
-    """The streams of a connection which have something to send, and their bytes in all.
+    """The streams of a connection with something to send, and their bytes in all.
 
     Args:
-      ended: the ID of each stream whose sending part has ended is appended to it.
+      ended: gets the ID of each stream whose sending part has ended.
     """
 
     __slots__ = (
@@ -39,17 +39,17 @@ class SendQueue:
 
     def __init__(self, ended: list[int]) -> None:
         self.active: dict[int, SendStream] = {}
-        """Streams with data, or an end, to send which their own limit permits, in the order
-        of their turns."""
+        """Streams with data, or an end, to send within their own limit, in the order of their
+        turns."""
         self.starved: dict[int, SendStream] = {}
-        """Streams which left :attr:`active` because the connection's credit is used up."""
+        """Streams that left :attr:`active` because the connection's credit is used up."""
         self.resets: dict[int, SendStream] = {}
-        """Streams for which a RESET_STREAM frame has to be sent."""
+        """Streams with a RESET_STREAM frame to send."""
         self.ended: list[int] = ended
         self.buffered: int = 0
-        """Bytes which the send buffers hold, unsent and unacknowledged ones."""
+        """Bytes held in the send buffers, both unsent and unacknowledged."""
         self.unsent: int = 0
-        """Bytes which were never sent."""
+        """Bytes never sent."""
         self.bytes_acknowledged: int = 0
         """Stream bytes acknowledged so far."""
         self.progress: bool = False
@@ -61,7 +61,7 @@ class SendStream:
 
     Args:
       stream_id: its ID.
-      limit: bytes which the peer permits to send at first.
+      limit: bytes that the peer permits to send at first.
       queue: shared by the streams of the connection.
     """
 
@@ -85,11 +85,11 @@ class SendStream:
     def __init__(self, stream_id: int, limit: int, queue: SendQueue) -> None:
         self.stream_id: int = stream_id
         self.buffer: SendBuffer = SendBuffer()
-        """The bytes from the first which is not acknowledged to the last one written."""
+        """The bytes from the first unacknowledged one to the last one written."""
         self.sent: int = 0
         """All bytes below this offset were sent at least once."""
         self.limit: int = limit
-        """The offset which the peer permits to reach (RFC 9000 section 4.1)."""
+        """The highest offset that the peer permits (RFC 9000 section 4.1)."""
         self.final_size: int = -1
         """The offset of the stream's end; -1: it is not known yet."""
         self.fin_pending: bool = False
@@ -98,22 +98,22 @@ class SendStream:
         """Whether the peer has acknowledged all data and the end, or the reset."""
         self.is_held: bool = False
         """Whether nothing may be sent because the peer does not permit the stream any more.
-        (It was opened for early data, which the peer has refused.)"""
+        (It was opened for early data, and the peer has refused the data.)"""
         self.is_released: bool = False
         """Whether the application is done with it."""
         self.reset_code: int = -1
         """The application error code of its RESET_STREAM; -1: it was not reset."""
         self.lost: Ranges | None = None
-        """Ranges below :attr:`sent` which have to be sent again; ``None`` if there are none."""
+        """Ranges below :attr:`sent` to send again; ``None`` if there are none."""
         self.ahead: Ranges | None = None
-        """Ranges which were acknowledged behind bytes which were not; ``None``: no ranges."""
+        """Ranges acknowledged behind a gap of unacknowledged bytes; ``None``: no ranges."""
         self._is_fin_acknowledged: bool = False
         self._queue: SendQueue = queue
 
-    # -- what there is to send
+    # -- data to send
 
     def has_work(self) -> bool:
-        """Whether there is data, or an end, to send which the stream's own limit permits."""
+        """Whether there is data, or an end, to send within the stream's own limit."""
         if self.reset_code >= 0 or self.is_held:
             return False
         if self.lost is not None:
@@ -124,11 +124,11 @@ class SendStream:
         return self.fin_pending
 
     def is_blocked(self) -> bool:
-        """Whether bytes which were never sent wait for credit of this stream."""
+        """Whether bytes never sent wait for credit of this stream."""
         return self.reset_code < 0 and self.limit <= self.sent < self.buffer.stop
 
     def next_range(self) -> tuple[int, int]:
-        """The next bytes to send, from where to where: first those lost, then the new ones."""
+        """Begin and end of the next bytes to send: first lost ones, then new ones."""
         lost = self.lost
         if lost is not None:
             return lost.starts[0], lost.stops[0]
@@ -140,18 +140,18 @@ class SendStream:
             self._queue.active[self.stream_id] = self
 
     def raise_limit(self, maximum: int) -> None:
-        """The peer permits to send up to the offset `maximum` (RFC 9000 section 19.10)."""
+        """Take a new limit: the peer permits bytes up to `maximum` (RFC 9000 section 19.10)."""
         if maximum > self.limit:
             self.limit = maximum
             self.activate()
 
     def end(self) -> None:
-        """Nothing more is written: the end of the stream has to be sent."""
+        """End the stream: the application writes no more, and the end has to be sent."""
         self.final_size = self.buffer.stop
         self.fin_pending = True
 
     def note_sent(self, start: int, stop: int) -> bool:
-        """The bytes from `start` to `stop` leave; whether the end of the stream goes with them."""
+        """Note that these bytes leave; whether the end of the stream goes with them."""
         lost = self.lost
         if lost is not None and stop > start:
             lost.subtract(start, stop)
@@ -165,10 +165,10 @@ class SendStream:
             return True
         return False
 
-    # -- what became of it
+    # -- fate of sent data
 
     def on_acknowledged(self, start: int, stop: int, fin: bool) -> None:
-        """The peer has the bytes from `start` to `stop` (and, with `fin`, the end)."""
+        """Note that the peer has the bytes from `start` to `stop` (and, with `fin`, the end)."""
         if self.reset_code >= 0:
             return  # (The stream ends with the acknowledgement of its reset.)
         buffer = self.buffer
@@ -196,13 +196,13 @@ class SendStream:
             self._queue.active.pop(self.stream_id, None)
 
     def on_lost(self, start: int, stop: int, fin: bool) -> None:
-        """A packet with the bytes from `start` to `stop` (and, with `fin`, the end) is lost."""
+        """Queue lost bytes from `start` to `stop` (and, with `fin`, the end) to be sent again."""
         if self.reset_code >= 0:
             return
         if start < self.buffer.start:
             start = self.buffer.start
         if stop > self.sent:
-            stop = self.sent  # (Early data which was refused counts as not sent.)
+            stop = self.sent  # (Refused early data counts as not sent.)
         if start < stop:
             self._add_lost(start, stop)
         if fin and not self._is_fin_acknowledged:
@@ -210,11 +210,11 @@ class SendStream:
         self.activate()
 
     def repeat(self, start: int, stop: int, fin: bool) -> None:
-        """Send a copy of what may still be on its way, in a probe (RFC 9002 section 6.2.4)."""
+        """Send another copy of bytes in flight, in a probe (RFC 9002 section 6.2.4)."""
         self.on_lost(start, stop, fin)
 
     def _acknowledge_ahead(self, start: int, stop: int) -> int:
-        """Something behind a gap, or the gap; returns up to where all is acknowledged."""
+        """Record bytes behind a gap, or in the gap; returns the offset below which all is known."""
         ahead = self.ahead
         if ahead is None:
             ahead = self.ahead = Ranges()
@@ -257,9 +257,9 @@ class SendStream:
     # -- reset
 
     def reset(self, code: int) -> None:
-        """End the stream at once with RESET_STREAM; what was not acknowledged is dropped.
+        """End the stream at once with RESET_STREAM; unacknowledged data is dropped.
 
-        Without effect on a stream which was reset or has ended.
+        Has no effect on a stream that was reset or has ended.
         """
         if self.reset_code >= 0 or self.is_finished:
             return
@@ -278,23 +278,23 @@ class SendStream:
             queue.resets[self.stream_id] = self
 
     def on_reset_acknowledged(self) -> None:
-        """The peer has the RESET_STREAM frame."""
-        # (A call which waits until all is acknowledged waits for this, too.)
+        """Note that the peer has the RESET_STREAM frame."""
+        # (A call that waits until all is acknowledged waits for this, too.)
         self._queue.progress = True
         self._queue.resets.pop(self.stream_id, None)
         self._finish()
 
     def on_reset_lost(self) -> None:
-        """The RESET_STREAM frame is lost, and has to be sent again (RFC 9000 section 13.3)."""
+        """Send the lost RESET_STREAM frame again (RFC 9000 section 13.3)."""
         if not self.is_finished and not self.is_held:
             self._queue.resets[self.stream_id] = self
 
     # -- early data
 
     def hold(self) -> None:
-        """Early data was refused: everything counts as not sent, and nothing may be sent.
+        """Count everything as not sent after early data was refused; nothing may be sent.
 
-        RFC 9001 section 4.6.2.  :meth:`permit` ends that.
+        RFC 9001 section 4.6.2.  Call :meth:`permit` to end this state.
         """
         self.is_held = True
         queue, buffer = self._queue, self.buffer
@@ -302,7 +302,7 @@ class SendStream:
             queue.unsent += self.sent - buffer.start
             self.sent = buffer.start
         else:
-            self.sent = 0  # (the final size which the RESET_STREAM frame tells)
+            self.sent = 0  # (the final size in the RESET_STREAM frame)
         self.limit = 0
         self.lost = None
         if self.final_size >= 0:
@@ -312,7 +312,7 @@ class SendStream:
         queue.resets.pop(self.stream_id, None)
 
     def permit(self, limit: int) -> None:
-        """The peer permits the stream, and to send up to the offset `limit`."""
+        """Permit the stream to send up to the offset `limit`."""
         self.is_held = False
         if limit > self.limit:
             self.limit = limit

@@ -1,7 +1,7 @@
-"""Builds STREAM frames: which stream has its turn, how much flow control and memory permit.
+"""Builds STREAM frames: chooses streams in turn, within flow control and memory limits.
 
-Floor 1, sans-IO.  Streams take turns (RFC 9000 section 2.3): one which was served goes to
-the end of the queue, one with nothing more to send leaves it.
+Floor 1, sans-IO.  Streams take turns (RFC 9000 section 2.3): a stream goes to the end of the
+queue after its turn, and leaves the queue when it has nothing more to send.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from .sent_packet import SentPacket
 
 __all__ = ["BulkTurn", "Sending", "add_control"]
 
-#: Turns in one packet, so that many streams with little to say cost a packet no more.
+#: Turns in one packet, which bound its cost when many streams have little data.
 _TURNS = 32
 
-#: Type, stream ID, offset and length of a STREAM frame at most, in bytes.
+#: The most bytes of type, stream ID, offset and length of a STREAM frame.
 _LONGEST_HEAD = 1 + 8 + 8 + 4
 
 #: Bytes up to which a frame's length takes two bytes (RFC 9000 section 16).
@@ -38,7 +38,7 @@ _LONGEST_RESET_STREAM = 1 + 8 + 8 + 8
 def add_control(
     parts: list[bytes], packet: SentPacket, frame: bytes, kind: int, a: int, b: int
 ) -> int:
-    """Add a frame, and note in the packet's record what it says; returns its size in bytes."""
+    """Add a frame, and note it in the packet's record; returns its size in bytes."""
     parts.append(frame)
     if packet.control is None:
         packet.control = [(kind, a, b)]
@@ -48,7 +48,7 @@ def add_control(
 
 
 class BulkTurn:
-    """A stream with at least one full packet to send, and what its packets have in common.
+    """A stream with at least one full packet to send, and the common values of its packets.
 
     The frame of packet ``i`` is :attr:`head`, the offset ``start + i * capacity`` in eight
     bytes, and `capacity` bytes of the stream; it has no length and no end.
@@ -67,7 +67,7 @@ class BulkTurn:
         self.capacity: int = capacity
         """Stream bytes in a packet."""
         self.packets: int = packets
-        """Full packets which the stream has and flow control permits."""
+        """Full packets that the stream has and flow control permits."""
 
 
 class Sending(SendQueue):
@@ -75,8 +75,8 @@ class Sending(SendQueue):
 
     Args:
       config: the limits of the send buffers.
-      memory: the endpoint's memory for what peers have not acknowledged.
-      ended: the ID of each stream whose sending part has ended is appended to it.
+      memory: the endpoint's memory for data not yet acknowledged by peers.
+      ended: gets the ID of each stream whose sending part has ended.
     """
 
     __slots__ = (
@@ -103,12 +103,12 @@ class Sending(SendQueue):
         self._account = memory.open()
         self._minimum: int = min(memory.minimum, config.send_buffer_size)
         self._allowance: int = self._minimum
-        self._reviewed: int = 0  # bytes acknowledged when the allowance was last looked at
+        self._reviewed: int = 0  # bytes acknowledged when the allowance was last reviewed
         self._is_closed: bool = False
         self.peer_max_data: int = 0
-        """Bytes which the peer permits on all streams together (RFC 9000 section 4.1)."""
+        """Bytes that the peer permits on all streams together (RFC 9000 section 4.1)."""
         self.peer_max_data_used: int = 0
-        """Bytes of them which were sent, each counted once."""
+        """The part of these bytes already sent; each byte counts once."""
         self.bytes_written: int = 0
         """Bytes written to all streams so far."""
         self.zero_copy_operations: int = 0
@@ -121,7 +121,7 @@ class Sending(SendQueue):
     def write(self, stream: SendStream, data: bytes | bytearray | memoryview, fin: bool) -> None:
         """Append to a stream's send buffer (the caller has asked :meth:`room`).
 
-        Data which is immutable and of some size is kept, not copied.
+        Immutable data of some size is kept, not copied.
 
         Raises:
           RuntimeError: the stream has ended, or was reset.
@@ -142,14 +142,15 @@ class Sending(SendQueue):
             self.active[stream.stream_id] = stream
 
     def room(self, stream: SendStream, wanted: int) -> int:
-        """Bytes which may be written to a stream now without exceeding the send buffers.
+        """Bytes that may be written to a stream now within the limits of the send buffers.
 
         Args:
           stream: the stream.
-          wanted: bytes which there are to write; the endpoint's memory is asked for so many.
+          wanted: bytes that the caller has to write; so many are requested of the endpoint's
+            memory.
         """
         buffer, buffered = stream.buffer, self.buffered
-        # (Comparisons, for each write asks.)
+        # (Plain comparisons, since every write runs this.)
         room = self._stream_limit - buffer.stop + buffer.start
         if self._limit - buffered < room:
             room = self._limit - buffered
@@ -157,27 +158,27 @@ class Sending(SendQueue):
         if wanted < room:
             needed = buffered + wanted
         if needed > self._allowance and not self._is_closed:
-            # Half as much again, so that many small writes do not ask each time.
+            # Half as much again, so that small writes seldom have to ask.
             self._allowance = self._account.adjust(buffered, min(needed + needed // 2, self._limit))
         if self._allowance - buffered < room:
             room = self._allowance - buffered
         return max(0, room)
 
     def has_room(self, stream: SendStream) -> bool:
-        """Whether a writer that had to wait should go on: the buffers are half empty."""
+        """Whether a blocked writer should go on: the buffers are half empty."""
         return len(stream.buffer) * 2 <= self._stream_limit and (
             self.buffered * 2 <= self._ceiling()
         )
 
     def _ceiling(self) -> int:
-        """Bytes which the connection could hold for sending now."""
+        """The most bytes that the connection could hold for sending now."""
         ceiling = self._limit
         if self._allowance < ceiling:
             return self._account.permitted(ceiling)
         return ceiling
 
     def review_memory(self) -> None:
-        """Something was acknowledged: give back what is not needed, or is due to others."""
+        """Give back memory after acknowledgements, if it is not needed or is due to others."""
         allowance, buffered = self._allowance, self.buffered
         if allowance <= self._minimum or self._is_closed:
             return
@@ -186,19 +187,19 @@ class Sending(SendQueue):
         elif 4 * (self.bytes_acknowledged - self._reviewed) >= allowance:
             wanted = allowance
         else:
-            return  # A quarter has to move first: asking costs as much as a packet.
+            return  # only after a quarter has changed: asking costs as much as a packet
         self._reviewed = self.bytes_acknowledged
         self._allowance = self._account.adjust(buffered, wanted)
 
     def close_memory(self) -> None:
-        """The connection has ended: it holds no memory for sending any more."""
+        """Give back all memory for sending, since the connection has ended."""
         self._is_closed = True
         self._account.close()
 
     # -- the peer's credit
 
     def take_max_data(self, maximum: int) -> None:
-        """MAX_DATA (RFC 9000 section 19.9)."""
+        """Take a MAX_DATA frame (RFC 9000 section 19.9)."""
         if maximum > self.peer_max_data:
             self.peer_max_data = maximum
             if self.starved:
@@ -208,7 +209,7 @@ class Sending(SendQueue):
     # -- frames
 
     def fill_data(self, parts: list[bytes], room: int, packet: SentPacket) -> int:
-        """Add STREAM frames of the streams whose turn it is; returns the room left, in bytes."""
+        """Add STREAM frames of the next streams in turn; returns the room left, in bytes."""
         active = self.active
         turns = _TURNS
         while active and turns and room > _LONGEST_HEAD:
@@ -229,7 +230,7 @@ class Sending(SendQueue):
             size = stop - start
             if size <= 0:
                 if not stream.fin_pending or start != stream.final_size:
-                    # Only credit can be missing: of the stream, or of the connection.
+                    # Only credit can be missing: that of the stream, or that of the connection.
                     if stream.has_work():
                         self.starved[stream_id] = stream
                     continue
@@ -273,7 +274,7 @@ class Sending(SendQueue):
         """The turn of the next stream, if it has a full packet's worth to send; else ``None``.
 
         Args:
-          room: bytes of frames which a packet holds.
+          room: bytes of frames that fit in a packet.
         """
         for stream in self.active.values():
             start, stop = stream.next_range()
@@ -295,7 +296,7 @@ class Sending(SendQueue):
         return None
 
     def sent_bulk(self, turn: BulkTurn, count: int) -> None:
-        """The first `count` packets of a turn were built; it is the next stream's turn."""
+        """Note that the first `count` packets of a turn were built, and pass the turn on."""
         stream = turn.stream
         stop = turn.start + count * turn.capacity
         new = stop - stream.sent
@@ -316,7 +317,7 @@ class Sending(SendQueue):
         return room
 
     def clear(self) -> None:
-        """Nothing is sent any more: cut the references to the streams."""
+        """Cut the references to the streams, since no more is sent."""
         self.active.clear()
         self.starved.clear()
         self.resets.clear()

@@ -1,7 +1,7 @@
-"""The record of a packet in flight, and what is told of its fate.
+"""Records packets in flight, and defines the interface that reports their fate.
 
-Floor 1, sans-IO.  One record stands for a single packet, or for a run of equal ones: packets
-of one stream's data which were built together, with consecutive numbers.
+Floor 1, sans-IO.  One record describes a single packet, or a run of equal ones: packets with
+data of one stream, built together, with consecutive numbers.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ __all__ = ["NO_OWNER", "DataSender", "FrameOwner", "SentPacket"]
 
 
 class DataSender(Protocol):
-    """The sending part of a stream, as recovery sees it.
+    """The sending part of a stream, as seen by recovery.
 
     Each call is about the bytes from `start` to `stop`, and with `fin` about the stream's end.
     """
 
     def on_acknowledged(self, start: int, stop: int, fin: bool) -> None:
-        """The peer has them."""
+        """The peer has the bytes."""
 
     def on_lost(self, start: int, stop: int, fin: bool) -> None:
-        """They are lost, and to be sent again."""
+        """The bytes are lost and have to be sent again."""
 
     def repeat(self, start: int, stop: int, fin: bool) -> None:
-        """They are to be sent once more, by a probe: they may not be lost."""
+        """The bytes have to be sent once more by a probe, though they may not be lost."""
 
 
 class FrameOwner(Protocol):
-    """What recovery tells the connection; STREAM frames are reported to their streams.
+    """Takes recovery's reports for the connection; STREAM frames are reported to their streams.
 
     A list of frames is the `control` list of a sent packet.
     """
@@ -45,8 +45,8 @@ class FrameOwner(Protocol):
     def on_size_acknowledged(self, size: int) -> None:
         """Packets in flight of up to `size` bytes were acknowledged.
 
-        Called after losses only, until a packet as large as the lost ones has arrived: only
-        then is the path MTU in doubt.
+        Called only after losses, until a packet as large as the lost ones has arrived, because
+        only then the path MTU is in doubt.
         """
 
     def on_packets_lost(self, numbers: list[int], size: int) -> None:
@@ -54,7 +54,7 @@ class FrameOwner(Protocol):
 
 
 class _NoOwner:
-    """In the place of a connection which is over."""
+    """Replaces the connection after its end."""
 
     def on_frames_acknowledged(self, frames: list[tuple[int, int, int]]) -> None:
         pass
@@ -83,21 +83,21 @@ class SentPacket:
 
     Attributes:
       number: the packet number, of a run that of its first packet.
-      count: packets; more than one only in a run.
+      count: the number of packets; more than one only in a run.
       time: when it was sent, in seconds.
       size: bytes of each packet, as a UDP payload.
       eliciting: whether it has to be acknowledged (RFC 9002 section 2).
       in_flight: whether it counts against the congestion window.
       is_zero_rtt: whether it is a 0-RTT packet, which a server may refuse.
       acknowledges: the largest packet number in its ACK frame; -1: it has none.
-      sender: the stream of its first STREAM frame, which carries the bytes from `start`
+      sender: the stream of its first STREAM frame.  That frame carries the bytes from `start`
         to `stop`, and with `fin` the end of the stream.
       capacity: bytes of the stream in each packet of a run.  Packet ``n`` of a run carries
         ``capacity`` bytes from ``start + (n - number) * capacity``; no packet of a run
         carries an end, further frames, or an acknowledgement.
       streams: further STREAM frames: sender, start, stop, fin.
       datagrams: the priorities of its DATAGRAM frames, whose losses are counted.
-      control: other frames of which the owner wants to hear: frame type and two numbers.
+      control: other frames that are reported to the owner: frame type and two numbers.
     """
 
     __slots__ = (

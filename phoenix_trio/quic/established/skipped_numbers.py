@@ -1,9 +1,9 @@
-"""Packet numbers which are left out, as traps for a receiver that acknowledges too much.
+"""Leaves out packet numbers, as traps for a receiver that acknowledges too much.
 
-Floor 0, sans-IO.  A receiver can acknowledge packets which it has not received, and
-be sent more than its share of the path (RFC 9000 section 21.4).  So a sender skips a
-packet number now and then, at a place that cannot be predicted; an honest receiver
-never acknowledges it, and a receiver that guesses does so soon.
+Floor 0, sans-IO.  A receiver can acknowledge packets that it has not received, and so get more
+than its share of the path (RFC 9000 section 21.4).  So a sender skips a packet number at
+unpredictable intervals.  An honest receiver never acknowledges a skipped number; a receiver that
+guesses soon does.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from collections.abc import Callable
 
 __all__ = ["SkippedNumbers"]
 
-#: Packets between two skipped numbers on average, at first: a connection that begins to
+#: The average of packets between two skipped numbers at first.  A connection that begins to
 #: cheat in slow start is found out before its window is large.
 FIRST_PERIOD = 64
 
-#: The same later on.  The period doubles up to this, for each gap costs the receiver an
+#: The same later on.  The period doubles up to this, since each gap costs the receiver an
 #: acknowledgement range for a while.
 LONGEST_PERIOD = 512
 
-#: Skipped numbers which are remembered.  They reach back further than the packets which
-#: can be unacknowledged at once, and acknowledging an older number gains nothing.
+#: The number of skipped numbers remembered.  They reach further back than the oldest packet that
+#: can be unacknowledged, and acknowledging an older number gains nothing.
 REMEMBERED = 128
 
 _NEVER = 1 << 62  # larger than any packet number
 
 
 class SkippedNumbers:
-    """Chooses the packet numbers of one packet number space which are not used.
+    """Chooses the unused packet numbers of one packet number space.
 
     Args:
       choose: ``choose(n)`` returns an unpredictable integer from 0 to before `n`.
@@ -50,7 +50,7 @@ class SkippedNumbers:
         """Numbers skipped so far."""
 
     def begin(self, following: int) -> None:
-        """From now on, skip numbers; the next packet's would be `following`."""
+        """Skip numbers from now on; the next packet would have the number `following`."""
         self._choose_next(following)
 
     def skip(self, number: int) -> int:
@@ -70,17 +70,17 @@ class SkippedNumbers:
         self.next = following + 1 + self._choose(2 * self._period)
 
     def includes(self, start: int, stop: int) -> bool:
-        """Whether a skipped number lies between `start` and before `stop`."""
+        """Whether there is a skipped number in ``range(start, stop)``."""
         numbers = self._numbers
         if start > self.newest:
             return False
         return numbers[bisect_left(numbers, start)] < stop
 
     def before(self, number: int, packets: int) -> int:
-        """The number of the packet that was sent so many packets before `number`.
+        """The number of the packet sent `packets` packets before `number`.
 
-        A skipped number is no packet which could have overtaken another one, so it
-        does not count towards the packet threshold (RFC 9002 section 6.1.1).
+        A skipped number is not a packet that could have overtaken another one, so it does not
+        count towards the packet threshold (RFC 9002 section 6.1.1).
         """
         result = number - packets
         numbers = self._numbers

@@ -1,17 +1,17 @@
-"""A process which stood still must not take its own sleep for the path's round trip.
+"""Keeps the sleep of a stalled process out of the path's round-trip time.
 
-Floor 0, sans-IO: times in, verdicts out.  A stopped process, a blocked event loop or a
-suspended machine reads late what had arrived long before.  Two facts tell the difference:
+Floor 0, sans-IO: takes times, gives verdicts.  A stopped process, a blocked event loop or a
+suspended machine reads packets long after their arrival.  Two facts tell the difference:
 
-* :class:`Arrivals` (one a socket, for the driver): when the socket was last found empty.
-  What is read now has arrived since; more is not known.
-* :class:`StallFilter` (one a connection, for loss recovery): while an acknowledgement is
-  awaited, a timer is due after each probe timeout (RFC 9002 section 6.2).  If it was not
-  run by then, or the socket was not looked at for longer, this side stood still.
+* :class:`Arrivals` (one for each socket, for the driver): when the socket was last found empty.
+  Packets read now have arrived since then; more is not known.
+* :class:`StallFilter` (one for each connection, for loss recovery): while an acknowledgement is
+  awaited, a timer is due after each probe timeout (RFC 9002 section 6.2).  If it was not run by
+  then, or the socket was not looked at for longer, this side stood still.
 
-A sample within the probe timeout is taken as it is: it cannot do harm.  Of a longer one,
-the time of the stall is left out.  If what remains is longer than the probe timeout, it
-is a sample still, because the path was that slow while this side was awake.
+A sample within the probe timeout is taken as it is, since it does no harm.  From a longer one,
+the time of the stall is left out.  If the rest is longer than the probe timeout, it is still a
+sample, because the path was that slow while this side was awake.
 """
 
 from __future__ import annotations
@@ -20,43 +20,44 @@ import math
 
 __all__ = ["ON_TIME", "Arrivals", "StallFilter"]
 
-#: Round trips above which no sample is believed, in seconds: the largest `initial_rtt`.
-#: A peer which withholds acknowledgements could stretch three probe timeouts, and with
-#: them the idle timeout (RFC 9000 section 10.1), to hours.
+#: Samples of longer round trips are ignored, in seconds: the largest `initial_rtt`.  A peer that
+#: withholds acknowledgements could stretch three probe timeouts, and with them the idle timeout
+#: (RFC 9000 section 10.1), to hours.
 LONGEST_ROUND_TRIP = 10.0
 
-#: Seconds which a backlog may be old before timers wait until it was read.
+#: Timers wait for a backlog to be read if it is older than this, in seconds.
 _OLD_BACKLOG = 0.1
 
 
 class Arrivals:
-    """Since when what is read from a socket may have waited there.
+    """Tracks since when packets read from a socket may have waited there.
 
     Args:
-      capacity: bytes which the socket's receive buffer holds at most.
+      capacity: the most bytes held in the socket's receive buffer.
     """
 
     __slots__ = ("_capacity", "_mark", "_read", "earliest")
 
     def __init__(self, capacity: int) -> None:
         self.earliest = -math.inf
-        """What is being read has arrived after this time."""
+        """Data being read now has arrived after this time."""
         self._capacity = capacity
         self._mark: float | None = None
         self._read = 0
 
     def is_behind(self, now: float, *, drained: bool) -> bool:
-        """Whether more waits to be read which may have arrived long ago.
+        """Whether more packets wait to be read that may have arrived long ago.
 
-        Then timers are not to be run yet: what they are waiting for may be there.
+        Then timers must not run yet: the packets that they wait for may be among them.
         """
         return not drained and now - self.earliest > _OLD_BACKLOG
 
     def on_read(self, began: float, size: int, *, drained: bool) -> None:
         """A round of reading, which began at `began`, has found `size` bytes.
 
-        `drained`: it has left nothing.  If it has, what waited at that time is known to be
-        read once as many bytes as the buffer holds were read after it.
+        `drained`: the socket was empty afterwards.  Otherwise, the packets that waited at that
+        time are known to be read once further bytes, as many as the buffer holds, have been
+        read.
         """
         if drained:
             self.earliest = began
@@ -73,7 +74,7 @@ class Arrivals:
 
 
 class _OnTime(Arrivals):
-    """For engines which no driver owns: everything is read the moment it arrives."""
+    """For engines without a driver: everything is read the moment it arrives."""
 
     __slots__ = ()
 
@@ -86,16 +87,16 @@ ON_TIME: Arrivals = _OnTime()
 
 
 class StallFilter:
-    """Which round-trip samples of a connection are believed, and how much of them."""
+    """Decides which part of a connection's round-trip samples counts."""
 
     __slots__ = ("_began", "_ended")
 
     def __init__(self) -> None:
-        # The last stall, from when to when.
+        # The last stall: its beginning and its end.
         self._began = self._ended = -math.inf
 
     def on_timer(self, due: float, now: float, earliest: float, patience: float) -> bool:
-        """A timer which was due at `due` is run at `now`; whether that was a stall."""
+        """Run a timer due at `due` now; whether it was late because of a stall."""
         if now - due <= patience:
             return False
         self._note(min(due, earliest), now)
@@ -104,12 +105,12 @@ class StallFilter:
     def sample(
         self, sent: float, now: float, earliest: float, due: float, patience: float
     ) -> float | None:
-        """Seconds of round trip which an acknowledgement proves; ``None``: nothing is proved.
+        """Seconds of round trip proved by an acknowledgement; ``None``: nothing is proved.
 
         Args:
-          sent: when the newest packet which it acknowledges was sent.
+          sent: when the newest packet acknowledged was sent.
           now: when it was read.
-          earliest: it has not arrived before, see :attr:`Arrivals.earliest`.
+          earliest: it has not arrived before; see :attr:`Arrivals.earliest`.
           due: when the probe timer was due.
           patience: the probe timeout, without backoff.
         """
@@ -121,7 +122,8 @@ class StallFilter:
             if now > due:
                 self._note(unseen, now)
             else:
-                # The timer has backed off, so that it proves nothing: perhaps it came now.
+                # The timer has backed off, so it proves nothing: perhaps the acknowledgement
+                # came now.
                 sample = unseen - sent
         if sent < self._ended:
             sample -= self._ended - max(self._began, sent)
@@ -135,5 +137,5 @@ class StallFilter:
 
     @property
     def last(self) -> tuple[float, float]:
-        """The last stall, from when to when."""
+        """The last stall: its beginning and its end."""
         return self._began, self._ended

@@ -1,4 +1,4 @@
-"""The state of an established connection: its parts, and the few values which they share.
+"""Keeps the state of an established connection: its parts, and the few values they share.
 
 Floor 1, data only.  :mod:`~phoenix_trio.quic.established.receive` and
 :mod:`~phoenix_trio.quic.established.transmit` work on it.
@@ -34,17 +34,17 @@ from .streams import Streams
 
 __all__ = ["HANDSHAKE_PING", "KEEP_ALIVE_PING", "NEVER", "PeerClose", "State"]
 
-#: For "never" where a number is wanted: 31 years, in seconds.
+#: "Never", for deadlines that need a finite number: 31 years, in seconds.
 NEVER = 1e9
 
-#: The uid of PINGs which the keep-alive timer sends.
+#: The uid of PINGs sent by the keep-alive timer.
 KEEP_ALIVE_PING = -1
 
-#: The uid of PINGs which show a server the client's address while the client does not know
+#: The uid of PINGs that show a server the client's address while the client does not know
 #: whether the handshake is confirmed.
 HANDSHAKE_PING = -2
 
-#: Session tickets which a client takes, at once and a second.  Each costs several key
+#: Session tickets that a client takes: at once, and in each second.  Each costs several key
 #: derivations, and a packet has room for sixty; a server sends a few (RFC 8446 section 4.6.1).
 _TICKETS_AT_ONCE = 8
 _TICKETS_PER_SECOND = 1.0
@@ -55,7 +55,7 @@ class PeerClose:
 
     Args:
       code: the error code.
-      frame_type: the frame that is at fault; -1: the application has closed.
+      frame_type: the frame at fault; -1: the application has closed.
       reason: the reason phrase.
     """
 
@@ -75,7 +75,7 @@ class State:
       config: limits, buffers and timers.
       streams: its streams.
       local_cid: this side's first connection ID.
-      peer_cid: the first one of the peer, as far as it is known.
+      peer_cid: the peer's first connection ID, as far as it is known.
       reset_token: derives the stateless reset token of a connection ID.
       rtt: the round-trip estimator, shared with the handshake.
       control: congestion control, shared with the handshake.
@@ -172,7 +172,7 @@ class State:
         # Keys.
         self.keys = OneRttKeys()
         self.zero_rtt_key: PacketKey | None = None
-        """A client seals, a server opens 0-RTT packets with it, while it may."""
+        """Seals a client's 0-RTT packets, or opens them at the server, while they are permitted."""
         self.zero_rtt_header: HeaderKey | None = None
         self.can_send_early = False
         """Client: whether 0-RTT packets may be sent."""
@@ -205,24 +205,24 @@ class State:
 
         # The end.
         self.fault: TransportError | None = None
-        """The rule which the peer has broken; the connection is to be closed."""
+        """The rule broken by the peer; the connection has to be closed."""
         self.peer_close: PeerClose | None = None
 
-        # Things to send besides what the parts know.
+        # Things to send besides those of the parts.
         self.pings: list[int] = []
         self.probes_due = 0
-        """Datagrams which a probe timeout has still to send."""
+        """Datagrams of a probe timeout still to be sent."""
 
         # Paths.
         self.mtu_address: Address | None = None
-        """The address for which the path MTU is searched."""
+        """The address whose path MTU is searched."""
         self.known_path: Address | None = None
-        """The address of the path of which congestion control and round-trip times tell."""
+        """The address of the path that congestion control and round-trip times describe."""
         self.ecn_path: Path | None = None
         self.used_peer_changes = 0
-        """How often the peer's connection ID had changed when a packet was sent last."""
+        """The count of changes of the peer's connection ID when a packet was last sent."""
         self.path_ceiling: Callable[[Address], int | None] = _unknown_path
-        """The largest payload which the interface towards an address takes."""
+        """The largest payload that the interface towards an address takes."""
         self.max_datagram_size = SMALLEST_UDP_PAYLOAD
         self.peer_max_udp_payload = LARGEST_UDP_PAYLOAD
         self.spin = 0
@@ -232,12 +232,12 @@ class State:
         # Times.
         self.now = 0.0
         self.arrival_path: Path | None = None
-        """The path of the packets which are being received."""
+        """The path of the packets being received."""
         self.arrival_cid = local_cid
-        """Its destination connection ID."""
+        """The destination connection ID of these packets."""
         self.datagrams_received = 0
         self.ack_delay_exponent = 3
-        """The peer's."""
+        """The exponent of the peer's ACK delays."""
         self.own_idle_timeout = max(min(config.max_idle_timeout, NEVER), 0.001)
         self.peer_idle_timeout = math.inf
         self.idle_since = math.inf
@@ -250,42 +250,42 @@ class State:
 
         # One pass of sending.
         self.more = False
-        """Whether more may be sent at once than the last call has given."""
+        """Whether more may be sent at once than the last call returned."""
         self.wrote_before = False
         self.tail_held = False
-        """Whether a packet which is not full waits for more data."""
+        """Whether a partial packet waits for more data."""
 
     def idle_timeout(self) -> float:
-        """Seconds of silence which end the connection (RFC 9000 section 10.1)."""
+        """Seconds of silence until the connection ends (RFC 9000 section 10.1)."""
         seconds = self.own_idle_timeout
         if self.peer_idle_timeout < seconds:
             seconds = self.peer_idle_timeout
         return max(seconds, 3 * self.recovery.probe_timeout())
 
     def touch_keep_alive(self, now: float) -> None:
-        """Something was received: a PING is due later."""
+        """Postpone the keep-alive PING, since something was received."""
         interval = self.config.keep_alive
         if interval is not None:
             if interval > self.longest_silence:
-                # (Or longer: the idle timeout lasts three probe timeouts at least.)
+                # (Or longer: the idle timeout lasts at least three probe timeouts.)
                 interval = keep_alive_interval(interval, self.idle_timeout())
             self.keep_alive_at = now + interval
 
     def note_received(self, now: float) -> None:
-        """Something authentic has come: the idle timer starts again (RFC 9000 section 10.1)."""
+        """Restart the idle timer after an authentic packet (RFC 9000 section 10.1)."""
         self.idle_since = now
         self.eliciting_sent_since_receipt = False
         if self.config.keep_alive is not None:
             self.touch_keep_alive(now)
 
     def note_eliciting_sent(self, now: float) -> None:
-        """The first ack-eliciting packet since the last receipt restarts the idle timer."""
+        """Restart the idle timer for the first ack-eliciting packet since the last receipt."""
         if not self.eliciting_sent_since_receipt:
             self.idle_since = now
             self.eliciting_sent_since_receipt = True
 
     def has_rare_frames(self) -> bool:
-        """Whether frames are to be sent besides acknowledgements, data and limits."""
+        """Whether frames other than acknowledgements, data and limits are to be sent."""
         return bool(
             self.pings
             or self.handshake_done_pending

@@ -1,4 +1,4 @@
-"""How many streams of one kind each side may open (RFC 9000 section 4.6).
+"""Counts the streams of one kind, and how many each side may open (RFC 9000 section 4.6).
 
 Floor 1, sans-IO.  Bidirectional and one-way streams are counted apart.
 """
@@ -15,7 +15,7 @@ _GRANT_SHARE: Final = 4  # a quarter
 
 
 class LocalStreams:
-    """The streams of one kind which this side opens."""
+    """The streams of one kind opened by this side."""
 
     __slots__ = ("opened", "permitted", "wanted")
 
@@ -23,46 +23,46 @@ class LocalStreams:
         self.opened: int = 0
         """Streams opened so far."""
         self.permitted: int = 0
-        """Streams which the peer permits to open in all."""
+        """All streams that the peer permits to open, counted from the first."""
         self.wanted: int = 0
-        """Calls which wait for a stream."""
+        """Calls that wait for a stream."""
 
     def is_blocked(self) -> bool:
-        """Whether a call waits for a stream which the peer does not permit."""
+        """Whether a call waits for a stream that the peer does not permit yet."""
         return self.wanted > 0 and self.opened >= self.permitted
 
 
 class PeerStreams:
-    """The streams of one kind which the peer opens.
+    """The streams of one kind opened by the peer.
 
-    The limit follows the application, not the wire: a stream counts until the application
-    is done with it, so a peer cannot open and end streams without end that nothing reads.
+    The limit follows the application, not the wire: a stream counts until the application is
+    done with it, so a peer cannot open and end streams without limit while no task reads them.
 
     Args:
-      maximum: streams which are announced in the transport parameters.
+      maximum: the limit announced in the transport parameters.
     """
 
     __slots__ = ("announced", "is_waiting", "maximum", "opened", "was_lost", "window")
 
     def __init__(self, maximum: int) -> None:
         self.window: int = maximum
-        """Streams which it may have open at a time."""
+        """The most streams open at a time."""
         self.maximum: int = maximum
-        """Streams which the peer may open in all."""
+        """All streams that the peer may open, counted from the first."""
         self.announced: int = maximum
-        """The limit of which it was told."""
+        """The limit last announced to the peer."""
         self.opened: int = 0
-        """Streams which it has opened."""
+        """Streams opened so far."""
         self.was_lost: bool = False
         """Whether the frame with the newest limit was lost."""
         self.is_waiting: bool = False
-        """Whether the peer says, or seems, to wait for a stream: no grant is too small."""
+        """Whether the peer waits for a stream, or seems to, so that no grant is too small."""
 
     def is_due(self) -> bool:
         """Whether MAX_STREAMS is worth a frame.
 
-        It is once the peer has fewer streams left to open than the frame grants, and the
-        frame grants a quarter of the window or the peer waits.
+        It is if the peer has fewer streams left to open than the frame grants, and the frame
+        grants a quarter of the window or the peer waits.
         """
         if self.was_lost:
             return True
@@ -72,5 +72,5 @@ class PeerStreams:
         )
 
     def is_held_up(self) -> bool:
-        """Whether the peer has opened all streams of which it knows, and not all it may."""
+        """Whether the peer has opened all streams announced to it, and more could be announced."""
         return self.opened == self.announced < self.maximum

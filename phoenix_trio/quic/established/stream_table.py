@@ -1,8 +1,8 @@
-"""The streams of one connection: which there are, from opening to forgetting.
+"""Keeps the streams of one connection, from opening to forgetting.
 
-Floor 1, sans-IO.  A stream is one sending part and one receiving part, or one of them; each
-has its own table.  A part stays in it until it has ended on the wire and the application is
-done with it, so a peer cannot make streams come and go which nothing reads.
+Floor 1, sans-IO.  A stream is one sending part and one receiving part, or one of them; each has
+its own table.  A part stays in its table until it has ended on the wire and the application is
+done with it, so a peer cannot open and end streams that no task reads.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from .stream_limits import LocalStreams, PeerStreams
 __all__ = ["StreamTable"]
 
 
-#: Seconds for which a peer at its limit waits for a grant of many streams in the place of one,
-#: at most; a round trip where that is shorter.
+#: The most seconds for which a peer at its limit waits for a grant of many streams instead of
+#: one; a round trip if that is shorter.
 _LONGEST_WAIT: Final = 0.025
 
 
@@ -78,7 +78,7 @@ class StreamTable:
         self.sending: Sending = Sending(config, memory.send, self._ended)
         """The peer's credit, send buffers, and the queue of streams with something to send."""
         self.receiving: Receiving = Receiving(config, memory.receive)
-        """The credit which the peer has."""
+        """The peer's credit."""
         # (Bidirectional streams, one-way streams.)
         self._local: tuple[LocalStreams, LocalStreams] = (LocalStreams(), LocalStreams())
         self._peer: tuple[PeerStreams, PeerStreams] = (
@@ -94,13 +94,13 @@ class StreamTable:
         self._held: dict[int, SendStream] = {}
         self._streams_available: bool = False
         self.now: float = 0.0
-        """The time, which the connection sets before calls that receive, send, or read."""
+        """The time; the connection sets it before calls that receive, send, or read."""
         self.rtt: float = config.initial_rtt
         """The smoothed round-trip time, in seconds; set like :attr:`now`."""
         self.opened: int = 0
-        """Streams which this side has opened."""
+        """Streams opened by this side."""
         self.accepted: int = 0
-        """Streams which the peer has opened."""
+        """Streams opened by the peer."""
 
     # -- opening
 
@@ -118,16 +118,16 @@ class StreamTable:
         return stream_id
 
     def available_streams(self, *, unidirectional: bool) -> int:
-        """How many streams of this kind the peer permits to open now."""
+        """The number of streams of this kind that the peer permits to open now."""
         local = self._local[unidirectional]
         return max(0, local.permitted - local.opened)
 
     def want_stream(self, change: int, *, unidirectional: bool) -> None:
-        """A call begins (1) or ends (-1) to wait until :meth:`open_stream` has a stream."""
+        """Count a call that begins (1) or ends (-1) to wait for :meth:`open_stream`."""
         self._local[unidirectional].wanted += change
 
     def find_receiver(self, stream_id: int, frame_type: int) -> ReceiveStream | None:
-        """The receiving part of which a frame tells; ``None``: it is over, and forgotten.
+        """The receiving part that a frame names; ``None``: it is over, and forgotten.
 
         Raises:
           TransportError: there is no such stream (RFC 9000 sections 4.6, 19).
@@ -141,7 +141,7 @@ class StreamTable:
         return self.receivers.get(stream_id)
 
     def find_sender(self, stream_id: int, frame_type: int) -> SendStream | None:
-        """The sending part of which a frame tells; ``None``: it is over, and forgotten.
+        """The sending part that a frame names; ``None``: it is over, and forgotten.
 
         Raises:
           TransportError: there is no such stream (RFC 9000 sections 4.6, 19).
@@ -155,7 +155,7 @@ class StreamTable:
         return self.senders.get(stream_id)
 
     def _open_for_peer(self, stream_id: int, frame_type: int) -> None:
-        """Open a stream of which a frame tells, and all before it of its kind, if they are new."""
+        """Open the stream that a frame names, and all new ones before it of its kind."""
         index = stream_id >> 2
         kind = stream_id >> 1 & 1
         if stream_id & 1 == self._own_bit:
@@ -180,9 +180,9 @@ class StreamTable:
     # -- forgetting
 
     def let_go(self, stream_id: int, *, sending: bool = False, receiving: bool = False) -> bool:
-        """The application is done with these directions of the stream.
+        """Note that the application is done with these directions of the stream.
 
-        Returns whether that was the last of the stream, so that it is forgotten.
+        Returns whether no direction is left, so that the stream is forgotten.
         """
         sender = self.senders.get(stream_id)
         receiver = self.receivers.get(stream_id)
@@ -198,7 +198,7 @@ class StreamTable:
         return self._forget_if_done(stream_id)
 
     def _forget_if_done(self, stream_id: int) -> bool:
-        """Drop what has ended of a stream, if the application is done with it; whether all has."""
+        """Drop ended parts of a stream that the application is done with; whether none is left."""
         sender = self.senders.get(stream_id)
         if sender is not None and sender.is_finished and sender.is_released:
             del self.senders[stream_id]
@@ -217,21 +217,21 @@ class StreamTable:
         return True
 
     def _consider_grant(self, peer: PeerStreams) -> None:
-        """Streams were opened or have ended: announce more now, or once the peer has waited."""
+        """Announce more streams now, or once the peer has waited; called on opening and ending."""
         if peer.is_due():
             self.max_streams_pending = True
         elif self.grant_at == math.inf and peer.is_held_up():
             self.grant_at = self.now + min(self.rtt, _LONGEST_WAIT)
 
     def grant_streams(self) -> None:
-        """A peer at its limit has waited for a larger grant: announce what there is."""
+        """Announce the streams available to a peer that has waited at its limit."""
         self.grant_at = math.inf
         for peer in self._peer:
             if peer.is_held_up():
                 peer.is_waiting = self.max_streams_pending = True
 
     def collect(self) -> None:
-        """Report what the last calls have led to; call it after each of them from the network.
+        """Report the results of the last calls; called after each call from the network.
 
         Appends the events StreamForgotten, StreamsAvailable and SendProgress.
         """
@@ -258,8 +258,8 @@ class StreamTable:
 
         Args:
           parameters: those of this connection, or of an earlier one.
-          remembered: they are of an earlier one, and hold for early data until those of this
-            connection come (RFC 9000 section 7.4.1).
+          remembered: whether they are of an earlier connection.  They hold for early data until
+            those of this connection come (RFC 9000 section 7.4.1).
         """
         self._parameters = parameters
         self._is_remembered = remembered
@@ -267,14 +267,14 @@ class StreamTable:
         self.permit_streams(parameters.max_streams_bidi, False)
         self.permit_streams(parameters.max_streams_uni, True)
         for stream_id, sender in self.senders.items():
-            # (Opened for early data: it knows the remembered limit only.)
+            # (A stream opened for early data has only the remembered limit.)
             if stream_id & 1 == self._own_bit and not sender.is_held:
                 sender.raise_limit(self._first_limit(stream_id))
 
     def on_early_data_refused(self) -> None:
-        """The server takes no early data: all of it counts as not sent (RFC 9001 section 4.6.2).
+        """Count all early data as not sent, since the server refused it (RFC 9001 section 4.6.2).
 
-        The remembered limits are void; those of this connection count from zero, whether
+        The remembered limits are void.  The limits of this connection count from zero, whether
         they have come before or come now.  Until then, nothing is sent.
         """
         for stream_id, sender in self.senders.items():
@@ -288,7 +288,7 @@ class StreamTable:
             self.set_peer_limits(self._parameters)
 
     def permit_streams(self, maximum: int, unidirectional: bool) -> None:
-        """The peer permits `maximum` streams of one kind in all."""
+        """Take the peer's limit: `maximum` streams of one kind in all."""
         local = self._local[unidirectional]
         if maximum <= local.permitted:
             return
@@ -303,7 +303,7 @@ class StreamTable:
                     self._ask_to_stop(receiver)
 
     def _first_limit(self, stream_id: int) -> int:
-        """The limit of the peer's transport parameters for a stream of this side."""
+        """The limit in the peer's transport parameters for a stream of this side."""
         parameters = self._parameters
         if stream_id & 2:
             return parameters.max_stream_data_uni
@@ -316,9 +316,9 @@ class StreamTable:
     # -- the end
 
     def free_buffers(self) -> None:
-        """The connection has ended: nothing is sent or put in order any more.
+        """Free the buffers for sending and reordering, since the connection has ended.
 
-        Delivered data stays with the application, and is counted until it is read.
+        The application keeps delivered data, and it is counted until it is read.
         """
         for receiver in self.receivers.values():
             receiver.drop_pending()
@@ -330,7 +330,7 @@ class StreamTable:
         self.receiving.window.end(self.receiving.received)
 
     def unacknowledged(self) -> dict[int, tuple[int, int]]:
-        """For each stream of which not all was acknowledged: bytes written, and acknowledged."""
+        """Bytes written and bytes acknowledged, for each stream with unacknowledged data or end."""
         return {
             stream_id: (sender.buffer.stop, sender.buffer.start)
             for stream_id, sender in self.senders.items()
@@ -338,7 +338,7 @@ class StreamTable:
         }
 
     def unread(self) -> dict[int, int]:
-        """For each stream with a receiving part: bytes delivered and not read."""
+        """Bytes delivered and not read, for each stream with a receiving part."""
         return {
             stream_id: receiver.delivered - receiver.window.released
             for stream_id, receiver in self.receivers.items()

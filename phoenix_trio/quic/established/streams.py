@@ -1,6 +1,6 @@
-"""The streams of one connection: the application's calls on them, and their frames.
+"""Runs the streams of one connection: the application's calls on them, and their frames.
 
-Floor 1, sans-IO.  The frames come parsed; those to send are appended to a packet's parts.
+Floor 1, sans-IO.  Received frames come parsed; frames to send are appended to a packet's parts.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ __all__ = ["Streams"]
 
 _LONGEST_MAX_STREAMS = 1 + 8
 
-#: STREAM_DATA_BLOCKED frames at a time: enough to keep a connection alive.
+#: The most STREAM_DATA_BLOCKED frames at a time: enough to keep a connection alive.
 _BLOCKED_STREAMS = 16
 
-#: DATA_BLOCKED, STREAMS_BLOCKED of both kinds, and STREAM_DATA_BLOCKED frames at most, in bytes.
+#: The most bytes of DATA_BLOCKED, STREAMS_BLOCKED of both kinds, and STREAM_DATA_BLOCKED frames.
 _LONGEST_BLOCKED = 3 * (1 + 8) + _BLOCKED_STREAMS * (1 + 8 + 8)
 
 
 class Streams(StreamTable):
-    """The streams of one connection, with their data and the frames which tell of them.
+    """The streams of one connection, with their data and their frames.
 
     Args: those of :class:`~phoenix_trio.quic.established.stream_table.StreamTable`.
     """
@@ -62,24 +62,25 @@ class Streams(StreamTable):
         super().__init__(is_client, config, memory, events)
         self._signals: BlockedSignals = BlockedSignals(config.max_blocked_time)
         self.blocked_pending: bool = False
-        """Whether the frames which say what is blocked are to be sent now."""
+        """Whether the frames that report blocking are to be sent now."""
         self.bytes_received: int = 0
         """Stream bytes delivered, or discarded."""
 
     # -- the application sends
 
     def send_room(self, stream_id: int, wanted: int = 1) -> int:
-        """Bytes which may be written to the stream now without exceeding the send buffers.
+        """Bytes that may be written to the stream now within the limits of the send buffers.
 
         Args:
           stream_id: the stream.
-          wanted: bytes which there are to write; the endpoint's memory is asked for so many.
+          wanted: bytes that the caller has to write; so many are requested of the endpoint's
+            memory.
         """
         sender = self.senders.get(stream_id)
         return self.sending.room(sender, wanted) if sender is not None else 0
 
     def has_send_room(self, stream_id: int) -> bool:
-        """Whether a writer that had to wait should go on: the buffers are half empty."""
+        """Whether a blocked writer should go on: the buffers are half empty."""
         sender = self.senders.get(stream_id)
         return sender is None or self.sending.has_room(sender)
 
@@ -88,7 +89,7 @@ class Streams(StreamTable):
     ) -> None:
         """Append to a stream's send buffer (the caller has asked :meth:`send_room`).
 
-        Data which is immutable and of some size is kept, not copied.
+        Immutable data of some size is kept, not copied.
 
         Raises:
           RuntimeError: the stream has ended, or was reset.
@@ -108,14 +109,14 @@ class Streams(StreamTable):
         return sender.buffer.start >= offset and not with_fin
 
     def has_unacknowledged_streams(self) -> bool:
-        """Whether any stream holds data, or an end, which the peer has not acknowledged."""
+        """Whether any stream holds data, or an end, not acknowledged by the peer."""
         return self.sending.buffered > 0 or any(
             not sender.is_finished and (sender.final_size >= 0 or sender.reset_code >= 0)
             for sender in self.senders.values()
         )
 
     def reset_sending(self, stream_id: int, error_code: int) -> None:
-        """Send RESET_STREAM, and drop what was not acknowledged."""
+        """Send RESET_STREAM, and drop unacknowledged data."""
         sender = self.senders.get(stream_id)
         if sender is not None:
             sender.reset(error_code)
@@ -123,7 +124,7 @@ class Streams(StreamTable):
     # -- the application receives
 
     def stop_receiving(self, stream_id: int, error_code: int) -> None:
-        """Send STOP_SENDING, and discard what still arrives; its credit is given back."""
+        """Send STOP_SENDING, and discard later data; its credit is given back."""
         receiver = self.receivers.get(stream_id)
         if receiver is None or receiver.is_discarding:
             return
@@ -135,16 +136,16 @@ class Streams(StreamTable):
         self.receiving.release_up_to(receiver, receiver.received, self.now, self.rtt)
 
     def consume(self, stream_id: int, count: int) -> bool:
-        """The application has read `count` more bytes: credit them to the peer.
+        """Credit `count` more bytes to the peer, since the application has read them.
 
-        Returns whether :meth:`extend_credit` has something to do.
+        Returns whether :meth:`extend_credit` is to be called.
         """
         receiver = self.receivers.get(stream_id)
         if receiver is None:
             return False
         window, shared = receiver.window, self.receiving.window
         # A reset or the end of reading gives back all credit at once (RFC 9000 section 4.5);
-        # bytes that are read afterwards, from the same batch of events, are not new.
+        # bytes read afterwards, from the same batch of events, are not new.
         unread = receiver.received - window.released
         if count > unread:
             count = unread
@@ -153,12 +154,12 @@ class Streams(StreamTable):
         return shared.is_due or (window.is_due and receiver.final_size < 0)
 
     def extend_credit(self, stream_id: int, now: float, rtt: float) -> None:
-        """Announce what was read since; see :meth:`consume`.
+        """Announce the credit for bytes read since the last call; see :meth:`consume`.
 
         Args:
           stream_id: the stream.
           now: the time.
-          rtt: the round-trip time, in seconds, by which windows grow.
+          rtt: the round-trip time, in seconds; windows grow by it.
         """
         self.now = now
         self.rtt = rtt
@@ -166,12 +167,12 @@ class Streams(StreamTable):
         if receiver is not None:
             self.receiving.update(receiver, now, rtt)
 
-    # -- frames which came
+    # -- received frames
 
     def take_stream(
         self, plain: bytes, stream_id: int, offset: int, begin: int, end: int, fin: int
     ) -> None:
-        """STREAM (RFC 9000 section 19.8), with its data at ``plain[begin:end]``.
+        """Take a STREAM frame (RFC 9000 section 19.8), with its data at ``plain[begin:end]``.
 
         Raises:
           TransportError: the peer broke a rule.
@@ -228,10 +229,9 @@ class Streams(StreamTable):
             self._events.append(StreamDataReceived(receiver.stream_id, taken, receiver.is_finished))
 
     def bulk_limit(self, stream_id: int, offset: int) -> int:
-        """The offset which data of a stream may reach if it goes on, in order, from `offset`.
+        """The highest offset permitted for data that continues a stream in order from `offset`.
 
-        -1: it is not the next of an open stream, or there is more to it; it goes by
-        :meth:`take_stream`.
+        -1: the data does not continue an open stream, or needs more work; use :meth:`take_stream`.
         """
         receiver = self.receivers.get(stream_id)
         if (
@@ -246,7 +246,7 @@ class Streams(StreamTable):
         return min(limit, receiver.limit)
 
     def take_bulk(self, stream_id: int, data: bytes | bytearray, reached: int) -> None:
-        """In-order data up to the offset `reached`, which :meth:`bulk_limit` has permitted."""
+        """Take in-order data up to the offset `reached`, permitted by :meth:`bulk_limit`."""
         receiver = self.receivers[stream_id]
         count = reached - receiver.received
         self.receiving.received += count
@@ -255,7 +255,7 @@ class Streams(StreamTable):
         self._events.append(StreamDataReceived(stream_id, data, False))
 
     def take_reset(self, stream_id: int, code: int, final_size: int) -> None:
-        """RESET_STREAM (RFC 9000 section 19.4).
+        """Take a RESET_STREAM frame (RFC 9000 section 19.4).
 
         Raises:
           TransportError: the peer broke a rule.
@@ -271,23 +271,23 @@ class Streams(StreamTable):
             self._events.append(StreamResetReceived(stream_id, code))
 
     def take_stop_sending(self, stream_id: int, code: int) -> None:
-        """STOP_SENDING (RFC 9000 section 19.5): the stream is reset, with the same code.
+        """Take a STOP_SENDING frame (RFC 9000 section 19.5): reset the stream with the same code.
 
         Raises:
           TransportError: the peer broke a rule.
         """
         sender = self.find_sender(stream_id, STOP_SENDING)
         if sender is None or sender.reset_code >= 0 or sender.is_finished:
-            return  # (only the first one of a stream is news, and none once all was acknowledged)
+            return  # (only the first one counts, and none once all was acknowledged)
         sender.reset(code)
         self._events.append(StreamStopReceived(stream_id, code))
 
     def take_max_data(self, maximum: int) -> None:
-        """MAX_DATA (RFC 9000 section 19.9)."""
+        """Take a MAX_DATA frame (RFC 9000 section 19.9)."""
         self.sending.take_max_data(maximum)
 
     def take_max_stream_data(self, stream_id: int, maximum: int) -> None:
-        """MAX_STREAM_DATA (RFC 9000 section 19.10).
+        """Take a MAX_STREAM_DATA frame (RFC 9000 section 19.10).
 
         Raises:
           TransportError: the peer broke a rule.
@@ -297,18 +297,18 @@ class Streams(StreamTable):
             sender.raise_limit(maximum)
 
     def take_max_streams(self, maximum: int, unidirectional: bool) -> None:
-        """MAX_STREAMS (RFC 9000 section 19.11)."""
+        """Take a MAX_STREAMS frame (RFC 9000 section 19.11)."""
         self.permit_streams(maximum, unidirectional)
 
     def take_streams_blocked(self, limit: int, unidirectional: bool) -> None:
-        """STREAMS_BLOCKED (RFC 9000 section 19.14): no grant is too small now."""
+        """Take a STREAMS_BLOCKED frame (RFC 9000 section 19.14): no grant is too small now."""
         peer = self._peer[unidirectional]
         if limit >= peer.announced:
             peer.is_waiting = True
             self.max_streams_pending = peer.is_due() or self.max_streams_pending
 
     def take_stream_data_blocked(self, stream_id: int) -> None:
-        """STREAM_DATA_BLOCKED (RFC 9000 section 19.13), which opens a stream like any other frame.
+        """Take a STREAM_DATA_BLOCKED frame (RFC 9000 section 19.13); it may open the stream.
 
         Raises:
           TransportError: the peer broke a rule.
@@ -338,14 +338,14 @@ class Streams(StreamTable):
         )
 
     def fill_control(self, parts: list[bytes], room: int, packet: SentPacket) -> int:
-        """Add what there is to say of streams besides their data.
+        """Add the frames of streams other than their data.
 
-        What does not fit waits for the next packet.  Every frame added is ack-eliciting.
+        Frames that do not fit wait for the next packet.  Every frame added is ack-eliciting.
 
         Args:
           parts: the frames are appended to it.
-          room: bytes which are left in the packet.
-          packet: what was said is noted in its `control`.
+          room: bytes left in the packet.
+          packet: its `control` gets a note of each frame.
 
         Returns:
           The room left, in bytes.
@@ -366,7 +366,7 @@ class Streams(StreamTable):
         return room
 
     def _fill_max_streams(self, parts: list[bytes], room: int, packet: SentPacket) -> int:
-        """RFC 9000 section 19.11."""
+        """Add MAX_STREAMS frames (RFC 9000 section 19.11)."""
         if room < 2 * _LONGEST_MAX_STREAMS:
             return room
         self.max_streams_pending = False
@@ -380,16 +380,16 @@ class Streams(StreamTable):
         return room
 
     def on_control_acknowledged(self, kind: int, a: int, b: int) -> None:
-        """The peer has a frame which :meth:`fill_control` has noted."""
+        """Note that a frame added by :meth:`fill_control` was acknowledged."""
         if kind == RESET_STREAM:
             sender = self.senders.get(a)
             if sender is not None:
                 sender.on_reset_acknowledged()
 
     def on_control_lost(self, kind: int, a: int, b: int) -> None:
-        """A frame which :meth:`fill_control` has noted is lost.
+        """Note that a frame added by :meth:`fill_control` is lost.
 
-        It is sent again while it still says what is the newest (RFC 9000 section 13.3).
+        It is sent again while its content is the newest (RFC 9000 section 13.3).
         """
         if kind == MAX_DATA:
             self.receiving.on_max_data_lost(a)
@@ -409,7 +409,7 @@ class Streams(StreamTable):
             receiver = self.receivers.get(a)
             if receiver is not None and not receiver.is_finished:
                 self._ask_to_stop(receiver)
-        elif self._blocked_frames():  # (one which says that something is blocked)
+        elif self._blocked_frames():  # (one that reports blocking)
             self.blocked_pending = True
 
     # -- blocked by flow control
@@ -422,15 +422,14 @@ class Streams(StreamTable):
     def blocked_deadline(
         self, quiet_since: float, probe_timeout: float, idle_timeout: float
     ) -> float:
-        """When :attr:`blocked_pending` is to be set, if nothing is in flight; infinite: never.
+        """When to set :attr:`blocked_pending`, if nothing is in flight; infinite: never.
 
-        What is in flight is repeated until it is acknowledged, and keeps the connection
-        alive as well.
+        Frames in flight are repeated until acknowledged, so they keep the connection alive as well.
 
         Args:
           quiet_since: when the idle timer was restarted.
-          probe_timeout: without backoff, in seconds.
-          idle_timeout: the effective one, of both sides, in seconds.
+          probe_timeout: the probe timeout without backoff, in seconds.
+          idle_timeout: the effective idle timeout of both sides, in seconds.
         """
         if self.blocked_pending or not self.has_blocked():
             return math.inf
@@ -439,7 +438,7 @@ class Streams(StreamTable):
         )
 
     def _credit_progress(self) -> tuple[int, int, int, int]:
-        """Changes whenever credit comes or is used."""
+        """A value that changes whenever credit comes or is used."""
         sending = self.sending
         bidirectional, one_way = self._local
         return (
@@ -450,7 +449,7 @@ class Streams(StreamTable):
         )
 
     def _blocked_frames(self) -> list[tuple[int, int, int]]:
-        """The frames which are true now: type, stream ID or 0, limit."""
+        """The frames that apply now: type, stream ID or 0, limit."""
         frames: list[tuple[int, int, int]] = []
         sending = self.sending
         if sending.unsent and sending.peer_max_data_used >= sending.peer_max_data:
@@ -471,7 +470,7 @@ class Streams(StreamTable):
         return frames
 
     def _fill_blocked(self, parts: list[bytes], room: int, packet: SentPacket) -> int:
-        """RFC 9000 sections 19.12 to 19.14, each with the limit which blocks at present."""
+        """Add frames of RFC 9000 sections 19.12 to 19.14, each with the limit that blocks now."""
         if room < _LONGEST_BLOCKED:
             return room
         self.blocked_pending = False

@@ -1,8 +1,8 @@
-"""Builds 1-RTT and 0-RTT packets: which frames, in which packets, and when.
+"""Builds 1-RTT and 0-RTT packets: chooses their frames, sizes and times.
 
-Floor 1, sans-IO.  Each call gives one paced run of datagrams, or a few.  A stream with
-many full packets to send is built in a loop and sealed at once; any other packet is put
-together from all frames which are due.
+Floor 1, sans-IO.  Each call returns one paced run of datagrams, or a few.  A loop builds the
+packets of a stream with many full packets, and seals them at once.  Any other packet is put
+together from all frames that are due.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from .state import State
 
 __all__ = ["BUILD_BYTES", "MTU_PROBE", "build_close", "coalesce", "transmit"]
 
-#: Bytes which are built before the first of them is sent: enough to share the cost of a
-#: turn among a few of the largest packets, few enough to keep both ends busy.
+#: The most bytes built before the first of them is sent: enough to share the cost of a turn
+#: among a few of the largest packets, few enough to keep both ends busy.
 BUILD_BYTES = 4 * 65_536
 
-#: The same in packets, where they are small.
+#: The same in packets, when they are small.
 _BUILD_PACKETS = 128
 
-#: Packets in one run at most.
+#: The most packets in one run.
 _RUN_PACKETS = 64
 
-#: Packets of everyday frames which are built at a time.
+#: The most packets of everyday frames built at a time.
 _SMALL_PACKETS = 16
 
 #: In a packet's `control` list: a probe of the path MTU, and its size.  (No frame type.)
@@ -52,10 +52,10 @@ MTU_PROBE = -1
 #: Our ACK delays are shifted right by this (RFC 9000 section 18.2, the default).
 _ACK_DELAY_EXPONENT = 3
 
-#: Bytes of an ACK frame at most (RFC 9000 section 19.3).
+#: The most bytes of an ACK frame (RFC 9000 section 19.3).
 _LARGEST_ACK = 64
 
-#: A packet for which there is no room at all: header, tag and the smallest frame.
+#: No packet fits in fewer bytes: header, tag and the smallest frame.
 _SMALLEST_PACKET = 40
 
 #: PATH_CHALLENGE and PATH_RESPONSE, each with its type.
@@ -63,13 +63,12 @@ _PATH_FRAME = 9
 
 
 def transmit(s: State, now: float, slab: bytearray | None) -> list[Run]:
-    """One paced run of UDP payloads, or a few; empty when all is said for now.
+    """One paced run of UDP payloads, or a few; empty when there is nothing more to send now.
 
     Args:
-      s: a connection which is neither closing nor over.
+      s: a connection that is neither closing nor over.
       now: the time.
-      slab: room for a run, which the result may be a view of; it is valid until the slab
-        is used again.
+      slab: room for a run.  The result may be a view of it, valid until the slab is used again.
     """
     s.now = now
     s.more = False
@@ -102,7 +101,7 @@ def transmit(s: State, now: float, slab: bytearray | None) -> list[Run]:
 
 
 def _mark_to_send(s: State) -> int:
-    """The ECN codepoint of what is sent now; packets of the handshake are not marked."""
+    """The ECN codepoint of packets sent now; packets of the handshake are not marked."""
     path = s.paths.all[0]
     if path is not s.ecn_path:
         last = s.ecn_path
@@ -112,19 +111,19 @@ def _mark_to_send(s: State) -> int:
             and s.peer_ids.changes == s.used_peer_changes
             and s.peer_ids.change()
         ):
-            # RFC 9000 section 9.5: one connection ID must not be used from two local
-            # addresses.  The peer may not know of the change: something between can send
-            # its packets to another address of ours.
+            # RFC 9000 section 9.5: one connection ID must not be used from two local addresses.
+            # The peer may not know of the change: a middlebox can send its packets to another
+            # address of ours.
             s.spin = 0
         s.ecn_path = path
         s.ecn.begin_path()
     s.used_peer_changes = s.peer_ids.changes
-    # (Probes of another path in the same run would count as if they were of this one.)
+    # (Probes of another path in the same run would count as packets of this one.)
     return s.ecn.codepoint if len(s.paths.all) == 1 else NOT_ECT
 
 
 def _transmit(s: State, now: float, slab: bytearray | None, mark: int) -> list[Run]:
-    """The same, for packets of everyday frames."""
+    """The runs of :func:`transmit`, for packets of everyday frames."""
     recovery, streams, pacer = s.recovery, s.streams, s.recovery.pacer
     sending, unreliable = streams.sending, s.datagrams
     size = s.max_datagram_size
@@ -134,9 +133,9 @@ def _transmit(s: State, now: float, slab: bytearray | None, mark: int) -> list[R
     has_rare = s.has_rare_frames()
     if has_rare and s.is_complete and s.paths.has_frames:
         if s.paths.pending():
-            size = min(size, PROBE_SIZE)  # (As long as it goes: the path may carry no more.)
+            size = min(size, PROBE_SIZE)  # (While possible: the path may carry no more.)
             _probe_other_paths(s, now, datagrams)
-            s.paths.has_frames = path.has_frames()  # (the others wait for what they lack)
+            s.paths.has_frames = path.has_frames()  # (the others lack an ID, or room)
         has_rare = s.has_rare_frames()
     has_control = has_rare or s.probes_due > 0 or s.received.ack_at <= now or streams.has_control()
     if not has_control and not sending.active and not unreliable.waiting:
@@ -182,7 +181,7 @@ def _transmit(s: State, now: float, slab: bytearray | None, mark: int) -> list[R
     ):
         s.more = True
         return []
-    # What else there is to say leaves alone if a run of full packets follows.
+    # Other frames leave alone if a run of full packets follows.
     with_data = not is_blocked
     pacer.begin_call(_RUN_PACKETS)
     address = path.addr
@@ -202,7 +201,7 @@ def _transmit(s: State, now: float, slab: bytearray | None, mark: int) -> list[R
         if s.probes_due:
             if not (has_more or has_rare or streams.has_control()):
                 if not recovery.repeat_oldest():
-                    s.probes_due = 0  # (A PING is worth no second one.)
+                    s.probes_due = 0  # (A second PING would add nothing.)
                     break
                 has_rare = s.has_rare_frames()
         elif with_data and has_more:
@@ -293,7 +292,7 @@ def _build(
     with_streams: bool,
     must_fill: bool = False,
 ) -> bytes | None:
-    """One packet with what there is to say; ``None``: nothing, or there is no room for it.
+    """One packet with the frames that are due; ``None``: there are none, or no room for them.
 
     With `must_fill`, PADDING makes it `size` bytes long.
     """
@@ -328,13 +327,13 @@ def _build(
             room -= 1
             eliciting = True
         if not acknowledges and len(received.to_acknowledge):
-            # The acknowledgement may be what the peer lacks, if there is room for it.
+            # The peer may be waiting for the acknowledgement, so it goes along if there is room.
             room, acknowledges = _fill_ack(s, now, parts, room, packet)
     if not eliciting:
         if not acknowledges or received.ack_at > now or must_fill:
             return None
         # Now and then, ask for an acknowledgement, so that old ranges are forgotten (RFC 9000
-        # section 13.2.4), and what was sent as well.
+        # section 13.2.4), and records of sent packets as well.
         if (
             with_data and len(received.to_acknowledge) > 1 and number % 8 == 0
         ) or recovery.wants_acknowledgement():
@@ -360,7 +359,7 @@ def _build(
 def coalesce(s: State, now: float, room: int, must_fill: bool) -> bytes:
     """A packet of at most `room` bytes for the end of a datagram; empty: there is none.
 
-    With `must_fill`, a 1-RTT packet has exactly so many: it has no length field, so nothing
+    With `must_fill`, a 1-RTT packet has exactly `room` bytes: it has no length field, so nothing
     can be put behind it (RFC 9000 section 12.2).
     """
     recovery, streams, pacer = s.recovery, s.streams, s.recovery.pacer
@@ -377,7 +376,7 @@ def coalesce(s: State, now: float, room: int, must_fill: bool) -> bytes:
 def _fill_path_frames(
     s: State, path: Path, parts: list[bytes], room: int, now: float, packet: SentPacket
 ) -> int:
-    """PATH_CHALLENGE and PATH_RESPONSE for a path; returns the room left."""
+    """Add PATH_CHALLENGE and PATH_RESPONSE for a path; returns the room left."""
     if path.needs_challenge() and room >= _PATH_FRAME:
         parts.append(frames.build_path_challenge(path.new_challenge()))
         room -= _PATH_FRAME
@@ -396,7 +395,7 @@ def _fill_path_frames(
 
 
 def _fill_rare(s: State, parts: list[bytes], room: int, packet: SentPacket) -> int:
-    """Frames which are seldom due; returns the room left."""
+    """Add frames that are seldom due; returns the room left."""
     if s.is_complete:
         if s.handshake_done_pending and room > 0:
             parts.append(HANDSHAKE_DONE_FRAME)
@@ -429,10 +428,10 @@ def _note_control(packet: SentPacket, kind: int, value: int) -> None:
 
 
 def _probe_other_paths(s: State, now: float, datagrams: list[tuple[bytes, Address]]) -> None:
-    """Probing frames on paths which are not active (RFC 9000 section 9.1).
+    """Build probing frames on inactive paths (RFC 9000 section 9.1).
 
-    They use a connection ID of their own (section 9.5); without a spare one, nothing can
-    be sent.  They are not limited by congestion control.
+    Each path uses its own connection ID (section 9.5); without a spare one, nothing can be sent.
+    Congestion control does not limit the frames.
     """
     for path in s.paths.all[1:]:
         if not path.challenges and not path.needs_challenge():
@@ -464,7 +463,7 @@ def _probe_other_paths(s: State, now: float, datagrams: list[tuple[bytes, Addres
 
 
 def _seal(s: State, cid: bytes, packet: SentPacket, payload: bytes) -> bytes:
-    """A 1-RTT packet, or a client's 0-RTT packet before it has the keys for those."""
+    """Seal a 1-RTT packet, or a client's 0-RTT packet before it has the keys of 1-RTT packets."""
     keys = s.keys
     if keys.send is not None and keys.header_send is not None:
         first = FIRST_BYTE | s.spin | keys.phase << 2
@@ -484,7 +483,7 @@ def _seal(s: State, cid: bytes, packet: SentPacket, payload: bytes) -> bytes:
 
 
 def _build_mtu_probe(s: State, now: float) -> bytes | None:
-    """A padded PING of the size which the search wants to try, if any (RFC 9000 section 14.4).
+    """A padded PING of the size that the search wants to try, if any (RFC 9000 section 14.4).
 
     It is not counted in flight, so its loss is no congestion (RFC 8899 section 3).
     """
@@ -506,7 +505,7 @@ def _build_mtu_probe(s: State, now: float) -> bytes | None:
 def _fill_ack(
     s: State, now: float, parts: list[bytes], room: int, packet: SentPacket
 ) -> tuple[int, bool]:
-    """An ACK frame in front of `parts`; returns the room left, and whether it fits."""
+    """Put an ACK frame in front of `parts`; returns the room left, and whether it fits."""
     frame = _ack_frame(s, now, min(room, _LARGEST_ACK))
     if not frame:
         return room, False
@@ -516,7 +515,7 @@ def _fill_ack(
 
 
 def _ack_frame(s: State, now: float, room: int) -> bytes:
-    """The ACK frame of what was received, in at most *room* bytes (RFC 9000 section 19.3)."""
+    """The ACK frame of received packets, in at most *room* bytes (RFC 9000 section 19.3)."""
     received = s.received
     marks = received.marks
     return frames.build_ack(
@@ -530,9 +529,9 @@ def _ack_frame(s: State, now: float, room: int) -> bytes:
 def build_close(s: State, now: float, frame: bytes) -> bytes | None:
     """A packet with a CONNECTION_CLOSE frame; ``None``: there are no keys yet, or no more.
 
-    Behind what is still to be acknowledged: nothing is acknowledged after it (RFC 9000
-    section 10.2), and a peer whose data was read would otherwise have to believe that it
-    was lost.
+    The frame follows the acknowledgements still due, since nothing is acknowledged after it (RFC
+    9000 section 10.2).  Otherwise a peer whose data was read would have to believe that it was
+    lost.
     """
     if s.keys.send is None:
         return None
@@ -560,7 +559,7 @@ def _transmit_early(s: State, now: float) -> list[Run]:
 
 
 def _build_early(s: State, now: float, size: int) -> bytes | None:
-    """One 0-RTT packet of at most `size` bytes; ``None``: there is nothing to say, or no room."""
+    """One 0-RTT packet of at most `size` bytes; ``None``: nothing to send, or no room."""
     streams = s.streams
     if s.zero_rtt_key is None or (s.recovery.room() < size and s.control.bytes_in_flight):
         return None

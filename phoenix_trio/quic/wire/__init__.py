@@ -1,5 +1,5 @@
-"""The wire image of QUIC: pure functions and small classes, which know no connection.
+"""Builds, parses and protects the packets of QUIC without the state of a connection.
 
-Floor 0, sans-IO.  Every frame is built and parsed in :mod:`~phoenix_trio.quic.wire.frames`,
-every packet is protected in :mod:`~phoenix_trio.quic.wire.protection`.
+Floor 0, sans-IO.  :mod:`~phoenix_trio.quic.wire.frames` builds and parses every frame, and
+:mod:`~phoenix_trio.quic.wire.protection` protects every packet.
 """

@@ -1,6 +1,6 @@
-"""Whether the protocol core runs compiled.
+"""Tells whether the protocol core runs compiled.
 
-Floor 0.  This module is compiled with the others, by ``tools/build_backend.py``, or none is.
+Floor 0.  ``tools/build_backend.py`` compiles this module together with the others, or none.
 """
 
 from __future__ import annotations
@@ -9,5 +9,5 @@ from typing import Final
 
 __all__ = ["is_compiled"]
 
-#: Whether this is the compiled core; else its Python files are interpreted.
+#: True for the compiled core, false when Python interprets its files.
 is_compiled: Final[bool] = not __file__.endswith((".py", ".pyc"))

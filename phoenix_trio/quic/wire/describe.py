@@ -1,6 +1,6 @@
 """Describes frames for qlog (qlog 0.3, the QUIC event definitions).
 
-Floor 0.  For traces only, so it favours one plain table over speed.
+Floor 0.  Only traces use it, so it favours one plain table over speed.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _Described: TypeAlias = tuple[Description, int]
 def describe_frames(plain: Data, ack_delay_exponent: int = 3) -> list[Description]:
     """The frames of a packet's payload, in their order.
 
-    It never raises: where the payload cannot be parsed any further, the last description is
-    of an unknown frame.
+    Never raises: when the payload cannot be parsed any further, the last description is of an
+    unknown frame.
 
     Args:
       plain: the payload.
-      ack_delay_exponent: that of the sender, which scales the delay of its ACK frames.
+      ack_delay_exponent: the exponent of the sender; it scales the delay of its ACK frames.
     """
     described: list[Description] = []
     at = 0

@@ -1,6 +1,6 @@
-"""Transport error codes (RFC 9000 section 20.1), and the error that carries one.
+"""Lists the transport error codes (RFC 9000 section 20.1), and defines the error for them.
 
-Floor 0.  Code which finds that the peer broke the protocol raises :class:`TransportError`;
+Floor 0.  Code that finds a breach of the protocol by the peer raises :class:`TransportError`;
 the connection then closes with its code.
 """
 

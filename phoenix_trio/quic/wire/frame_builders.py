@@ -1,8 +1,8 @@
 """Builds every frame (RFC 9000 section 19, RFC 9221).
 
-Floor 0.  The frames of most packets, ACK and STREAM, have one shape each, so that one call of
-:mod:`struct` builds them: some of their integers have a fixed length, which RFC 9000 section
-16 permits for all but the type.  The other integers are as short as possible.
+Floor 0.  ACK and STREAM, the frames of most packets, have one shape each, so one call of
+:mod:`struct` builds them.  For this, some of their integers have a fixed length; RFC 9000
+section 16 permits that for all but the type.  The other integers are as short as possible.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ HANDSHAKE_DONE_FRAME: Final = b"\x1e"
 _V2: Final = 0x4000
 _V4: Final = 0x8000_0000
 
-#: What no longer fits two bytes, and four.
+#: The lowest values too large for a varint of two bytes, and of four.
 _ABOVE_V2: Final = 1 << 14
 _ABOVE_V4: Final = 1 << 30
 
@@ -47,11 +47,11 @@ def build_ack(
     """ACK (RFC 9000 section 19.3), the newest range first.
 
     Args:
-      ranges: what to acknowledge; at least one range.
+      ranges: the packet numbers to acknowledge; at least one range.
       delay_field: microseconds since the newest packet came, shifted right by our
         ``ack_delay_exponent``.
-      room: bytes which the frame may have.  The oldest ranges are left out where they do
-        not fit (section 13.2.3); where nothing fits, the result is empty.
+      room: bytes available for the frame.  The oldest ranges are left out when they do not fit
+        (section 13.2.3); when nothing fits, the result is empty.
       ecn: packets received with ECT(0), ECT(1) and CE (section 19.3.2); ``None``: no counts.
     """
     starts, stops = ranges.starts, ranges.stops
@@ -80,7 +80,7 @@ def build_ack(
 def _build_any_ack(
     ranges: Ranges, delay_field: int, room: int, ecn: tuple[int, int, int] | None
 ) -> bytes:
-    """The same with numbers of any size, or with many ranges."""
+    """ACK with numbers of any size, or with many ranges."""
     largest = ranges.stops[-1] - 1
     first = largest - ranges.starts[-1]
     counts = b"" if ecn is None else _build_counts(ecn)
@@ -133,9 +133,9 @@ def build_stream_head(stream_id: int, offset: int, size: int, fin: bool) -> byte
 
     Args:
       stream_id: the stream.
-      offset: where the data stands in the stream.
+      offset: the offset of the data in the stream.
       size: bytes of data.
-      fin: whether the stream ends with them.
+      fin: whether the stream ends with this data.
     """
     kind = STREAM | STREAM_LEN | fin
     if size < _ABOVE_V2 and offset < _ABOVE_V4:
@@ -170,10 +170,10 @@ def stream_head_size(stream_id: int, offset: int) -> int:
 
 
 def build_stream_prefix(stream_id: int) -> bytes:
-    """Type and stream ID of a STREAM frame which fills its packet.
+    """Type and stream ID of a STREAM frame that fills its packet.
 
-    An offset of eight bytes has to follow (:data:`LONG_VARINT`), then data up to the end of
-    the packet.  The stream does not end with it.
+    An offset of eight bytes has to follow (:data:`LONG_VARINT`), then data up to the end of the
+    packet.  The stream does not end with this frame.
     """
     return bytes((STREAM | STREAM_OFF,)) + encode_varint(stream_id)
 
@@ -269,9 +269,9 @@ def build_transport_close(code: int, frame_type: int, reason: str, room: int) ->
 
     Args:
       code: a transport error code.
-      frame_type: of the frame at fault; 0 where none is known.
-      reason: for people; it is cut to what fits.
-      room: bytes which the frame may have, at least 25.
+      frame_type: the type of the frame at fault; 0 when none is known.
+      reason: a text for people; it is cut to fit.
+      room: bytes available for the frame, at least 25.
     """
     return _with_reason(b"\x1c" + encode_varint(code) + encode_varint(frame_type), reason, room)
 
@@ -281,8 +281,8 @@ def build_application_close(code: int, reason: str, room: int) -> bytes:
 
     Args:
       code: the application's error code.
-      reason: for people; it is cut to what fits.
-      room: bytes which the frame may have, at least 17.
+      reason: a text for people; it is cut to fit.
+      room: bytes available for the frame, at least 17.
     """
     return _with_reason(b"\x1d" + encode_varint(code), reason, room)
 

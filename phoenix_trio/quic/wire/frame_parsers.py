@@ -1,13 +1,16 @@
 """Parses every frame (RFC 9000 section 19, RFC 9221).
 
-Floor 0.  A parser takes a packet's payload and the position of the frame's type byte; the last
-value that it returns is the position behind the frame.  Data stays where it is: parsers return
-where it begins and ends.  They check what a frame by itself can violate, and raise
-:exc:`~phoenix_trio.quic.wire.errors.TransportError`; what depends on the state of streams or
-of the connection is checked elsewhere.  Their work is bounded by the size of the payload.
+Floor 0.  A parser takes a packet's payload and the position of the frame's type byte.  The last
+value it returns is the position behind the frame.  Data is not copied: parsers return where it
+begins and ends.
+
+Parsers check the rules that a single frame can break, and raise
+:exc:`~phoenix_trio.quic.wire.errors.TransportError`.  Other modules check the rules that depend
+on the state of streams or of the connection.  The work of a parser is bounded by the size of the
+payload.
 
 The parsers of ACK and STREAM try the shape of
-:mod:`~phoenix_trio.quic.wire.frame_builders` first, and take any other one as well.
+:mod:`~phoenix_trio.quic.wire.frame_builders` first, then accept any other.
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ from .varint import VARINT_MAX, decode_varint
 
 Data: TypeAlias = bytes | bytearray
 
-#: What four bytes of a varint cannot hold.
+#: The lowest value too large for a varint of four bytes.
 _ABOVE_V4: Final = 1 << 30
 
 #: ACK without its type: largest, delay, count of further ranges, first range.
@@ -57,9 +60,9 @@ _pings_at: Final = re.compile(rb"\x01+").match
 
 
 def unknown_type(data: Data, at: int) -> TransportError:
-    """The error for a type which is not :data:`IS_KNOWN` (RFC 9000 section 12.4).
+    """The error for an unknown frame type, one not in :data:`IS_KNOWN` (RFC 9000 section 12.4).
 
-    All known types have one byte; the same type in more bytes than it needs is a protocol
+    All known types have one byte.  A known type in more bytes than it needs is a protocol
     violation.
     """
     try:
@@ -94,7 +97,7 @@ def _two(data: Data, at: int) -> tuple[int, int, int]:
 
 
 def _sized(data: Data, kind: int, at: int) -> tuple[int, int]:
-    """Where the data begins and ends whose length stands at `at`."""
+    """The begin and the end of the data whose length is at `at`."""
     try:
         size, begin = decode_varint(data, at)
     except IndexError:
@@ -157,7 +160,7 @@ def parse_ack(data: Data, at: int) -> Acknowledgement:
 
 
 def _parse_any_ack(data: Data, at: int) -> Acknowledgement:
-    """The same for any shape."""
+    """ACK of any shape."""
     kind = data[at]
     try:
         largest, at = decode_varint(data, at + 1)
@@ -199,7 +202,7 @@ def parse_stream(data: Data, at: int) -> tuple[int, int, int, int, int]:
       1 if the stream ends with it, else 0.  The frame ends with its data.
 
     Raises:
-      TransportError: it is cut short, or reaches beyond what an offset can be.
+      TransportError: it is cut short, or reaches beyond the largest offset.
     """
     kind = data[at]
     position = at
@@ -256,9 +259,9 @@ def parse_stream(data: Data, at: int) -> tuple[int, int, int, int, int]:
 
 
 def _parse_last_stream(data: Data, at: int) -> tuple[int, int, int, int, int]:
-    """The same by plain means, for a frame at the end of its packet, or cut short.
+    """STREAM by plain means: a frame at the end of its packet, or cut short.
 
-    If it is whole, its offset has at most four bytes.
+    A complete frame here has an offset of at most four bytes.
     """
     kind = data[at]
     offset = 0
@@ -293,7 +296,7 @@ def parse_stop_sending(data: Data, at: int) -> tuple[int, int, int]:
 
 
 def parse_crypto(data: Data, at: int) -> tuple[int, int, int]:
-    """CRYPTO (RFC 9000 section 19.6): the offset, where the data begins and where it ends."""
+    """CRYPTO (RFC 9000 section 19.6): the offset, and the begin and the end of the data."""
     offset, at = _one(data, at)
     begin, end = _sized(data, CRYPTO, at)
     if offset + end - begin > VARINT_MAX:
@@ -302,7 +305,7 @@ def parse_crypto(data: Data, at: int) -> tuple[int, int, int]:
 
 
 def parse_new_token(data: Data, at: int) -> tuple[bytes, int]:
-    """NEW_TOKEN (RFC 9000 section 19.7): the token, which is not empty, and the position."""
+    """NEW_TOKEN (RFC 9000 section 19.7): the token, never empty, and the position."""
     begin, end = _sized(data, NEW_TOKEN, at + 1)
     if begin == end:
         raise TransportError(FRAME_ENCODING_ERROR, NEW_TOKEN, "The token is empty")
@@ -351,8 +354,8 @@ def parse_new_connection_id(data: Data, at: int) -> tuple[int, int, bytes, bytes
       reset token, and the position behind.
 
     Raises:
-      TransportError: it is cut short, the ID has not 1 to 20 bytes, or would be retired at
-        once.
+      TransportError: it is cut short, the ID does not have 1 to 20 bytes, or it would be retired
+        at once.
     """
     sequence, retire_prior_to, at = _two(data, at)
     if at >= len(data):
@@ -398,8 +401,8 @@ def parse_close(data: Data, at: int) -> tuple[int, int, str, int]:
     """CONNECTION_CLOSE of either kind (RFC 9000 section 19.19).
 
     Returns:
-      The error code, the type of the frame at fault or -1 where the application closes, the
-      reason (empty where it is no UTF-8), and the position behind.
+      The error code, the type of the frame at fault or -1 if the application closes, the reason
+      (empty if it is not UTF-8), and the position behind.
 
     Raises:
       TransportError: it is cut short.
@@ -424,7 +427,7 @@ def parse_handshake_done(data: Data, at: int) -> int:
 
 
 def parse_datagram(data: Data, at: int) -> tuple[int, int]:
-    """DATAGRAM of either kind (RFC 9221 section 4): where its payload begins and ends."""
+    """DATAGRAM of either kind (RFC 9221 section 4): the begin and the end of its payload."""
     kind = data[at]
     if kind & DATAGRAM_LEN:
         return _sized(data, kind, at + 1)

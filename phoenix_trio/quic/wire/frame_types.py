@@ -1,4 +1,4 @@
-"""The types of frames (RFC 9000 section 19, RFC 9221), and what holds for each type.
+"""Lists the types of frames (RFC 9000 section 19, RFC 9221), and the properties of each type.
 
 Floor 0.  The numbers are plain integers, since they are compared for every frame.
 """
@@ -58,7 +58,7 @@ def _table(*types: int) -> bytes:
     return bytes(number in types for number in range(256))
 
 
-#: The tables are indexed by the byte in which the type stands, and give 0 or 1.
+#: The tables are indexed by the byte of the type, and give 0 or 1.
 IS_KNOWN: Final = _table(*range(HANDSHAKE_DONE + 1), *_DATAGRAMS)
 
 #: RFC 9000 section 13.2.1.

@@ -1,7 +1,6 @@
-"""All frames (RFC 9000 section 19, RFC 9221): types, builders and parsers under one name.
+"""Collects the types, builders and parsers of all frames (RFC 9000 section 19, RFC 9221).
 
-Floor 0.  For each type there is one builder and one parser, and no other place builds or parses
-a frame.
+Floor 0.  Each type has one builder and one parser; no other place builds or parses a frame.
 """
 
 from __future__ import annotations

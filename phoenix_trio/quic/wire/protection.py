@@ -1,12 +1,12 @@
-"""Packet protection (RFC 9001 section 5): keys, header protection, and sealed packets.
+"""Protects packets (RFC 9001 section 5): keys, header protection, and sealed packets.
 
 Floor 0, sans-IO.  One :class:`PacketKey` protects the payloads of one direction in one key
-phase; one :class:`HeaderKey` protects the headers of one direction.  Packets are sealed here
-whole, one at a time (:func:`seal_one`, :func:`seal_long`) or many behind one another
-(:func:`seal_run`).  One packet is opened by :func:`open_packet`; where packets come in runs,
-the caller takes masks for all of them at once.
+phase; one :class:`HeaderKey` protects the headers of one direction.  Functions seal whole
+packets, one at a time (:func:`seal_one`, :func:`seal_long`) or many behind one another
+(:func:`seal_run`).  :func:`open_packet` opens one packet; for a run of packets, the caller takes
+the masks of all of them at once.
 
-Sealed packets carry two bytes of their packet number.  That identifies a number as long as
+Sealed packets carry two bytes of their packet number.  Two bytes identify a number as long as
 fewer than 32,768 packets are in flight (RFC 9000 section 17.1).
 """
 
@@ -74,13 +74,13 @@ AES_256_GCM_SHA384: Final = 0x1302
 CHACHA20_POLY1305_SHA256: Final = 0x1303
 
 TAG_SIZE: Final = 16
-"""Bytes which the AEAD adds to a payload."""
+"""Bytes that the AEAD adds to a payload."""
 
 SAMPLE_SIZE: Final = 16
-"""Bytes of ciphertext from which a mask follows (RFC 9001 section 5.4.2)."""
+"""Bytes of ciphertext from which a mask is made (RFC 9001 section 5.4.2)."""
 
 NUMBER_SIZE: Final = 2
-"""Bytes of packet number in the packets that are sealed here."""
+"""Bytes of packet number in packets sealed by this module."""
 
 FIRST_BYTE: Final = 0x40 | NUMBER_SIZE - 1
 """The first byte of a short header, without spin bit (0x20) and key phase (0x04)."""
@@ -90,11 +90,11 @@ Buffer = bytes | bytearray | memoryview
 _NONCE_SIZE: Final = 12
 
 #: The sample begins four bytes behind the beginning of the packet number (RFC 9001 section
-#: 5.4.2): in the body of a packet with two bytes of it, here.
+#: 5.4.2).  This is its offset in the body of a packet with two bytes of packet number.
 _SAMPLE_AT: Final = 4 - NUMBER_SIZE
 _SAMPLE_STOP: Final = _SAMPLE_AT + SAMPLE_SIZE
 
-#: Bytes of payload below which there would be no whole sample.
+#: The least bytes of payload for a whole sample.
 _MIN_PAYLOAD: Final = _SAMPLE_STOP - TAG_SIZE
 
 #: The short header by the size of the connection ID: first byte, ID, packet number.
@@ -102,7 +102,7 @@ _SHORT_HEADERS: Final = tuple(Struct(f">B{size}sH") for size in range(21))
 _PACK_SHORT: Final = tuple(header.pack for header in _SHORT_HEADERS)
 _PACK_SHORT_INTO: Final = tuple(header.pack_into for header in _SHORT_HEADERS)
 
-#: What a mask does to the first byte, and to two bytes of packet number; the rest is unused.
+#: The parts of a mask for the first byte, and for two bytes of packet number; the rest is unused.
 _iterate_masks: Final = Struct(f">BH{SAMPLE_SIZE - 3}x").iter_unpack
 _SHORT_BITS: Final = 0x1F
 _LONG_BITS: Final = 0x0F
@@ -116,21 +116,21 @@ class NotAuthentic(Exception):
 
 def hmac_digest(algorithm: HashAlgorithm, key: bytes, data: bytes) -> bytes:
     """HMAC (RFC 2104).  It is also HKDF-Extract (RFC 5869), with the salt as the key."""
-    # (The quickest HMAC at hand, also where its code is not in the processor's cache.)
+    # (The quickest HMAC available, even when its code is not in the processor's cache.)
     digest = HMAC(key, algorithm)
     digest.update(data)
     return digest.finalize()
 
 
 def label_info(label: bytes, size: int) -> bytes:
-    """What :func:`hmac_digest` has to hash for HKDF-Expand-Label (RFC 8446 section 7.1).
+    """The input of :func:`hmac_digest` for HKDF-Expand-Label (RFC 8446 section 7.1).
 
-    The context is empty, and the result at most one digest long: of the digest, the first
-    `size` bytes are the result.
+    The context is empty, and the result at most one digest long: the first `size` bytes of the
+    digest are the result.
 
     Args:
       label: without the prefix "tls13 ".
-      size: of the result.
+      size: bytes of the result.
     """
     full = b"tls13 " + label
     # The information of HKDF-Expand, with an empty context, and the number of the only block.
@@ -138,7 +138,7 @@ def label_info(label: bytes, size: int) -> bytes:
 
 
 class _Suite:
-    """What differs between cipher suites (RFC 9001 section 5.3), and with the version."""
+    """The properties of a cipher suite (RFC 9001 section 5.3) in each version."""
 
     __slots__ = ("hash", "hp_info", "is_aes", "iv_info", "key_info", "key_size", "update_info")
 
@@ -176,7 +176,7 @@ _SUITES: Final = {
 
 
 class _ChaCha20Mask:
-    """Header protection by ChaCha20 (RFC 9001 section 5.4.4): counter and nonce are the sample."""
+    """Header protection by ChaCha20 (RFC 9001 section 5.4.4); counter and nonce are the sample."""
 
     __slots__ = ("_context",)
 
@@ -203,13 +203,13 @@ class HeaderKey:
 
     Args:
       suite: the cipher suite.
-      key: 16 or 32 bytes, as the suite wants it.
+      key: 16 or 32 bytes, depending on the suite.
 
     Attributes:
-      mask: gives at least 5 bytes of mask for a sample of 16 bytes.  (Attributes, so that a
+      mask: gives at least 5 bytes of mask for a sample of 16 bytes.  (An attribute, so that a
         call with AES is the cipher's own and costs no more.)
-      masks: the same for joined samples: the mask of sample ``i`` begins at ``16 * i``.
-        With AES, one call of the cipher for them all.
+      masks: the same for joined samples: the mask of sample ``i`` begins at ``16 * i``.  With
+        AES, one call of the cipher covers all samples.
     """
 
     __slots__ = ("mask", "masks", "suite")
@@ -219,7 +219,7 @@ class HeaderKey:
         self.mask: Callable[[Buffer], bytes]
         self.masks: Callable[[Buffer], bytes]
         if suite != CHACHA20_POLY1305_SHA256:
-            # A block of AES by itself is what RFC 9001 section 5.4.3 asks for.
+            # The mask is the sample, encrypted by AES as a single block (RFC 9001 section 5.4.3).
             self.mask = self.masks = Cipher(AES(key), ECB()).encryptor().update  # noqa: S305
         else:
             masks = _ChaCha20Mask(key)
@@ -230,8 +230,8 @@ class HeaderKey:
 class PacketKey:
     """The payload protection of one direction in one key phase (RFC 9001 section 5.3).
 
-    The attributes :attr:`seal` and its like are the cipher's own functions, for loops in which
-    a call more counts.  Their nonce is ``(key.iv ^ number).to_bytes(12, "big")``, and
+    The attributes :attr:`seal` and its like are the cipher's own functions, for loops where each
+    further call matters.  Their nonce is ``(key.iv ^ number).to_bytes(12, "big")``, and
     :attr:`open` raises :exc:`cryptography.exceptions.InvalidTag`.
 
     Args:
@@ -263,13 +263,13 @@ class PacketKey:
         return self.seal((self.iv ^ number).to_bytes(12, "big"), payload, header)
 
     def encrypt_into(self, number: int, header: bytes, payload: Buffer, out: memoryview) -> None:
-        """The same, into `out`, which must be 16 bytes longer than `payload`."""
+        """Like :meth:`encrypt`, into `out`, which must be 16 bytes longer than `payload`."""
         self.seal_into((self.iv ^ number).to_bytes(12, "big"), payload, header, out)
 
     def decrypt(self, number: int, header: bytes, body: Buffer) -> bytes:
         """The payload of packet `number`, whose unprotected header is `header`.
 
-        Bytes are opened quicker than a memoryview, up to some 8 KiB in spite of the copy.
+        Opening bytes is faster than opening a memoryview, in spite of the copy, up to about 8 KiB.
 
         Raises:
           NotAuthentic: the key does not open it.
@@ -280,9 +280,9 @@ class PacketKey:
             raise NotAuthentic from None
 
     def decrypt_into(self, number: int, header: bytes, body: Buffer, out: bytearray) -> None:
-        """The same, into `out`, which must be 16 bytes shorter than `body`.
+        """Like :meth:`decrypt`, into `out`, which must be 16 bytes shorter than `body`.
 
-        The front of a bytearray can be cut off without a copy, which pays for large packets.
+        The front of a bytearray can be cut off without a copy.  For large packets this is faster.
 
         Raises:
           NotAuthentic: the key does not open it.
@@ -311,7 +311,7 @@ def packet_keys(suite: int, secret: bytes, version: int) -> tuple[bytes, bytes, 
 
 
 def header_key(suite: int, secret: bytes, version: int) -> HeaderKey:
-    """The header protection which belongs to a traffic secret (RFC 9001 section 5.1).
+    """The header protection of a traffic secret (RFC 9001 section 5.1).
 
     Raises:
       KeyError: the suite or the version is unknown.
@@ -323,9 +323,9 @@ def decode_packet_number(truncated: int, bits: int, expected: int) -> int:
     """The whole packet number, from its last `bits` bits (RFC 9000 appendix A.3).
 
     Args:
-      truncated: what the packet carries.
+      truncated: the last bits of the number, as the packet carries them.
       bits: 8, 16, 24 or 32.
-      expected: the largest number received so far, and one.
+      expected: the largest number received so far, plus one.
     """
     window = 1 << bits
     half = window >> 1
@@ -346,8 +346,7 @@ def seal_one(
       first_byte: :data:`FIRST_BYTE`, with spin bit and key phase.
       cid: the destination connection ID, up to 20 bytes.
       number: the packet number.
-      payload: its frames; PADDING is added to a single byte, since there would be no whole
-        sample of it.
+      payload: its frames; PADDING is added to a single byte, which is too short for a whole sample.
       key: the payload protection.
       header: the header protection.
     """
@@ -370,7 +369,7 @@ def seal_run(
     slab: bytearray,
     at: int,
 ) -> int:
-    """Packets with short headers, one directly behind the other; returns where they end.
+    """Seal packets with short headers, one directly behind the other; returns where they end.
 
     Args:
       first_byte: of each packet; see :func:`seal_one`.
@@ -378,9 +377,9 @@ def seal_run(
       number: the packet number of the first; the others follow.
       payloads: one for each packet; see :func:`seal_one`.
       key: the payload protection.
-      header: the header protection; it is asked once for the whole run.
-      slab: where the packets go; it must be large enough.
-      at: where the first one begins.
+      header: the header protection; it is called once for the whole run.
+      slab: the buffer for the packets; it must be large enough.
+      at: the position of the first packet.
     """
     pack = _PACK_SHORT[len(cid)]
     pack_into = _PACK_SHORT_INTO[len(cid)]
@@ -450,7 +449,7 @@ def seal_long(
             bytes((len(scid),)),
             scid,
             encode_varint(len(token)) + token if kind == INITIAL else b"",
-            # (Always two bytes, so that the overhead is known before the payload is.)
+            # (Always two bytes, so that the overhead is known before the payload.)
             (length | 0x4000).to_bytes(2, "big"),
         )
     )
@@ -474,7 +473,7 @@ def open_header(
       number_at: where its packet number begins.
       end: where it ends.
       header: the header protection.
-      expected: the number which follows the largest one received.
+      expected: the number that follows the largest one received.
 
     Returns the first byte, the packet number, the header, and where the payload begins.
 

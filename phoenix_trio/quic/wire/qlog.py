@@ -1,6 +1,6 @@
-"""Where qlog events go, and the events of 0-RTT and 1-RTT packets.
+"""Takes qlog events, and writes those of 0-RTT and 1-RTT packets.
 
-Floor 0.  A connection has one trace, which it gets from a :class:`TraceLogger`.
+Floor 0.  Each connection has one trace, made by a :class:`TraceLogger`.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class TraceLogger(Protocol):
 
         Args:
           is_client: which side writes it.
-          odcid: the original destination connection ID, by which traces are told apart.
+          odcid: the original destination connection ID, which identifies the trace.
         """
 
     def end_trace(self, trace: Any) -> None:
-        """The connection of this trace is over."""
+        """End the trace of a connection."""
 
 
 def log_packet(

@@ -1,7 +1,7 @@
-"""Sets of integers as sorted ranges: packet numbers, or offsets of a stream.
+"""Keeps sets of integers as sorted ranges: packet numbers, or offsets of a stream.
 
-Floor 0.  The ranges are disjoint, never empty, and never touch.  Their bounds stand in
-two parallel lists, so that loops which look at many ranges need no calls and no objects.
+Floor 0.  The ranges are disjoint, never empty, and never touch.  Their bounds are kept in two
+parallel lists, so that loops over many ranges need no calls and no objects.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ __all__ = ["Ranges"]
 class Ranges:
     """A set of integers, held as sorted half-open ranges.
 
-    Adding at the end takes constant time; any other change looks up its place in
-    logarithmic time.
+    Adding at the end takes constant time; any other change takes logarithmic time to find its
+    place.
 
     Attributes:
       starts: the first number of each range, ascending.
       stops: the number behind the last one of each range, ascending.  Range ``i`` is
-        ``range(starts[i], stops[i])``.  Other modules may read both lists, and must not
-        change them.
+        ``range(starts[i], stops[i])``.  Other modules may read both lists, and must not change
+        them.
     """
 
     __slots__ = ("starts", "stops")
@@ -59,7 +59,7 @@ class Ranges:
         stops[low:high] = (stop,)
 
     def subtract(self, start: int, stop: int) -> None:
-        """Remove what is in ``range(start, stop)``, which must not be empty."""
+        """Remove the numbers in ``range(start, stop)``, which must not be empty."""
         starts, stops = self.starts, self.stops
         # The ranges from `low` up to `high` overlap the removed one.
         low = bisect_right(stops, start)
@@ -83,7 +83,7 @@ class Ranges:
         """The lowest range.
 
         Raises:
-          IndexError: there is none.
+          IndexError: the set is empty.
         """
         return range(self.starts[0], self.stops[0])
 
@@ -91,7 +91,7 @@ class Ranges:
         """Remove the lowest range, and return it.
 
         Raises:
-          IndexError: there is none.
+          IndexError: the set is empty.
         """
         return range(self.starts.pop(0), self.stops.pop(0))
 

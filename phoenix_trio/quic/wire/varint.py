@@ -1,7 +1,7 @@
-"""Variable-length integers (RFC 9000 section 16).
+"""Encodes and decodes variable-length integers (RFC 9000 section 16).
 
-Floor 0.  The two most significant bits of the first byte give the length: 1, 2, 4 or 8
-bytes.  Encoding is always the shortest; decoding takes any.
+Floor 0.  The two most significant bits of the first byte give the length: 1, 2, 4 or 8 bytes.
+The encoder always uses the shortest length; the decoder accepts any.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ def encode_varint(value: int) -> bytes:
 
 
 def decode_varint(data: bytes | bytearray, at: int) -> tuple[int, int]:
-    """The integer which begins at `at`, and the position behind it.
+    """The integer that begins at `at`, and the position behind it.
 
     Raises:
-      IndexError: `data` ends before the integer does.
+      IndexError: `data` ends inside the integer.
     """
     first = data[at]
     if first < 0x40:

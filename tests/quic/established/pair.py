@@ -26,7 +26,7 @@ CIDS = {True: b"client--", False: b"server--"}
 
 
 def parameters(config: TransportConfig, streams: Streams) -> PeerParameters:
-    """What an endpoint with this configuration announces."""
+    """The transport parameters that an endpoint with this configuration announces."""
     found = PeerParameters()
     found.max_data = streams.receiving.initial_connection_window
     window = streams.receiving.initial_stream_window
@@ -59,7 +59,7 @@ class Recorder:
 
 
 class Half:
-    """One side, with the events which were taken from it."""
+    """One side, with the events taken from it."""
 
     def __init__(
         self, is_client: bool, config: TransportConfig, trace: Recorder | None = None
@@ -93,7 +93,7 @@ class Half:
         self.address = ADDRESSES[is_client]
 
     def gather(self, now: float) -> None:
-        """Take the events; the application reads at once what has come, if it reads."""
+        """Take the events; an application that reads at once reads the new data."""
         self.streams.collect()
         assert self.state.fault is None, self.state.fault
         while self.queue:
@@ -105,12 +105,12 @@ class Half:
                         self.read(event.stream_id, len(event.data), now)
 
     def read(self, stream_id: int, count: int, now: float) -> None:
-        """The application reads."""
+        """Let the application read."""
         if self.streams.consume(stream_id, count):
             self.streams.extend_credit(stream_id, now, 0.02)
 
     def data(self, stream_id: int) -> bytes:
-        """What was delivered of a stream."""
+        """The data delivered on a stream."""
         return b"".join(
             bytes(each.data)
             for each in self.events
@@ -128,17 +128,17 @@ def never(data: bytes) -> bool:
 
 
 class Pair:
-    """A client and a server, whose handshake is confirmed unless `confirm` says otherwise.
+    """A client and a server with a confirmed handshake, unless `confirm` is false.
 
-    A datagram reaches the peer if that has the address to which it was sent when it arrives.
-    Sides and the wire can be changed at any time.
+    A datagram reaches the peer if the peer still has its destination address on arrival.  Sides
+    and the wire can be changed at any time.
 
     Args:
-      config: of both sides.
-      server_config: of the server, if it has another one.
+      config: the configuration of both sides.
+      server_config: that of the server, if it differs.
       drop: whether a datagram is lost.
-      limit: datagrams which are longer vanish.
-      ceiling: the largest payload which the interfaces take; ``None``: unknown.
+      limit: longer datagrams vanish.
+      ceiling: the largest payload of the interfaces; ``None``: unknown.
       trace: whether qlog traces are kept.
       confirm: whether the handshake is over.
     """
@@ -164,10 +164,10 @@ class Pair:
         self.drop = drop
         self.limit = limit
         self.wire: list[tuple[float, int, Half, bytes, Address, Address, int]] = []
-        #: What becomes of ECN codepoints on the way; ``None``: they are lost.
+        #: Changes ECN codepoints on the way; ``None``: they are lost.
         self.remark: Callable[[int], int] | None = None
         self.sequence = 0
-        #: Every datagram which was sent, with its time and its sender; and where it was sent.
+        #: Every datagram sent, with its time and its sender; and its destination.
         self.sent: list[tuple[float, Half, bytes]] = []
         self.destinations: list[Address] = []
         for half in self.halves:
@@ -185,14 +185,14 @@ class Pair:
         return self.server if half is self.client else self.client
 
     def install_keys(self) -> None:
-        """Both sides get their 1-RTT keys."""
+        """Give both sides their 1-RTT keys."""
         for half in self.halves:
             for sending in (True, False):
                 secret = bytes([half.is_client is sending]) * 32
                 half.half.install_key(sending, SUITE, secret, VERSION, is_early=False)
 
     def confirm(self) -> None:
-        """TLS is complete and the handshake is confirmed, on both sides."""
+        """Complete TLS and confirm the handshake, on both sides."""
         for half in self.halves:
             other = self.other(half)
             half.half.set_parameters(parameters(other.config, other.streams), remembered=False)
@@ -201,7 +201,7 @@ class Pair:
             half.state.idle_since = self.now
 
     def open(self, half: Half | None = None, *, unidirectional: bool = False) -> int:
-        """A new stream, of the client unless `half` says otherwise."""
+        """Open a stream, of the client unless `half` is given."""
         stream_id = (half or self.client).streams.open_stream(unidirectional=unidirectional)
         assert stream_id is not None
         return stream_id
@@ -218,7 +218,7 @@ class Pair:
         heapq.heappush(self.wire, (at, self.sequence, other, data, half.address, to, mark))
 
     def flush(self, half: Half) -> None:
-        """Send all that may leave now."""
+        """Send all packets that may leave now."""
         for _ in range(1000):
             half.half.begin_pass()
             for data, to, size, mark in half.half.transmit(self.now, None):
@@ -230,7 +230,7 @@ class Pair:
         raise AssertionError("transmit never comes to an end")
 
     def deliver(self, half: Half, datagrams: list[bytes], source: Address, mark: int = 0) -> None:
-        """Datagrams arrive in one run: of one size, but for a shorter last one."""
+        """Deliver datagrams in one run: of one size, except for a shorter last one."""
         data, size = b"".join(datagrams), len(datagrams[0])
         if data[0] & 0x80:
             half.half.receive_packet(True, data, source, self.now, mark)
@@ -243,7 +243,7 @@ class Pair:
         half.gather(self.now)
 
     def arrivals(self) -> list[tuple[Half, list[bytes], Address, int]]:
-        """What arrives now, in runs as the kernel would make them."""
+        """The datagrams that arrive now, in runs as the kernel would make them."""
         runs: list[tuple[Half, list[bytes], Address, int]] = []
         while self.wire and self.wire[0][0] <= self.now:
             _, _, half, data, source, to, mark = heapq.heappop(self.wire)
@@ -281,7 +281,7 @@ class Pair:
         return True
 
     def run(self, seconds: float = 60.0) -> None:
-        """Go on for some seconds, or until nothing happens any more before their end."""
+        """Go on for some seconds, or until nothing more happens before their end."""
         until = self.now + seconds
         for _ in range(200_000):
             if not self.step(until):

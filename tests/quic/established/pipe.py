@@ -1,4 +1,4 @@
-"""Two ends with streams, and packets between them which tests deliver, lose or repeat."""
+"""Two ends with streams, and packets between them that tests deliver, lose or repeat."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from phoenix_trio.quic.established.sent_packet import SentPacket
 from phoenix_trio.quic.established.streams import Streams
 from phoenix_trio.quic.wire import frames
 
-#: What streams carry: so long that all offsets which tests use differ.
+#: The content of streams: so long that all offsets in tests differ.
 CONTENT = random.Random(1).randbytes(1 << 20)
 
 
 def content(stream_id: int, start: int, stop: int) -> bytes:
-    """The bytes of a stream from `start` to `stop`, which tell both ID and offset."""
+    """The bytes of a stream from `start` to `stop`; they depend on ID and offset."""
     shift = stream_id * 997
     return CONTENT[shift + start : shift + stop]
 
 
 def parameters_of(streams: Streams, config: TransportConfig) -> PeerParameters:
-    """What a side announces in its transport parameters."""
+    """The transport parameters that a side announces."""
     parameters = PeerParameters()
     window = streams.receiving.initial_stream_window
     parameters.max_data = streams.receiving.initial_connection_window
@@ -37,7 +37,7 @@ def parameters_of(streams: Streams, config: TransportConfig) -> PeerParameters:
 
 
 class Packet:
-    """A payload on its way, and what its sender remembers of it."""
+    """A payload on its way, and its sender's record of it."""
 
     def __init__(self, payload: bytes, record: SentPacket) -> None:
         self.payload = payload
@@ -46,7 +46,7 @@ class Packet:
 
 
 class Side:
-    """One end: its streams, what its application knows, and what it has sent."""
+    """One end: its streams, its application's knowledge, and its packets."""
 
     def __init__(
         self,
@@ -64,9 +64,9 @@ class Side:
         )
         self.numbers = 0
         self.flying: list[Packet] = []
-        """Packets which have not arrived."""
+        """Packets that have not arrived."""
         self.arrived: list[Packet] = []
-        """Packets which the peer has, and has not acknowledged."""
+        """Packets received by the peer, but not acknowledged."""
         self.log: list[events.Event] = []
         """All events so far."""
         self.received: dict[int, bytearray] = {}
@@ -77,7 +77,7 @@ class Side:
     # -- sending
 
     def build(self, room: int = 1200, *, with_data: bool = True) -> Packet | None:
-        """A packet with what there is to say, which is on its way then."""
+        """Build a packet with all frames that are due, and put it on its way."""
         record = SentPacket(self.numbers, self.streams.now)
         parts: list[bytes] = []
         left = self.streams.fill_control(parts, room, record)
@@ -112,16 +112,16 @@ class Side:
         return packet
 
     def flush(self) -> list[Packet]:
-        """Everything which may be sent now."""
+        """Send everything that may be sent now."""
         packets = []
         while (packet := self.build()) is not None:
             packets.append(packet)
         return packets
 
-    # -- what becomes of packets
+    # -- the fate of packets
 
     def acknowledge(self, packet: Packet) -> None:
-        """The peer's acknowledgement comes."""
+        """Deliver the peer's acknowledgement."""
         record = packet.record
         if packet.is_forgotten:
             return
@@ -134,7 +134,7 @@ class Side:
             self.streams.on_control_acknowledged(*frame)
 
     def lose(self, packet: Packet) -> None:
-        """It is declared lost."""
+        """Declare the packet lost."""
         record = packet.record
         if packet.is_forgotten:
             return
@@ -147,7 +147,7 @@ class Side:
             self.streams.on_control_lost(*frame)
 
     def repeat(self, packet: Packet) -> None:
-        """A probe repeats its data."""
+        """Repeat its data in a probe."""
         record = packet.record
         if packet.is_forgotten:
             return
@@ -159,7 +159,7 @@ class Side:
     # -- receiving
 
     def take(self, payload: bytes, *, by_short_cut: bool = False) -> None:
-        """The frames of a packet which came, data in order by its short cut if there is one."""
+        """Take the frames of a received packet; data in order goes by its short cut if possible."""
         if by_short_cut and payload[0] & 0xF9 == frames.STREAM:
             stream_id, offset, begin, end, _ = frames.parse_stream(payload, 0)
             reached = offset + end - begin
@@ -171,7 +171,7 @@ class Side:
         take_frames(self.streams, payload)
 
     def note(self, event: events.Event) -> None:
-        """What the application makes of an event."""
+        """Record the effect of an event on the application."""
         self.log.append(event)
         match event:
             case events.StreamOpened(stream_id):
@@ -194,7 +194,7 @@ class Side:
                 self.saw_stop[stream_id] = code
 
     def collect(self) -> list[events.Event]:
-        """What has happened since the last call."""
+        """The events since the last call."""
         self.streams.collect()
         found = list(self.events)
         self.events.clear()
@@ -238,7 +238,7 @@ def take_frames(streams: Streams, payload: bytes) -> None:
 
 
 def connected(**settings: Any) -> tuple[Side, Side]:
-    """A client and a server which know each other's transport parameters."""
+    """A client and a server that know each other's transport parameters."""
     config = TransportConfig(**settings)
     client, server = Side(True, config), Side(False, config)
     client.streams.set_peer_limits(parameters_of(server.streams, config))
@@ -249,7 +249,7 @@ def connected(**settings: Any) -> tuple[Side, Side]:
 
 
 def exchange(client: Side, server: Side) -> None:
-    """Deliver and acknowledge packets, in order, until neither side has anything to say."""
+    """Deliver and acknowledge packets, in order, until neither side has anything to send."""
     quiet = False
     while not quiet:
         quiet = True

@@ -1,4 +1,4 @@
-"""Packets for the rest of a datagram which the handshake has begun (RFC 9000 section 12.2)."""
+"""Packets for the rest of a datagram begun by the handshake (RFC 9000 section 12.2)."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_data_waits_for_the_congestion_window() -> None:
 
 
 def test_early_data_is_not_padded() -> None:
-    """Its packets say how long they are."""
+    """Its packets have a length field."""
     pair = early_pair()
     write(pair.client, pair.open(), b"early")
     packet = pair.client.half.coalesce(0.0, 1000, True)

@@ -29,7 +29,7 @@ Kind = type[CubicControl] | type[RenoControl]
 
 
 def fill(control: Control, now: float) -> int:
-    """Send full packets while the window permits; how many."""
+    """Send full packets while the window permits; returns their number."""
     count = 0
     while control.bytes_in_flight + SIZE <= control.congestion_window:
         control.on_sent(SIZE, now)
@@ -208,7 +208,7 @@ def test_half_a_window_in_use_is_enough_to_grow_in_slow_start(kind: Kind) -> Non
 
 @BOTH
 def test_after_persistent_congestion_slow_start_begins_anew(kind: Kind) -> None:
-    """RFC 9002 section 7.6.2: what was sent before counts again."""
+    """RFC 9002 section 7.6.2: packets sent before count again."""
     control = kind(SIZE)
     control.congestion_window = 100 * SIZE
     fill(control, 1.0)
@@ -417,7 +417,7 @@ class Bottleneck:
         self.lost: list[tuple[float, int, float]] = []
 
     def run(self, start: float, stop: float) -> float:
-        """The share of the link which was used from `start` to `stop`."""
+        """The used share of the link from `start` to `stop`."""
         now, before = start, self.delivered
         while now < stop:
             self.send(now)

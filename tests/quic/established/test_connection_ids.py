@@ -1,4 +1,4 @@
-"""Connection IDs: what each side may issue, use and retire (RFC 9000 section 5.1)."""
+"""Connection IDs: rules for each side to issue, use and retire them (RFC 9000 section 5.1)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def local(limit: int = ACTIVE_LIMIT) -> tuple[LocalIds, list[events.Event]]:
 
 
 def announce(ids: LocalIds, room: int = 1200) -> list[tuple[int, int, bytes, bytes]]:
-    """The NEW_CONNECTION_ID frames which are sent now: number, retire prior to, ID, token."""
+    """The NEW_CONNECTION_ID frames sent now: number, retire prior to, ID, token."""
     parts: list[bytes] = []
     left = ids.fill(parts, room, [])
     assert left == room - sum(map(len, parts))
@@ -202,7 +202,7 @@ def test_reset_tokens_are_those_of_all_in_use() -> None:
 @given(st.integers(0, 1 << 30), st.lists(st.sampled_from("cmlrw"), max_size=60))
 @examples(60)
 def test_both_sides_always_agree_on_usable_ones(seed: int, program: list[str]) -> None:
-    """Frames are lost and reordered; what one side uses, the other one still knows."""
+    """Frames are lost and reordered; the peer still knows each ID that a side uses."""
     chance = random.Random(seed)
     ids, _ = local()
     peer = PeerIds(FIRST)

@@ -19,7 +19,7 @@ SECRET = b"e" * 32
 def early_pair(*, server_reads: bool = True, trace: bool = False) -> Pair:
     """A pair before its handshake, whose client remembers the server and may send 0-RTT data.
 
-    The server can send 1-RTT packets already, which the client cannot read yet.
+    The server can already send 1-RTT packets, but the client cannot read them yet.
     """
     pair = Pair(TransportConfig(), trace=trace, confirm=False)
     remembered = parameters(pair.server.config, pair.server.streams)

@@ -1,4 +1,4 @@
-"""Two established halves exchange data over a wire which loses, delays and reorders packets."""
+"""Two established halves exchange data over a wire that loses, delays and reorders packets."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def content(size: int, seed: int = 0) -> bytes:
 
 
 def write(half: Half, stream_id: int, data: bytes, *, end: bool = True) -> None:
-    """Write all of `data`, which has to fit into the send buffer."""
+    """Write all of `data`; it has to fit into the send buffer."""
     assert half.streams.send_room(stream_id, len(data)) >= len(data)
     half.streams.write(stream_id, data, end_stream=end)
 
@@ -205,7 +205,7 @@ def test_silence_follows_the_last_acknowledgement() -> None:
 
 
 def test_a_receiver_asks_now_and_then_for_an_acknowledgement_of_its_own() -> None:
-    """RFC 9000 section 13.2.4: else it would repeat old ranges for ever."""
+    """RFC 9000 section 13.2.4: otherwise it would repeat old ranges for ever."""
     pair = Pair(TransportConfig(max_udp_payload_size=1200), trace=True, drop=losing(0.02, 5))
     stream_id = pair.open()
     for _ in range(20):
@@ -302,7 +302,7 @@ def test_keys_are_updated_after_very_many_packets(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_client_at_its_limit_of_streams_always_gets_on() -> None:
-    """One stream of eight ends now and then, the others stay open."""
+    """One stream of eight ends from time to time, the others stay open."""
     pair = Pair(TransportConfig(max_udp_payload_size=1200, max_bidirectional_streams=8), trace=True)
     ids = [pair.open() for _ in range(8)]
     for stream_id in ids:
@@ -510,7 +510,7 @@ def test_credit_arrives_in_spite_of_losses() -> None:
 
 
 def ticket(size: int, fill: int) -> bytes:
-    """A NewSessionTicket message, as far as its head tells."""
+    """A NewSessionTicket message, by its head."""
     return b"\x04" + size.to_bytes(3, "big") + bytes([fill]) * size
 
 

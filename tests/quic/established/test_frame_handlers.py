@@ -1,4 +1,4 @@
-"""Every frame of a packet has its effect, and frames which break a rule end the connection."""
+"""Every frame of a packet has its effect, and frames that break a rule end the connection."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BOTH = ELICITING | NON_PROBING
 
 
 def take(half: Half, payload: bytes) -> int:
-    """Deal with the frames of a packet which has come on the active path."""
+    """Handle the frames of a packet received on the active path."""
     s = half.state
     s.arrival_path, s.arrival_cid = s.paths.all[0], s.local_cid
     return take_frames(s, payload, 0.0)
@@ -64,7 +64,7 @@ def take(half: Half, payload: bytes) -> int:
     ],
 )
 def test_what_a_packet_is(payload: bytes, flags: int) -> None:
-    """RFC 9000 sections 9.1 and 13.2.1: probing packets, and those to acknowledge."""
+    """RFC 9000 sections 9.1 and 13.2.1: probing packets, and packets to acknowledge."""
     assert take(Pair().server, payload) == flags
 
 
@@ -142,7 +142,7 @@ def test_connection_ids_are_exchanged() -> None:
         (frames.HANDSHAKE_DONE_FRAME, PROTOCOL_VIOLATION, 0x1E),
         (frames.build_new_token(b"token"), PROTOCOL_VIOLATION, 0x07),
         (b"\x06\x00\x01\x04", CRYPTO_ERROR + 10, 0x06),
-        (b"\x02\x05\x00\x00\x00", PROTOCOL_VIOLATION, 0x02),  # acknowledges what was never sent
+        (b"\x02\x05\x00\x00\x00", PROTOCOL_VIOLATION, 0x02),  # acknowledges a packet never sent
         (frames.build_max_stream_data(1, 10), STREAM_STATE_ERROR, 0x11),  # not opened yet
         (frames.build_max_stream_data(2, 10), STREAM_STATE_ERROR, 0x11),  # only received on
         (frames.build_stop_sending(2, 0), STREAM_STATE_ERROR, 0x05),
@@ -154,7 +154,7 @@ def test_connection_ids_are_exchanged() -> None:
         (frames.build_stream_head(0, 1 << 40, 1, False) + b"x", FLOW_CONTROL_ERROR, 0x0E),
         (frames.build_reset_stream(0, 0, 1 << 40), FLOW_CONTROL_ERROR, 0x04),
         (frames.build_retire_connection_id(60), PROTOCOL_VIOLATION, 0x19),
-        (frames.build_retire_connection_id(0), PROTOCOL_VIOLATION, 0x19),  # it came to this one
+        (frames.build_retire_connection_id(0), PROTOCOL_VIOLATION, 0x19),  # the ID of the packet
         (b"\x3f", FRAME_ENCODING_ERROR, 0x3F),
         (b"\x7f\xff", FRAME_ENCODING_ERROR, 0x3FFF),
         (b"\x40\x01", PROTOCOL_VIOLATION, 0x01),  # not in the shortest form (section 12.4)
@@ -230,7 +230,7 @@ def test_no_bytes_raise_anything_else(payload: bytes, is_client: bool) -> None:
     half.streams.collect()
 
 
-# ------------------------------------------------------------------ packets which are none
+# ------------------------------------------------------------------ invalid packets
 
 
 @pytest.mark.parametrize("length", [1, 8, 9, 20, 28])

@@ -28,7 +28,7 @@ def pair(suite: int = 0x1301) -> tuple[OneRttKeys, OneRttKeys]:
 
 
 def seal(keys: OneRttKeys, number: int) -> tuple[int, int, bytes]:
-    """A packet: its key phase, its number, its payload with the tag."""
+    """A packet: its key phase, its number, and its payload with the tag."""
     assert keys.send is not None
     return keys.phase, number, keys.send.encrypt(number, b"header", b"payload %d" % number)
 
@@ -108,7 +108,7 @@ def test_no_update_before_the_last_one_is_acknowledged() -> None:
     client.begin_update()
     assert not client.can_update(6, 4), "nothing with the new keys is acknowledged"
     assert client.can_update(7, 5)
-    # The peer has updated: what it acknowledges next was sent with the new keys.
+    # The peer has updated: its next acknowledgement was sent with the new keys.
     open_packet(server, seal(client, 5))
     assert not server.can_update(9, 8)
     assert server.can_update(12, 9)
@@ -130,7 +130,7 @@ def test_worn_keys_are_updated_or_tried_again_later() -> None:
 def test_updates_by_both_sides_over_a_reordering_pipe(suite: int, seed: int, window: int) -> None:
     chance = random.Random(seed)
     sides = pair(suite)
-    # Each packet acknowledges all that has come to its sender.
+    # Each packet acknowledges all packets received by its sender.
     pipes: list[list[tuple[tuple[int, int, bytes], int, int]]] = [[], []]
     numbers, acknowledged, largest = [0, 0], [-1, -1], [-1, -1]
     for _ in range(200):

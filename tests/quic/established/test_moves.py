@@ -1,4 +1,4 @@
-"""The path MTU is searched, and the client's address changes under a connection."""
+"""The search for the path MTU, and connections whose client changes its address."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def test_no_more_than_three_times_as_much_goes_to_an_address_before_it_is_valida
     pair.run(0.05)
     (packet,) = _packets_of_client(pair, stream_id)
     pair.wire.clear()
-    # A packet of the client comes from another address, at which nobody answers.
+    # A packet of the client comes from another address, where no host answers.
     forged: Address = ("66.6.6.6", 666)
     before = len(pair.sent)
     pair.deliver(pair.server, [packet], forged)
@@ -197,7 +197,7 @@ def test_no_more_than_three_times_as_much_goes_to_an_address_before_it_is_valida
 
 
 def _packets_of_client(pair: Pair, stream_id: int) -> list[bytes]:
-    """One packet of the client which has not arrived."""
+    """One packet of the client that has not arrived."""
     before = len(pair.sent)
     write(pair.client, stream_id, b"more", end=False)
     pair.flush(pair.client)
@@ -231,7 +231,7 @@ def test_a_connection_without_any_validated_path_is_over() -> None:
     s.paths.all[0].is_validated = False
     s.paths.all[0].challenge_sent = True
     pair.deliver(pair.server, [packet], ANOTHER_HOST)
-    pair.client.address = ("192.0.2.1", 1)  # it hears nothing
+    pair.client.address = ("192.0.2.1", 1)  # it receives nothing
     pair.flush(pair.server)
     deadline = s.paths.deadline()
     assert deadline < 10
@@ -317,7 +317,7 @@ PREFERRED = ("10.0.0.1", 9999)
 
 
 def pair_with_a_preferred_address() -> tuple[Pair, Path]:
-    """An idle pair, and the path which the client is about to probe."""
+    """An idle pair, and the path that the client is about to probe."""
     pair = Pair(TransportConfig(max_udp_payload_size=1200))
     write(pair.client, pair.open(), b"x")
     pair.run(2)
@@ -349,7 +349,7 @@ def test_a_challenge_on_another_path_is_repeated_a_few_times_if_nothing_answers_
 def test_a_repeated_challenge_which_is_answered_is_the_last_one() -> None:
     pair, path = pair_with_a_preferred_address()
     pair.run(0.1)
-    pair.server.address = PREFERRED  # from now on, what is sent there arrives
+    pair.server.address = PREFERRED  # from now on, datagrams to this address arrive
     pair.run(10)
     assert len(challenges(pair)) >= 2
     assert path.is_validated
@@ -360,7 +360,7 @@ def test_a_repeated_challenge_which_is_answered_is_the_last_one() -> None:
 
 
 def test_no_challenge_is_repeated_where_the_anti_amplification_limit_has_no_room() -> None:
-    """RFC 9000 section 8.1: a server, on a path which a forged packet has named."""
+    """RFC 9000 section 8.1: on a server's path named by a forged packet."""
     pair = Pair(TransportConfig(max_udp_payload_size=1200))
     pair.run(2)
     server = pair.server.state
@@ -374,7 +374,7 @@ def test_no_challenge_is_repeated_where_the_anti_amplification_limit_has_no_room
 
 
 def test_the_preferred_address_of_a_server_is_probed_and_then_used() -> None:
-    """RFC 9000 section 9.6.1; a probe moves nothing, and is answered where it came from."""
+    """RFC 9000 section 9.6.1; a probe moves nothing, and its answer goes to its source."""
     pair, path = pair_with_a_preferred_address()
     client, server = pair.client.state, pair.server.state
     before = len(pair.sent)

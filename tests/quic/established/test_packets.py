@@ -1,4 +1,4 @@
-"""Packets as they are on the wire: numbers, marks, when they leave, and how large they are."""
+"""Packets on the wire: their numbers, marks, times and sizes."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_packet_numbers_are_decoded_around_the_expected_one(
         received = pair.server.state.received
         received.note_run(expected, expected + 1, 0.0, False, 0, 0)
         numbers = [expected + offset for offset in offsets if offset and expected + offset >= 0]
-        # What is expected moves on with each packet, so the next ones must not be too far back.
+        # The expected number grows with each packet, so the next ones must not be too far back.
         numbers = [number for number in numbers if max(numbers) - number < 32_000]
         packets = [seal(pair.client, number, b"\x01\0\0\0") for number in numbers]
         if run and packets:
@@ -85,7 +85,7 @@ def test_a_packet_in_a_run_twice_counts_once() -> None:
 
 
 def test_numbers_are_left_out_now_and_then() -> None:
-    """RFC 9000 section 21.4: a peer which acknowledges what it has not received is found out."""
+    """RFC 9000 section 21.4: a peer that acknowledges too much is found out."""
     pair = Pair(TransportConfig(max_udp_payload_size=1200), trace=True)
     stream_id = pair.open()
     for _ in range(30):
@@ -282,7 +282,7 @@ def test_the_interval_between_acknowledgements_of_bulk_data_is_bounded() -> None
     assert 0 < longest <= 0.001 + 1e-9
 
 
-# ------------------------------------------------------------------ runs which break rules
+# ------------------------------------------------------------------ runs that break rules
 
 
 def bulk_run(pair: Pair, first: int, start: int, count: int) -> list[bytes]:
@@ -300,7 +300,7 @@ def bulk_run(pair: Pair, first: int, start: int, count: int) -> list[bytes]:
 
 @pytest.mark.parametrize("which", ["stream", "connection"])
 def test_a_run_stays_within_flow_control(which: str) -> None:
-    """RFC 9000 section 4.1: the run is read up to the packet which exceeds a limit."""
+    """RFC 9000 section 4.1: the run is read up to the packet that exceeds a limit."""
     pair = Pair()
     server = pair.server
     pair.deliver(server, bulk_run(pair, 0, 0, 1), ADDRESSES[True])

@@ -1,4 +1,4 @@
-"""What probe timeouts send in 1-RTT packets (RFC 9002 section 6.2.4)."""
+"""The content of probes in 1-RTT packets (RFC 9002 section 6.2.4)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .test_exchange import content, write
 
 
 def quiet_pair() -> tuple[Pair, int]:
-    """A pair with a stream, on which everything was acknowledged, and no search for the MTU."""
+    """A pair with a stream, without unacknowledged data and without a search for the MTU."""
     pair = Pair(TransportConfig(max_udp_payload_size=1200), trace=True)
     stream_id = pair.open()
     write(pair.client, stream_id, b"first", end=False)
@@ -28,7 +28,7 @@ def packets_of(pair: Pair, half: Half, since: int) -> list[list[dict[str, Any]]]
 
 
 def lost_and_probed(pair: Pair, half: Half) -> tuple[list[Any], list[Any]]:
-    """The packets which are lost now, and those of the probe timeout after them."""
+    """The packets lost now, and the packets of the probe timeout after them."""
     since = len(pair.traces[half.is_client].named("transport:packet_sent"))
     pair.drop = lambda data: True
     pair.flush(half)
@@ -104,7 +104,7 @@ def test_other_frames_which_have_to_arrive_are_repeated_too() -> None:
 
 
 def test_a_probe_repeats_the_last_acknowledgement() -> None:
-    """The one of the peer's last packet was lost, and nothing else brings it."""
+    """The acknowledgement of the peer's last packet was lost, and no other frame repeats it."""
     pair, stream_id = quiet_pair()
     write(pair.client, stream_id, b"last", end=False)
     pair.flush(pair.client)

@@ -1,4 +1,4 @@
-"""The receiving part of a stream, against aioquic's, which is slow but plain."""
+"""The receiving part of a stream, against aioquic's slow but plain one."""
 
 from __future__ import annotations
 

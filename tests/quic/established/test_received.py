@@ -1,4 +1,4 @@
-"""Which packets have come: never one twice, whatever a peer or a path does to the numbers."""
+"""Received packets: each number is taken once, whatever a peer or a path does to it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support import examples
 
 
 def take(received: ReceivedPackets, number: int, now: float = 0.0) -> bool:
-    """A packet comes; whether it was new."""
+    """Receive a packet; whether it was new."""
     if received.is_duplicate(number):
         return False
     received.note(number, now, True, NOT_ECT, 100)
@@ -106,7 +106,7 @@ def test_an_acknowledgement_is_due_a_millisecond_after_the_first_packet_which_wa
 
 
 def test_after_many_bytes_an_acknowledgement_does_not_wait() -> None:
-    """RFC 9000 section 13.2.2: the sender must not run out of what it may have in flight."""
+    """RFC 9000 section 13.2.2: the sender must not run out of its window."""
     size = 60_000
     for is_run in (False, True):
         received = ReceivedPackets()
@@ -167,7 +167,7 @@ def test_a_peer_which_leaves_gaps_without_end_costs_bounded_memory(pruned: float
 
 
 def test_a_packet_which_is_taken_is_acknowledged_however_many_gaps_there_are() -> None:
-    """RFC 9000 section 13.2.1; an older one, whose range would go first, is not taken."""
+    """RFC 9000 section 13.2.1; an older packet, whose range would be dropped, is not taken."""
     for first in range(100, 103):
         received = ReceivedPackets()
         last = first + 2 * MAX_ACK_RANGES

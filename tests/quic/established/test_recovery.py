@@ -32,7 +32,7 @@ RTT = 0.1
 
 
 class Stream:
-    """In the place of a stream's sending part: keeps what it is told."""
+    """Replaces a stream's sending part; keeps all reports."""
 
     def __init__(self) -> None:
         self.acknowledged: list[tuple[int, int, bool]] = []
@@ -50,7 +50,7 @@ class Stream:
 
 
 class Owner:
-    """In the place of a connection."""
+    """Replaces a connection."""
 
     def __init__(self) -> None:
         self.acknowledged: list[tuple[int, int, int]] = []
@@ -76,7 +76,7 @@ class Owner:
 
 
 class Sender:
-    """A recovery which sends full packets of one stream."""
+    """A recovery that sends full packets of one stream."""
 
     def __init__(self, *, confirmed: bool = True, control: str = "cubic") -> None:
         self.owner = Owner()
@@ -127,7 +127,7 @@ class Sender:
         self.recovery.on_ack(to_ranges(numbers), delay, now)
 
     def sample(self, now: float = 0.0, rtt: float = RTT) -> float:
-        """One packet and its acknowledgement; returns when that came."""
+        """Send and acknowledge one packet; returns when the acknowledgement came."""
         (number,) = self.send(now)
         self.ack(now + rtt, number)
         return now + rtt
@@ -394,7 +394,7 @@ def test_a_loss_is_known_by_time_after_nine_eighths_of_a_round_trip() -> None:
 def test_the_timer_of_a_loss_does_not_fire_for_nothing(
     start: float, gap: float, rtt: float
 ) -> None:
-    """However the times are rounded: a clock may stand still at the deadline."""
+    """For any rounding of times: a clock may stand still at the deadline."""
     sender = Sender()
     now = sender.sample(start, rtt)
     sender.send(now)
@@ -442,7 +442,7 @@ def test_a_loss_reduces_the_window_once_a_round_trip() -> None:
 
 
 def lose_all_between(sender: Sender, times: list[float]) -> None:
-    """A packet at each time, then one more which is acknowledged: the others are lost."""
+    """Send a packet at each time, then one more, acknowledged; the others are lost."""
     for time in times:
         sender.send(time)
     *_, last = sender.send(times[-1], 4)
@@ -604,7 +604,7 @@ def test_a_probe_repeats_data_sooner_than_what_is_worth_nothing() -> None:
     assert sender.recovery.on_timeout(sender.recovery.deadline())
     assert sender.owner.lost == [(frames.PING, 5, 0), (frames.MAX_DATA, 1000, 0)]
     assert sender.stream.lost == [(CAPACITY, 2 * CAPACITY, False)]
-    # The others after that, for large packets may vanish on this path.
+    # The others follow after that, since large packets may vanish on this path.
     assert len(sender.recovery.sent) == 3
     assert sender.recovery.on_timeout(sender.recovery.deadline())
     assert sender.owner.lost[2:] == [(-1, 1400, 0)]
@@ -727,7 +727,7 @@ def test_acknowledgements_without_end_are_forgotten() -> None:
     assert 0 in sender.recovery.sent, "what is in flight is not forgotten"
 
 
-# ------------------------------------------------------------------ a process which stood still
+# ------------------------------------------------------------------ a stalled process
 
 
 def arrivals_until(time: float) -> Arrivals:
@@ -766,7 +766,7 @@ def test_of_a_late_sample_only_what_was_seen_counts_and_no_delay_is_taken_off() 
 
 
 def test_what_waits_in_the_socket_behind_a_gap_is_no_loss() -> None:
-    """What shows that nothing is missing comes after what seems to show a gap."""
+    """The acknowledgement of the missing packet comes after the one that shows a gap."""
     sender = Sender()
     now = sender.sample(1.0)
     first, second = sender.send(now, 2)
@@ -902,7 +902,7 @@ def test_packets_are_acknowledged_and_lost_as_by_aioquic(
     ours, theirs = Sender(control="reno"), Reference()
     ours.recovery.skipped = SkippedNumbers()  # (aioquic skips none)
     now = 1.0
-    unknown: list[int] = []  # numbers which the peer has not acknowledged
+    unknown: list[int] = []  # numbers not acknowledged by the peer
     for _ in range(steps):
         now += generator.choice([0.0, 0.001, 0.004, 0.03])
         what = generator.random()

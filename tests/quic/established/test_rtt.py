@@ -1,4 +1,4 @@
-"""The round-trip estimate: RFC 9002 section 5, and what a process which stood still believes."""
+"""The round-trip estimate of RFC 9002 section 5, and the effect of a stalled process on it."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_the_estimate_stays_within_the_samples(samples: list[float]) -> None:
     assert rtt.variance >= 0
 
 
-# ------------------------------------------------------------------ a process which stood still
+# ------------------------------------------------------------------ a stalled process
 
 
 def test_what_comes_within_the_probe_timeout_is_believed() -> None:

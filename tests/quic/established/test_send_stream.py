@@ -31,7 +31,7 @@ def write(stream: SendStream, queue: SendQueue, size: int) -> None:
 
 
 def send(stream: SendStream, room: int = 1 << 20) -> Frame | None:
-    """The next frame, with `room` bytes of data at most."""
+    """The next frame, with at most `room` bytes of data."""
     if not stream.has_work():
         return None
     start, end = stream.next_range()

@@ -100,7 +100,7 @@ def test_what_never_fits_is_dropped() -> None:
 
 
 def leaving(queue: DatagramSender, now: float) -> list[bytes]:
-    """What leaves in packets of one datagram."""
+    """The datagrams that leave, in packets of one datagram each."""
     found: list[bytes] = []
     while queue.waiting:
         parts: list[bytes] = []

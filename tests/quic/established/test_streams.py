@@ -1,4 +1,4 @@
-"""What the streams of a connection do with each frame and each call."""
+"""The streams of a connection: the effect of each frame and each call."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def read(side: Side, stream_id: int, count: int, now: float = 0.0) -> None:
         side.streams.extend_credit(stream_id, now, 0.1)
 
 
-# ------------------------------------------------------------------ frames which break a rule
+# ------------------------------------------------------------------ frames that break a rule
 
 #: The client's stream 0 is open and has delivered 10 bytes, its stream 4 has ended after 5,
 #: its stream 8 was reset at 6.  The server has opened the one-way stream 3.
@@ -147,7 +147,7 @@ RULES: dict[str, tuple[list[bytes], int]] = {
     ),
 }
 
-#: Repetitions and the like, which break no rule.
+#: Repetitions and similar frames that break no rule.
 HARMLESS: dict[str, list[bytes]] = {
     "a reset at the end": [data_frame(0, 20, b"", fin=True), build_reset_stream(0, 1, 20)],
     "a repetition": [data_frame(0, 0, bytes(10))],
@@ -326,7 +326,7 @@ def test_more_streams_are_permitted_once_few_are_left() -> None:
 
 
 def at_its_limit() -> tuple[Side, Side, list[int]]:
-    """A client which has opened all of its eight one-way streams, and ended them."""
+    """A client that has opened all of its eight one-way streams, and ended them."""
     client, server = connected(max_unidirectional_streams=8)
     ids = [opened(client, unidirectional=True) for _ in range(8)]
     for stream_id in ids:
@@ -337,7 +337,7 @@ def at_its_limit() -> tuple[Side, Side, list[int]]:
 
 
 def granted(server: Side) -> list[tuple[int, int, int]] | None:
-    """The limit of which the next packet tells."""
+    """The limit in the next packet."""
     packet = server.build()
     return None if packet is None else packet.record.control
 
@@ -349,7 +349,7 @@ def test_streams_are_granted_in_quarters_of_the_window() -> None:
         assert granted(server) is None, "one is an eighth"
         server.streams.let_go(ids[count + 1], receiving=True)
         if count < 6:
-            # (The peer has not opened those of which it was told.)
+            # (The peer has not opened the streams announced to it.)
             server.streams._peer[1].opened = server.streams._peer[1].maximum
         assert granted(server) == [(frames.MAX_STREAMS_UNI, 10 + count, 0)]
 
@@ -489,7 +489,7 @@ def test_a_stop_of_a_stream_which_has_ended_is_not_sent() -> None:
         server.take(packet.payload)
     server.streams.stop_receiving(stream_id, 1)
     assert not server.streams.receiving.stops
-    # Nor when it ends before the frame leaves.
+    # Nor if the stream ends before the frame leaves.
     stream_id = opened(client)
     client.streams.write(stream_id, b"data")
     exchange(client, server)
@@ -557,7 +557,7 @@ def test_room_is_bounded_by_the_stream_the_connection_and_the_endpoint() -> None
     assert streams.has_send_room(first)
     assert streams.has_send_room(99)
     assert streams.send_room(99) == 0
-    # Others hold what the endpoint has.
+    # Other connections hold the endpoint's memory.
     other = EndpointMemory(config)
     hog = other.send.open()
     hog.adjust(2048 * KIB, 0)
@@ -720,7 +720,7 @@ def test_data_in_order_goes_by_a_short_cut_within_its_limit(server: Side) -> Non
     assert streams.bulk_limit(12, WINDOW) == -1
 
 
-# ------------------------------------------------------------------ frames which are lost
+# ------------------------------------------------------------------ lost frames
 
 
 def test_only_the_newest_limit_is_repeated() -> None:
@@ -747,7 +747,7 @@ def test_only_the_newest_limit_is_repeated() -> None:
     assert again.payload == told[1].payload
     server.acknowledge(again)
     assert not server.streams.has_control()
-    # A stream of which all is known needs no credit any more.
+    # A stream with a known end needs no more credit.
     client.streams.write(stream_id, b"x", end_stream=True)
     for packet in client.flush():
         server.take(packet.payload)
@@ -1070,10 +1070,10 @@ def test_an_ended_connection_holds_only_what_can_still_be_read() -> None:
 
 
 def test_released_streams_are_freed_at_once() -> None:
-    """Packets in flight keep their stream alive, not all of them."""
+    """Packets in flight keep their own stream alive, not all streams."""
 
     class Events(list[events.Event]):
-        """What only the streams refer to."""
+        """A list referred to by the streams alone."""
 
     config = TransportConfig()
     queue = Events()

@@ -1,7 +1,7 @@
-"""Two ends over a pipe which loses, reorders and repeats packets, driven by hypothesis.
+"""Two ends over a pipe that loses, reorders and repeats packets, driven by hypothesis.
 
-Whatever happens on the way, and whatever both applications do: what is read is a prefix of
-what was written; at the end all of it, the ends, the resets and the credit are there.
+Whatever the pipe and both applications do, the data read is a prefix of the data written.  At
+the end all data has arrived, as have the ends, the resets and the credit.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ sizes = st.sampled_from([1, 10, 500, 1200, 5000, 16_000])
 
 
 class Application:
-    """What one side's application has done."""
+    """The actions of one side's application so far."""
 
     def __init__(self) -> None:
         self.written: dict[int, int] = {}
@@ -57,7 +57,7 @@ class Application:
 
 
 def pick(choices: list[tuple[int, Chosen]], number: int) -> tuple[int, Chosen]:
-    """One of them, by any number."""
+    """One of the choices, by any number."""
     return choices[number % len(choices)]
 
 
@@ -72,7 +72,7 @@ class Pipe(RuleBasedStateMachine):
         for side, other in zip(self.sides, reversed(self.sides), strict=True):
             side.streams.set_peer_limits(parameters_of(other.streams, other.config))
 
-    # -- on which streams something can happen: pairs of a side's index and a stream ID
+    # -- streams on which something can happen: pairs of a side's index and a stream ID
 
     def writable(self) -> list[tuple[int, int]]:
         return [
@@ -98,7 +98,7 @@ class Pipe(RuleBasedStateMachine):
         ]
 
     def ended(self) -> list[tuple[int, int]]:
-        """The application has sent its last word, and may let go."""
+        """Streams that the application has ended, and may let go."""
         return [
             (index, stream_id)
             for index, application in enumerate(self.applications)
@@ -108,7 +108,7 @@ class Pipe(RuleBasedStateMachine):
         ]
 
     def readable(self, index: int) -> list[int]:
-        """The streams of a side of which the application has not let go."""
+        """The streams of a side that the application has not let go."""
         application = self.applications[index]
         return [each for each in application.unread if each not in application.let_go_receiving]
 
@@ -136,7 +136,7 @@ class Pipe(RuleBasedStateMachine):
         return [(index, each) for index in (0, 1) for each in self.sides[index].arrived]
 
     def attend(self, index: int) -> None:
-        """The application takes what has happened."""
+        """Let the application take the events."""
         application, side = self.applications[index], self.sides[index]
         for event in side.collect():
             match event:
@@ -320,7 +320,7 @@ class Pipe(RuleBasedStateMachine):
         for side in self.sides:
             side.streams.now = self.now
 
-    # -- what holds at any time
+    # -- invariants
 
     @invariant()
     @precondition(lambda self: hasattr(self, "sides"))
@@ -389,7 +389,7 @@ class Pipe(RuleBasedStateMachine):
         exchange_with(self)
 
     def finish(self) -> None:
-        """Both read everything, until nothing comes any more."""
+        """Let both sides read everything, until nothing comes any more."""
         for _ in range(200):
             self.settle()
             anything = False
@@ -409,7 +409,7 @@ class Pipe(RuleBasedStateMachine):
             other, reader = self.sides[1 - index], self.applications[1 - index]
             streams = side.streams
             assert not streams.sending.unsent or any(
-                # (Only a stream of whose credit the reader keeps back, for it wants no more.)
+                # (Only a stream whose reader keeps its credit back, since it wants no more.)
                 stream_id in reader.stopped or stream_id in reader.let_go_receiving
                 for stream_id, sender in streams.senders.items()
                 if sender.is_blocked()
@@ -439,12 +439,12 @@ class Pipe(RuleBasedStateMachine):
                 assert reader.stopped[stream_id] == code
 
     def close_all(self) -> None:
-        """Both applications end, stop and let go of all streams which they know."""
+        """Both applications end, stop and let go of all streams known to them."""
         for index, (side, application) in enumerate(
             zip(self.sides, self.applications, strict=True)
         ):
             for stream_id in application.written:
-                # (One which has ended may wait for credit of a reader which has gone.)
+                # (An ended stream may wait for the credit of a reader that is gone.)
                 side.streams.reset_sending(stream_id, 9)
                 if stream_id not in application.let_go_sending:
                     application.let_go_sending.add(stream_id)
@@ -460,7 +460,7 @@ class Pipe(RuleBasedStateMachine):
     def close_everything(self) -> None:
         self.close_all()
         self.settle()
-        self.close_all()  # what the other side has opened by its reset
+        self.close_all()  # streams opened at the other side by a reset
         self.settle()
         for index, (side, application) in enumerate(
             zip(self.sides, self.applications, strict=True)

@@ -1,4 +1,4 @@
-"""The qlog traces of both sides tell of the same packets."""
+"""The qlog traces of both sides list the same packets."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_lost_packets_and_the_window_are_told() -> None:
 
 
 def test_packets_which_break_the_protocol_are_told() -> None:
-    """They show why a connection was closed."""
+    """They show the reason for the close."""
     pair = Pair(trace=True)
     pair.run(1)
     s = pair.client.state

@@ -1,4 +1,4 @@
-"""What traces say of frames, against the descriptions which aioquic's logger gives."""
+"""Descriptions of frames in traces, against those of aioquic's logger."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ connection_ids = st.tuples(varints, varints).flatmap(
 )
 path_data = st.tuples(st.binary(min_size=8, max_size=8))
 
-#: Builder, parser, and the fields which the one takes and the other returns.
+#: Builder, parser, and the fields that the builder takes and the parser returns.
 SIMPLE: dict[str, tuple[Callable[..., bytes], Callable[..., tuple[Any, ...]], Any]] = {
     "reset_stream": (
         frames.build_reset_stream,

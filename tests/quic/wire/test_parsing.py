@@ -1,4 +1,4 @@
-"""The types of frames, and whatever a peer may send: against a plain parser and aioquic."""
+"""The types of frames, and arbitrary input of a peer: against a plain parser and aioquic."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_other_types_are_errors(data: bytes, code: int, kind: int) -> None:
     assert f"0x{kind:x}" in str(error)
 
 
-# ------------------------------------------------------------------- whatever a peer sends
+# ------------------------------------------------------------------- arbitrary input of a peer
 
 PARSERS: dict[int, Callable[..., Any]] = {
     0x00: frames.parse_padding,
@@ -105,7 +105,7 @@ PARSERS: dict[int, Callable[..., Any]] = {
 
 
 def plain_end(data: bytes, at: int) -> int:
-    """Where a frame ends, by aioquic's buffer and the layouts.
+    """The end of a frame, by aioquic's buffer and the layouts.
 
     Raises:
       BufferReadError, ValueError: it is malformed.
@@ -147,7 +147,7 @@ def plain_end(data: bytes, at: int) -> int:
 
 
 def end_of(kind: int, found: Any) -> int:
-    """The position behind the frame, of what its parser returned."""
+    """The position behind the frame, from its parser's result."""
     if isinstance(found, int):
         return found
     end: int = found[3] if frames.STREAM <= kind < frames.STREAM + 8 else found[-1]
