@@ -1,4 +1,4 @@
-"""Chat: every line goes to everybody else.  One bidirectional stream per guest.
+"""Chat: every line goes to all other guests.  One bidirectional stream per guest.
 
 phoenix-trio certificate --directory certificates
 python examples/chat.py serve --port 4433
@@ -49,7 +49,7 @@ async def serve(options: argparse.Namespace) -> None:
                             try:
                                 guest.send_nowait(line)
                             except trio.WouldBlock:
-                                pass  # a guest who does not read misses lines
+                                pass  # a guest that does not read misses lines
                 finally:
                     guests.discard(outbox)
                 nursery.cancel_scope.cancel()

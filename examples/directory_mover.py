@@ -4,9 +4,9 @@
     python examples/directory_mover.py receive --port 4433 --directory incoming
     python examples/directory_mover.py send --host localhost --port 4433 --directory photos
 
-Each file is one striped transfer, whose name travels as its metadata; several are under way
-at once. The bars show what the receiver has, not what was handed to the network. A file
-appears under its name only when its checksum is right.
+Each file is one striped transfer, with its name as metadata; several are under way
+at once. The bars show the bytes that the receiver has, not the bytes handed to the network.
+A file appears under its name only when its checksum is right.
 """
 
 import argparse

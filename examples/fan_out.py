@@ -1,4 +1,4 @@
-"""A relay: what any publisher says goes to all subscribers, and a slow one delays nobody.
+"""A relay: every publisher's messages go to all subscribers; a slow one delays no other.
 
     phoenix-trio certificate --directory certificates
     python examples/fan_out.py relay --port 4433 --when-slow end
@@ -6,8 +6,8 @@
     python examples/fan_out.py subscribe --port 4433 --count 500
     python examples/fan_out.py subscribe --port 4433 --pause 1    # a slow one
 
-The relay keeps 256 KiB for a subscriber which does not keep up. Then it drops the oldest
-messages, or ends that subscriber's stream. A subscriber which leaves is a line of text.
+The relay keeps 256 KiB for a subscriber that does not keep up. Then it drops the oldest
+messages, or ends that subscriber's stream. A subscriber that leaves is a line of text.
 """
 
 import argparse

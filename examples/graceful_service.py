@@ -1,12 +1,12 @@
-"""A service which can be restarted under load: SIGTERM lets it finish what it has in hand.
+"""A service that can be restarted under load: SIGTERM lets it finish its work first.
 
     phoenix-trio certificate --directory certificates
     python examples/graceful_service.py serve --port 4433
     python examples/graceful_service.py ask --host localhost --port 4433 --calls 100
 
-On SIGTERM (or Ctrl-C) the service refuses what is new, finishes its answers within the grace, and
-ends.  Calls which it refused were not processed, so clients make them again: at another address of
-the name, or when the next process has the port.
+On SIGTERM (or Ctrl-C) the service refuses new requests, finishes its answers within the grace
+period, and ends.  Refused calls were not processed, so clients make them again: at another
+address of the name, or when the next process has the port.
 """
 
 import argparse
@@ -30,11 +30,11 @@ async def serve(options: argparse.Namespace) -> None:
                 await stream.send_all(question.upper(), end=True)
                 answers += 1
         except (trio.BrokenResourceError, phoenix_trio.StreamTooLarge):
-            pass  # the client has gone, or asks too much
+            pass  # the client has gone, or its request is too large
 
     async def handler(connection: phoenix_trio.PhoenixConnection) -> None:
         async with trio.open_nursery() as nursery:
-            # Ends when the service shuts down; answers which are under way are waited for.
+            # Ends when the service shuts down; the nursery waits for answers under way.
             async for stream in connection.incoming_streams():
                 nursery.start_soon(answer, stream)
 

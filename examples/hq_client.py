@@ -1,4 +1,4 @@
-"""Downloads files from a server which speaks "hq-interop", all of them at once.
+"""Downloads files from a server that speaks "hq-interop", all of them at once.
 
 python examples/hq_client.py localhost 4433 /one.bin /two.bin --directory downloads
 """

@@ -1,4 +1,4 @@
-"""A file server which speaks HTTP/0.9 over QUIC ("hq-interop"), as interoperability tests do.
+"""A file server that speaks HTTP/0.9 over QUIC ("hq-interop"), as interoperability tests do.
 
 One request is one stream: the client sends ``GET /path`` and ends its side; the server
 answers with the file's bytes and ends its own.  There are no headers and no errors: a
@@ -24,7 +24,7 @@ NOT_FOUND = 0x404
 
 
 async def read_request(stream: phoenix_trio.QuicStream) -> str:
-    """The path which the client asks for."""
+    """The path that the client asks for."""
     request = b""
     async for chunk in stream:
         request += chunk
@@ -37,7 +37,7 @@ async def read_request(stream: phoenix_trio.QuicStream) -> str:
 
 
 def find(directory: Path, path: str) -> Path | None:
-    """The file, if there is one inside of the directory."""
+    """The file, if there is one inside the directory."""
     file = (directory / path.lstrip("/")).resolve()
     return file if file.is_relative_to(directory.resolve()) and file.is_file() else None
 

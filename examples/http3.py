@@ -1,10 +1,10 @@
-"""HTTP/3 over phoenix_trio, with aioquic's framing: what http3_server.py and http3_client.py share.
+"""HTTP/3 over phoenix_trio with aioquic's framing: shared by http3_server.py and http3_client.py.
 
-aioquic's ``H3Connection`` speaks to a QUIC connection by a handful of methods
-which only queue.  ``Http3`` offers them, sends what was queued over our streams,
-and feeds it what our streams receive.  One task reads each stream; what the
-framing finds goes into the inbox of the request it belongs to without a
-checkpoint in between, so every request sees its events in order.
+aioquic's ``H3Connection`` calls a handful of methods of a QUIC connection, and these only
+queue.  ``Http3`` offers them, sends the queued data over our streams, and feeds
+``H3Connection`` the data that our streams receive.  One task reads each stream.  The events
+found by the framing go into the inboxes of their requests without a checkpoint in between, so
+every request sees its events in order.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ ALPN = ("h3",)
 #: RFC 9114 section 8.1: the code for a clean close.
 H3_NO_ERROR = 0x100
 
-#: Bytes of a request which are read ahead: of its task, or of the QPACK instructions
-#: which its headers wait for.  Flow control holds back the rest.
+#: Bytes of a request that are read ahead of its task, or of the QPACK instructions for
+#: which its headers wait.  Flow control holds back the rest.
 READ_AHEAD = 1024 * 1024
 
 
@@ -41,7 +41,7 @@ class Inbox:
         self._bytes_without_event = 0
 
     def put(self, event: H3Event) -> None:
-        """Add an event; never waits, so that what the framing finds at once stays together."""
+        """Add an event; never waits, so that events found at once stay together."""
         self._events.append(event)
         self._bytes_without_event = 0
         if isinstance(event, DataReceived):
@@ -77,7 +77,7 @@ class Inbox:
             await self._changed.park()
 
     def close(self) -> None:
-        """Say that no more events come."""
+        """End the inbox: no more events come."""
         self._closed = True
         self._changed.unpark_all()
 
@@ -103,10 +103,10 @@ class Http3:
             self._senders[stream.id] = stream
             self._control.append(stream.id)
             self._unused.append(stream.id)
-        self.h3 = H3Connection(self)  # type: ignore[arg-type] # it has what is used
+        self.h3 = H3Connection(self)  # type: ignore[arg-type] # has all that H3Connection uses
         await self._flush_control()
 
-    # -- what H3Connection calls
+    # -- called by H3Connection
 
     @property
     def _remote_max_datagram_frame_size(self) -> int | None:
@@ -128,7 +128,7 @@ class Http3:
     def close(self, error_code: int, reason_phrase: str = "") -> None:
         self.connection.abort(error_code, reason_phrase)
 
-    # -- what the programs call
+    # -- called by the programs
 
     @contextmanager
     def request(self, stream: phoenix_trio.QuicStream) -> Iterator[Inbox]:
@@ -147,7 +147,7 @@ class Http3:
         """Send a request's or response's header section."""
         encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
         self.h3.send_headers(stream.id, encoded, end_stream=end)
-        # First the table's entries which the section refers to.
+        # First the table's entries to which the section refers.
         await self._flush_control()
         await self._flush(stream.id)
 
@@ -159,7 +159,7 @@ class Http3:
         await self._flush(stream.id)
 
     async def _flush(self, stream_id: int) -> None:
-        """Send what was queued for one stream; others wait for nothing that this one waits for."""
+        """Send the data queued for one stream; if it has to wait, other streams do not."""
         queue, stream = self._queues[stream_id], self._senders[stream_id]
         while queue:
             data, end_stream = queue.popleft()
@@ -176,8 +176,8 @@ class Http3:
     async def pump(self, stream: trio.abc.ReceiveStream, stream_id: int) -> None:
         """Read a stream to its end.
 
-        What one stream receives can be an event of another: a header section waits
-        for the QPACK stream which explains it (RFC 9204 section 2.1.2).
+        Bytes of one stream can cause an event of another: a header section waits for the
+        QPACK stream that explains it (RFC 9204 section 2.1.2).
         """
         data, own = b"-", self._inboxes.get(stream_id)
         while data:
@@ -207,4 +207,4 @@ class Http3:
         try:
             await self.pump(stream, stream.id)
         except trio.BrokenResourceError:
-            pass  # of a connection which ended, the request streams report it
+            pass  # the request streams report the end of the connection

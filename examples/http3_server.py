@@ -17,7 +17,7 @@ import phoenix_trio
 
 CHUNK = 64 * 1024
 
-#: What a browser is shown: it says by itself which protocol brought the page.
+#: The page for browsers; its script shows which protocol brought it.
 PAGE = b"""<!doctype html>
 <title>phoenix_trio</title>
 <p>This page came over <b id="protocol">?</b>; ask for /SIZE to get so many bytes.</p>
@@ -29,7 +29,7 @@ document.getElementById("protocol").textContent =
 
 
 def body_of(size: int) -> bytes:
-    """Bytes which both sides can compute."""
+    """Bytes that both sides can compute."""
     return (bytes(range(251)) * (size // 251 + 1))[:size]
 
 

@@ -1,10 +1,10 @@
-"""Move a large file so that it gets there, also when the receiver is killed in the middle.
+"""Move a large file completely, even if the receiver is killed in the middle.
 
     phoenix-trio certificate --directory certificates
     python examples/resumable_mover.py receive copy.bin --port 4433
     python examples/resumable_mover.py send original.bin --host localhost --port 4433
 
-Kill either of them and start it again: only what is missing is sent.  The sender keeps the
+Kill either of them and start it again: only the missing bytes are sent.  The sender keeps the
 transfer's ID beside the file until the receiver has stored it, and copy.bin appears whole.
 """
 
@@ -87,7 +87,7 @@ async def chunks(path: str, rate: float | None) -> AsyncIterator[bytes]:
                 await trio.sleep(len(chunk) / rate)
 
 
-# The ID is drawn at random, since knowing it is all that it takes to go on with a transfer.
+# The ID is drawn at random, because anyone who knows it can go on with the transfer.
 
 
 def kept_id(path: str) -> bytes:

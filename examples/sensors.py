@@ -4,9 +4,9 @@
     python examples/sensors.py collect --port 4433
     python examples/sensors.py fleet --host localhost --port 4433 --sensors 200
 
-Readings wait for company for up to a tenth of a second; an alarm leaves at once and takes
-those before it along. The collector checks that each sensor's readings arrive once and in
-order, and says how much memory it has taken.
+Readings wait up to a tenth of a second for further ones; an alarm leaves at once, together
+with the readings before it. The collector checks that each sensor's readings arrive once and
+in order, and prints how much memory it has taken.
 """
 
 import argparse

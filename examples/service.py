@@ -1,11 +1,11 @@
-"""A service with requests and responses, and clients which share a pool of connections.
+"""A service with requests and responses, and clients that share a pool of connections.
 
     phoenix-trio certificate --directory certificates
     python examples/service.py serve --port 4433
     python examples/service.py load --host localhost --port 4433 --requests 1000
 
 A request is a stream: the question, its end; the answer, its end. A thousand clients at once
-share at most four connections: the pool opens another one only when streams say so.
+share at most four connections: the pool opens another one only when no stream is free.
 """
 
 import argparse
@@ -29,7 +29,7 @@ async def serve(options: argparse.Namespace) -> None:
         except (ValueError, KeyError, TypeError, phoenix_trio.StreamTooLarge) as error:
             print(f"a bad question: {error}", flush=True)
         except trio.BrokenResourceError:
-            pass  # whoever asked has gone
+            pass  # the client has gone
 
     async def handler(connection: phoenix_trio.PhoenixConnection) -> None:
         async with trio.open_nursery() as nursery:

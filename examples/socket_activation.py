@@ -1,4 +1,4 @@
-"""An echo server on a socket which systemd, or another program, has bound for it.
+"""An echo server on a socket that systemd, or another program, has bound for it.
 
 As /etc/systemd/system/echo.socket and echo.service:
 

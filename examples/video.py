@@ -1,4 +1,4 @@
-"""A video-like stream at a constant rate, and the jitter with which it arrives.
+"""A video-like stream at a constant rate, and the jitter of its arrival.
 
     phoenix-trio certificate --directory certificates
     python examples/video.py watch --port 4433

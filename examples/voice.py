@@ -1,10 +1,10 @@
-"""Voice-like frames in real time: 50 a second each way, and a histogram of what they took.
+"""Voice-like frames in real time: 50 a second each way, and a histogram of their round trips.
 
     phoenix-trio certificate --directory certificates
     python examples/voice.py answer --port 4433
     python examples/voice.py call --host localhost --port 4433 --seconds 10
 
-A frame is 20 ms of sound in one datagram: what is late is worth nothing, so nothing is sent
+A frame is 20 ms of sound in one datagram. A late frame is worthless, so nothing is sent
 twice. The other side plays it back at once; the caller measures there and back.
 """
 
@@ -28,7 +28,7 @@ async def answer(options: argparse.Namespace) -> None:
         try:
             while True:
                 frame = await connection.quic.receive_datagram()
-                # The newest frame is worth more than the oldest which still waits.
+                # The newest frame is worth more than the oldest one waiting.
                 connection.quic.send_datagram_nowait(frame)
                 frames += 1
         except phoenix_trio.ConnectionBroken:
@@ -68,7 +68,7 @@ async def call(options: argparse.Namespace) -> None:
         phoenix_trio.open_phoenix("voice", config=config, tls=tls) as phoenix,
         phoenix.connect((options.host, options.port)) as connection,
     ):
-        with trio.move_on_after(options.seconds + 1):  # what has not come by then is lost
+        with trio.move_on_after(options.seconds + 1):  # frames that come later count as lost
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(listen, connection.quic)
                 await speak(connection.quic)

@@ -1,7 +1,7 @@
-"""The settings of a transport, as frozen data which is checked when it is made.
+"""The settings of a transport: frozen data, checked on construction.
 
-Floor 0: no I/O.  Every field says its unit, range and default, and why the
-default is what it is.  ``attrs.evolve(config, field=value)`` derives a changed copy.
+Floor 0: no I/O.  Every field states its unit, range and default, and the reason for the
+default.  ``attrs.evolve(config, field=value)`` derives a changed copy.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ class TransportConfig:
     max_bidirectional_streams: int = attrs.field(default=100, validator=_integer(0, 100_000))
     """How many bidirectional streams the peer may have open at once (0 to 100,000).
 
-    A stream counts until both of its directions have ended *and* the
-    application has let go of it, so streams nobody accepts stay bounded."""
+    A stream counts until both of its directions have ended *and* the application has
+    let go of it, so the number of streams not accepted stays bounded."""
 
     max_unidirectional_streams: int = attrs.field(default=100, validator=_integer(0, 100_000))
     """How many unidirectional streams the peer may have open at once (0 to 100,000)."""
@@ -94,9 +94,9 @@ class TransportConfig:
     send_buffer_size: int = attrs.field(
         default=8 * MEBIBYTE, validator=_integer(16 * KIBIBYTE, 1024 * MEBIBYTE)
     )
-    """Bytes which one connection holds at most for sending, unsent and unacknowledged.
+    """The most bytes that one connection holds for sending, unsent and unacknowledged.
 
-    ``send_all`` waits above it.  It has to cover bandwidth times round trip."""
+    Above it, ``send_all`` waits.  It has to cover bandwidth times round trip."""
 
     stream_send_buffer_size: int = attrs.field(
         default=4 * MEBIBYTE, validator=_integer(4 * KIBIBYTE, 1024 * MEBIBYTE)
@@ -106,7 +106,7 @@ class TransportConfig:
     receive_buffer_size: int = attrs.field(
         default=16 * MEBIBYTE, validator=_integer(16 * KIBIBYTE, 1024 * MEBIBYTE)
     )
-    """Bytes which one connection holds at most of what the application has not read.
+    """The most bytes that one connection holds unread by the application.
 
     The ceiling of the connection's flow-control window (RFC 9000 section 4.1);
     the window starts lower and grows to it only while the application reads fast."""
@@ -119,42 +119,43 @@ class TransportConfig:
     endpoint_receive_memory: int = attrs.field(
         default=256 * MEBIBYTE, validator=_integer(1 * MEBIBYTE, 1024 * 1024 * MEBIBYTE)
     )
-    """Bytes which all connections of an endpoint (one UDP socket) together may be sent before the
-    application reads them (1 MiB to 1 TiB), each connection's `minimum_connection_memory` aside.
+    """The most bytes that peers may send to all connections of an endpoint (one UDP socket)
+    together before the application reads them (1 MiB to 1 TiB), without each connection's
+    `minimum_connection_memory`.
 
     It counts the credit announced to peers, since that cannot be taken back (RFC 9000
     section 4.1): windows stay small, or shrink as data is read, while it is scarce, and
     shares are fair.  256 MiB: a quarter of a machine with 1 GiB, and room for sixteen
-    connections at full speed with the largest windows of the default."""
+    connections at full speed with the largest default windows."""
 
     endpoint_send_memory: int = attrs.field(
         default=256 * MEBIBYTE, validator=_integer(1 * MEBIBYTE, 1024 * 1024 * MEBIBYTE)
     )
-    """Bytes which all connections of an endpoint together hold at most for sending, unsent
-    and unacknowledged (1 MiB to 1 TiB), each connection's `minimum_connection_memory` aside.
+    """The most bytes that all connections of an endpoint together hold for sending, unsent and
+    unacknowledged (1 MiB to 1 TiB), without each connection's `minimum_connection_memory`.
 
-    ``send_all`` waits above a connection's fair share.  Without it, clients which download
+    Above a connection's fair share, ``send_all`` waits.  Without the limit, clients that download
     and do not read would hold `send_buffer_size` each.  256 MiB: as for receiving."""
 
     minimum_connection_memory: int = attrs.field(
         default=64 * KIBIBYTE, validator=_integer(16 * KIBIBYTE, 16 * MEBIBYTE)
     )
-    """Bytes, each way, which a connection may hold however scarce the endpoint's memory is
+    """Bytes, each way, that a connection may hold even when the endpoint's memory is scarce
     (16 KiB to 16 MiB), so that each makes progress.
 
-    All connections of an endpoint hold `endpoint_receive_memory` and `max_connections` times
-    this at most, and the same for sending.  64 KiB: 1.3 MB/s over 50 ms of round trip, and
-    about what an idle connection costs anyhow.  Set `max_connections` to what the machine
-    has memory for."""
+    All connections of an endpoint hold at most `endpoint_receive_memory` plus
+    `max_connections` times this, and the same for sending.  64 KiB: 1.3 MB/s over 50 ms of
+    round trip, and about the cost of an idle connection anyhow.  Set `max_connections` to
+    the number for which the machine has memory."""
 
     max_message_size: int = attrs.field(
         default=16 * MEBIBYTE, validator=_integer(1, 1024 * MEBIBYTE)
     )
-    """The largest message, or item of a sequence, which is taken in, in bytes (1 to 1 GiB).
+    """The largest message, or item of a sequence, that is taken in, in bytes (1 to 1 GiB).
 
-    Peers are told, so that they do not send larger ones; what comes all the same is refused
-    by its header.  A call which receives may take less.  16 MiB: what is larger is better
-    sent as a striped transfer, which needs no memory of its size."""
+    Peers are told, so that they do not send larger ones; a larger one is refused by its
+    header all the same.  A receiving call may set a lower limit.  16 MiB: larger data is
+    better sent as a striped transfer, which needs no memory of its size."""
 
     batch_bytes: int = attrs.field(default=64 * KIBIBYTE, validator=_integer(1, 64 * MEBIBYTE))
     """A batch of small messages leaves at this size, in bytes, unless the call says otherwise.
@@ -162,20 +163,20 @@ class TransportConfig:
     64 KiB: more saves hardly anything, since it is a full packet at most."""
 
     batch_delay: float = attrs.field(default=0.002, validator=_seconds(0.0, 3600.0))
-    """Seconds which the first message of a batch waits for more at most, unless the call
-    says otherwise (0 to 3600).
+    """The most seconds for which the first message of a batch waits for further ones, unless
+    the call says otherwise (0 to 3600).
 
     2 ms: of the order of a network's own delay."""
 
     multiplexed_connections: int = attrs.field(default=4, validator=_integer(1, 1000))
-    """Over how many connections side by side a transfer is striped where the application
-    does not say (1 to 1000).
+    """The number of connections over which a transfer is striped if the application does not
+    say (1 to 1000).
 
     4: without loss one is as fast; with some, each more adds its own congestion window."""
 
     max_incoming_transfers: int = attrs.field(default=16, validator=_integer(1, 100_000))
-    """Striped transfers which are received at once at most, interrupted ones included (1 to
-    100,000); senders of further ones get ``TransferCode.TOO_MANY_TRANSFERS``.
+    """The most striped transfers received at once, interrupted ones included (1 to 100,000);
+    senders of further ones get ``TransferCode.TOO_MANY_TRANSFERS``.
 
     16: each may hold twice `receive_buffer_size`, 64 MiB at most, until it is read; this
     bounds the memory of all, to 512 MiB with the default buffers."""
@@ -183,20 +184,20 @@ class TransportConfig:
     max_incoming_transfers_per_peer: int | None = attrs.field(
         default=None, validator=attrs.validators.optional(_integer(1, 100_000))
     )
-    """Of these, how many one peer may have (1 to 100,000), over however many connections:
-    those from one IPv4 address, or one IPv6 /64 network, count as one peer's.
+    """The most of these that one peer may have (1 to 100,000), over any number of connections.
+    All connections from one IPv4 address, or one IPv6 /64 network, count as one peer.
 
-    ``None``: half of `max_incoming_transfers`, rounded up, so that there is room for others
-    whatever one does.  More where many clients share one address, as behind a NAT."""
+    ``None``: half of `max_incoming_transfers`, rounded up, so that one peer always leaves room
+    for others.  Set more if many clients share one address, as behind a NAT."""
 
     transfer_idle_timeout: float = attrs.field(
         default=120.0, validator=_seconds(0.0, 86_400.0, exclusive=True, infinite=True)
     )
-    """Seconds in which the sender of a striped transfer that has credit sends at least 16
-    KiB (more than 0, up to 86,400, or ``math.inf``); else the transfer ends with
+    """Seconds in which the sender of a striped transfer that has credit must send at least
+    16 KiB (more than 0, up to 86,400, or ``math.inf``); otherwise the transfer ends with
     ``TransferCode.STALLED``, and its place is free for others.
 
-    120 s: longer than any pause of a working path.  More for sources which pause longer
+    120 s: longer than any pause of a working path.  Set more for sources that pause longer
     themselves; time in which this side does not read is not counted."""
 
     max_udp_payload_size: int | None = attrs.field(
@@ -213,15 +214,15 @@ class TransportConfig:
     max_idle_timeout: float = attrs.field(
         default=30.0, validator=_seconds(0.0, 86_400.0, exclusive=True, infinite=True)
     )
-    """Seconds without a word from the peer after which a connection ends with
-    :class:`~phoenix_trio.ConnectionTimedOut`; ``math.inf`` never.  The smaller
-    of both sides' values counts (RFC 9000 section 10.1)."""
+    """Seconds without a packet from the peer after which a connection ends with
+    :class:`~phoenix_trio.ConnectionTimedOut`; ``math.inf``: never.  The smaller of both
+    sides' values counts (RFC 9000 section 10.1)."""
 
     max_blocked_time: float = attrs.field(
         default=3600.0, validator=_seconds(0.0, 86_400.0, infinite=True)
     )
     """Seconds for which a peer that grants no credit may keep a connection on which data, or
-    a call to open a stream, waits for it (0 to 86,400, or ``math.inf``: for ever).
+    a call to open a stream, waits for credit (0 to 86,400, or ``math.inf``: for ever).
 
     Meanwhile the peer is told that this side is blocked (RFC 9000 section 4.1), its
     acknowledgements keep the connection alive, and a reader may pause for longer than
@@ -231,25 +232,25 @@ class TransportConfig:
     send buffers for ever."""
 
     close_linger: float = attrs.field(default=1.0, validator=_seconds(0.0, 60.0))
-    """Seconds for which the end of an endpoint's block, and so of ``open_connection``, waits
-    at most for peers to answer the goodbye (0 to 60; 0: not at all).
+    """The most seconds for which the end of an endpoint's block, and so of
+    ``open_connection``, waits for peers to answer the goodbye (0 to 60; 0: not at all).
 
-    Nothing acknowledges a CONNECTION_CLOSE, and a peer which misses it waits for its idle
+    Nothing acknowledges a CONNECTION_CLOSE, and a peer that misses it waits for its idle
     timeout.  So it is sent up to four times, about a round trip apart, until the peer
-    closes, too (RFC 9000 section 10.2).  1 s: all copies have left by then.  Peers which do
-    not answer cost three round trips.  A server which shuts down also waits so long at most
+    closes, too (RFC 9000 section 10.2).  1 s: all copies have left by then.  Peers that do
+    not answer cost three round trips.  A server that shuts down also waits at most this long
     for a peer to close a connection whose handler has finished."""
 
     handshake_timeout: float = attrs.field(
         default=10.0, validator=_seconds(0.0, 3600.0, exclusive=True)
     )
-    """Seconds which a handshake may take, on either side (more than 0, up to 3600).
+    """Seconds that a handshake may take, on either side (more than 0, up to 3600).
 
-    A server forgets the client then; a client's attempt ends with
+    After them a server forgets the client, and a client's attempt ends with
     :class:`~phoenix_trio.HandshakeTimedOut`, unless its caller's cancel scope or
-    `max_idle_timeout` has ended it before.  10 s, for both: a first flight that is lost four
-    times in a row still gets through, and a dead address is known soon.  More for paths of many
-    seconds."""
+    `max_idle_timeout` has ended it before.  10 s, for both: a first flight lost four times in
+    a row still gets through, and a dead address is known soon.  Set more for paths with round
+    trips of many seconds."""
 
     keep_alive: float | None = attrs.field(
         default=None,
@@ -258,8 +259,8 @@ class TransportConfig:
     """Seconds of silence after which a PING is sent (RFC 9000 section 10.1.2; more than 0,
     below `max_idle_timeout`); ``None``: never.
 
-    It is half of the effective idle timeout at most, which is the smaller of both sides'
-    values: 20 s becomes 7.5 s with a peer whose idle timeout is 15 s."""
+    In effect it is at most half of the effective idle timeout, which is the smaller of both
+    sides' values: 20 s becomes 7.5 s with a peer whose idle timeout is 15 s."""
 
     congestion_control: Literal["cubic", "reno"] = attrs.field(
         default="cubic", validator=attrs.validators.in_(("cubic", "reno"))
@@ -276,28 +277,28 @@ class TransportConfig:
         default="under-load", validator=attrs.validators.in_(("always", "under-load", "never"))
     )
     """When a server makes clients prove their address with a Retry packet
-    (RFC 9000 section 8.1.2), which costs them a round trip.
+    (RFC 9000 section 8.1.2), at the cost of a round trip.
 
     ``"under-load"``: while `retry_threshold`, `retry_admission_rate` or
-    `retry_failure_rate` is reached; and clients which have not proved their address never
-    take more than half of the places for handshakes and connections.  ``"never"`` leaves
+    `retry_failure_rate` is reached; clients that have not proved their address never take
+    more than half of the places for handshakes and connections.  ``"never"`` leaves
     a server open to floods from forged addresses."""
 
     retry_threshold: int = attrs.field(default=64, validator=_integer(0, 1_000_000))
-    """Unfinished handshakes from which on an endpoint is under load.
+    """Number of unfinished handshakes from which on an endpoint is under load.
 
-    A handshake which fails counts until its closing period is over (RFC 9000 section
+    A failed handshake counts until its closing period is over (RFC 9000 section
     10.2), about a second."""
 
     retry_admission_rate: int = attrs.field(default=500, validator=_integer(1, 1_000_000))
-    """Handshakes a second which an endpoint begins, on average, with clients that have not
-    proved their address (1 to 1,000,000); further ones make it be under load.
+    """Handshakes a second that an endpoint begins, on average, with clients that have not
+    proved their address (1 to 1,000,000); further ones put it under load.
 
     500: about what one processor core completes."""
 
     retry_failure_rate: int = attrs.field(default=20, validator=_integer(1, 1_000_000))
-    """Handshakes a second which may fail, on average, of clients that have not proved their
-    address (1 to 1,000,000); more make an endpoint be under load.
+    """Handshakes a second that may fail, on average, of clients that have not proved their
+    address (1 to 1,000,000); more put an endpoint under load.
 
     20: a failed handshake is rare among honest clients, and costs as much as a good one."""
 
@@ -307,45 +308,45 @@ class TransportConfig:
     max_handshakes_per_address: int | None = attrs.field(
         default=None, validator=attrs.validators.optional(_integer(1, 1_000_000))
     )
-    """Of these, how many clients at one address may have (1 to 1,000,000).  An address is an
-    IPv4 address, or an IPv6 /64 network.
+    """The most of these that clients at one address may have (1 to 1,000,000).  An address is
+    an IPv4 address, or an IPv6 /64 network.
 
     ``None``: any number while less than half of `max_handshakes` are taken, and a 64th
     of it (1 at least) beyond that.  So one address never takes more than half, and many
     clients behind one NAT notice nothing in quiet times.  `max_handshakes`: no limit, for a
-    server behind a proxy or load balancer, to which all clients have one address.
+    server behind a proxy or load balancer, where all clients have one address.
     Handshakes with forged addresses do not count."""
 
     max_failure_rate_per_address: int = attrs.field(default=50, validator=_integer(1, 1_000_000))
-    """Handshakes a second which may fail, on average, of clients at one address (1 to
+    """Handshakes a second that may fail, on average, of clients at one address (1 to
     1,000,000), while they follow each other closely; more are refused.
 
-    50: it costs a server less than a tenth of a processor core.  Raise it with
-    `max_handshakes_per_address`, where many clients have one address."""
+    50: it costs a server less than a tenth of a processor core.  Raise it together with
+    `max_handshakes_per_address` if many clients have one address."""
 
     max_connections: int = attrs.field(default=65_536, validator=_integer(1, 10_000_000))
-    """Connections an endpoint accepts at most at once; further ones are refused."""
+    """The most connections that an endpoint accepts at once; further ones are refused."""
 
     max_connections_per_address: int | None = attrs.field(
         default=None, validator=attrs.validators.optional(_integer(1, 10_000_000))
     )
-    """Of these, how many clients at one address may have (1 to 10,000,000); ``None``: any
+    """The most of these that clients at one address may have (1 to 10,000,000); ``None``: any
     number while less than half of `max_connections` are taken, and a 64th of it beyond that,
     as for `max_handshakes_per_address`.  A connection counts for the address from which it
-    was opened, also when its client migrates."""
+    was opened, even after its client has migrated."""
 
     accept_backlog: int = attrs.field(default=512, validator=_integer(1, 1_000_000))
-    """Established connections which wait for ``accept()`` at most; further ones are refused."""
+    """The most established connections that wait for ``accept()``; further ones are refused."""
 
     enable_datagrams: bool = attrs.field(default=True, validator=attrs.validators.instance_of(bool))
     """Whether unreliable datagrams (RFC 9221) are offered to the peer."""
 
     datagram_queue_length: int = attrs.field(default=256, validator=_integer(1, 1_000_000))
-    """Datagrams which a connection queues at most, each way.
+    """The most datagrams that a connection queues, each way.
 
-    Outgoing: ``send_datagram`` waits, ``send_datagram_nowait`` drops the oldest one of the
-    lowest priority.
-    Incoming: the oldest is dropped, also where `endpoint_receive_memory` has no room for
+    Outgoing: when the queue is full, ``send_datagram`` waits, and ``send_datagram_nowait``
+    drops the oldest one of the lowest priority.
+    Incoming: the oldest is dropped, also if `endpoint_receive_memory` has no room for
     as many bytes.  Drops are counted."""
 
     socket_buffer_size: int = attrs.field(
@@ -358,64 +359,66 @@ class TransportConfig:
     backlog_size: int = attrs.field(
         default=4 * MEBIBYTE, validator=_integer(64 * KIBIBYTE, 1024 * MEBIBYTE)
     )
-    """Bytes of received datagrams which an endpoint holds back at most (64 KiB to 1 GiB), a
+    """The most bytes of received datagrams that an endpoint holds back (64 KiB to 1 GiB), a
     quarter of them for one connection.
 
     Datagrams whose frames cost unusually much time wait here while other connections have
-    something to do; beyond it they are dropped, as by a socket whose buffer is full.
+    something to do.  Beyond the limit they are dropped, as by a socket whose buffer is full.
     Ordinary traffic never waits.  4 MiB: as much as `socket_buffer_size`."""
 
     enable_memory_pool: bool = attrs.field(
         default=True, validator=attrs.validators.instance_of(bool)
     )
-    """Whether datagrams are received into buffers which are used again, rather than into
-    new memory each time.
+    """Whether datagrams are received into buffers used again and again, rather than into new
+    memory each time.
 
-    It helps with large runs of packets in processes where the C library gives their memory
-    back to the system each time: 5 us a run of 64 KiB instead of 21.  Otherwise it makes
+    It helps with large runs of packets in processes whose C library gives the memory of such
+    runs back to the system each time: 5 us a run of 64 KiB instead of 21.  Otherwise it makes
     no difference (``docs/performance.md``).
     ``EndpointStatistics.pooled_receives`` counts."""
 
     memory_pool_size: int = attrs.field(
         default=1 * MEBIBYTE, validator=_integer(64 * KIBIBYTE, 16 * MEBIBYTE)
     )
-    """Bytes of these buffers which an endpoint uses at most, in units of 64 KiB (64 KiB to
+    """The most bytes of these buffers that an endpoint uses, in units of 64 KiB (64 KiB to
     16 MiB).  They are made when first needed, and shared by all endpoints of a thread.
 
     An endpoint reads up to 16 runs of packets at once, whatever this size is, and provides
-    64 KiB for each.  So 1 MiB serves all of them, and more is never used; with less, the
-    runs beyond it are received into new memory."""
+    64 KiB for each.  So 1 MiB serves all of them, and more is never used; with less, further
+    runs are received into new memory."""
 
     enable_zero_copy: bool = attrs.field(default=True, validator=attrs.validators.instance_of(bool))
-    """Whether what ``send_all`` is given is kept as it is until the peer has acknowledged it.
+    """Whether data given to ``send_all`` is kept as it is until the peer has acknowledged it.
 
     It applies to ``bytes``, and memoryviews of ``bytes``, from 16 KiB on; these are copied
     only into packets, which saves a third of the sender's processor time with large packets
-    and a tenth with small ones (``docs/performance.md``).  What can still be changed (a
-    ``bytearray``, a ``memoryview`` of one) is always copied, as the caller may use it again
-    at once; what is smaller is joined, which is cheaper.
+    and a tenth with small ones (``docs/performance.md``).  Mutable data (a ``bytearray``, a
+    ``memoryview`` of one) is always copied, as the caller may use it again at once; smaller
+    data is joined, because that is cheaper.
     ``ConnectionStatistics.zero_copy_operations`` counts.  ``False`` copies everything, so
-    that a large object of which a part was sent is not kept alive by it."""
+    that sending a part of a large object does not keep the whole object in memory."""
 
     preferred_version: Literal[1, 2] = attrs.field(default=1, validator=_integer(1, 2))
     """Client: the QUIC version to use if the server knows it, 1 (RFC 9000) or 2 (RFC 9369).
 
-    The first packets are of version 1, unless a session of version 2 is resumed; a server
-    which knows version 2 goes over to it in its answer (RFC 9368 section 2.3), so asking for
-    it costs no round trip with any server.  Servers take both, and what the client prefers.
-    1: version 2 has the same properties, and some networks let only what they know through."""
+    The first packets are of version 1, unless a session of version 2 is resumed.  A server
+    that knows version 2 goes over to it in its answer (RFC 9368 section 2.3), so asking for
+    it costs no round trip with any server.  Servers take both, and follow the client's
+    preference.  1: version 2 has the same properties, and some networks pass only the
+    version they know."""
 
     enable_ecn: bool = attrs.field(default=True, validator=attrs.validators.instance_of(bool))
     """Whether packets are marked as ECN-capable (RFC 9000 section 13.4), so that routers can
-    signal congestion without dropping them.  A path or peer which does not report marks
-    truly is found out, and not marked any more.  Marks received are always reported."""
+    signal congestion without dropping them.  If a path or peer does not report marks
+    truly, that is detected, and its packets are no longer marked.  Marks received are always
+    reported."""
 
     stateless_reset_key: bytes | None = attrs.field(
         default=None,
         repr=False,
         validator=attrs.validators.optional(attrs.validators.instance_of(bytes)),
     )
-    """Secret from which stateless reset tokens are derived (RFC 9000 section 10.3.2), at
+    """Secret for deriving stateless reset tokens (RFC 9000 section 10.3.2), at
     least 16 bytes.  ``None``: derived from the server's private key, so that a
     restarted server still resets its old connections; random for clients."""
 
@@ -424,8 +427,8 @@ class TransportConfig:
         converter=attrs.Converter(_path, takes_field=True),  # type: ignore[misc]
     )
     """Append TLS secrets to this file (NSS key log format, for Wireshark).
-    ``None``: the environment's ``SSLKEYLOGFILE``, if set.  Whoever reads the
-    file can decrypt the traffic."""
+    ``None``: the environment's ``SSLKEYLOGFILE``, if set.  With this file one
+    can decrypt the traffic."""
 
     qlog_dir: str | None = attrs.field(
         default=None,
@@ -436,12 +439,12 @@ class TransportConfig:
 
     @classmethod
     def realtime(cls) -> TransportConfig:
-        """Voice, games, control: little data, and what is late is worth nothing.
+        """Voice, games, control: little data, worthless when late.
 
-        - `send_buffer_size` 256 KiB, `stream_send_buffer_size` 64 KiB: what waits here is
+        - `send_buffer_size` 256 KiB, `stream_send_buffer_size` 64 KiB: data that waits here is
           late already; ``send_all`` should say so early.
         - `datagram_queue_length` 64: the oldest of more would be late as well.
-        - `batch_delay` 0, `batch_bytes` 1200: nothing waits for company longer than a
+        - `batch_delay` 0, `batch_bytes` 1200: no message waits for others longer than a
           turn, and a batch fits into one packet of any path.
         - `keep_alive` 5 s, `max_idle_timeout` 15 s: a lost peer is noticed soon, and
           firewalls do not forget the flow.
@@ -464,14 +467,14 @@ class TransportConfig:
 
     @classmethod
     def high_throughput(cls) -> TransportConfig:
-        """Files, backups, replication: as much as the path takes.
+        """Files, backups, replication: as much as the path carries.
 
         - `send_buffer_size` and `receive_buffer_size` 64 MiB, 32 MiB a stream: a gigabit
           over half a second of round trip, or ten over 50 ms.
         - `endpoint_receive_memory` and `endpoint_send_memory` 1 GiB: a few such connections
           at once.
         - `socket_buffer_size` 16 MiB: a burst of a whole window finds room in the kernel,
-          if it grants so much (``net.core.rmem_max``).
+          if the kernel grants so much (``net.core.rmem_max``).
         - `batch_bytes` 256 KiB, `batch_delay` 10 ms: full batches rather than early ones.
         - `multiplexed_connections` 8: on lossy paths each has its own congestion window.
         """
@@ -498,7 +501,7 @@ class TransportConfig:
           besides the endpoint's memory.
         - `max_bidirectional_streams` and `max_unidirectional_streams` 16: readings share
           a stream in batches.
-        - `batch_delay` 0.1 s: hundreds of readings a packet, and nobody looks sooner.
+        - `batch_delay` 0.1 s: hundreds of readings a packet, and readers look less often.
         - `keep_alive` 25 s, `max_idle_timeout` 90 s: one small packet within the 30 s
           after which many firewalls forget; three may be lost.
         - `max_message_size` 64 KiB: a reading is never larger.
@@ -523,9 +526,9 @@ class TransportConfig:
     def video(cls) -> TransportConfig:
         """Live pictures: a steady rate of megabits, where a late frame is worse than a lost one.
 
-        - `send_buffer_size` 2 MiB: half a second at 32 Mbit/s; a source which finds it full
+        - `send_buffer_size` 2 MiB: half a second at 32 Mbit/s; a source that finds it full
           lowers its rate instead of falling behind.
-        - `receive_buffer_size` 8 MiB: a key frame and what follows while it is decoded.
+        - `receive_buffer_size` 8 MiB: a key frame, and the frames after it while it is decoded.
         - `datagram_queue_length` 512: a key frame in datagrams is some hundred of them.
         - `batch_delay` 5 ms: less than a frame's time at 120 a second.
         - `keep_alive` 5 s, `max_idle_timeout` 15 s: as for speech.

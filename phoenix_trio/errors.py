@@ -1,11 +1,11 @@
 """Every exception a connection or stream can raise, and the codes they carry.
 
-Floor 0: plain exceptions, no I/O.  Trio has three kinds of resource error and
-so do we: :class:`trio.ClosedResourceError` (closed on this side),
+Floor 0: plain exceptions, no I/O.  Trio has three kinds of resource error, and so does this
+library: :class:`trio.ClosedResourceError` (closed on this side),
 :class:`trio.BusyResourceError` (two tasks in one method) and
 :class:`trio.BrokenResourceError` (anything the network or the peer did).  The
-classes below are all of the last kind, so code which knows only Trio handles
-them; code which wants the cause reads the type and its attributes.
+classes below are all of the last kind, so code that knows only Trio handles
+them; code that needs the cause reads the type and its attributes.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ __all__ = [
 
 
 class ApplicationErrorCode(IntEnum):
-    """Application error codes (RFC 9000 section 20.2) which this library sends by itself.
+    """Application error codes (RFC 9000 section 20.2) that this library sends by itself.
 
     They appear in CONNECTION_CLOSE, RESET_STREAM and STOP_SENDING.  A program
     with a protocol of its own passes its own codes to ``aclose``, ``abort``,
@@ -56,10 +56,10 @@ class ApplicationErrorCode(IntEnum):
     """
 
     NO_ERROR = 0x0
-    """A clean close; also STOP_SENDING for a receiver which was closed early."""
+    """A clean close; also STOP_SENDING for a receiver that was closed early."""
 
     CANCELLED = 0x1
-    """The task which used the stream or connection left it by an exception or cancellation."""
+    """The task that used the stream or connection left it by an exception or cancellation."""
 
     HANDLER_CRASHED = 0x2
     """A server's handler raised; the exception's text is never sent."""
@@ -71,10 +71,10 @@ class ApplicationErrorCode(IntEnum):
     """A frame, a message or all of a stream was above the receiver's limit."""
 
     MALFORMED = 0x5
-    """The application layer could not parse what it received."""
+    """The application layer could not parse the data it received."""
 
     UNSUPPORTED = 0x6
-    """What was received needs something which this side does not have, as a compression."""
+    """The data received needs a feature, such as a compression, that this side does not have."""
 
     SOURCE_FAILED = 0x7
     """The source of a sequence raised in the middle; the exception's text is never sent."""
@@ -84,7 +84,7 @@ class ApplicationErrorCode(IntEnum):
 
     NOT_PROCESSED = 0x1CE5_A7F3
     """The stream, or the whole connection, was not handed to the application, and no further
-    stream will be: its side is shutting down, or has no room.  Sending again on another
+    stream will be, because the peer is shutting down or has no room.  Sending again on another
     connection is safe.  Drawn at random, so that another protocol's code is not taken for it."""
 
 
@@ -93,15 +93,15 @@ class ShuttingDown(trio.ClosedResourceError):
 
 
 class ConnectionBroken(trio.BrokenResourceError):
-    """A connection has ended, and not because this side closed it in good order.
+    """A connection has ended, other than by a close in good order on this side.
 
     Attributes:
-      error_code: the code of the CONNECTION_CLOSE, or ``None`` where there was none.
+      error_code: the code of the CONNECTION_CLOSE, or ``None`` if there was none.
       reason: the reason phrase, possibly empty.  Text from the peer is untrusted.
       by_peer: whether the peer ended it.
       is_application: whether `error_code` is an application code (RFC 9000
         section 20.2) rather than a transport code (section 20.1).
-      processed: ``False``: the peer's application has seen nothing of what the failed call
+      processed: ``False``: the peer's application has seen nothing that the failed call
         sent, so that sending it again is safe; ``None``: that is not known.
     """
 
@@ -186,13 +186,13 @@ class CertificateExpired(HandshakeFailed):
 
 
 class CertificateNameMismatch(HandshakeFailed):
-    """The peer's certificate is valid, but for other names than the one dialled."""
+    """The peer's certificate is valid, but not for the name that was dialled."""
 
     default_alert = 42
 
 
 class CertificatePinMismatch(HandshakeFailed):
-    """The peer's certificate is not the one that was pinned by its SHA-256 fingerprint."""
+    """The peer's certificate is not the one pinned by its SHA-256 fingerprint."""
 
     default_alert = 42
 
@@ -208,10 +208,10 @@ class HandshakeTimedOut(HandshakeFailed):
 
 
 class ServerUnreachable(HandshakeFailed):
-    """The network says that nothing arrives at the server: nothing listens on its port, say.
+    """The network reports that nothing arrives at the server, for instance a closed port.
 
-    That word comes as an ICMP message on Linux, or from this host's own routes.  It counts
-    only before the server has answered, and if it tells of a datagram which was sent.
+    On Linux the report is an ICMP message, or comes from this host's own routes.  It counts
+    only before the server has answered, and only if it is about a datagram sent earlier.
 
     Attributes:
       errno: the system's number of the error, one of :mod:`errno`: ``ECONNREFUSED`` if nothing
@@ -229,9 +229,9 @@ class VersionNegotiationFailed(HandshakeFailed):
 
 
 class ConnectionRefused(HandshakeFailed):
-    """The server refused the connection, for instance since it is full (RFC 9000 section 20.1).
+    """The server refused the connection, for instance because it is full (RFC 9000 section 20.1).
 
-    It has answered; where no server listens at all, see :class:`ServerUnreachable`.
+    The server has answered; if no server listens at all, see :class:`ServerUnreachable`.
     """
 
 
@@ -240,7 +240,7 @@ class StreamBroken(trio.BrokenResourceError):
 
     Attributes:
       stream_id: the stream's ID.
-      error_code: the application error code which the peer sent.
+      error_code: the application error code that the peer sent.
       processed: ``False``: the peer's application has seen nothing of the stream, so that
         sending it again is safe; ``None``: that is not known.
     """
@@ -254,7 +254,7 @@ class StreamBroken(trio.BrokenResourceError):
 
 
 class StreamReset(StreamBroken):
-    """Receiving: the peer reset the stream (RESET_STREAM); what was unread is discarded."""
+    """Receiving: the peer reset the stream (RESET_STREAM); unread data is discarded."""
 
 
 class StreamStopped(StreamBroken):
@@ -268,10 +268,10 @@ class MessageRefusedByPeer(StreamStopped):
 
     Attributes:
       stream_id: the stream's ID.
-      error_code: why, an :class:`ApplicationErrorCode` where the peer uses one.
-      size: the size of the message in bytes, before compression.  Of a sequence or a batching
-        channel it is the largest item which was sent.
-      limit: the largest message which the peer takes, in bytes; ``None``: it did not say.
+      error_code: why, an :class:`ApplicationErrorCode` if the peer uses one.
+      size: the size of the message in bytes, before compression.  For a sequence or a batching
+        channel it is the size of the largest item sent.
+      limit: the largest message that the peer takes, in bytes; ``None``: it did not say.
     """
 
     def __init__(
@@ -285,12 +285,12 @@ class MessageRefusedByPeer(StreamStopped):
 class StreamTooLarge(trio.BrokenResourceError):
     """The peer sent more on a stream than the receiving call takes; the connection goes on.
 
-    What had arrived was discarded, and the peer was told to stop.
+    The data that had arrived was discarded, and the peer was told to stop.
 
     Attributes:
       stream_id: the stream's ID.
       maximum: the limit, in bytes.
-      code: the application error code which the peer was told.
+      code: the application error code that the peer was told.
     """
 
     def __init__(self, message: str, *, stream_id: int, maximum: int, code: int) -> None:
@@ -304,10 +304,10 @@ class MessageRefused(trio.BrokenResourceError):
     """A message could not be taken in; the connection and other messages go on.
 
     Attributes:
-      code: what the sender was told, an :class:`ApplicationErrorCode`.
+      code: the code that the sender was told, an :class:`ApplicationErrorCode`.
       size: bytes of the message as its sender announced them; ``None``: it did not, or the
         size is not the reason.
-      limit: the largest message which is taken, in bytes; ``None`` where `size` is.
+      limit: the largest message taken, in bytes; ``None`` if `size` is ``None``.
     """
 
     def __init__(
@@ -325,12 +325,12 @@ class MessageRefused(trio.BrokenResourceError):
 
 
 class MessageTooLarge(ValueError):
-    """A message, or an item, is above the limit which its receiver announced, or which was set
-    here; it was not sent.
+    """A message, or an item, is above the limit announced by its receiver, or set on this
+    side; it was not sent.
 
     Attributes:
       size: the size of the message in bytes, before compression.
-      limit: the largest message which can be sent, in bytes.
+      limit: the largest message that can be sent, in bytes.
     """
 
     def __init__(self, size: int, limit: int, *, whose: str = "the peer's limit") -> None:
@@ -350,7 +350,7 @@ class DatagramTooLarge(ValueError):
 
     Attributes:
       size: the size of the refused payload in bytes.
-      maximum: the largest payload which can be sent at present, in bytes.
+      maximum: the largest payload that can be sent at present, in bytes.
     """
 
     def __init__(self, size: int, maximum: int) -> None:

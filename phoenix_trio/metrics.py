@@ -1,6 +1,6 @@
-"""Statistics as frozen snapshots: plain numbers with units, nothing that changes under the reader.
+"""Statistics as frozen snapshots: plain numbers with units.
 
-Floor 0: data only.  The engine and the endpoint count; these classes carry.
+Floor 0: data only.  The engine and the endpoint do the counting.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ __all__ = [
 class ConnectionStatistics:
     """One connection's counters and estimates at one moment.
 
-    Bytes are UDP payload bytes where the name says ``datagram`` or nothing
-    else, stream bytes where it says ``stream``; times are in seconds.
+    Bytes are UDP payload bytes if the name says ``datagram`` or nothing else, and
+    stream bytes if it says ``stream``; times are in seconds.
     """
 
     bytes_sent: int
@@ -39,7 +39,7 @@ class ConnectionStatistics:
     packets_acknowledged: int
     packets_lost: int
     """Packets declared lost by acknowledgement or time threshold (RFC 9002 section 6.1),
-    and those which a probe timeout gave up."""
+    and those given up by a probe timeout."""
     stream_bytes_sent: int
     """Bytes the application wrote to streams."""
     stream_bytes_acknowledged: int
@@ -47,9 +47,9 @@ class ConnectionStatistics:
     stream_bytes_received: int
     """In-order stream bytes received."""
     stream_bytes_read: int
-    """Stream bytes which the application has read or discarded; flow-control credit follows it."""
+    """Stream bytes that the application has read or discarded; flow-control credit follows it."""
     zero_copy_operations: int
-    """Writes to streams which were kept as they are, without a copy into the send buffer
+    """Writes to streams kept as they are, without a copy into the send buffer
     (``TransportConfig.enable_zero_copy``).  A write larger than the room in the buffer is
     taken in parts, and each part counts."""
     streams_opened: int
@@ -59,9 +59,9 @@ class ConnectionStatistics:
     datagrams_sent: int
     """RFC 9221 datagrams put into packets."""
     datagrams_lost: int
-    """Of these, those in packets which count in `packets_lost`; a few may arrive late.
+    """Of these, those in packets that count in `packets_lost`; a few may arrive late.
 
-    What is acknowledged has arrived at the peer's QUIC, not in its application (RFC 9221
+    An acknowledged datagram has arrived at the peer's QUIC, not in its application (RFC 9221
     section 5.2)."""
     datagrams_lost_by_priority: Mapping[int, int] = attrs.field(hash=False)
     """The same for each priority of which any was lost (``send_datagram(priority=...)``): a
@@ -80,16 +80,16 @@ class ConnectionStatistics:
     rtt_smoothed: float | None
     rtt_variance: float | None
     congestion_window: int
-    """Bytes which may be in flight."""
+    """Bytes that may be in flight."""
     bytes_in_flight: int
     path_mtu: int
     """The largest UDP payload sent on this path, in bytes."""
     probe_timeouts: int
-    """Probe timeouts which fired (RFC 9002 section 6.2)."""
+    """Probe timeouts that fired (RFC 9002 section 6.2)."""
     send_buffer_bytes: int
     """Stream bytes held for sending: unsent and unacknowledged."""
     receive_buffer_bytes: int
-    """Stream bytes received which the application has not read."""
+    """Stream bytes received that the application has not read."""
     receive_window: int
     """The connection's flow-control window at present, in bytes."""
     flow_control_stalls: int
@@ -97,12 +97,12 @@ class ConnectionStatistics:
     stream_credit_stalls: int
     """Times opening a stream had to wait for the peer's permission."""
     key_updates: int
-    """Key updates which this side began (RFC 9001 section 6)."""
+    """Key updates begun by this side (RFC 9001 section 6)."""
     ecn_validated: bool
-    """Whether what is sent carries ECN marks, the path and the peer having proved to report
+    """Whether packets are sent with ECN marks, the path and the peer having proved to report
     them (RFC 9000 section 13.4)."""
     ecn_congestion_signals: int
-    """Acknowledgements which reported new marks of congestion."""
+    """Acknowledgements that reported new marks of congestion."""
 
 
 @attrs.frozen(kw_only=True)
@@ -116,50 +116,50 @@ class EndpointStatistics:
     send_blocked: int
     """Times the socket's send buffer was full."""
     send_calls: int
-    """System calls which sent something; with GSO one call sends many datagrams."""
+    """System calls that sent something; with GSO one call sends many datagrams."""
     receive_calls: int
     """The same for receiving, with GRO."""
     pooled_receives: int
-    """Receiving calls which used memory again (``TransportConfig.enable_memory_pool``)."""
+    """Receiving calls that used memory again (``TransportConfig.enable_memory_pool``)."""
     soft_errors: int
     """Datagrams the kernel refused for a passing reason (unreachable, too large, no buffers)."""
     datagrams_unroutable: int
     """Datagrams for no connection of ours, malformed ones included."""
     receives_dropped: int
-    """Datagrams, or runs of them, which were dropped because their connection cost others too
+    """Datagrams, or runs of them, dropped because their connection cost others too
     much time (``TransportConfig.backlog_size``)."""
     connections: int
-    """Connections which are open at present, handshakes included."""
+    """Connections open at present, handshakes included."""
     handshakes: int
-    """Incoming handshakes under way at present; one which fails counts until its closing
+    """Incoming handshakes under way at present; a failed one counts until its closing
     period is over (RFC 9000 section 10.2)."""
     connections_accepted: int
     """Incoming connections whose handshake was completed."""
     connections_refused: int
     """Incoming connections refused because a limit was reached."""
     handshakes_failed: int
-    """Incoming handshakes which failed or timed out."""
+    """Incoming handshakes that failed or timed out."""
     retries_sent: int
     version_negotiations_sent: int
     stateless_resets_sent: int
     stateless_resets_received: int
     receive_memory_used: int
-    """Bytes which peers may send, or have sent, and the application has not read, above each
+    """Bytes that peers may send, or have sent, and the application has not read, above each
     connection's minimum."""
     receive_memory_limit: int
     """``TransportConfig.endpoint_receive_memory``."""
     send_memory_used: int
-    """Bytes set aside for what peers have not acknowledged, above each connection's minimum."""
+    """Bytes set aside for data not acknowledged by peers, above each connection's minimum."""
     send_memory_limit: int
     """``TransportConfig.endpoint_send_memory``."""
 
 
 @attrs.frozen(kw_only=True)
 class ConnectionMetrics:
-    """What an application wants to know of one connection at one moment.
+    """The main figures of one connection at one moment, for applications.
 
-    Bytes are stream bytes, counted where they count: sent ones when the peer has
-    acknowledged them, received ones when the application has read them.
+    Bytes are stream bytes: sent bytes count when the peer has acknowledged them, received bytes
+    when the application has read them.
     """
 
     bytes_sent: int
@@ -170,7 +170,7 @@ class ConnectionMetrics:
     messages_sent: int
     messages_received: int
     messages_refused: int
-    """Incoming ones which were too large, malformed or not supported."""
+    """Incoming messages that were too large, malformed or not supported."""
     send_rate: float
     """Bits a second, over the time between looks, ten seconds at most."""
     receive_rate: float
@@ -181,7 +181,7 @@ class ConnectionMetrics:
     is_draining: bool
     """Whether one side has said that it wants no further streams."""
     statistics: ConnectionStatistics
-    """Everything else."""
+    """All other figures."""
 
 
 @attrs.frozen(kw_only=True)
@@ -210,23 +210,23 @@ class TransportStatistics:
     """As in :class:`ConnectionStatistics`, of all connections so far."""
     packets_lost: int
     incoming_transfers: int
-    """Striped transfers which are under way."""
+    """Striped transfers under way."""
     outgoing_transfers: int
     handlers_cancelled: int
-    """Handlers of servers so far which had not finished at the end of a grace period."""
+    """Handlers of servers so far that had not finished at the end of a grace period."""
 
 
 @final
 class RateWindow:
-    """A rate over a sliding window, of a counter which somebody looks at now and then.
+    """The rate of a counter over a sliding window.
 
-    There is no task and no timer behind it: the looks themselves are the samples.  The
-    rate is that since the oldest look which is no older than `seconds`, or since the last
-    one where all are older; the first is since the beginning.
+    There is no task and no timer behind it: the calls of :meth:`rate` are the samples.  The
+    rate is taken since the latest call at least `seconds` ago, or since the oldest one if all are
+    more recent; the first is taken since the beginning.
 
     Args:
       now: the time, in seconds.
-      seconds: how far back.
+      seconds: the length of the window.
     """
 
     __slots__ = ("_samples", "_seconds")
@@ -236,12 +236,12 @@ class RateWindow:
         self._samples: deque[tuple[float, int]] = deque([(now, 0)])
 
     def rate(self, now: float, count: int) -> float:
-        """A second, until `now`, when the counter is at `count`."""
+        """The rate a second until `now`, when the counter is at `count`."""
         samples = self._samples
         while len(samples) > 1 and samples[1][0] <= now - self._seconds:
             samples.popleft()
         since, before = samples[0]
-        # Looks in quick succession would only fill the window.
+        # Calls in quick succession would only fill the window.
         if now - samples[-1][0] >= self._seconds / 50:
             samples.append((now, count))
         return (count - before) / (now - since) if now > since else 0.0

@@ -1,6 +1,6 @@
-"""How does OpenTelemetry see a transport?  ``pip install "phoenix-trio[opentelemetry]"``.
+"""Gives a transport's statistics to OpenTelemetry: ``pip install "phoenix-trio[opentelemetry]"``.
 
-Floor 5.  Observable instruments, which are asked when the application's reader collects;
+Floor 5.  Observable instruments, read when the application's reader collects;
 nothing is counted, or runs, in between.
 """
 
@@ -37,7 +37,7 @@ def observe(transport: PhoenixTransport, meter: Meter) -> None:
     """Make instruments ``phoenix_trio.*`` of `meter` for `transport`.
 
     All have the attribute ``transport``, with the transport's name.  Call it in the Trio
-    task which uses the transport; readers may collect in any thread, and ask the Trio loop
+    task that uses the transport; readers may collect in any thread, and ask the Trio loop
     for a snapshot then.
     """
     snapshot = Look(transport.stats)

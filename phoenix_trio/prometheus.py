@@ -1,6 +1,6 @@
-"""How does Prometheus see a transport?  ``pip install "phoenix-trio[prometheus]"``.
+"""Gives a transport's statistics to Prometheus: ``pip install "phoenix-trio[prometheus]"``.
 
-Floor 5.  A collector for the official client: figures are made when they are scraped, and
+Floor 5.  A collector for the official client.  It makes the figures when they are scraped;
 nothing is counted, or runs, in between.
 """
 
@@ -49,14 +49,14 @@ _POOL_COUNTERS = (
 class PhoenixCollector(Collector):
     """Gives the statistics of transports to a registry of ``prometheus_client``.
 
-    ``REGISTRY.register(PhoenixCollector(phoenix))``, in the Trio task which uses the
+    ``REGISTRY.register(PhoenixCollector(phoenix))``, in the Trio task that uses the
     transport; ``prometheus_client.start_http_server()`` then serves them from a thread,
     and each scrape asks the Trio loop for a snapshot.  Series have the label ``transport``,
     with the transport's name.
 
     Args:
       transports: one or more; their names have to differ.
-      timeout: seconds which a scrape from another thread waits for the loop at most;
+      timeout: the most seconds for which a scrape from another thread waits for the loop;
         after that, as when the loop has ended, the last figures are given again.
 
     Raises:
@@ -72,7 +72,7 @@ class PhoenixCollector(Collector):
         )
 
     def collect(self) -> Iterator[Metric]:
-        """Called by the registry, in any thread."""
+        """Make the figures; the registry calls this in any thread."""
         found = self._look()
         latency = GaugeMetricFamily(
             "phoenix_trio_latency_seconds", "Mean smoothed round-trip time.", labels=["transport"]

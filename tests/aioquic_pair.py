@@ -1,7 +1,7 @@
 """Our engine and an unmodified aioquic connection, in memory and in virtual time.
 
-For tests which take aioquic as the other half of the protocol: what it says is understood,
-and what it is told, too.  Nothing of aioquic is changed or reached into.
+For tests with aioquic as the other half of the protocol: each side has to understand the
+other.  aioquic is neither changed nor accessed beyond its public interface.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from tests.support import (
 
 _Kind = TypeVar("_Kind", bound=stock_events.QuicEvent)
 
-#: aioquic compares times where it has added one, so that rounding can make its timer fire
-#: for nothing at exactly its time.
+#: aioquic compares times to which it has added one before, so rounding can make its timer fire
+#: to no effect at exactly its time.
 _SLACK = 1e-6
 
 
 @attrs.define
 class Tickets:
-    """Session tickets of an aioquic server, and those which an aioquic client was given."""
+    """Session tickets of an aioquic server, and those given to an aioquic client."""
 
     issued: dict[bytes, SessionTicket] = attrs.field(factory=dict)
     taken: list[SessionTicket] = attrs.field(factory=list)
@@ -118,7 +118,7 @@ class AioquicPair:
         self.batching = 0.0
         """Datagrams arrive at multiples of so many seconds."""
         self.sent: Callable[[bytes], object] = lambda data: None
-        """Told each datagram which our engine sends, in the moment in which it does."""
+        """Called with each datagram that our engine sends, in the moment of sending."""
         self.client_address: tuple[str, int] = (CLIENT, 5000)
         self._config = config or phoenix_trio.TransportConfig()
         self._tls = tls
@@ -215,7 +215,7 @@ class AioquicPair:
     # -------------------------------------------------------------- time
 
     def flush(self) -> None:
-        """Put on the wire what both sides have to send now."""
+        """Put on the wire all datagrams that both sides have to send now."""
         if self._ours is not None:
             self._flush_ours(self._ours)
         if self._theirs is not None:
@@ -246,14 +246,14 @@ class AioquicPair:
             heapq.heappush(self._wire, (arrival, self._sequence, to_ours, data, source))
 
     def _arrive(self, data: bytes, source: tuple[str, int]) -> None:
-        """A datagram for aioquic."""
+        """Hand a datagram to aioquic."""
         if self._theirs is None:
             self._theirs = Stock(self._make_stock_server(data))
         self._theirs.connection.receive_datagram(data, source, self.now)
         self._theirs.gather()
 
     def _arrive_together(self, datagrams: list[bytes], source: tuple[str, int]) -> None:
-        """Datagrams for our engine, as a kernel with GRO hands them over."""
+        """Hand datagrams to our engine, as a kernel with GRO does."""
         if self._ours is None:
             self._ours = self._make_own_server(datagrams[0])
         data, at = b"".join(datagrams), 0
@@ -262,7 +262,7 @@ class AioquicPair:
         self._ours.gather(self.now)
 
     def _deliver(self) -> None:
-        """Hand over what is due; what is for us in runs of one size, the last may be shorter."""
+        """Hand over due datagrams; those for us in runs of one size, the last may be shorter."""
         run: list[bytes] = []
         origin = self.client_address
         while self._wire and self._wire[0][0] <= self.now:

@@ -1,6 +1,6 @@
-"""What all tests share: the `--soak` option, hypothesis profiles, and the rule that
-interoperability tests do not skip where their peers are installed.  For everybody
-who runs or writes tests; knows nothing of phoenix_trio itself.
+"""Settings of all tests: the `--soak` option, hypothesis profiles, and the rule that
+interoperability tests do not skip if their peers are installed.  Knows nothing of
+phoenix_trio itself.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Generator
 import pytest
 from hypothesis import HealthCheck, settings
 
-# Random each time, so that machines keep exploring; a failure prints the blob which
+# Random each time, so that machines keep exploring; a failure prints the blob that
 # `@reproduce_failure` takes, and the local example database replays it on the next run.
 # No deadline: the time of one example says more about the machine than about the code.
-# (`derandomize` is spelled out because hypothesis turns it on where it detects a CI.)
+# (`derandomize` is spelled out because hypothesis turns it on when it detects a CI.)
 settings.register_profile("default", deadline=None, print_blob=True, derandomize=False)
 settings.register_profile(
     "ci",
@@ -50,7 +50,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     for item in items:
         if item.get_closest_marker("soak") is not None:
-            # In front, so that a test which is both soak and interop skips for this reason.
+            # In front: a test with both marks, soak and interop, then skips for this reason.
             item.add_marker(pytest.mark.skip(reason="needs --soak"), append=False)
 
 
@@ -68,7 +68,7 @@ def pytest_runtest_makereport(
     ):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
         if str(reason).removeprefix("Skipped: ").startswith("absent: "):
-            return report  # said by the matrix of a peer which could not be installed
+            return report  # reported by the matrix for a peer that could not be installed
         report.outcome = "failed"
         report.longrepr = (
             f"{item.nodeid} was skipped ({reason}), but PHOENIX_REQUIRE_INTEROP=1 says that "

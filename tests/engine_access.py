@@ -1,8 +1,8 @@
 """Reads and changes the state of an engine, for tests.
 
 Tests use an engine's public methods and its statistics; for anything else they use this
-module, and :mod:`tests.engine_packets` for packets with its keys.  Each function speaks of
-QUIC, not of how the engine keeps it.
+module, and :mod:`tests.engine_packets` for packets with its keys.  Each function is named in
+terms of QUIC, not of the engine's data structures.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Address = tuple[Any, ...]
 #: Numbers of cipher suites (RFC 8446 appendix B.4).
 AES_128, AES_256, CHACHA20 = 0x1301, 0x1302, 0x1303
 
-#: What a connection is made of, below its Trio half.
+#: The classes of a connection's objects, below its Trio half.
 ENGINE_CLASSES = (Engine, State, Handshake, tls.Context, SendStream, ReceiveStream)
 
 
@@ -50,14 +50,14 @@ def has_engine(connection: phoenix_trio.QuicConnection) -> bool:
 
 
 def engine_of(connection: phoenix_trio.QuicConnection) -> Engine:
-    """The engine of a connection which has not ended."""
+    """The engine of a connection that is still alive."""
     engine = connection._engine
     assert isinstance(engine, Engine), "the connection has ended"
     return engine
 
 
 def statistics(engine: Engine) -> ConnectionStatistics:
-    """The engine's part of a connection's statistics: what the Trio half counts is 0."""
+    """The engine's part of a connection's statistics: counts of the Trio half are 0."""
     return engine.statistics(
         datagrams_dropped_incoming=0,
         flow_control_stalls=0,
@@ -70,7 +70,7 @@ def statistics(engine: Engine) -> ConnectionStatistics:
 
 
 def next_packet_number(engine: Engine, level: Level = Level.ONE_RTT) -> int:
-    """The number of the packet which the engine sends next, if it does not skip it."""
+    """The number of the packet that the engine sends next, if it does not skip it."""
     if level in (Level.ZERO_RTT, Level.ONE_RTT):
         return engine.state.recovery.next_number
     return _space(engine, level).next_number
@@ -90,12 +90,12 @@ def leave_out_numbers(engine: Engine, count: int) -> None:
 
 
 def skipped_numbers(engine: Engine) -> SkippedNumbers:
-    """The packet numbers which the engine leaves out (RFC 9000 section 21.4)."""
+    """The packet numbers that the engine leaves out (RFC 9000 section 21.4)."""
     return engine.state.recovery.skipped
 
 
 def set_skipped_numbers(engine: Engine, skipped: SkippedNumbers) -> None:
-    """Let the engine leave out the packet numbers which `skipped` chooses."""
+    """Let the engine leave out the packet numbers that `skipped` chooses."""
     engine.state.recovery.skipped = skipped
 
 
@@ -103,12 +103,12 @@ def set_skipped_numbers(engine: Engine, skipped: SkippedNumbers) -> None:
 
 
 def largest_received(engine: Engine) -> int:
-    """The largest number of a 1-RTT packet which was received."""
+    """The largest number of a 1-RTT packet received."""
     return engine.state.received.largest
 
 
 def received_ranges(engine: Engine, level: Level = Level.ONE_RTT) -> list[range]:
-    """The packet numbers which the engine would acknowledge, ascending."""
+    """The packet numbers that the engine would acknowledge, ascending."""
     return list(_received(engine, level).to_acknowledge)
 
 
@@ -124,7 +124,7 @@ def make_acknowledgement_due(engine: Engine, at: float | None) -> None:
 
 
 def set_ack_delay(engine: Engine, seconds: float) -> None:
-    """Let the engine's acknowledgements wait so long for company (RFC 9000 section 13.2.1)."""
+    """Let the engine delay acknowledgements by so many seconds (RFC 9000 section 13.2.1)."""
     engine.state.received.ack_delay = seconds
 
 
@@ -147,7 +147,7 @@ def _received(engine: Engine, level: Level) -> ReceivedPackets:
 
 
 def remembered_packets(engine: Engine, level: Level = Level.ONE_RTT) -> list[int]:
-    """The numbers of the packets sent which are neither acknowledged, lost nor forgotten."""
+    """The numbers of packets sent and neither acknowledged, lost nor forgotten."""
     if level is Level.ONE_RTT:
         return list(engine.state.recovery.sent)
     return list(_space(engine, level).sent)
@@ -174,7 +174,7 @@ def crypto_packets_in_flight(engine: Engine, level: Level) -> int:
 
 
 def largest_acknowledged(engine: Engine) -> int:
-    """The largest number of a 1-RTT packet sent which the peer has acknowledged."""
+    """The largest number of a 1-RTT packet sent that the peer has acknowledged."""
     return engine.state.recovery.largest_acknowledged
 
 
@@ -184,7 +184,7 @@ def set_congestion_window(engine: Engine, size: int) -> None:
 
 
 def fill_pacer(engine: Engine) -> None:
-    """Let the pacer hold nothing back of the next burst, however large."""
+    """Let the pacer hold back nothing of the next burst, however large."""
     engine.state.recovery.pacer.begin_path()  # (no rate, no limit)
 
 
@@ -195,7 +195,7 @@ def sample_rtt(engine: Engine, seconds: float) -> None:
 
 
 def forget_rtt(engine: Engine, now: float) -> None:
-    """Let the round-trip time be that of a path which begins now (RFC 9000 section 9.4)."""
+    """Let the round-trip time be that of a path that begins now (RFC 9000 section 9.4)."""
     engine.state.recovery.begin_path(now)
 
 
@@ -227,44 +227,44 @@ def marked_packets(engine: Engine) -> int:
 
 
 def credit_used(engine: Engine) -> int:
-    """What the peer has used of this side's MAX_DATA: the largest offsets of all streams."""
+    """The part of this side's MAX_DATA used by the peer: the largest offsets of all streams."""
     return engine.streams.receiving.received
 
 
 def credit_granted(engine: Engine) -> int:
-    """The MAX_DATA which this side grants the peer at present."""
+    """The MAX_DATA that this side grants the peer at present."""
     return engine.streams.receiving.window.limit
 
 
 def data_sent(engine: Engine) -> int:
-    """What this side has used of the peer's MAX_DATA."""
+    """The part of the peer's MAX_DATA used by this side."""
     return engine.streams.sending.peer_max_data_used
 
 
 def max_data(engine: Engine) -> int:
-    """The MAX_DATA which the peer has granted."""
+    """The MAX_DATA that the peer has granted."""
     return engine.streams.sending.peer_max_data
 
 
 def max_streams(engine: Engine) -> int:
-    """The MAX_STREAMS which the peer has granted, of bidirectional streams."""
+    """The MAX_STREAMS that the peer has granted, of bidirectional streams."""
     return engine.streams._local[0].permitted
 
 
 def initial_max_stream_data(engine: Engine) -> int:
-    """What the peer grants each bidirectional stream which this side opens, at first."""
+    """The initial limit that the peer grants each bidirectional stream opened by this side."""
     return engine.streams._first_limit(0 if engine._is_client else 1)
 
 
 def believe_max_data(engine: Engine, maximum: int, *stream_ids: int) -> None:
-    """Let the engine believe in this MAX_DATA, and in this MAX_STREAM_DATA of the streams."""
+    """Set this MAX_DATA, and this MAX_STREAM_DATA of the streams, as if granted by the peer."""
     engine.streams.take_max_data(maximum)
     for stream_id in stream_ids:
         engine.streams.senders[stream_id].raise_limit(maximum)
 
 
 def believe_max_streams(engine: Engine, maximum: int) -> None:
-    """Let the engine believe in this MAX_STREAMS, of bidirectional streams."""
+    """Set this MAX_STREAMS of bidirectional streams, as if the peer had granted it."""
     engine.streams.permit_streams(maximum, False)
 
 
@@ -283,17 +283,17 @@ class StreamFacts:
     """A stream, as its engine sees it."""
 
     sent: int
-    """The end of what was sent."""
+    """The end of the data sent."""
     received: int
     """The largest offset received."""
     final_size: int | None
-    """Of what is received; ``None``: not known yet (RFC 9000 section 4.5)."""
+    """Of the data received; ``None``: not known yet (RFC 9000 section 4.5)."""
     is_received: bool
     """Whether all was received, or a reset."""
     behind_gaps: list[range]
     """The ranges received behind a gap."""
     max_stream_data: int
-    """What the peer has granted."""
+    """The peer's MAX_STREAM_DATA."""
     resets: bool
     """Whether a RESET_STREAM frame is still to be sent."""
     was_reset: bool
@@ -303,12 +303,12 @@ class StreamFacts:
 
 
 def stream_ids(engine: Engine) -> list[int]:
-    """The streams of which the engine knows anything still."""
+    """The streams of which the engine still has any state."""
     return sorted({*engine.streams.senders, *engine.streams.receivers})
 
 
 def stream_facts(engine: Engine, stream_id: int) -> StreamFacts:
-    """What the engine knows of one of its streams."""
+    """The facts that the engine has about one of its streams."""
     sender = engine.streams.senders.get(stream_id)
     receiver = engine.streams.receivers.get(stream_id)
     return StreamFacts(
@@ -337,7 +337,7 @@ def held_behind_gaps(engine: Engine) -> tuple[int, int]:
 
 
 def unsent_bytes(engine: Engine) -> int:
-    """Bytes written to streams which were never sent."""
+    """Bytes written to streams and never sent."""
     return engine.streams.sending.unsent
 
 
@@ -365,7 +365,7 @@ def connection_id_in_use(engine: Engine) -> tuple[int, bytes]:
 
 
 def spare_connection_ids(engine: Engine) -> list[int]:
-    """The sequence numbers of the peer's connection IDs which are not used yet."""
+    """The sequence numbers of the peer's unused connection IDs."""
     return [each.number for each in engine.peer_ids.available]
 
 
@@ -375,17 +375,17 @@ def forget_spare_connection_ids(engine: Engine) -> None:
 
 
 def own_connection_id(engine: Engine) -> bytes:
-    """The connection ID which the engine writes into its long headers."""
+    """The connection ID that the engine writes into its long headers."""
     return engine.state.local_ids.current if engine.state.is_complete else engine.handshake.host_cid
 
 
 def own_connection_id_numbers(engine: Engine) -> list[int]:
-    """The sequence numbers of the engine's own connection IDs which are not retired."""
+    """The sequence numbers of the engine's own connection IDs, without retired ones."""
     return [each.number for each in engine.state.local_ids.all]
 
 
 def next_connection_id_number(engine: Engine) -> int:
-    """The sequence number of the connection ID which the engine issues next."""
+    """The sequence number of the connection ID that the engine issues next."""
     return engine.state.local_ids._next_number
 
 
@@ -404,7 +404,7 @@ def change_connection_id(engine: Engine) -> None:
 
 
 def bytes_sent_on_path(engine: Engine) -> int:
-    """Bytes which the engine has sent to the address in use, as it counts them."""
+    """Bytes that the engine has sent to the address in use, as it counts them."""
     return engine.paths.all[0].bytes_sent
 
 
@@ -424,7 +424,7 @@ def has_path(engine: Engine) -> bool:
 
 
 def validated_addresses(engine: Engine) -> set[Address]:
-    """The peer's addresses which are validated, of those remembered (RFC 9000 section 8)."""
+    """The peer's validated addresses, of those remembered (RFC 9000 section 8)."""
     return {path.addr for path in engine.paths.all if path.is_validated}
 
 
@@ -493,18 +493,18 @@ def is_handshake_confirmed(engine: Engine) -> bool:
 
 
 def early_bytes(engine: Engine) -> int | None:
-    """Bytes of packets which wait for their keys; ``None``: all keys are there."""
+    """Bytes of packets that wait for their keys; ``None``: all keys are there."""
     early = _handshake(engine).early
     return None if early is None else early.held
 
 
 def crypto_to_send(engine: Engine, level: Level) -> bytes:
-    """The handshake messages of this level which are not acknowledged."""
+    """The handshake messages of this level not acknowledged yet."""
     return bytes(_space(engine, level).crypto._data)
 
 
 def crypto_held(engine: Engine, *levels: Level) -> int:
-    """Bytes of CRYPTO frames which wait for what is missing before them; by default, of all."""
+    """Bytes of CRYPTO frames that wait for missing bytes before them; by default, of all."""
     receivers = {
         Level.INITIAL: _space(engine, Level.INITIAL).receiver,
         Level.HANDSHAKE: _space(engine, Level.HANDSHAKE).receiver,
@@ -521,7 +521,7 @@ def crypto_received(engine: Engine, level: Level) -> int:
 
 
 def write_key_log(engine: Engine, file: TextIO) -> None:
-    """Write the TLS secrets which come from now on to a file."""
+    """Write all TLS secrets from now on to a file."""
     _handshake(engine).settings.key_log = file
 
 
@@ -537,7 +537,7 @@ def use_cipher(engine: Engine, suite: int) -> None:
 
 
 def write_trace_into(engine: Engine, events: list[dict[str, Any]]) -> None:
-    """Let the engine append what it traces of established connections to a list."""
+    """Let the engine append its trace of established connections to a list."""
     engine.state.trace = _ListedTrace(events)
 
 
@@ -556,7 +556,7 @@ def keep_alive_due(engine: Engine) -> float:
 
 @contextmanager
 def announced_udp_payload_size(size: int) -> Iterator[None]:
-    """Engines which are made meanwhile announce this max_udp_payload_size."""
+    """Let engines made meanwhile announce this max_udp_payload_size."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(LocalParameters.__init__.__kwdefaults__, "max_udp_payload_size", size)
         yield
@@ -600,7 +600,7 @@ def fail_when_reading(engine: Engine) -> None:
 def fail_when_building(engine: Engine, *, even_the_goodbye: bool = False) -> None:
     """Let the engine have a bug: building packets raises ZeroDivisionError.
 
-    The packet which closes the connection can be built, unless `even_the_goodbye`.
+    The packet that closes the connection can be built, unless `even_the_goodbye`.
     """
     engine.established = _Faulty(engine.established, "transmit")
     if even_the_goodbye:
@@ -610,7 +610,7 @@ def fail_when_building(engine: Engine, *, even_the_goodbye: bool = False) -> Non
 
 
 class _Faulty:
-    """In the place of an object whose class may be compiled: one of its methods fails."""
+    """Stands for an object whose class may be compiled: one of its methods fails."""
 
     def __init__(self, whole: Any, method: str) -> None:
         assert callable(getattr(whole, method))

@@ -1,4 +1,4 @@
-"""Packets with an engine's keys: those which it would send, with any frames, and those it sent.
+"""Packets with an engine's keys: seals any frames as the engine would, and opens its packets.
 
 A part of :mod:`tests.engine_access`.
 """
@@ -33,13 +33,13 @@ def seal_short(
     """A 1-RTT packet as the engine would send it, with any frames.
 
     Args:
-      engine: whose keys and connection IDs it has.
-      frames: what it holds.
+      engine: the packet has its keys and connection IDs.
+      frames: the packet's frames.
       number: its packet number; ``None``: the engine's next one, which is used up then.
       number_size: bytes of the packet number in the header.
       spin: its spin bit.
-      reserved_bits: its two reserved bits, which have to be 0 (RFC 9000 section 17.3.1).
-      fixed_bit: its fixed bit, which has to be set.
+      reserved_bits: its two reserved bits, valid only as 0 (RFC 9000 section 17.3.1).
+      fixed_bit: its fixed bit, valid only if set.
       pad: whether PADDING makes it long enough for header protection.
     """
     plain = b"".join(frames)
@@ -79,9 +79,9 @@ def seal(engine: Engine, level: Level, *frames: bytes, number: int | None = None
 
 
 def open_sent(engine: Engine, datagram: bytes) -> list[Packet]:
-    """The packets of a datagram which the engine has sent, opened.
+    """Open the packets of a datagram sent by the engine.
 
-    With the keys which it has now: those of a level which is over, or of a key phase before
+    Uses the keys that the engine has now: those of a finished level, or of a key phase before
     the present one, are gone.
     """
     return [

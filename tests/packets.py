@@ -1,6 +1,6 @@
 """Packets and frames of QUIC version 1 as bytes: builds, seals, opens and parses them.
 
-For tests which say what no engine would say, and which read what an engine has sent.
+For tests that send packets which no engine would send, and that read the packets of an engine.
 Nothing of phoenix_trio is used here; :mod:`tests.engine_packets` has the keys of an engine.
 """
 
@@ -15,17 +15,17 @@ from aioquic.quic.crypto import CryptoPair
 #: Seals a packet: its header with the packet number, its frames, the whole packet number.
 Seal = Callable[[bytes, bytes, int], bytes]
 
-#: Opens a packet: the packet, where its number is, the number which is expected next.
+#: Opens a packet: the packet, the offset of its number, the number expected next.
 #: Returns the header, the frames and the packet number.
 Open = Callable[[bytes, int, int], tuple[bytes, bytes, int]]
 
 #: Bytes of the authentication tag, of all ciphers of QUIC (RFC 9001 section 5.3).
 TAG = 16
 
-#: Bytes of the connection IDs which engines choose for themselves.
+#: Bytes of the connection IDs that engines choose for themselves.
 CONNECTION_ID = 8
 
-#: A packet number's bytes and the frames behind it are at least so many, so that there is a
+#: The least number of bytes of a packet number and the frames behind it, so that there is a
 #: sample for header protection (RFC 9001 section 5.4.2).
 _SMALLEST_PLAIN = 4
 
@@ -91,7 +91,7 @@ def varint(value: int) -> bytes:
 
 
 def frame(kind: int, *fields: int) -> bytes:
-    """A frame which holds only numbers."""
+    """A frame of numbers only."""
     return b"".join(map(varint, (kind, *fields)))
 
 
@@ -253,7 +253,7 @@ def padded(frames: bytes) -> bytes:
 def initial_keys(
     first_destination: bytes, *, version: int = 1, by_server: bool = False
 ) -> CryptoPair:
-    """The Initial keys of one side, which anybody can compute (RFC 9001 section 5.2).
+    """The Initial keys of one side, which are no secret (RFC 9001 section 5.2).
 
     `first_destination` is the destination connection ID of the client's first packet.
     """
@@ -304,7 +304,7 @@ def sealed_initial(
 
 @attrs.frozen
 class Header:
-    """What is in the clear of a packet (RFC 8999), and where its parts are."""
+    """The parts of a packet in the clear (RFC 8999), and where its parts are."""
 
     level: Level
     destination: bytes
@@ -316,7 +316,7 @@ class Header:
 
 
 def headers_of(datagram: bytes) -> Iterator[Header]:
-    """The packets of a datagram; what follows the last one with a long header is padding.
+    """The packets of a datagram; bytes after the last one with a long header are padding.
 
     Raises:
       ValueError: a packet of another version, or a Retry or Version Negotiation packet.
@@ -352,7 +352,7 @@ def headers_of(datagram: bytes) -> Iterator[Header]:
 
 @attrs.frozen
 class Packet:
-    """A packet which was opened."""
+    """An opened packet."""
 
     level: Level
     number: int

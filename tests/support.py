@@ -1,4 +1,4 @@
-"""What the tests share: certificates, a pair of engines, a pair of connections."""
+"""Shared by the tests: certificates, a pair of engines, a pair of connections."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Side:
 
 
 def take_apart(runs: Iterable[tuple[bytes | memoryview, Any, int, int]]) -> list[bytes]:
-    """The single datagrams of what ``Engine.transmit`` returns."""
+    """The single datagrams in the result of ``Engine.transmit``."""
     return [
         bytes(data[start : start + size])
         for data, _, size, _ in runs
@@ -108,11 +108,11 @@ def take_apart(runs: Iterable[tuple[bytes | memoryview, Any, int, int]]) -> list
 
 
 def skip_numbers(engine: Engine, choose: Callable[[int], int] | None) -> None:
-    """Let a new engine skip the packet numbers which `choose` says; ``None``: no number.
+    """Let a new engine skip the packet numbers that `choose` says; ``None``: no number.
 
-    For tests which acknowledge packets by their number.
+    For tests that acknowledge packets by their number.
     """
-    # (The first number to skip is then beyond all which a test reaches.)
+    # (The first number to skip is then beyond all numbers that a test reaches.)
     set_skipped_numbers(engine, SkippedNumbers(choose or (lambda n: 1 << 60)))
 
 
@@ -139,9 +139,9 @@ class EnginePair:
         self.jitter: Callable[[], float] = lambda: 0.0
         """Seconds by which each datagram takes longer than the others."""
         self.batching = 0.0
-        """Datagrams arrive at multiples of so many seconds, as `Conditions.batching` has it."""
+        """Datagrams arrive at multiples of so many seconds, as with `Conditions.batching`."""
         self.in_runs = True
-        """Whether datagrams which arrive together are handed over together."""
+        """Whether datagrams that arrive together are handed over together."""
         self._run: list[Any] = []
         self._sequence = 0
         config = phoenix_trio.TransportConfig()
@@ -242,7 +242,7 @@ class EnginePair:
         self._run[3].append(data)
 
     def deliver(self) -> None:
-        """Hand over what was collected."""
+        """Hand over the collected datagrams."""
         if not self._run:
             return
         (destination, source, size, datagrams), self._run = self._run, []
@@ -274,7 +274,7 @@ class EnginePair:
         return self
 
 
-#: A test runs twice: datagrams which arrive together are handed over in runs, or one at a time.
+#: A test runs twice: datagrams that arrive together are handed over in runs, or one at a time.
 in_runs_or_singly = pytest.mark.parametrize("in_runs", [True, False], ids=["runs", "singly"])
 
 

@@ -1,4 +1,4 @@
-"""The compiled core: which one runs, what is compiled, and what the build decides."""
+"""The compiled core: which one runs, which modules are compiled, and how the build decides."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_class_with_a_length_says_itself_whether_it_is_true() -> None:
 
 
 class Application:
-    """In the place of hatchling's."""
+    """Stands for hatchling's application object."""
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
@@ -90,13 +90,13 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     for name in ("PHOENIX_TRIO_COMPILE", "CC"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(module, "has_compiler", lambda: True)
-    # As where mypyc is not installed, so that nothing is compiled here.
+    # As if mypyc were not installed, so that nothing is compiled here.
     monkeypatch.setitem(sys.modules, "mypyc.build", None)
     return module
 
 
 def build(backend: ModuleType, version: str = "standard") -> tuple[dict[str, Any], list[str]]:
-    """Runs the hook; returns what it wants in the wheel, and its warnings."""
+    """Run the hook; return the files it wants in the wheel, and its warnings."""
     application = Application()
     hook = backend.CompiledCore(
         str(ROOT), {"modules": patterns()}, None, None, str(ROOT), "wheel", application

@@ -1,4 +1,4 @@
-"""Settings are checked where they are made, whatever is thrown at them."""
+"""Settings are checked when they are made, for any values."""
 
 from __future__ import annotations
 

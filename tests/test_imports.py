@@ -1,4 +1,4 @@
-"""Imports run downwards, and sans-IO code imports nothing which waits, sends or reads clocks."""
+"""Imports run downwards, and sans-IO code imports nothing that waits, sends or reads clocks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ IO = {"trio", "socket", "select", "time", "asyncio", "threading"}
 
 
 def imports(path: Path) -> set[str]:
-    """The modules which a file imports: their full names within the package."""
+    """The modules that a file imports: their full names within the package."""
     here = path.relative_to(PACKAGE.parent).with_suffix("").parts
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -39,7 +39,7 @@ def imports_of(folder: str) -> set[str]:
 
 
 def below(found: set[str], *packages: str) -> set[str]:
-    """Those of `found` which belong to one of the packages."""
+    """The modules in `found` that belong to one of the packages."""
     return {
         name
         for name in found
@@ -47,7 +47,7 @@ def below(found: set[str], *packages: str) -> set[str]:
     }
 
 
-#: Of the module ``socket``: what turns addresses into bytes and back.
+#: From the module ``socket``: only names that convert addresses to bytes and back.
 PURE = {"socket", "socket.AF_INET", "socket.AF_INET6", "socket.inet_ntop", "socket.inet_pton"}
 
 

@@ -1,4 +1,4 @@
-"""What every public object says of itself: of use in logs and debuggers, and no secrets."""
+"""The repr of every public object: useful in logs and debuggers, and without secrets."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SECRET = b"a secret of sixteen bytes or more"
 
 
 def public_classes() -> set[type]:
-    """Those of which users hold objects, but for exceptions and enumerations."""
+    """The classes whose objects users hold, except for exceptions and enumerations."""
     found = set()
     for module in (
         phoenix_trio,
@@ -54,7 +54,7 @@ def public_classes() -> set[type]:
 
 
 async def broadcasting(stream: trio.abc.SendStream) -> list[Any]:
-    """A broadcast, and what it says of a subscriber which it has served to its end."""
+    """A broadcast, and the summary of a subscriber that it has served to its end."""
     broadcast = phoenix_trio.Broadcast()
     summaries: list[Any] = []
 
@@ -164,7 +164,7 @@ async def test_every_public_object_says_what_it_is_and_no_secrets(
     socket.close()
     after = check(objects)
     assert not missing
-    # Those which live and end say so.
+    # Objects that live and end say so.
     for each in (*low[:8], *high[:3], *high[4:6]):
         number = objects.index(each)
         assert while_open[number] != after[number], after[number]

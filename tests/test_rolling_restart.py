@@ -40,7 +40,7 @@ class Names(UdpNetwork):
 
 @attrs.define
 class Server:
-    """A process which serves."""
+    """A serving process."""
 
     process: trio.Process
     port: int
@@ -92,7 +92,7 @@ def directory(tmp_path: Path) -> Path:
 
 
 class Load:
-    """Callers of a service, which make one call after the other."""
+    """Callers of a service, each of which makes one call after the other."""
 
     def __init__(self, client: phoenix_trio.PhoenixTransport, target: tuple[str, int]) -> None:
         self.answers = 0
@@ -104,7 +104,7 @@ class Load:
 
     async def _call(self, number: int) -> None:
         calls = 0
-        # All through a restart there are calls: the callers do not keep step.
+        # There are calls all through a restart, because the callers do not keep step.
         await trio.sleep(0.3 * number / CALLERS)
         # (A few calls each, however short the test.)
         while not self._is_over or calls < 3:

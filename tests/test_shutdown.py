@@ -1,4 +1,4 @@
-"""A transport which shuts down: what it finishes, how long it takes, what its peers are told."""
+"""Shutting down a transport: the work it finishes, the time it takes, the notice to its peers."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class World:
     def __init__(self) -> None:
         self.network = SimulatedNetwork(delay=0.01)
         self.ended_at = math.inf
-        """When ``serve`` has returned."""
+        """The time when ``serve`` returned."""
 
     async def serve(self, handler: Handler, options: dict[str, Any], **more: Any) -> None:
         await self.server.serve(handler, PORT, host=SERVER, strict=True, **options, **more)
@@ -167,7 +167,7 @@ async def test_a_silent_peer_cannot_delay_the_end(autojump_clock: MockClock) -> 
 async def test_a_peer_which_gives_no_stream_credit_cannot_delay_the_end(
     autojump_clock: MockClock,
 ) -> None:
-    """It cannot be told, and is closed as any other."""
+    """The peer cannot be told, and is closed like any other."""
     config = phoenix_trio.TransportConfig(max_unidirectional_streams=0)
     async with serving(client={"config": config}) as world:
         async with world.client.connect(TARGET) as connection:
@@ -236,7 +236,7 @@ async def test_afterwards_nothing_new_begins(autojump_clock: MockClock) -> None:
 async def test_a_handler_may_use_the_transport_to_finish_its_work(
     autojump_clock: MockClock,
 ) -> None:
-    """A proxy: what it asks others for the sake of its own callers is work in hand."""
+    """A proxy: requests to others on behalf of its own callers are work in hand."""
     backend = "10.0.0.3"
     answers: list[bytes] = []
 
@@ -282,7 +282,7 @@ async def test_calls_of_its_own_tasks_are_waited_for(autojump_clock: MockClock) 
 async def test_leases_which_do_not_end_are_given_the_grace_and_no_more(
     autojump_clock: MockClock,
 ) -> None:
-    """Also where a second call would give them more."""
+    """Also if a second call would give them more."""
     async with serving() as world, world.client.connect(TARGET) as connection:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(world.client.shutdown, 2)
@@ -385,7 +385,7 @@ async def start_in_scope(
 async def test_without_shutdown_the_grace_period_of_serve_counts(
     end: str, grace_period: float, autojump_clock: MockClock
 ) -> None:
-    """Where serve is cancelled, or the block left normally; not where that fails."""
+    """It counts if serve is cancelled, or the block left normally; not if the block fails."""
     network = SimulatedNetwork(delay=0.01)
     answers: list[bytes] = []
 
@@ -596,7 +596,7 @@ async def test_a_rolling_restart_under_load_loses_no_call(
     async def call(client: PhoenixTransport) -> None:
         for number in range(20):
             question = b"question %d" % number
-            # (No answer is unknown: what was sent to a server which went was answered.)
+            # (No answer is unknown: a server that went has answered every request sent to it.)
             answers.append(await client.request(f"service:{PORT}", question))
             assert answers[-1] == question.upper()
 

@@ -37,7 +37,7 @@ TARGET = f"{SERVER}:{PORT}"
 
 @pytest.fixture(autouse=True)
 def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Virtual time does not wait for threads: what would run in one runs here."""
+    """Run thread work in place, because virtual time does not wait for threads."""
 
     async def run_sync(work: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         await trio.lowlevel.checkpoint()
@@ -61,7 +61,7 @@ async def two_transports(
     config: TransportConfig | None = None,
     **options: Any,
 ) -> AsyncIterator[tuple[PhoenixTransport, PhoenixTransport]]:
-    """A client's and a server's."""
+    """A client's and a server's transport."""
     network = network or SimulatedNetwork(delay=0.01)
     async with (
         trio.open_nursery() as nursery,
@@ -121,7 +121,7 @@ async def test_a_cancelled_receive_loses_no_message(autojump_clock: MockClock) -
 async def test_messages_which_are_not_received_hold_their_sender_back(
     size: int, autojump_clock: MockClock
 ) -> None:
-    """As many wait as there may be streams, and 256 small ones."""
+    """At most as many wait as there may be streams, and 256 small ones."""
     config = TransportConfig(max_unidirectional_streams=10)
     bound = 10 if size > 4096 else 256 + 2 * 10
     received = 0
@@ -178,7 +178,7 @@ async def test_one_bad_message_ends_nobodys_loop(
 
     async def handler(connection: PhoenixConnection) -> None:
         async for message in connection.messages(max_size=100):
-            got.append(message)  # noqa: PERF401 - what came before an error counts
+            got.append(message)  # noqa: PERF401 - messages before an error count
         metrics.append(connection.metrics())
 
     async with two_transports(handler) as (client, _):
@@ -265,7 +265,7 @@ async def test_leases_share_a_connection_and_a_pooled_one_costs_no_time(
 ) -> None:
     async with two_transports() as (client, server):
         async with client.connect(TARGET) as one:
-            await trio.sleep(0.1)  # until the server has it, too
+            await trio.sleep(0.1)  # until the server has the connection, too
             before = trio.current_time()
             async with client.connect((SERVER, PORT)) as two:
                 assert one is two
@@ -621,7 +621,7 @@ async def test_statistics_count_at_the_receiver_and_fall_when_connections_end(
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(connection.send_data, bytes(2_000_000))
                 await trio.sleep(1)
-                # Everything is in the local buffer; only what has arrived counts.
+                # Everything is in the local buffer; only arrived bytes count.
                 assert 200_000 < client.stats().total_bytes_sent < 1_100_000
                 assert 1e6 < client.stats().send_rate < 8e6
                 assert connection.metrics().send_rate > 1e6
@@ -745,7 +745,7 @@ async def test_a_cancelled_drain_can_be_asked_for_again(autojump_clock: MockCloc
                 scope.cancel()
                 await served[0].drain()
             assert scope.cancelled_caught
-            # (One of the 100 was that of the limits.)
+            # (One of the 100 was the stream of the limits.)
             streams = [await served[0].quic.open_send_stream() for _ in range(99)]
             with trio.move_on_after(1):
                 await served[0].drain()  # waits for stream credit

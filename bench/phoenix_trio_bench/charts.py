@@ -1,4 +1,4 @@
-"""A report as one HTML page with charts, which needs nothing from elsewhere."""
+"""Writes a report as one HTML page with charts, complete in itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Worker processes: start them, ask them, read from the system what they use, end them."""
+"""Starts worker processes, sends them requests, reads their use of resources, ends them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Pair", "Process", "Remote", "Unsupported", "WorkerFailed", "python_m
 
 _START_SECONDS = 30.0
 
-#: How long an answer may take; workloads which need longer say so.
+#: Seconds for an answer; workloads that need longer say so.
 _ANSWER_SECONDS = 30.0
 
 
@@ -29,12 +29,12 @@ class WorkerFailed(Exception):
 
 
 class Unsupported(Exception):
-    """The implementation, or this way of running it, cannot do what was asked."""
+    """The implementation, or this way of running it, cannot carry out the request."""
 
 
 @attrs.frozen
 class Remote:
-    """A server which runs elsewhere."""
+    """A server that runs elsewhere."""
 
     host: str
     port: int
@@ -43,10 +43,10 @@ class Remote:
 
 
 class Process:
-    """One process which takes requests and gives answers, a JSON object a line each."""
+    """One process that takes requests and gives answers, a JSON object a line each."""
 
     def __init__(self, command: list[str]) -> None:
-        # A file rather than a pipe: nobody has to read along.
+        # A file rather than a pipe, so that the output need not be read meanwhile.
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
         self._process = subprocess.Popen(  # noqa: S603 - our own program, our own arguments
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors
@@ -62,7 +62,7 @@ class Process:
         """The next answer.
 
         Raises:
-          WorkerFailed: there is none within so many seconds, or it is none.
+          WorkerFailed: there is no answer within so many seconds, or it is not an answer.
         """
         assert self._process.stdout is not None
         descriptor = self._process.stdout.fileno()
@@ -93,7 +93,7 @@ class Process:
         return f"a worker has ended with status {status}: {last}"
 
     def write(self, request: dict[str, Any]) -> None:
-        """Ask for something.
+        """Send a request.
 
         Raises:
           WorkerFailed: the process has ended.
@@ -106,7 +106,7 @@ class Process:
             raise WorkerFailed(self._last_words()) from None
 
     def end(self, patience: float = 3.0) -> None:
-        """Close its standard input; kill it where that does not end it.  Idempotent."""
+        """Close its standard input; kill it if that does not end it.  Idempotent."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
@@ -124,9 +124,9 @@ class Pair:
     """A server and a client process of one implementation; or a client of a remote server.
 
     Args:
-      worker: the command which runs the worker; its role and options come on top.
-      udp_payload: the UDP payload to keep to; ``None``: what the implementation finds.
-      remote: a server which runs elsewhere.
+      worker: the command that runs the worker; its role and options come on top.
+      udp_payload: the UDP payload to keep to; ``None``: the implementation finds it.
+      remote: a server that runs elsewhere.
 
     Raises:
       WorkerFailed: the workers do not start.
@@ -145,7 +145,7 @@ class Pair:
         self._server: Process | None = None
         self._client: Process | None = None
         self.udp_payload: int | None = None
-        """What the warm connection uses, where the implementation says it."""
+        """The UDP payload of the warm connection, if the implementation reports it."""
         try:
             self._start()
         except BaseException:
@@ -163,7 +163,7 @@ class Pair:
         self.udp_payload = self.ask("connect", seconds=_START_SECONDS).get("udp_payload")
 
     def restart(self) -> None:
-        """Begin again with new processes: after a failure, nobody knows what is left of them.
+        """Begin again with new processes, because their state after a failure is unknown.
 
         Raises:
           WorkerFailed: the workers do not start.
@@ -172,7 +172,7 @@ class Pair:
         self._start()
 
     def ask(self, op: str, *, seconds: float = _ANSWER_SECONDS, **arguments: Any) -> dict[str, Any]:
-        """Have the client do something, which may take so many seconds.
+        """Have the client do something that may take so many seconds.
 
         Raises:
           Unsupported: it cannot.
@@ -208,7 +208,7 @@ class Pair:
                 raise Unsupported(f"peaks of memory cannot be reset here: {error}") from error
 
     def peaks(self) -> dict[str, int]:
-        """The most resident bytes which each process has had."""
+        """The most resident bytes that each process has had."""
         return {side: _status(pid, "VmHWM") for side, pid in self._pids().items()}
 
     def descriptors(self) -> dict[str, int]:
@@ -242,12 +242,12 @@ class Pair:
 
 
 def python_module(module: str) -> list[str]:
-    """The command which runs a module of ours."""
+    """The command that runs a module of ours."""
     return [sys.executable, "-m", module]
 
 
 def _status(pid: int, field: str) -> int:
-    """A size which the system keeps of a process, in bytes."""
+    """A size that the system keeps about a process, in bytes."""
     with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
         for line in file:
             name, _, value = line.partition(":")

@@ -1,13 +1,12 @@
-"""What worker processes say to each other, and to the process which measures.
+"""The protocols of the worker processes, with each other and with the measuring process.
 
-Two protocols.  On a worker's standard input and output: one JSON object a line,
-a request with ``"op"`` and its arguments, an answer.  Between client and server
-worker, on a bidirectional stream of whichever transport: one byte which says
-what it is for, then as the constants here describe.  All implementations speak
-both, so all do the same work.
+There are two protocols.  On a worker's standard input and output: one JSON object a line, a
+request with ``"op"`` and its arguments, then an answer.  Between client and server worker, on
+a bidirectional stream of any transport: one byte for the purpose of the stream, then bytes as
+the constants here describe.  All implementations speak both, so all do the same work.
 
-For every worker, also those which run in an environment of their own: it knows
-the standard library and nothing else.
+Every worker uses this module, also in an environment of its own, so it imports only the
+standard library.
 """
 
 from __future__ import annotations
@@ -51,14 +50,14 @@ ALPN = "phoenix-bench/1"
 TRANSFER = b"\x01"
 """Then 8 bytes of size, so many bytes, and the end of the stream.  Answer: :data:`ACKNOWLEDGED`
 as soon as the application has read everything, which stops the clock; then the SHA-256 of
-what it read, and in 8 bytes the nanoseconds of processor time which that took it."""
+the bytes it read, and in 8 bytes the nanoseconds of processor time for reading them."""
 
 ECHO = b"\x02"
 """Then anything: it comes back as it is, and so does the end of the stream."""
 
 FLOW = b"\x03"
 """As :data:`TRANSFER`, but :data:`ACKNOWLEDGED` comes as soon as the application has read
-the first bytes; and it keeps none, so that memory under load is the transport's."""
+the first bytes, and it keeps none, so that memory under load is the transport's."""
 
 DATAGRAM_COUNT = b"\x04"
 """Answer: how many datagrams have arrived since the last question, in 8 bytes."""
@@ -76,11 +75,11 @@ DIGEST_SIZE = 32
 SIZE_LENGTH = 8
 
 TRAILER_SIZE = DIGEST_SIZE + SIZE_LENGTH
-"""Of what follows :data:`ACKNOWLEDGED`."""
+"""The size of the answer after :data:`ACKNOWLEDGED`."""
 
 
 class NotOffered(Exception):
-    """The implementation does not offer what was asked for; the row says so."""
+    """The implementation does not offer the operation; the row says so."""
 
 
 Handler = Callable[..., Awaitable[dict[str, Any]]]
@@ -96,7 +95,7 @@ def encode_number(number: int) -> bytes:
 
 
 def decode_number(data: bytes | bytearray) -> int:
-    """The opposite.
+    """The opposite of :func:`encode_number`.
 
     Raises:
       ValueError: it is not 8 bytes.
@@ -112,10 +111,10 @@ def transfer_header(size: int, kind: bytes = TRANSFER) -> bytes:
 
 
 class Buffers:
-    """Room for what a server receives, kept from run to run.
+    """Buffers for a server's incoming bytes, kept from run to run.
 
-    Otherwise the first touch of fresh memory, a matter of the kernel, would be
-    measured as part of every transfer.
+    Otherwise every transfer would include the first touch of fresh memory, which is the
+    kernel's work.
 
     Args:
       limit: bytes in all, in use and kept.
@@ -136,7 +135,7 @@ class Buffers:
         if free:
             return free.pop()
         if self._held + size > self._limit:
-            # What is only kept makes room.
+            # Buffers not in use make room.
             self._held -= sum(each * len(kept) for each, kept in self._free.items())
             self._free.clear()
         if self._held + size > self._limit:
@@ -152,7 +151,7 @@ class Buffers:
 class Intake:
     """The server's side of a :data:`TRANSFER` or a :data:`FLOW`, without any I/O.
 
-    Make it when the header has arrived, :meth:`add` what follows, send
+    Make it when the header has arrived, :meth:`add` the bytes after it, send
     :data:`ACKNOWLEDGED` when :meth:`add` or :meth:`end` says so, then :meth:`trailer`.
 
     Raises:
@@ -169,7 +168,7 @@ class Intake:
         self._buffer = buffers.take(size) if kind == TRANSFER else None
 
     def add(self, data: bytes | bytearray | memoryview) -> bool:
-        """Take what has arrived; True: acknowledge now.
+        """Take bytes that have arrived; True: acknowledge now.
 
         Raises:
           ValueError: this is more than was announced.
@@ -195,7 +194,7 @@ class Intake:
         return first
 
     def trailer(self) -> bytes:
-        """What follows the acknowledgement; takes its time for the checksum."""
+        """The bytes after the acknowledgement; computing the checksum takes time."""
         if self._buffer is not None:
             self._hash.update(memoryview(self._buffer)[: self._at])
         return self._hash.digest() + encode_number(self._processor)
@@ -211,7 +210,7 @@ def check_answer(answer: bytes | bytearray, digest: bytes) -> float:
     """Check a server's whole answer to a transfer; returns its seconds of processor time.
 
     Raises:
-      ValueError: what arrived there is not what was sent.
+      ValueError: the bytes that arrived there are not the bytes that were sent.
     """
     if len(answer) != len(ACKNOWLEDGED) + TRAILER_SIZE or answer[:1] != ACKNOWLEDGED:
         raise ValueError(f"the server answered {len(answer)} bytes which are no receipt")
@@ -241,9 +240,9 @@ async def answer_requests(
 ) -> None:
     """Carry out requests from standard input until it ends.
 
-    One with ``"repeat"`` is carried out so many times; the answer is that of its median
-    run by seconds.  What takes a millisecond would be measured together with the waking
-    up of two processes otherwise.
+    A request with ``"repeat"`` is carried out so many times; the answer is that of its median
+    run by seconds.  Otherwise, an operation of a millisecond would be measured together with
+    the waking up of two processes.
     """
     while line := await read_line():
         request = json.loads(line)
@@ -276,7 +275,7 @@ def _seconds(answer: dict[str, Any]) -> float:
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
-    """The command line which all workers have."""
+    """The command line of all workers."""
     parser = argparse.ArgumentParser()
     parser.add_argument("role", choices=["server", "client"])
     parser.add_argument("--host", default="127.0.0.1")

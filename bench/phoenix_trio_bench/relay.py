@@ -1,4 +1,4 @@
-"""A link for real sockets: a process which passes UDP datagrams on, late, seldom or not at all.
+"""A link for real sockets: a process that forwards UDP datagrams late, seldom or not at all.
 
 ``python -m phoenix_trio_bench.relay --server-port N ...`` prints its own port as JSON, and
 ends with its standard input.  Both ways have the same delay, loss and bandwidth, each its
@@ -21,10 +21,10 @@ import trio
 
 __all__ = ["Direction", "Relay"]
 
-#: Clients which are remembered; the one which has been silent for longest is forgotten.
+#: The most clients remembered; beyond it, the client silent for longest is forgotten.
 _CLIENTS = 64
 
-#: Datagrams on their way at most, both directions together.
+#: The most datagrams on their way, both directions together.
 _UNDER_WAY = 100_000
 
 _LARGEST = 65_535
@@ -33,13 +33,13 @@ _LIFETIME = 3600.0
 
 
 class Direction:
-    """When does a datagram come out at the other end, and does it?  No I/O, and no clock.
+    """Decides whether and when datagrams arrive at the other end.  No I/O, and no clock.
 
     Args:
       delay: seconds on the way.
-      loss: the share which vanishes, 0 to 1.
+      loss: the share that gets lost, 0 to 1.
       bandwidth: bits a second; ``None``: no limit.
-      queue_bytes: what waits before the bottleneck at most.
+      queue_bytes: the most bytes that wait before the bottleneck.
       seed: of the losses.
     """
 
@@ -54,7 +54,7 @@ class Direction:
         self._free_at = -math.inf
 
     def arrival(self, size: int, now: float) -> float | None:
-        """When a datagram of `size` bytes which is sent now arrives; ``None``: never."""
+        """When a datagram of `size` bytes arrives if it is sent now; ``None``: never."""
         if self._random.random() < self._loss:
             return None
         if self._bandwidth is None:
@@ -152,7 +152,7 @@ class Relay:
             while self._under_way and self._under_way[0][0] <= now:
                 _, _, data, socket, address = heapq.heappop(self._under_way)
                 if socket.fileno() < 0:
-                    continue  # a client which was forgotten meanwhile
+                    continue  # the client was forgotten meanwhile
                 try:
                     await socket.sendto(data, address)
                 except OSError:

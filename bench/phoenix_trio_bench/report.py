@@ -14,7 +14,7 @@ __all__ = ["compare", "format_value", "markdown", "print_report", "ratio_to_ours
 
 
 def format_value(value: float | None) -> str:
-    """With as many digits as mean something."""
+    """A value with its significant digits only."""
     if value is None:
         return "-"
     if value >= 1000:
@@ -25,7 +25,7 @@ def format_value(value: float | None) -> str:
 
 
 def ratio_to_ours(report: Report, row: Row) -> float | None:
-    """How many times better we are than this row: above 1 is ahead."""
+    """How many times better phoenix_trio is than this row: above 1 is ahead."""
     ours = report.find(row.name, PHOENIX.name)
     if ours is None or not ours.median or not row.median or row is ours:
         return None
@@ -67,7 +67,7 @@ def _columns(report: Report) -> list[str]:
 
 
 def print_report(report: Report, console: Console) -> None:
-    """The table, and under which circumstances it came about."""
+    """Print the table, and the circumstances of the run."""
     table = Table(*_columns(report), title=None)
     for line in _lines(report):
         table.add_row(*line)
@@ -82,7 +82,7 @@ def print_report(report: Report, console: Console) -> None:
 
 
 def _notes(report: Report) -> Iterator[str]:
-    """Why there is a gap, or what has to be known of a figure: a line for each reason."""
+    """The reasons for gaps, and remarks about figures: a line each."""
     said: dict[tuple[str, str], list[str]] = {}
     for row in report.rows:
         if row.note:
@@ -118,7 +118,7 @@ def markdown(report: Report) -> str:
 
 
 def compare(old: Report, new: Report, console: Console) -> None:
-    """What has changed: the ratio of medians, marked where the spreads do not overlap.
+    """Show the changes: the ratio of medians, marked if the spreads do not overlap.
 
     A single run says nothing of the noise, so it is never marked.
     """

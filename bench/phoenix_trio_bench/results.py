@@ -1,4 +1,4 @@
-"""What was measured: rows with their spread, the machine, the versions; to JSON and back."""
+"""The results of a run: rows with their spread, the machine, the versions; to JSON and back."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Row:
     """One figure of one implementation, over several runs."""
 
     name: str
-    """What was measured; the same for all implementations."""
+    """The name of the figure; the same for all implementations."""
     implementation: str
     unit: str
     runs: list[float] = attrs.field(factory=list)
     note: str = ""
-    """Why there are no runs, or what has to be known about them."""
+    """Why there are no runs, or a remark about them."""
     higher_is_better: bool | None = False
     """``None``: neither, it is only good to know."""
 
@@ -105,7 +105,7 @@ class Report:
 
     @classmethod
     def load(cls, path: str) -> Report:
-        """Read a JSON file which :meth:`save` has written.
+        """Read a JSON file written by :meth:`save`.
 
         Raises:
           OSError: it cannot be read.
@@ -137,7 +137,7 @@ class Report:
 
 
 def describe_machine() -> dict[str, str]:
-    """What the figures depend on."""
+    """The properties of the machine that affect the figures."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -155,7 +155,7 @@ def describe_machine() -> dict[str, str]:
 
 
 def describe_versions() -> dict[str, str]:
-    """Of what phoenix_trio runs on."""
+    """The versions of the software below phoenix_trio."""
     packages = ("phoenix-trio", "trio", "aioquic", "cryptography")
     return {
         "python": platform.python_version(),
@@ -164,7 +164,7 @@ def describe_versions() -> dict[str, str]:
 
 
 def current_commit() -> str | None:
-    """Of the checkout this runs in; ``None``: it is none, or there is no git."""
+    """The commit of the checkout this runs in; ``None``: no checkout, or there is no git."""
     here = Path(__file__).resolve().parent
     try:
         done = subprocess.run(  # noqa: S603
@@ -180,10 +180,10 @@ def current_commit() -> str | None:
 
 
 def new_report(rows: list[Row], peers: Mapping[str, str]) -> Report:
-    """A report of now.
+    """A report with the present time.
 
     Args:
-      rows: what was measured.
+      rows: the measured rows.
       peers: the names of the other implementations, and their versions.
     """
     now = dt.datetime.now(dt.UTC).replace(microsecond=0)

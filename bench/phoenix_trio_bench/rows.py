@@ -1,4 +1,4 @@
-"""The rows of the benchmark: what each measures, and how a worker is asked for it."""
+"""The rows of the benchmark: what each measures, and how a worker is asked to do it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _MEGABYTE = 1_000_000
 _WRITE = 256 * 1024
 _SIDES = ("client", "server")
 
-#: Names of workloads which say something at other packet sizes, too.
+#: Names of workloads that are also run at other packet sizes.
 SIZED = ("transfer *", "start *", "new stream *", "echoes *", "cold *")
 
-#: What one measurement gives: a number for each figure; ``None`` where there is nothing to
-#: measure, as of a server which runs elsewhere.
+#: The result of one measurement: a number for each figure; ``None`` if there is nothing to
+#: measure, as with a server that runs elsewhere.
 Measure = Callable[[Pair], Sequence[float | None]]
 
 
@@ -35,19 +35,19 @@ class Figure:
 
 @attrs.frozen(kw_only=True)
 class Workload:
-    """Something to do with a pair of workers, and the figures which come of it."""
+    """Work for a pair of workers, and the figures that it gives."""
 
     figures: tuple[Figure, ...]
     measure: Measure
     runs: int | None = None
     """``None``: as many as the plan says."""
     fresh: bool = False
-    """Each run has new processes: what was measured before leaves traces in them."""
+    """Each run has new processes, because earlier measurements leave traces in them."""
     payload: int = 0
-    """The size of the random data which the client has to have before."""
+    """The size of the random data that the client must have before."""
     bytes: int = 0
-    """Bytes moved on one connection in one run, by which a slow implementation's time is
-    estimated before it is begun."""
+    """Bytes moved on one connection in one run; from them the time of a slow implementation
+    is estimated before it begins."""
 
 
 def _one(name: str, unit: str, measure: Callable[[Pair], float], **options: object) -> Workload:
@@ -139,10 +139,10 @@ def _beside_idle_streams(size: int, streams: int) -> Workload:
 
 
 def _connections(count: int, loaded: int, size: int, runs: int, settle: float) -> Workload:
-    """What a connection holds, both ends: idle, and with a transfer on it.
+    """Memory of a connection, on both ends: idle, and with a transfer on it.
 
-    Memory which a process has once had stays with it, so each run has new ones; and the
-    first few connections, with what is loaded and allocated only once, do not count.
+    A process keeps memory that it has had once, so each run has new processes.  The first few
+    connections do not count, because some things are loaded and allocated only once.
     """
 
     def measure(pair: Pair) -> list[float | None]:

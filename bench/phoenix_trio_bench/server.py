@@ -22,7 +22,7 @@ __all__ = ["development_tls", "run_as_process", "serve_bench"]
 
 _RECEIVE = 256 * 1024
 
-#: More than the workloads open at once: 1,000 idle streams beside what they measure.
+#: More than the workloads open at once: 1,000 idle streams beside the measured ones.
 _STREAMS = 2000
 
 
@@ -54,13 +54,13 @@ class _Server:
     async def _serve_stream(
         self, connection: phoenix_trio.QuicConnection, stream: phoenix_trio.QuicStream
     ) -> None:
-        # A client which goes in the middle of something ends its own run, not the server.
+        # A client that goes in the middle of something ends its own run, not the server.
         with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             async with stream:
                 try:
                     await self._answer(connection, stream)
                 except ValueError:
-                    # Not our protocol, or more than there is room for: this stream alone ends.
+                    # Not our protocol, or too large for the buffers: this stream alone ends.
                     stream.reset(phoenix_trio.ApplicationErrorCode.MALFORMED)
                     stream.stop_receiving(phoenix_trio.ApplicationErrorCode.MALFORMED)
 
@@ -146,7 +146,7 @@ def development_tls() -> tuple[phoenix_trio.ServerTLS, str]:
 
 
 async def run_as_process(host: str, udp_payload: int | None) -> None:
-    """Serve as a worker process: says where on standard output, ends with standard input."""
+    """Serve as a worker process: print the port on standard output, end with standard input."""
     tls, pin = development_tls()
     async with trio.open_nursery() as nursery:
         port = await nursery.start(

@@ -1,9 +1,8 @@
-"""How does a transfer do over a link with a given round trip, loss and bandwidth?
+"""Measures a transfer over a link with a given round trip, loss and bandwidth.
 
-Floor 6.  The same transfer over two kinds of link: one in memory, in virtual time, where the
-processor costs nothing and a run takes only as long as it needs; and real
-sockets with a relay process between them (:mod:`.relay`), for which nothing has to be
-asked of the kernel.
+Floor 6.  The same transfer runs over two kinds of link.  One is in memory and in virtual time:
+the processor costs nothing there, and a run takes only as long as it needs.  The other has real
+sockets with a relay process between them (:mod:`.relay`), and needs no help from the kernel.
 """
 
 from __future__ import annotations
@@ -40,32 +39,32 @@ _REAL_SECONDS = 600.0
 
 @attrs.frozen(kw_only=True)
 class Link:
-    """What is between the two ends, the same both ways."""
+    """The link between the two ends, the same both ways."""
 
     rtt: float = 0.05
     """Seconds there and back."""
     loss: float = 0.0
-    """The share of packets which vanish, 0 to 1."""
+    """The share of packets that get lost, 0 to 1."""
     bandwidth: float | None = None
     """Bits a second; ``None``: no limit."""
     queue_bytes: int = 256 * 1024
-    """What waits before the bottleneck at most."""
+    """The most bytes that wait before the bottleneck."""
     seed: int = 0
 
 
 @attrs.frozen(kw_only=True)
 class Outcome:
-    """One transfer which the receiver has checked."""
+    """One transfer that the receiver has checked."""
 
     seconds: float
     """From the first write to the receivers' acknowledgement, on the link's clock."""
     size: int
     by_second: list[int]
-    """Bytes which the receiving application read in each second."""
+    """Bytes that the receiving application read in each second."""
     packets_sent: int
     packets_lost: int
     real_seconds: float
-    """What it took by the clock on the wall."""
+    """Seconds that it took by the wall clock."""
 
     @property
     def rate(self) -> float:
@@ -73,7 +72,7 @@ class Outcome:
         return self.size * 8 / self.seconds
 
     def share_in_second(self, second: int, bandwidth: float) -> float | None:
-        """The part of the link which payload has used in a second, counted from 1.
+        """The part of the link that payload has used in a second, counted from 1.
 
         ``None``: the transfer was over by then.
         """
@@ -130,7 +129,7 @@ async def _transfer(
     networks: tuple[Network | None, Network | None],
     way_to: Callable[[int], Awaitable[tuple[str, int]]],
 ) -> Outcome:
-    """`size` bytes over so many connections, each an equal share; `way_to` the server's port."""
+    """Send `size` bytes over so many connections, equal shares; `way_to` the server's port."""
     tls, pin = development_tls()
     client_tls = phoenix_trio.ClientTLS(pinned_sha256=pin)
     receiver = _Receiver()
@@ -187,10 +186,10 @@ def simulate(
     connections: int = 1,
     config: phoenix_trio.TransportConfig | None = None,
 ) -> Outcome:
-    """One transfer over a link in memory, in virtual time.
+    """Run one transfer over a link in memory, in virtual time.
 
-    The processor costs nothing there: what is found out is what the protocol makes of
-    the link.  The same seed gives nearly the same outcome; not quite, because Trio runs
+    The processor costs nothing there, so the outcome depends on the protocol and the link
+    alone.  The same seed gives nearly the same outcome; not quite, because Trio runs
     tasks in random order.
 
     Raises:
@@ -241,7 +240,7 @@ def simulate_relayed(
     """
     if connections < 1 or size < 1:
         raise ValueError("a transfer needs at least one byte and one connection")
-    # Packets as on Ethernet, which a link of such a bandwidth would have.
+    # Packets as on Ethernet, the usual medium for links of such bandwidths.
     config = attrs.evolve(config or phoenix_trio.TransportConfig(), max_udp_payload_size=1452)
     relays: list[Process] = []
 

@@ -39,7 +39,7 @@ class _Client:
     ) -> None:
         self._host = host
         self._port = port
-        # Without a pin any server will do: nothing but random bytes goes there.
+        # Without a pin any server is accepted: the client sends nothing but random bytes.
         trust: dict[str, Any] = (
             {"pinned_sha256": pin} if pin else {"danger_accept_any_certificate": True}
         )
@@ -112,7 +112,7 @@ class _Client:
         return {"seconds": seconds, "server_processor": protocol.check_answer(answer, digest)}
 
     async def flow(self, size: int, write: int) -> dict[str, Any]:
-        """Begin a transfer of `size` bytes: until the server has answered its first ones."""
+        """Begin a transfer of `size` bytes; return when the server has answered its first ones."""
         return {"seconds": await self._flow(self._connection, size, write)}
 
     async def _flow(self, connection: phoenix_trio.QuicConnection, size: int, write: int) -> float:
@@ -247,7 +247,7 @@ class _Client:
         return {"seconds": seconds}
 
     async def pooled(self, count: int) -> dict[str, Any]:
-        """Leases on a connection which the pool has open, until each can be used."""
+        """Leases on a connection that the pool has open, until each can be used."""
         seconds = []
         async with phoenix_trio.open_pool(lambda _: self._dial()) as pool:
             async with pool.lease((self._host, self._port)) as connection:
@@ -263,7 +263,7 @@ class _Client:
         await connection.ping()  # tickets come with the confirmation
 
     async def idle_connections(self, count: int, settle: float) -> dict[str, Any]:
-        """Open `count` more connections, and keep them; `settle` seconds for what follows a
+        """Open `count` more connections, and keep them; `settle` seconds for the packets after a
         handshake: path MTU, tickets, acknowledgements."""
         for _ in range(count):
             self._idle.append(await self._nursery.start(self._hold))
@@ -355,7 +355,7 @@ class _Client:
 async def _side_by_side(
     work: Callable[[], Awaitable[None]], count: int, concurrent: int
 ) -> dict[str, Any]:
-    """`work`, `count` times, by `concurrent` tasks."""
+    """Run `work` `count` times, by `concurrent` tasks."""
 
     async def some(share: int) -> None:
         for _ in range(share):

@@ -1,4 +1,4 @@
-"""Runs the rows: which implementations, how often, in which order, for how long at most."""
+"""Runs the rows: chooses implementations, order, number of runs and time limits."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ __all__ = ["Plan", "run"]
 _ETHERNET = 1452
 _SMALLEST = 1200
 
-#: ``--quick`` ends within 40 seconds; what is under way at this time may take the rest.
+#: ``--quick`` ends within 40 seconds; work under way at this time may take the rest.
 _QUICK_SECONDS = 33.0
 _QUICK_RUN_SECONDS = 5.0
 _QUICK_RUN_SECONDS_AMONG_PEERS = 1.2
 
-#: Further runs are not begun in ``--quick`` once a row has taken so long, with all its peers.
+#: ``--quick`` begins no further runs once a row has taken so long, with all its peers.
 _QUICK_ROW_SECONDS = 1.2
 
 _QUICK_SIZED = ("transfer 10 MB", "transfer 100 MB")
 
-#: A run which takes longer counts at once and is not repeated; in ``--quick``, and there
-#: with peers, which have to share its time.
+#: A run that takes longer counts at once and is not repeated; in ``--quick`` also with the
+#: peers, which have to share its time.
 _SLOW = 8.0
 _SLOW_IN_QUICK = 1.5
 _SLOW_AMONG_PEERS = 1.0
@@ -39,33 +39,33 @@ _SLOW_AMONG_PEERS = 1.0
 
 @attrs.frozen(kw_only=True)
 class Plan:
-    """How much is measured."""
+    """The extent of a benchmark."""
 
     runs: int = 5
     quick: bool = False
     with_gigabyte: bool = False
     only: tuple[str, ...] = ("*",)
-    """Which rows, as a shell's patterns; a workload runs when one of its rows is meant."""
+    """The rows, as a shell's patterns; a workload runs if one of its rows matches."""
     peers: tuple[Implementation, ...] = ()
     remote: Remote | None = None
     """A server elsewhere, instead of processes of our own."""
 
     @property
     def slow(self) -> float:
-        """A run which takes more seconds is not repeated."""
+        """Seconds; a run that takes longer is not repeated."""
         if not self.quick:
             return _SLOW
         return _SLOW_AMONG_PEERS if self.peers else _SLOW_IN_QUICK
 
     @property
     def longest_run(self) -> float:
-        """In ``--quick``, a run which is expected to take more seconds is left out."""
+        """Seconds; in ``--quick``, a run expected to take longer is left out."""
         return _QUICK_RUN_SECONDS_AMONG_PEERS if self.peers else _QUICK_RUN_SECONDS
 
 
 @attrs.define
 class _Contender:
-    """One implementation, its workers at one packet size, and what it has shown so far."""
+    """One implementation, its workers at one packet size, and its results so far."""
 
     implementation: Implementation
     pair: Pair | None = None
@@ -122,7 +122,7 @@ def _wanted(plan: Plan, size: int | None) -> list[Workload]:
 
 
 def _in_turn(plan: Plan, workloads: list[Workload]) -> list[Workload]:
-    """In the order in which they run; in ``--quick``, what is long has what time is left."""
+    """The workloads in running order; in ``--quick``, long ones get the time that is left."""
     return sorted(workloads, key=lambda workload: workload.bytes) if plan.quick else workloads
 
 
@@ -131,14 +131,14 @@ def _suffix(size: int | None) -> str:
 
 
 def run(plan: Plan, on_row: Callable[[str], None]) -> list[Row]:
-    """Measure everything; `on_row` hears the name of each row before it begins.
+    """Measure everything; `on_row` is called with the name of each row before it begins.
 
-    All implementations take turns, run by run, so that what else the machine does
-    hits all of them.
+    All implementations take turns, run by run, so that other load on the machine affects
+    all of them.
     """
     rows: list[Row] = []
     deadline = time.monotonic() + _QUICK_SECONDS if plan.quick else float("inf")
-    # What --quick has no time for should be the less important.
+    # The sizes for which --quick may have no time left are the less important ones.
     sizes: list[int | None] = [_ETHERNET, None] if plan.quick else [None, _ETHERNET, _SMALLEST]
     if plan.remote is not None:
         sizes = [None]

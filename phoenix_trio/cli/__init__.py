@@ -1,6 +1,6 @@
 """The ``phoenix-trio`` program (floor 6): one thin file per command.
 
-``transfer`` and ``storage`` hold what a file transfer is; the commands read
+``transfer`` and ``storage`` do the work of a file transfer; the commands read
 options, print, and call them.
 """
 
@@ -12,7 +12,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the program; what it needs beyond the library is the ``cli`` extra."""
+    """Run the program; its dependencies beyond the library's are the ``cli`` extra."""
     try:
         import click  # noqa: F401
         import rich  # noqa: F401

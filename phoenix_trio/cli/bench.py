@@ -1,4 +1,4 @@
-"""The commands of the package phoenix-trio-bench; without it, commands which say how to get it."""
+"""The commands of the package phoenix-trio-bench; without it, commands that say how to get it."""
 
 from __future__ import annotations
 

@@ -38,14 +38,14 @@ __all__ = ["certificate"]
 def certificate(directory: str, names: tuple[str, ...], days: int, force: bool) -> None:
     """Make a development authority, and a server's and a client's certificate signed by it.
 
-    For development and private networks: whoever has ca-key.pem can pose as any
-    server to those who trust ca.pem.
+    For development and private networks: with ca-key.pem one can pose as any
+    server to all clients that trust ca.pem.
 
     \b
     Writes:
         ca.pem, ca-key.pem            the authority; clients trust ca.pem
         server.pem, server-key.pem    for the server's NAMEs
-        client.pem, client-key.pem    for servers which ask for a certificate
+        client.pem, client-key.pem    for servers that ask for a certificate
     \b
     Example:
         phoenix-trio certificate --directory certificates --name files.example.org

@@ -1,4 +1,4 @@
-"""How errors reach the user of a command: one line, no traceback."""
+"""Reports errors to the user of a command: one line, no traceback."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ P = ParamSpec("P")
 
 
 def say(text: str, *, err: bool = False) -> None:
-    """Print a line which may hold what a peer has said: nothing in it commands the terminal."""
+    """Print a line; text from a peer in it cannot command the terminal."""
     click.echo(printable(text), err=err)
 
 
 def failures_in_one_line(function: Callable[P, None]) -> Callable[P, None]:
-    """Tell the user of an expected failure in one line (exit status 1); ``--debug`` shows all."""
+    """Report an expected failure to the user in one line (exit status 1); ``--debug`` shows all."""
 
     @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
     @functools.wraps(function)

@@ -1,4 +1,4 @@
-"""Kinds of option which several commands have."""
+"""Option types and options that several commands have."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Target(click.ParamType[tuple[str, int]]):
     """``HOST`` or ``HOST:PORT``.
 
     Args:
-      default_port: where none is given.
+      default_port: the port if none is given.
     """
 
     name = "host:port"
@@ -60,7 +60,7 @@ TARGET = Target(4433)
 
 
 def transport_options(command: Any) -> Any:
-    """Options which become a :class:`TransportConfig`."""
+    """Options that become a :class:`TransportConfig`."""
     command = click.option(
         "--max-udp-payload-size",
         type=click.IntRange(1200, 65507),
@@ -78,7 +78,7 @@ def transport_options(command: Any) -> Any:
 
 
 def transport_config(max_udp_payload_size: int | None, idle_timeout: float) -> TransportConfig:
-    """The configuration which :func:`transport_options` describe."""
+    """The configuration described by the options of :func:`transport_options`."""
     return TransportConfig(
         max_udp_payload_size=max_udp_payload_size,
         max_idle_timeout=idle_timeout,

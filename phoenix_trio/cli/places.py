@@ -1,9 +1,8 @@
 """Limits how many transfers are under way, of each sender and in all.
 
-Floor 6.  Knows no storage and no protocol.  A transfer takes a place when its stream
-begins and gives it back when it ends, for whatever reason; a continuation of a transfer
-takes over from the attempt before, whose sender has left though this side has not
-noticed yet.
+Floor 6.  Knows no storage and no protocol.  A transfer takes a place when its stream begins,
+and gives it back when it ends, for any reason.  A continuation takes over from the earlier
+attempt of the transfer: the sender has left that one, even if this side has not noticed yet.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ class Places:
 
     Args:
       total: transfers at once (1 or more).
-      per_peer: of these, how many one sender may have (1 or more).
+      per_peer: the most of these that one sender may have (1 or more).
 
     Raises:
       ValueError: an argument is out of range.
@@ -56,10 +55,10 @@ class Places:
 
     @contextmanager
     def place(self, peer: str) -> Iterator[None]:
-        """A place for the length of the block.
+        """Take a place for the length of the block.
 
         Raises:
-          Refused: with code ``"busy"``: this sender, or all together, have theirs already.
+          Refused: with code ``"busy"``: all places of this sender, or all in total, are taken.
         """
         if self._taken[peer] >= self._per_peer:
             raise Refused("busy", f"{self._per_peer} transfers of your address are under way")
@@ -75,9 +74,9 @@ class Places:
 
     @asynccontextmanager
     async def alone(self, key: str) -> AsyncIterator[None]:
-        """The only attempt of the transfer `key` for the length of the block.
+        """Be the only attempt of the transfer `key` for the length of the block.
 
-        An earlier one is cancelled and waited for first.
+        An earlier attempt is cancelled, and waited for, first.
 
         Cancellation: the earlier attempt may be cancelled all the same.
 

@@ -1,4 +1,4 @@
-"""How a transfer looks while it runs: a bar on a terminal, plain lines elsewhere."""
+"""Shows a running transfer: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ __all__ = ["Display", "show_progress"]
 
 _PLAIN_INTERVAL = 2.0
 
-#: Bars of finished files which stay on the terminal.
+#: Bars of finished files that stay on the terminal.
 _FINISHED_SHOWN = 20
 
 
 class Display(Protocol):
-    """Where progress is shown."""
+    """Shows progress."""
 
     def begin(self, name: str, size: int | None) -> int:
         """A file begins; returns its number."""
@@ -41,7 +41,7 @@ class Display(Protocol):
         """So many of its bytes are done."""
 
     def finish(self, number: int) -> None:
-        """It has come to its end, a good or a bad one."""
+        """The file has ended, successfully or not."""
 
 
 class _Bars:

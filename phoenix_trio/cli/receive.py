@@ -1,4 +1,4 @@
-"""``phoenix-trio receive``: a server which stores incoming files in a directory."""
+"""``phoenix-trio receive``: a server that stores incoming files in a directory."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def _announce(port: int, *, pin: str, host: str | None, ready_file: str | None) 
     click.echo(f"send with: phoenix-trio send {shown}:{port} FILE --pin {pin}")
     sys.stdout.flush()
     if ready_file is not None:
-        # Whoever waits for the file finds it whole.
+        # A program that waits for this file finds it whole.
         temporary = f"{ready_file}.new"
         with open(temporary, "w", encoding="utf-8") as file:
             json.dump({"host": host, "port": port, "fingerprint": pin}, file)
@@ -225,7 +225,7 @@ class Receiver:
 
     Args:
       storage: where they go.
-      places: of the transfers under way.
+      places: the places for transfers under way.
       idle_timeout: see :func:`receive_file`.
       count: end after so many files were stored; ``None``: never.
     """
@@ -269,7 +269,7 @@ class Receiver:
                 on_listening(listeners[0].port)
                 await self._done.wait()
                 # The last sender still waits for the answer to its last file: the server ends
-                # by itself when it has gone, or when it takes too long.
+                # by itself when that sender has gone, or takes too long.
                 for listener in listeners:
                     await listener.aclose()
                 nursery.cancel_scope.deadline = trio.current_time() + _GOODBYE_SECONDS
@@ -329,11 +329,11 @@ class Receiver:
     async def _remove_parts_in_time(self) -> None:
         """Sleep until a part is too old, and remove it."""
         while not self._done.is_set():
-            self._part_left = trio.Event()  # before looking, so that none is missed
+            self._part_left = trio.Event()  # before looking, so that no part is missed
             try:
                 delay = await trio.to_thread.run_sync(self._storage.clean)
             except OSError as error:
                 say(f"parts cannot be cleaned up: {error}", err=True)
-                delay = math.inf  # the next part that is left is the next occasion
+                delay = math.inf  # until the next part is left
             with trio.move_on_after(delay):
                 await self._part_left.wait()

@@ -35,7 +35,7 @@ __all__ = ["send"]
 
 @attrs.define
 class _File:
-    """A file, or standard input, as a source which can be begun again if it can be."""
+    """A file, or standard input, as a source; a file can be begun again."""
 
     name: str
     path: str | None
@@ -54,8 +54,8 @@ class _File:
         if not stat.S_ISREG(status.st_mode):
             raise click.UsageError(f"{path} is not a regular file")
         stored_as = name or os.path.basename(os.path.abspath(path))
-        # The same as long as the file is, and hard to guess: it lets its sender, and no other,
-        # continue what the receiver has.  Hashed, since it says more than others need to know.
+        # The same as long as the file is unchanged, and hard to guess: only its own sender can
+        # continue the part that the receiver has.  Hashed, since the facts are not for others.
         facts = (
             *(stored_as, status.st_size, status.st_mtime_ns, status.st_ctime_ns),
             *(status.st_dev, status.st_ino),
@@ -166,8 +166,8 @@ async def _send_all(
                         failures = 0
                         _report(outcome, seconds)
             except TransferRefused as error:
-                # Places become free; and where what an earlier attempt had left was not what
-                # it should be, the receiver has thrown it away, and takes everything anew.
+                # Places become free, so "busy" may be over the next time.  After a wrong checksum
+                # of a continued part, the receiver has dropped the part, and takes the whole file.
                 again = error.code == "busy" or (error.code == "checksum" and error.resumed_at)
                 if not again or waiting[0].identity is None:
                     raise
@@ -182,7 +182,7 @@ async def _send_all(
                 if isinstance(error, HandshakeFailed) and not isinstance(
                     error, (HandshakeTimedOut, ServerUnreachable)
                 ):
-                    raise  # trying again would not change their mind
+                    raise  # another attempt would fail in the same way
                 if waiting[0].identity is None and len(waiting) == before:
                     raise
                 failures += 1

@@ -52,7 +52,7 @@ VERSION = 1
 CHUNK_SIZE = 256 * 1024
 _CONTROL_FRAME_MAX = 16 * 1024
 
-#: Seconds in which the reason for a refusal in the middle of a transfer is waited for.
+#: Seconds to wait for the reason of a refusal in the middle of a transfer.
 _LAST_WORD_SECONDS = 2.0
 
 Progress = Callable[[int], object]
@@ -67,7 +67,7 @@ class TransferRefused(TransferError):
 
     Attributes:
       code: why, for programs (see ``docs/file-transfer.md``).
-      resumed_at: how many bytes of an earlier attempt were built upon.
+      resumed_at: how many bytes of an earlier attempt the transfer continued.
     """
 
     def __init__(self, code: str, message: str, *, resumed_at: int = 0) -> None:
@@ -78,7 +78,7 @@ class TransferRefused(TransferError):
 
 @attrs.frozen
 class Outcome:
-    """A file which both sides agree on."""
+    """A file, stored and verified on both sides."""
 
     path: str
     size: int
@@ -87,7 +87,7 @@ class Outcome:
 
 
 class Source(Protocol):
-    """What is sent."""
+    """The data to send."""
 
     @property
     def size(self) -> int | None:
@@ -106,7 +106,7 @@ class Source(Protocol):
 
 
 class PrefixDigests:
-    """SHA-256 of beginnings of one source, so that attempts in a row hash each byte once.
+    """SHA-256 of beginnings of one source, so that repeated attempts hash each byte once.
 
     Args:
       step: bytes from one to the next.
@@ -117,30 +117,30 @@ class PrefixDigests:
         self._known: list[hashlib._Hash] = []
 
     def before(self, position: int) -> tuple[int, hashlib._Hash]:
-        """The longest known beginning which ends at `position` or before, and its digest."""
+        """The longest known beginning that ends at `position` or before, and its digest."""
         number = min(position // self._step, len(self._known))
         if not number:
             return 0, hashlib.sha256()
         return number * self._step, self._known[number - 1].copy()
 
     def until_next(self, position: int) -> int:
-        """Bytes from `position` to where :meth:`note` wants the digest."""
+        """Bytes from `position` to the place where :meth:`note` wants the digest."""
         return self._step - position % self._step
 
     def note(self, position: int, digest: hashlib._Hash) -> None:
-        """This is the digest of all bytes before `position`."""
+        """Keep the digest of all bytes before `position`."""
         if position == (len(self._known) + 1) * self._step:
             self._known.append(digest.copy())
 
 
 class _Frames:
-    """Frames out of a stream.
+    """Reads frames from a stream.
 
     Args:
-      stream: where they come from.
-      max_frame_size: longer ones are an error.
-      timeout: seconds of waiting in which the other side makes progress, else it is
-        refused; ``math.inf``: it has all the time.
+      stream: the stream.
+      max_frame_size: longer frames are an error.
+      timeout: seconds of waiting in which the other side must make progress, or it is
+        refused; ``math.inf``: no limit.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class _Frames:
     async def _receive(self) -> bytes | bytearray:
         if self._clock.timeout == math.inf:
             return await self._stream.receive_some()
-        # What this side has done meanwhile, such as writing to a slow disk, does not count.
+        # Time that this side spends otherwise, such as on a slow disk, does not count.
         self._clock.pause(trio.current_time() - self._waited_until)
         with trio.move_on_at(self._clock.deadline) as scope:
             data = await self._stream.receive_some()
@@ -213,15 +213,16 @@ async def send_file(
 
     Args:
       stream: to the receiver; ended, not closed.
-      source: what to send, at its beginning.
+      source: the data to send, at its beginning.
       path: the relative path to store it under.
       digests: of earlier attempts with the same source, and for later ones.
-      on_progress: called with the number of bytes which the receiver has or will have.
+      on_progress: called with the number of bytes that the receiver has or will have.
 
     Raises:
       TransferRefused: the receiver does not take it.
-      TransferError: the source has not the size it said, or the receiver broke the protocol.
-      trio.BrokenResourceError: the stream broke; another attempt goes on where this ended.
+      TransferError: the source's size differs from the one it stated, or the receiver broke
+        the protocol.
+      trio.BrokenResourceError: the stream broke; another attempt goes on where this one ended.
       OSError: the source cannot be read.
     """
     try:
@@ -285,12 +286,12 @@ async def _send_file(
 
 
 async def _find_refusal(frames: _Frames, offset: int) -> None:
-    """The receiver takes no more: raise what it has said of that, if it has said anything."""
+    """The receiver takes no more: raise the refusal that it has sent, if there is one."""
     with trio.move_on_after(_LAST_WORD_SECONDS):
         try:
             result = await frames.next_json()
         except (trio.BrokenResourceError, TransferError, FramingError):
-            return  # it has not; the stream has broken
+            return  # there is none; the stream has broken
         _check_accepted(result, "stored", resumed_at=offset)
 
 
@@ -317,10 +318,10 @@ async def receive_file(
       stream: to the sender; ended, not closed.
       storage: where the file goes.
       peer: the sender's address, for quotas.
-      places: of the transfers under way; ``None``: no limit.
-      idle_timeout: seconds in which at least 16 KiB come while this side waits for the
-        sender (more than 0, up to ``math.inf``); otherwise it is refused.
-      on_begin: called with path, size (if known) and the offset it goes on from.
+      places: the places for transfers under way; ``None``: no limit.
+      idle_timeout: seconds in which at least 16 KiB must come while this side waits for the
+        sender (more than 0, up to ``math.inf``); otherwise the sender is refused.
+      on_begin: called with the path, the size (if known) and the offset from which it goes on.
       on_progress: called with the number of bytes stored.
 
     Cancellation and a broken stream leave a partial file behind, for another attempt.
@@ -402,7 +403,7 @@ class _Receiver:
         trailer = await frames.next_json()
         sent = _field(trailer, "size", int), _field(trailer, "sha256", str)
         if stored.size != sent[0] or size not in (None, stored.size):
-            # Found before anything is hashed.
+            # Checked before any byte is hashed.
             await trio.to_thread.run_sync(stored.discard)
             raise Refused(
                 "size",
@@ -427,7 +428,7 @@ class _Receiver:
         await self._stream.send_eof()
 
     async def _send(self, **message: object) -> None:
-        # A sender which reads no answers must not hold a place.
+        # A sender that reads no answers must not hold a place.
         with trio.move_on_after(self._timeout) as scope:
             await self._stream.send_all(_json_frame(**message))
         if scope.cancelled_caught:
@@ -438,10 +439,10 @@ def _close(stored: StoredFile) -> None:
     try:
         stored.close()
     except OSError as error:
-        # The file's own fate is decided and told; only the clean-up of parts has failed.
+        # The file's own result is decided and told; only the clean-up of parts has failed.
         logger.warning("partial files could not be cleaned up: %s", error)
 
 
 def _system_refusal(error: OSError) -> Refused:
-    # The receiver's own paths are not the sender's business.
+    # The sender must not learn the receiver's own paths.
     return Refused("system", f"the receiver cannot store it: {error.strerror or 'I/O error'}")

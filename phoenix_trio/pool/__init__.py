@@ -1,7 +1,7 @@
 """Many connections (floor 4): the pool and striped transfers.
 
-For those who work with bare QUIC connections; :class:`phoenix_trio.PhoenixTransport` has all
-of it as methods.
+Code that works with bare QUIC connections uses these names;
+:class:`phoenix_trio.PhoenixTransport` has all of it as methods.
 """
 
 from .config import Backoff, PoolConfig

@@ -1,6 +1,6 @@
-"""What does the pool know of each connection, each target and each lease that waits?
+"""Keeps the pool's records: of each connection, each target and each lease that waits.
 
-Floor 4: records for the pool's Trio half, which changes them, and their pictures for
+Floor 4.  The pool's Trio half changes these records, and takes pictures of them for
 :func:`~phoenix_trio.pool.policy.decide`.
 """
 
@@ -21,7 +21,7 @@ __all__ = ["Demand", "Entry", "Pooled", "Waiting", "again"]
 
 
 class Pooled:
-    """A connection of the pool; what :func:`~phoenix_trio.pool.policy.choose` calls a seat."""
+    """A connection of the pool; a seat in the terms of :func:`~phoenix_trio.pool.policy.choose`."""
 
     __slots__ = (
         "checked_at",
@@ -48,7 +48,7 @@ class Pooled:
         self.quic = quic
         self.leases = 0
         self.most_streams = quic.available_streams
-        # Leases granted, and streams opened, since the two were last the same.
+        # Leases granted and streams opened since the two counts were last equal.
         self.promised = 0
         self.opened_before = 0
         self.opened_at = self.idle_since = now
@@ -58,8 +58,8 @@ class Pooled:
         self.is_closing = False
         self.is_draining = False
         self.yields_to: int | None = None
-        # Leases which were asked for later than with this ticket are not served here: one
-        # which has it to itself, or waits for that.
+        # Leases asked for later than with this ticket are not served here, because one lease
+        # has the connection to itself, or waits for that.
         self.closed_from: int | None = None
 
     @property
@@ -89,7 +89,7 @@ class Pooled:
 
     @property
     def reserved(self) -> int:
-        """Leases which have not opened their stream yet, as far as can be seen."""
+        """Leases that have not opened their stream yet, as far as can be seen."""
         opened = self.quic.streams_opened - self.opened_before
         missing = min(self.promised - opened, self.leases)
         if missing <= 0:
@@ -125,7 +125,7 @@ class Pooled:
 
 @attrs.define(eq=False)
 class Waiting:
-    """A lease which waits."""
+    """A waiting lease."""
 
     waiter: Waiter
     event: trio.Event = attrs.field(factory=trio.Event)
@@ -135,11 +135,11 @@ class Waiting:
 
 @attrs.define(eq=False)
 class Demand:
-    """Somebody needs so many different connections at once."""
+    """A task needs so many different connections at once."""
 
     count: int
     waiter: Waiter | None
-    """``None``: they were there, and are leased."""
+    """``None``: the connections were found, and are leased."""
 
 
 @attrs.define(eq=False)
@@ -159,10 +159,10 @@ class Entry:
     """Why the last dial failed."""
     kept_warm: int = 0
     demands: list[Demand] = attrs.field(factory=list)
-    """In the order in which they came."""
+    """In the order in which they were asked for."""
     wants_more: bool = False
     lot: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
-    """Those who wait for a connection more, or for a dial to fail."""
+    """Tasks that wait for a further connection, or for a dial to fail."""
     leases_granted: int = 0
     dials: int = 0
     dial_failures: int = 0
@@ -172,7 +172,7 @@ class Entry:
         return [each for each in self.connections if each.is_usable]
 
     def is_over(self, now: float) -> bool:
-        """Whether there is nothing about it worth remembering."""
+        """Whether nothing about the target is worth remembering."""
         in_use = self.connections or self.waiting or self.dial_scope or self.kept_warm
         return not in_use and not self.demands and now >= self.failed_until
 
@@ -196,7 +196,7 @@ class Entry:
 
 
 def again(error: Exception) -> Exception:
-    """The error once more, so that those who share it do not share its traceback."""
+    """A copy of the error, so that tasks that share the error do not share its traceback."""
     if isinstance(error, OSError):
         copy: Exception = type(error)(*error.args)
         copy.__dict__.update(error.__dict__)

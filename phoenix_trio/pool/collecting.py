@@ -1,6 +1,6 @@
-"""How several connections at once, or one for a single lease alone, are waited for.
+"""Waits for several connections at once, or for one connection without other leases.
 
-Floor 4: the pool's Trio half, as :mod:`~phoenix_trio.pool.pool`.
+Floor 4: the pool's Trio half, like :mod:`~phoenix_trio.pool.pool`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ async def collect(
     ticket: int,
     besides: Collection[QuicConnection],
 ) -> list[Pooled]:
-    """`count` connections on each of which there is room for one more lease."""
+    """Find `count` connections, each with room for one more lease."""
     config = pool._config
     while True:
         pool._check_open()
@@ -37,7 +37,7 @@ async def collect(
         ]
         demand.count = min(count + len(usable) - len(found), config.per_target)
         if len(found) >= count:
-            # Those which do not give way to others first.
+            # Connections that do not yield to other targets first.
             found.sort(key=lambda each: (each.yields_to is not None, each.leases, each.id))
             return found[:count]
         await pool._wait_for_more(entry)
@@ -46,8 +46,8 @@ async def collect(
 async def collect_idle(pool: ConnectionPool, entry: Entry, demand: Demand, ticket: int) -> Pooled:
     """A connection without any lease.
 
-    Another one is dialled, if all which are open are leased.  Where there may be no more,
-    the one with the fewest leases takes no later ones, and is waited for.
+    If all open connections are leased, another one is dialled.  If no further connection is
+    permitted, the one with the fewest leases takes no later leases, and the call waits for it.
     """
     config = pool._config
     kept: Pooled | None = None

@@ -1,7 +1,7 @@
-"""The settings of a pool, as frozen data which is checked when it is made.
+"""The settings of a pool: frozen data, checked on construction.
 
-Floor 4: no I/O.  Every field says its unit, range and default, and why the
-default is what it is.  ``attrs.evolve(config, field=value)`` derives a changed copy.
+Floor 4: no I/O.  Every field states its unit, range and default, and the reason for the
+default.  ``attrs.evolve(config, field=value)`` derives a changed copy.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _optional(validator: Any) -> Any:
 
 @attrs.frozen(kw_only=True)
 class Backoff:
-    """How long to wait after a failure: longer each time, and never for everybody alike.
+    """How long to wait after a failure: longer each time, and different for each client.
 
     Raises:
       TypeError: a field has the wrong type; the text names the field.
@@ -43,19 +43,19 @@ class Backoff:
     initial: float = attrs.field(default=0.2, validator=_seconds(0.0, 3600.0, exclusive=True))
     """Seconds to wait after the first failure (more than 0, up to 3600).
 
-    0.2 s is a few round trips: a server which is being restarted is found soon."""
+    0.2 s is a few round trips, so a restarting server is found soon."""
 
     maximum: float = attrs.field(default=30.0, validator=_seconds(0.0, 86_400.0, exclusive=True))
     """Seconds to wait at most (more than 0, up to 86,400).
 
-    30 s: what comes back is noticed within half a minute, and two attempts a
-    minute burden nobody."""
+    30 s: a returning server is noticed within half a minute, and two attempts a
+    minute are a small load."""
 
     jitter: float = attrs.field(default=0.5, validator=_fraction)
-    """The part of the delay which is drawn at random (0 to 1).
+    """The random part of the delay (0 to 1).
 
     0.5: the delay is between half of its full length and all of it, so that
-    clients which lost their server together do not come back together."""
+    clients that lost their server together do not return together."""
 
     def __attrs_post_init__(self) -> None:
         if self.initial > self.maximum:
@@ -65,7 +65,7 @@ class Backoff:
 
     def delay(self, failures: int, source: random.Random) -> float:
         """Seconds to wait after so many failures in a row (at least 1); each doubles the last."""
-        # Beyond the exponents of a float there is only the maximum anyway.
+        # Larger exponents overflow a float, and the maximum applies long before.
         full = min(self.maximum, self.initial * 2.0 ** min(max(failures, 1) - 1, 64))
         return full * (1 - self.jitter * source.random())
 
@@ -83,8 +83,8 @@ class PoolConfig:
     """Connections the pool has at most, those being dialled and being closed
     included (1 to 10,000,000).
 
-    100: a connection can hold some tens of megabytes of buffers, so this is
-    what an ordinary machine bears when all are busy."""
+    100: a connection can hold some tens of megabytes of buffers, so an ordinary
+    machine can hold this many when all are busy."""
 
     max_connections_per_target: int = attrs.field(default=16, validator=_integer(1, 10_000_000))
     """The same for one target (1 to 10,000,000); never more than `max_connections` in effect.
@@ -95,10 +95,10 @@ class PoolConfig:
     max_leases_per_connection: int | None = attrs.field(
         default=None, validator=_optional(_integer(1, 10_000_000))
     )
-    """Leases which share one connection at most (1 to 10,000,000).
+    """The most leases that share one connection (1 to 10,000,000).
 
-    ``None``: as many as the peer's stream credit lets work at once, which the
-    peer has chosen for itself.  1 gives every lease a connection of its own."""
+    ``None``: as many as the peer's stream credit lets work at once, so the peer decides.
+    1 gives every lease a connection of its own."""
 
     idle_timeout: float = attrs.field(
         default=20.0, validator=_seconds(0.0, 86_400.0, exclusive=True, infinite=True)
@@ -106,9 +106,9 @@ class PoolConfig:
     """Seconds without a lease after which a connection is closed in good order
     (more than 0, up to 86,400, or ``math.inf``: never).
 
-    20 s: below ``TransportConfig.max_idle_timeout`` (30 s), at which an idle
-    connection would be dropped without a word to the peer.  With a peer whose own is
-    shorter, two thirds of that, unless something keeps the connection alive."""
+    20 s: below ``TransportConfig.max_idle_timeout`` (30 s), after which the transport drops
+    an idle connection without telling the peer.  If the peer's idle timeout is shorter, two
+    thirds of that apply, unless something keeps the connection alive."""
 
     patience: float = attrs.field(default=1.0, validator=_seconds(0.0, 3600.0))
     """Seconds for which a lease waits for the best way to serve it, before the next
@@ -116,26 +116,26 @@ class PoolConfig:
     without stream credit is shared; where other targets keep all connections busy,
     one of them takes no further leases and is closed when its last one ends.
 
-    1 s: longer than a handshake, so that connections do not change hands for the
-    sake of a waiter which is served in a moment."""
+    1 s: longer than a handshake, so that no connection changes hands for a waiter that
+    would be served in a moment anyway."""
 
     failure_memory: float = attrs.field(default=0.1, validator=_seconds(0.0, 3600.0))
-    """Seconds for which a failed dial answers those who come after it, where
+    """Seconds for which a failed dial answers later callers as well, if
     `reconnect_backoff` is not set (0 to 3600).
 
-    0.1 s: callers who retry in a tight loop cause ten dials a second rather than
-    thousands, and nobody notices a tenth of a second when the peer is back."""
+    0.1 s: callers that retry in a tight loop cause ten dials a second rather than
+    thousands, and a delay of a tenth of a second is not noticeable when the peer is back."""
 
     reconnect_backoff: Backoff | None = attrs.field(
         default=None, validator=_optional(attrs.validators.instance_of(Backoff))
     )
-    """Where set, leases asked for after a failed dial wait for the next one, which
+    """If set, leases asked for after a failed dial wait for the next dial, which
     comes after this back-off.
 
     ``None``: they fail at once (see `failure_memory`), because a caller often has
-    something better to do than to wait.  Connections which are kept warm, and
-    further ones to a target which has some, are always dialled with a back-off:
-    this one, or ``Backoff()``."""
+    something better to do than to wait.  Connections kept warm, and further ones
+    to a target that has some, are always dialled with a back-off: this one, or
+    ``Backoff()``."""
 
     health_check_interval: float | None = attrs.field(
         default=None, validator=_optional(_seconds(0.0, 86_400.0, exclusive=True))
@@ -149,17 +149,17 @@ class PoolConfig:
     health_check_timeout: float = attrs.field(
         default=5.0, validator=_seconds(0.0, 3600.0, exclusive=True)
     )
-    """Seconds for which the answer to such a ping is waited for (more than 0, up to 3600);
-    then the connection is given up.
+    """Seconds to wait for the answer to such a ping (more than 0, up to 3600); after that
+    the connection is given up.
 
     5 s: several probe timeouts of a path with half a second of round trip."""
 
     close_timeout: float = attrs.field(
         default=30.0, validator=_seconds(0.0, 86_400.0, exclusive=True, infinite=True)
     )
-    """Seconds which a connection closed by the pool is given to deliver what was sent on
-    it (more than 0, up to 86,400, or ``math.inf``); then it is aborted.  It does not
-    apply when the pool's block is left: there the caller's cancel scope decides.
+    """Seconds that a connection closed by the pool has to deliver the data sent on it
+    (more than 0, up to 86,400, or ``math.inf``); after that it is aborted.  The limit does
+    not apply when the pool's block is left: there the caller's cancel scope decides.
 
     30 s: a connection whose peer is gone has timed out by then anyway."""
 
@@ -167,7 +167,7 @@ class PoolConfig:
         """Seconds without a lease after which a connection is closed.
 
         Args:
-          idle_limit: seconds of silence after which it would be lost; ``math.inf``: never.
+          idle_limit: seconds of silence after which the connection is lost; ``math.inf``: never.
         """
         if self.health_check_interval is not None:
             return self.idle_timeout  # its pings keep it alive
@@ -175,12 +175,12 @@ class PoolConfig:
 
     @property
     def per_target(self) -> int:
-        """The limit for one target which is in effect."""
+        """The effective limit for one target."""
         return min(self.max_connections, self.max_connections_per_target)
 
     @property
     def seats(self) -> float:
-        """Leases on one connection at most; ``math.inf`` where only stream credit counts."""
+        """The most leases on one connection; ``math.inf``: only stream credit limits them."""
         return (
             math.inf if self.max_leases_per_connection is None else self.max_leases_per_connection
         )

@@ -1,10 +1,10 @@
-"""Which stream belongs to which striped transfer, and how many transfers are there?
+"""Finds the striped transfer of each incoming stream, and bounds how many transfers there are.
 
-Floor 4.  One hub serves all connections of an application, since the streams of one
-transfer come over several of them.  It has no task of its own: whoever takes in the
-unidirectional streams of a connection hands over those of transfers to
-:meth:`TransferHub.handle_stream`, and :func:`serve_hub` does that for a connection
-which has nothing else to do.
+Floor 4.  One hub serves all connections of an application, because the streams of one
+transfer come over several of them.  The hub has no task of its own.  The task that takes in
+a connection's unidirectional streams passes those of transfers to
+:meth:`TransferHub.handle_stream`; :func:`serve_hub` does so for a connection that carries
+nothing else.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ __all__ = ["TransferHub", "serve_hub"]
 
 _MEBIBYTE = 1024 * 1024
 
-#: Verdicts which are remembered at most, for senders whose connection was lost before it.
+#: The most verdicts remembered, for senders that lost their connection before the verdict came.
 _REMEMBERED = 1024
 
 
@@ -55,7 +55,7 @@ class _Remembered:
     until: float
 
     def answers(self, manifest: Manifest) -> bool:
-        """Whether this manifest asks for the verdict, rather than for another attempt."""
+        """Whether this manifest asks for the verdict rather than for another attempt."""
         return manifest.continues or self.verdict.code == TransferCode.VERIFIED
 
 
@@ -63,26 +63,26 @@ class _Remembered:
 class TransferHub(trio.abc.AsyncResource):
     """Sends and receives striped transfers over any number of connections.
 
-    A transfer whose sender is gone or has stalled is given up in time while a task reads
-    it or :meth:`give_up_in_time` runs; otherwise when the hub is used next.
+    While a task reads a transfer or :meth:`give_up_in_time` runs, a transfer whose sender is
+    gone or has stalled is given up when its time is over; otherwise when the hub is next used.
 
     Args:
       window: bytes of one incoming transfer which wait in memory at most.
       max_transfers: incoming transfers at most at once, interrupted ones included; the
         memory of all is bounded by `max_transfers` times `window`.  Further ones are
         refused.
-      max_transfers_per_peer: of these, how many one peer may have, so that there is room
-        for others: connections from one IPv4 address or one IPv6 /64 network are one peer's.
-        ``None``: half of `max_transfers`, rounded up.
-      max_stripe_size: the largest stripe, in bytes; senders which propose larger ones
-        use this one.
+      max_transfers_per_peer: the most of these that one peer may have, so that there is room
+        for other peers.  All connections from one IPv4 address or one IPv6 /64 network count
+        as one peer.  ``None``: half of `max_transfers`, rounded up.
+      max_stripe_size: the largest stripe, in bytes; a sender that proposes a larger one uses
+        this one.
       max_size: the most bytes of one incoming transfer; ``None``: any.
       resume_timeout: seconds for which a transfer whose connections were lost waits for
         its sender, and for which verdicts are remembered.
-      idle_timeout: seconds in which a sender that has credit sends at least 16 KiB;
+      idle_timeout: seconds in which a sender that has credit must send at least 16 KiB;
         otherwise the transfer is given up with ``STALLED``, and its place is free.
-        ``math.inf``: never.  Time in which this side's reader is what the sender waits
-        for does not count.
+        ``math.inf``: never.  Time in which the sender waits for this side's reader does not
+        count.
 
     Raises:
       ValueError: an argument is out of range.
@@ -126,7 +126,7 @@ class TransferHub(trio.abc.AsyncResource):
         self._resume_timeout = resume_timeout
         self._idle_timeout = idle_timeout
         self._incoming: dict[bytes, IncomingTransfer] = {}
-        self._peers: dict[bytes, str] = {}  # who has begun which of these
+        self._peers: dict[bytes, str] = {}  # the peer that began each transfer
         self._outgoing: dict[bytes, OutgoingTransfer] = {}
         self._queue: deque[IncomingTransfer] = deque()
         self._remembered: OrderedDict[bytes, _Remembered] = OrderedDict()
@@ -158,7 +158,7 @@ class TransferHub(trio.abc.AsyncResource):
         """The next incoming transfer.
 
         Args:
-          connection: only those which are begun on this one.
+          connection: accept only transfers begun on this one.
 
         Cancellation: no transfer is lost.
 
@@ -183,12 +183,12 @@ class TransferHub(trio.abc.AsyncResource):
                     found.append(await self._accept(connection))
                     nursery.cancel_scope.cancel()
         except BaseException:
-            # It was found and not handed out: others may take it, unless it has ended meanwhile.
+            # Found and not handed out: other tasks may take it, unless it has ended meanwhile.
             self._queue.extendleft(each for each in found if each.id in self._incoming)
             self._accept_lot.unpark_all()
             raise
         if not found:
-            await connection.ping()  # raises why it has ended
+            await connection.ping()  # raises the reason why the connection has ended
         return found[0]
 
     async def _accept(self, connection: QuicConnection | None) -> IncomingTransfer:
@@ -226,48 +226,48 @@ class TransferHub(trio.abc.AsyncResource):
     ) -> TransferSummary:
         """Send `data` over `connections` side by side; returns when the receiver has stored it.
 
-        That is when its program has confirmed the transfer (:class:`IncomingTransfer`), however
-        long that takes: the time is the caller's to limit, with a cancel scope.
+        The receiver has stored the data when its program has confirmed the transfer
+        (:class:`IncomingTransfer`).  There is no limit to how long that takes; limit it with a
+        cancel scope.
 
-        A connection which is lost costs what the receiver had not acknowledged of its
-        stripes: the others send that again.  The streams which come back on these
-        connections have to reach this hub's :meth:`handle_stream` meanwhile.
+        If a connection is lost, the others send again those of its stripes that the receiver
+        had not acknowledged.  The streams that the receiver opens on these connections have to
+        reach this hub's :meth:`handle_stream` meanwhile.
 
         Args:
           connections: one or more, all to the same receiver.
-          data: bytes-like; a binary file, from where it stands; an iterable or an async
+          data: bytes-like; a binary file, from its current position; an iterable or an async
             iterable of bytes-like items, of any size and number.
           stripe_size: bytes of a stripe, at least 1024; the receiver may choose less.
-            ``None``: what suits the window and the number of connections.
-          window: bytes which are read ahead of what is acknowledged at most; so much
-            memory is used.
-          on_progress: called with the number of bytes which the *receiver* has
-            acknowledged, each time it has grown; the last call has the whole size.
-          replace: called for a new connection where one was lost; without it the others
-            go on alone.
+            ``None``: a size that suits the window and the number of connections.
+          window: the most bytes read ahead of the acknowledged ones; that much memory is used.
+          on_progress: called with the number of bytes that the *receiver* has acknowledged, each
+            time the number has grown; the last call has the whole size.
+          replace: called for a new connection after one was lost; without it the other
+            connections go on alone.
           transfer_id: 16 bytes, of a :class:`TransferInterrupted` or drawn by the caller
             (``os.urandom(16)``) and kept until the transfer is through: an attempt with the
             same ID goes on with that transfer, with the same data from its beginning, and
-            what the receiver has is not sent again.  Knowing the ID is all that this takes, so
-            it is a secret of both sides; other data need another ID.
+            the bytes that the receiver has are not sent again.  Anyone who knows the ID can do
+            this, so it is a secret of both sides; other data need another ID.
           metadata: up to 16 KiB for the receiver's application, as a name.
 
         Cancellation: the transfer is given up; the receiver's calls raise
-        :class:`TransferAbandoned`, and nothing stays behind.
+        :class:`TransferAbandoned`, and nothing remains at the receiver.
 
         Raises:
           ValueError: an argument is out of range.
-          TypeError: `data` is nothing that bytes could be taken from.
-          TransferUnconfirmed: all connections were lost after everything was sent: it is
+          TypeError: bytes cannot be taken from `data`.
+          TransferUnconfirmed: all connections were lost after all data was sent, so it is
             unknown whether the receiver has stored it.
           TransferInterrupted: all connections were lost before that, or the receiver was
             started anew; see `transfer_id`.
           TransferRefused: the receiver does not want it, or has failed to store it.
-          ChecksumMismatch: what arrived, or what an earlier attempt had left there, is not
-            what was sent.
+          ChecksumMismatch: the bytes that arrived, or those that an earlier attempt had left
+            there, are not the bytes that were sent.
           trio.BusyResourceError: a transfer with this ID is being sent already.
           trio.ClosedResourceError: this hub was closed.
-          And what reading `data` raises.
+          And whatever reading `data` raises.
         """
         outgoing = OutgoingTransfer(
             connections,
@@ -299,8 +299,8 @@ class TransferHub(trio.abc.AsyncResource):
           reader: over the stream, past the kind; belongs to the hub from now on.
           connection: the one of the stream.
 
-        Nothing that the peer does, or that befalls the connection, raises here: it
-        concerns the transfer, whose calls raise.
+        No action of the peer and no failure of the connection raises here: it concerns the
+        transfer, and the transfer's calls raise.
 
         Cancellation: the stream is stopped; its transfer waits for the sender as if the
         connection had been lost.
@@ -322,7 +322,7 @@ class TransferHub(trio.abc.AsyncResource):
             except FramingError:
                 refuse(reader, TransferCode.MALFORMED)
             except LINE_ERRORS:
-                # The stream or its connection has ended, which the transfer hears of.
+                # The stream or its connection has ended; the transfer is told.
                 await trio.lowlevel.checkpoint()
 
     async def _handle_stripes(self, transfer_id: bytes, reader: StreamReader) -> None:
@@ -382,7 +382,7 @@ class TransferHub(trio.abc.AsyncResource):
     def _judge(
         self, transfer_id: bytes, manifest: Manifest, connection: QuicConnection
     ) -> Verdict | None:
-        """What is to be said at once; ``None``: the transfer is welcome."""
+        """The verdict to give at once; ``None``: the transfer is welcome."""
         transfer = self._incoming.get(transfer_id)
         if transfer is not None:
             return None if transfer._matches(manifest) else Verdict(TransferCode.CONFLICT)
@@ -399,7 +399,7 @@ class TransferHub(trio.abc.AsyncResource):
             return Verdict(TransferCode.TOO_LARGE)
         if len(self._incoming) >= self._max_transfers:
             return Verdict(TransferCode.TOO_MANY_TRANSFERS)
-        # A connection which has moved brings along what it has begun elsewhere.
+        # Transfers that this connection began before it migrated count as well.
         peer = peer_of(connection.peer_address)
         count = sum(
             each.connection is connection or self._peers[each.id] == peer
@@ -416,7 +416,7 @@ class TransferHub(trio.abc.AsyncResource):
         reader: StreamReader,
         connection: QuicConnection,
     ) -> None:
-        """A verdict on a stream of its own; then wait until the sender has ended its side."""
+        """Send a verdict on a stream of its own; then wait until the sender has ended its side."""
         async with await connection.open_send_stream() as stream:
             await stream.send_all(
                 first_bytes(StreamKind.TRANSFER_REPLY, transfer_id) + encode_record(verdict),
@@ -439,11 +439,11 @@ class TransferHub(trio.abc.AsyncResource):
                 self._remembered.popitem(last=False)
 
     async def give_up_in_time(self) -> None:
-        """Give up transfers which no task reads when the time of their senders is over.
+        """Give up transfers that no task reads, when the time of their senders is over.
 
-        So their memory and places are free then, rather than when the hub is used next.  Runs
-        until it is cancelled, and sleeps until the next transfer's time;
-        :func:`phoenix_trio.open_phoenix` has it running.
+        This frees their memory and places at that moment rather than when the hub is next used.
+        Runs until it is cancelled, and sleeps until the next transfer's time;
+        :func:`phoenix_trio.open_phoenix` runs it.
         """
         while True:
             deadline = min((each._expires_at for each in self._incoming.values()), default=math.inf)
@@ -462,7 +462,7 @@ class TransferHub(trio.abc.AsyncResource):
             del self._remembered[first]
 
     def refuse_new(self) -> None:
-        """Take no new transfers any more; those which are being received go on; idempotent.
+        """Refuse new transfers from now on; transfers already begun go on; idempotent.
 
         Senders of new ones are told ``SHUTTING_DOWN``.
         """
@@ -470,10 +470,10 @@ class TransferHub(trio.abc.AsyncResource):
         self._accept_lot.unpark_all()
 
     def close(self) -> None:
-        """Take no transfers any more, and leave those which are being received; idempotent.
+        """Refuse new transfers from now on, and abandon those being received; idempotent.
 
         Their senders are told ``SHUTTING_DOWN``, as far as connections are still served.
-        Transfers which are being sent go on.
+        Outgoing transfers go on.
         """
         self._closed = True
         for transfer in list(self._incoming.values()):
@@ -507,14 +507,14 @@ class _Incoming:
 async def serve_hub(
     connection: QuicConnection, hub: TransferHub, *, max_streams: int = 256
 ) -> None:
-    """Take in the unidirectional streams of a connection which serves transfers only.
+    """Take in the unidirectional streams of a connection that carries transfers only.
 
     Streams of other kinds are refused (STOP_SENDING with
-    :attr:`ApplicationErrorCode.MALFORMED`).  Returns when the connection has ended,
-    whatever the reason: that is the transfers' business.
+    :attr:`ApplicationErrorCode.MALFORMED`).  Returns when the connection has ended, for any
+    reason: the transfers' calls report it.
 
     Args:
-      max_streams: streams which are served at once at most; further ones wait.
+      max_streams: the most streams served at once; further ones wait.
 
     Raises:
       ValueError: `max_streams` is below 1.
@@ -530,7 +530,7 @@ async def serve_hub(
                 try:
                     kind = await reader.read_varint()
                 except (FramingError, *LINE_ERRORS):
-                    kind = None  # refused below, as far as there is somebody to tell
+                    kind = None  # refused below, if the stream can still carry the refusal
                 if kind in (StreamKind.TRANSFER, StreamKind.STRIPES, StreamKind.TRANSFER_REPLY):
                     await hub.handle_stream(kind, reader, connection)
                 else:

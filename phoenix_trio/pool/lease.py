@@ -1,4 +1,4 @@
-"""A connection of the pool for the length of a block.
+"""Leases one connection of the pool for the length of a block.
 
 Floor 4.
 """
@@ -66,7 +66,7 @@ class Lease(AbstractAsyncContextManager[QuicConnection]):
         if self._exclusive:
             self._pooled.closed_from = None
         self._pool._release(self._pooled)
-        # A checkpoint even where the block raised: what it raised is not replaced.
+        # A checkpoint even if the block raised; the block's exception is not replaced.
         if exc_type is None:
             await trio.lowlevel.checkpoint()
         else:

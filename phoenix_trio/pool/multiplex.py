@@ -1,11 +1,11 @@
-"""How does one transfer use several connections side by side?  The sender's half.
+"""Sends one transfer over several connections side by side.
 
-Floor 4.  Which stripe goes where is :class:`~phoenix_trio.pool.striping.SendingPlan`'s
-question; here are the tasks which carry that out.  Each connection has one, which sends
-the stripes it is given on a STRIPES stream, and looks for a replacement when the
-connection is lost; one reads the source; one keeps the line to the receiver: the
-TRANSFER stream, on whichever connection lives.  What the receiver answers comes from
-whoever serves incoming streams.
+Floor 4.  :class:`~phoenix_trio.pool.striping.SendingPlan` decides which stripe goes where;
+the tasks here carry that out.  One task for each connection sends the stripes given to it
+on a STRIPES stream, and looks for a replacement when the connection is lost.  One task
+reads the source.  One task keeps the line to the receiver: the TRANSFER stream, on any
+connection that is alive.  The receiver's answers are handed in by the task that serves
+incoming streams.
 """
 
 from __future__ import annotations
@@ -58,29 +58,29 @@ __all__ = ["OutgoingTransfer"]
 
 _MEBIBYTE = 1024 * 1024
 
-#: Bytes which are read and hashed at once.
+#: Bytes read and hashed at once.
 _BATCH = 4 * _MEBIBYTE
 
-#: Bytes of the source which are read and not sent before the receiver is told so.
+#: Bytes of the source read but not sent, after which the receiver is told so.
 _SKIPPED_AT_ONCE = _MEBIBYTE
 
-#: What ends a try to get a new connection, besides what ends one.
+#: Errors that end an attempt to get a new connection, besides those that end a connection.
 _DIAL_ERRORS = (OSError, *LINE_ERRORS)
 
-#: Tries in a row which came to nothing, of a new line, stream or connection, before it is given up.
+#: Attempts at a new line, stream or connection that may fail in a row before it is given up.
 _MOST_FAILURES = 5
 
-#: Seconds between signs of life on each connection: a receiver which reads nothing for a while
-#: is answered by nobody, and must not lose its connections to their idle timeout.
+#: Seconds between signs of life on each connection.  A receiver that reads nothing for a while
+#: gets no packets, and must not lose its connections to their idle timeout.
 _KEEP_ALIVE = 5.0
 
-#: What the receiver has done where it gives these codes.
+#: The reason that the receiver has given, by the code that it sent.
 _REASONS: dict[int, str] = {
     TransferCode.NOT_STORED: "has failed before it had stored the transfer",
     TransferCode.CANCELLED: "has left the transfer before it had stored it",
 }
 
-#: Seconds before the second such try, doubled for each further one.
+#: Seconds before the second such attempt; doubled for each further one.
 _FIRST_DELAY = 0.1
 
 
@@ -92,16 +92,16 @@ class _Member:
     lot: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
     is_idle: bool = False
     stripe: Stripe | None = None
-    """What it was given and has not begun to send."""
+    """Stripes given to it that it has not begun to send."""
 
 
 class _LineLost(Exception):
-    """The receiver has ended its answers without a verdict; never leaves this module."""
+    """The receiver has ended its answers without a verdict; this module catches it."""
 
 
 @final
 class OutgoingTransfer:
-    """A transfer which is being sent.  For :meth:`TransferHub.send`, which says what it does."""
+    """An outgoing transfer.  For :meth:`TransferHub.send`, which documents what it does."""
 
     def __init__(
         self,
@@ -162,7 +162,7 @@ class OutgoingTransfer:
                 nursery.start_soon(self._keep_line)
                 verdict = await self._follow(on_progress)
                 for stream in self._streams:
-                    stream.close()  # in good order, before the scope would reset them
+                    stream.close()  # in good order, before the scope would reset the stream
                 nursery.cancel_scope.cancel()
         plan = self._plan
         return TransferSummary(
@@ -278,7 +278,7 @@ class OutgoingTransfer:
         try:
             await self._read_all(source)
         finally:
-            # Here, as a generator with a scope of its own is to be left where it was entered.
+            # Closed here because a generator's own scope must be left where it was entered.
             await source.aclose()
 
     async def _read_all(self, source: Source) -> None:
@@ -303,7 +303,7 @@ class OutgoingTransfer:
         self._line_lot.unpark_all()
 
     async def _hash_all(self, source: Source) -> None:
-        """The receiver has this transfer already: are these the same data?"""
+        """The receiver has this transfer already: check whether these are the same data."""
         size = 0
         while not source.at_end:
             stripes = await source.read(SMALLEST_STRIPE, _BATCH // SMALLEST_STRIPE)
@@ -314,7 +314,7 @@ class OutgoingTransfer:
     # ------------------------------------------------------------------ connections
 
     def _give_out(self) -> None:
-        """Stripes to those which have nothing to do."""
+        """Give stripes to connections that have nothing to do."""
         plan = self._plan
         if plan is None:
             return
@@ -325,8 +325,8 @@ class OutgoingTransfer:
                 member.lot.unpark()
 
     def _next_for(self, member: _Member, plan: SendingPlan) -> Stripe | None:
-        # Two stripes at least, so that one is on its way while the other is acknowledged.
-        # More where the path takes more: a connection should never hold so much that the
+        # At least two stripes, so that one is on its way while the other is acknowledged.
+        # More if the path carries more; but a connection should never hold so much that the
         # others wait for it at the end of the window.
         allowance = 2 * plan.stripe_size
         if plan.outstanding(member) >= plan.stripe_size:
@@ -335,7 +335,7 @@ class OutgoingTransfer:
         return plan.take(member, allowance)
 
     async def _run_slot(self, member: _Member) -> None:
-        """One place in the set: its connection, then what replaces it."""
+        """Run one place in the set: its connection, then each replacement."""
         failures = 0
         while True:
             before = self._acknowledged
@@ -365,8 +365,8 @@ class OutgoingTransfer:
                 self._replaced += 1
                 self._line_lot.unpark_all()
             else:
-                # The receiver has stopped the stream, but the connection lives: it may want
-                # another one, or its verdict is on the way.
+                # The receiver has stopped the stream, but the connection is alive: the receiver may
+                # expect another stream, or its verdict is on the way.
                 self._give_out()
                 await trio.sleep(_FIRST_DELAY * 2**failures)
             failures += 1
@@ -398,7 +398,7 @@ class OutgoingTransfer:
                     scope.cancel()
 
                 nursery.start_soon(watch)
-                # No stream before there is something to send.
+                # Open no stream before there is something to send.
                 await self._next_stripe(member)
                 nursery.cancel_scope.cancel()
         async with await connection.open_send_stream() as stream:
@@ -451,7 +451,7 @@ class OutgoingTransfer:
         self._interrupt("the receiver has left")
 
     async def _choose_line(self, last: QuicConnection | None) -> QuicConnection:
-        """A connection which lives; another one than the last if there is one."""
+        """A connection that is alive; a different one from the last if there is one."""
         while True:
             living = [m.connection for m in self._members if not m.connection.is_closed]
             others = [connection for connection in living if connection is not last]
@@ -461,7 +461,7 @@ class OutgoingTransfer:
             await self._line_lot.park()
 
     async def _hold_line(self, connection: QuicConnection) -> None:
-        """The TRANSFER stream on one connection.
+        """Keep the TRANSFER stream on one connection.
 
         Raises:
           _LineLost: the receiver has ended its answers.
@@ -510,7 +510,7 @@ class OutgoingTransfer:
         return max(SMALLEST_STRIPE, min(wish, self._window))
 
     async def handle_reply(self, reader: StreamReader, connection: QuicConnection) -> None:
-        """A TRANSFER_REPLY stream, past the transfer's ID, until it ends."""
+        """Read a TRANSFER_REPLY stream, past the transfer's ID, until it ends."""
         if connection is not self._line:
             refuse(reader, ApplicationErrorCode.NO_ERROR)
             return
@@ -567,4 +567,4 @@ async def _keep_alive(connection: QuicConnection) -> None:
             await trio.sleep(keep_alive_interval(_KEEP_ALIVE, connection.idle_timeout))
             await connection.ping()
     except LINE_ERRORS:
-        await trio.lowlevel.checkpoint()  # it has ended, which its member notices
+        await trio.lowlevel.checkpoint()  # the connection has ended; its member handles that

@@ -1,27 +1,27 @@
-"""Who gets which connection, what is dialled, what is closed?  One function decides.
+"""Decides which lease gets which connection, what to dial and what to close.
 
-Floor 4, sans-IO: knows no Trio and reads no clock.  :func:`decide` takes a frozen
-picture of the pool and says what is to be done at this moment, and when to ask
-again; the Trio half does it, and asks after everything that happens.  Asked
-twice about one moment, it has nothing to add.
+Floor 4, sans-IO: knows no Trio and reads no clock.  :func:`decide` takes a frozen picture of
+the pool and returns what to do at this moment, and when to ask again.  The Trio half carries
+the decision out, and asks again after every event.  A second question about the same moment
+gets an empty answer.
 
-The rules, in the order in which they count:
+The rules, in order of priority:
 
-1. A lease shares an open connection which has a stream to spare: one that is not
-   congested before one that is, the one with the fewest leases, the oldest.
+1. A lease shares an open connection that has a stream to spare: an uncongested connection
+   before a congested one, then the one with the fewest leases, then the oldest.
    Leases of one target are served in the order in which they were asked for.
-2. Where none has a stream to spare, a connection is dialled, one at a time for a
-   target.  Where all are congested, one is dialled for those who come later.
-3. For a connection there has to be a slot.  Slots go to whoever has waited longest, be it
-   for a lease or for several connections at once.
-   A slot is made by closing the connection which has been idle for longest, by giving
-   up a dial which nobody wants any more or, after `patience`, by letting a busy
-   connection of another target yield: take no leases which were asked for later.
-4. Where no connection can be dialled, or that takes longer than `patience`, leases
-   share a connection beyond its spare streams, up to the number which its peer once
-   permitted: the stream of the lease which has just ended comes back in a moment.
-5. A connection which one lease has to itself is not shared, nor one of which such a lease
-   waits for the others to end, with leases which were asked for later.
+2. If no connection has a stream to spare, one is dialled, one at a time for a target.  If all
+   are congested, one is dialled for later leases.
+3. A connection needs a slot.  Slots go to the call that has waited longest, for a lease or for
+   several connections at once.
+   To free a slot, the pool closes the connection that has been idle longest, or gives up a
+   dial that no lease needs any more.  After `patience` it makes a busy connection of another
+   target yield: that connection takes no leases asked for later.
+4. If no connection can be dialled, or that takes longer than `patience`, leases share a
+   connection beyond its spare streams, up to the number of streams that its peer once
+   permitted: the stream of a lease that has just ended becomes available in a moment.
+5. A connection leased exclusively is not shared.  A connection whose other leases must end
+   before an exclusive lease gets it takes no leases asked for later.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ __all__ = [
     "decide",
 ]
 
-#: Seconds for which a connection which is being closed counts as one whose slot is coming;
-#: then the next one has to go for a waiter.  Delivering the rest takes a few round trips.
+#: Seconds for which the slot of a closing connection counts as about to become free; after that,
+#: another connection has to go for a waiter.  Delivering the rest takes a few round trips.
 CLOSING_ALLOWANCE = 1.0
 
 
@@ -70,11 +70,11 @@ class ConnectionState:
     """Unique in the pool; an older connection has a lower one."""
     leases: int = 0
     reserved: int = 0
-    """Leases which have, as far as can be seen, not opened their stream yet."""
+    """Leases that, as far as can be seen, have not opened their stream yet."""
     available_streams: int = 100
-    """Streams which can be opened at present."""
+    """Streams that can be opened at present."""
     most_streams: int = 100
-    """The most which `available_streams` has ever been; 0: it says nothing."""
+    """The highest value of `available_streams` so far; 0: that value says nothing."""
     is_congested: bool = False
     is_closing: bool = False
     """It is being closed, or has ended: it only holds its slot."""
@@ -82,37 +82,37 @@ class ConnectionState:
     is_draining: bool = False
     """It takes no further leases, and is closed after the last one."""
     yields_to: int | None = None
-    """The ticket of another target's waiter who needs its slot: it takes no later ones."""
+    """The ticket of another target's waiter that needs its slot: it takes no later leases."""
     closed_from: int | None = None
-    """It takes no lease which was asked for later than with this ticket: one lease has it to
-    itself, or waits for that."""
+    """It takes no lease asked for later than with this ticket, because one lease has it
+    exclusively, or waits for that."""
     idle_since: float = 0.0
     """When the last lease ended, or the connection was opened."""
     checked_at: float = -math.inf
     """When its last health check began."""
     is_checking: bool = False
     idle_limit: float = math.inf
-    """Seconds of silence after which the transport ends it without a word."""
+    """Seconds of silence after which the transport ends it without telling the peer."""
 
     @property
     def is_usable(self) -> bool:
-        """Whether it is there for leases, now or when it need not yield any more."""
+        """Whether leases can use it, now or when it need not yield any more."""
         return not self.is_closing and not self.is_draining
 
 
 @attrs.frozen
 class Waiter:
-    """A lease which was asked for and not granted yet."""
+    """A lease that was asked for and not granted yet."""
 
     ticket: int
-    """Whoever came earlier has a lower one."""
+    """An earlier waiter has a lower one."""
     since: float
-    """When it came."""
+    """When the wait began."""
 
 
 @attrs.frozen
 class Wish:
-    """Somebody waits until there are so many different connections at once."""
+    """A task waits until there are so many different connections at once."""
 
     waiter: Waiter
     count: int
@@ -125,21 +125,21 @@ class TargetState:
     target: Hashable
     connections: Sequence[ConnectionState] = ()
     waiters: Sequence[Waiter] = ()
-    """In the order in which they came."""
+    """In the order in which they were asked for."""
     is_dialling: bool = False
     is_abandoned: bool = False
     """The dial is being given up; it holds its slot until it has ended."""
     may_dial_at: float = -math.inf
     """A target without a connection is not dialled before this time."""
     may_grow_at: float = -math.inf
-    """No further connection is dialled before this time, nor one which is kept warm."""
+    """Neither a further connection nor a warm one is dialled before this time."""
     warm: int = 0
     """How many connections are kept open."""
     wishes: Sequence[Wish] = ()
-    """Of those who wait for several connections at once, in the order in which they came.
-    They keep what is open so far, but not from those who came before them."""
+    """Calls that wait for several connections at once, in the order in which they were made.
+    They keep the connections open so far, but not from earlier waiters."""
     wants_more: bool = False
-    """A lease which was granted a moment ago has to share a congested connection."""
+    """A lease granted a moment ago has to share a congested connection."""
 
 
 @attrs.frozen
@@ -152,24 +152,24 @@ class PoolState:
 
 @attrs.frozen
 class Decision:
-    """What is to be done now."""
+    """What to do now."""
 
     grants: tuple[tuple[Hashable, int], ...]
     """Target and connection: the target's first waiter gets a lease on it, and so on."""
     dials: tuple[Hashable, ...]
     abandoned: tuple[Hashable, ...]
-    """Targets whose dial is to be given up."""
+    """Targets whose dial has to be given up."""
     closures: tuple[tuple[int, Reason], ...]
     yielding: frozenset[tuple[int, int]]
-    """All connections which yield from now on, each with the ticket to which it yields."""
+    """All connections that yield from now on, each with the ticket to which it yields."""
     checks: tuple[int, ...]
-    """Connections whose health is to be checked."""
+    """Connections to check for health."""
     wake_at: float
     """When to ask again, if nothing happens before; ``math.inf``: no need."""
 
 
 class Seat(Protocol):
-    """What :func:`choose` looks at."""
+    """The properties that :func:`choose` looks at."""
 
     id: int
     leases: int
@@ -191,8 +191,8 @@ S = TypeVar("S", bound=Seat)
 def has_spare_stream(seat: Seat) -> bool:
     """Whether one more lease will find a stream at once.
 
-    A peer which never permitted a bidirectional stream is talked to by other
-    means, so its credit says nothing.
+    If a peer never permitted a bidirectional stream, the application uses other means to
+    talk to it, so the peer's stream credit says nothing.
     """
     return seat.available_streams > seat.reserved or seat.most_streams == 0
 
@@ -202,11 +202,11 @@ def choose(seats: Iterable[S], limit: float) -> S | None:
 
     Args:
       seats: the target's open connections.
-      limit: leases on one connection at most.
+      limit: the most leases on one connection.
     """
     best: S | None = None
     congested: S | None = None
-    # With one candidate, which is the usual case, there is nothing to sort.
+    # With one candidate, the usual case, there is nothing to sort.
     for seat in sorted(
         [seat for seat in seats if seat.leases < limit and has_spare_stream(seat)],
         key=_by_load,
@@ -284,7 +284,7 @@ class _Account:
 
     @property
     def claimant(self) -> Waiter | None:
-        """Who has waited longest for something that a further connection would give."""
+        """The longest-waiting waiter that a further connection would help."""
         waiter, unmet = self.next_waiter, self.unmet
         if waiter is None or (unmet is not None and unmet.ticket < waiter.ticket):
             return unmet
@@ -292,7 +292,7 @@ class _Account:
 
     @property
     def unmet(self) -> Waiter | None:
-        """Who has waited longest of those who need more connections at once than are open."""
+        """The longest-waiting waiter that needs more connections at once than are open."""
         if not self.state.wishes:
             return None
         usable = len(self.usable)
@@ -303,22 +303,22 @@ class _Account:
         return [seat for seat in self.seats if seat.is_usable]
 
     def keeps(self, ticket: float = math.inf) -> int:
-        """How many connections it keeps from one who came with `ticket`: those which are to
-        be warm, and those which somebody who came before collects.
+        """How many connections it keeps from a waiter with `ticket`: its warm connections, and
+        those that an earlier waiter collects.
         """
         older = (wish.count for wish in self.state.wishes if wish.waiter.ticket < ticket)
         return max(self.state.warm, *older, 0)
 
     def has_surplus(self, ticket: float = math.inf) -> bool:
-        """Whether one connection could go to one who came with `ticket`."""
+        """Whether one connection could go to a waiter with `ticket`."""
         return len(self.usable) > self.keeps(ticket)
 
 
 def decide(state: PoolState, config: PoolConfig) -> Decision:
-    """What is to be done now, by the rules at the top of this module.
+    """Decide what to do now, by the rules at the top of this module.
 
-    The result is to be carried out whole.  Everything it needs to know is in the
-    arguments, and nothing else is read or changed.
+    The result has to be carried out whole.  All input is in the arguments, and nothing else
+    is read or changed.
     """
     return _Turn(state, config).run()
 
@@ -348,7 +348,7 @@ class _Turn:
             for seat in account.seats:
                 seat.yields_to = self._yielding.get(seat.id)
             if account.next_waiter is not None:
-                self._serve(account)  # from those which need not yield any more
+                self._serve(account)  # connections that need not yield any more
                 self._hand_over(account)
         if self._config.health_check_interval is not None:
             for account in self._accounts:
@@ -363,7 +363,7 @@ class _Turn:
             wake_at=self._wake_at,
         )
 
-    # ------------------------------------------------------------------ connections which go
+    # ------------------------------------------------------------------ closing
 
     def _close(self, seat: _Seat, reason: Reason) -> None:
         seat.is_closing = True
@@ -374,7 +374,7 @@ class _Turn:
             if seat.state.is_draining and seat.leases == 0 and not seat.is_closing:
                 self._close(seat, Reason.DRAINED)
         if account.state.waiters:
-            return  # whatever is idle has something to do
+            return  # every idle connection has something to do
         idle = [seat for seat in account.seats if seat.is_idle]
         for seat in sorted(idle, key=lambda seat: (seat.state.idle_since, -seat.id)):
             if not account.has_surplus():
@@ -438,7 +438,7 @@ class _Turn:
     def _share_out_slots(self) -> None:
         """Rules 2 and 3."""
         free = self._config.max_connections
-        coming = 0  # slots which become free without further doing
+        coming = 0  # slots that become free without further action
         for account in self._accounts:
             free -= len(account.seats) + account.is_dialling
             coming += account.is_given_up + sum(self._goes_soon(s) for s in account.seats)
@@ -448,13 +448,13 @@ class _Turn:
         while queue:
             account = queue.pop(0)
             seen.add(account)
-            # What the account has is looked at now: one in front of it may have made it less.
+            # Looked at now: an account served before this one may have taken a connection from it.
             waiter, usable = account.next_waiter, account.usable
             is_first = waiter is not None and not usable
             gate = account.state.may_dial_at if is_first else account.state.may_grow_at
             claimant = account.claimant
             is_urgent = claimant is not None or len(usable) < account.state.warm
-            # (One who needs no more than a lease can share what its target has.)
+            # (A waiter that needs only a lease can share its target's connections.)
             starver = account.unmet if usable else claimant
             if not (self._is_due(gate) if is_urgent else gate <= self._now):
                 continue
@@ -467,7 +467,8 @@ class _Turn:
             elif not is_urgent:
                 continue
             elif self._make_room(account):
-                # Whoever collected what went wants more himself now, if he was not asked yet.
+                # An account that collected the closed connection may want a further one itself
+                # now, if it was not asked yet.
                 queue = [each for each in self._who_wants_more() if each not in seen]
             elif starver is None:
                 continue
@@ -476,7 +477,7 @@ class _Turn:
         self._choose_yielding(starving)
 
     def _goes_soon(self, seat: _Seat) -> bool:
-        """Whether a connection is being closed, and not for so long that another has to go."""
+        """Whether a connection is being closed, and its slot still counts as about to be free."""
         if not seat.is_closing:
             return False
         if not seat.state.is_closing:
@@ -484,7 +485,7 @@ class _Turn:
         return not self._is_due(seat.state.closing_since + CLOSING_ALLOWANCE)
 
     def _who_wants_more(self) -> list[_Account]:
-        """The targets which want one more connection, the first to be served first."""
+        """The targets that want one more connection, the first to be served first."""
         waiting: list[tuple[int, _Account]] = []
         warm: list[_Account] = []
         growing: list[_Account] = []
@@ -502,7 +503,7 @@ class _Turn:
         return [account for _, account in waiting] + warm + growing
 
     def _make_room(self, account: _Account) -> bool:
-        """Let go of what another target does not use; whether there was something."""
+        """Let go of something that another target does not use; whether there was something."""
         claimant = account.claimant
         ticket = math.inf if claimant is None else claimant.ticket
         idle = [
@@ -514,7 +515,7 @@ class _Turn:
             if seat.is_idle and (other.next_waiter is None or other.next_waiter.ticket > ticket)
         ]
         if idle:
-            # One which yields is idle for this very purpose.
+            # A yielding connection became idle for this very purpose.
             first = min(idle, key=lambda seat: (seat.yields_to is None, seat.state.idle_since))
             self._close(first, Reason.EVICTED)
             return True
@@ -531,8 +532,8 @@ class _Turn:
         return False
 
     def _choose_yielding(self, starving: list[tuple[_Account, Waiter]]) -> None:
-        """For each target which has waited long enough, a connection which gives way to it."""
-        # (Their claims on slots may have been earlier ones.)
+        """Choose, for each target that has waited long enough, a connection that yields to it."""
+        # (The targets' claims on slots may have been earlier ones.)
         for account, waiter in sorted(starving, key=lambda each: each[1].ticket):
             candidates = [
                 seat
@@ -552,9 +553,10 @@ class _Turn:
 
 
 def _fitness_to_yield(ticket: int, seat: _Seat) -> tuple[bool, bool, int, int, int]:
-    """Once chosen, always the same one, or none would ever come to its end.
+    """Sort key: a connection once chosen stays chosen, or none would ever come to its end.
 
-    Otherwise of the target which has most, and the one whose leases will end first.
+    Otherwise the target with the most connections yields one, and of these the one whose
+    leases will probably end first.
     """
     return (
         seat.yields_to != ticket,

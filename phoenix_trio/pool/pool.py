@@ -1,9 +1,9 @@
-"""Who holds which connection, and who opens and closes them?  The pool's Trio half.
+"""Opens, leases and closes the pool's connections: the pool's Trio half.
 
-Floor 4.  What is to be done is :func:`~phoenix_trio.pool.policy.decide`'s question; here are
-the tasks which do it, all in the pool's own nursery: one for each connection, from dialling
-to its end, one for each which is being closed or checked, and one which waits for the time
-at which the policy wants to be asked again.
+Floor 4.  :func:`~phoenix_trio.pool.policy.decide` decides what to do; the tasks here do it,
+all in the pool's own nursery.  There is one task for each connection, from dialling to its
+end, one for each connection being closed or checked, and one that waits for the time at
+which the policy has to be asked again.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from .targets import Target, TargetLike, parse_target
 
 __all__ = ["ConnectionPool", "Dial", "Lease", "open_pool"]
 
-#: A connection which is lost so soon counts as a failed dial, in seconds.
+#: In seconds: a connection lost sooner counts as a failed dial.
 _SHORT_LIFE = 1.0
 
 _DEFAULT_BACKOFF = Backoff()
@@ -45,7 +45,7 @@ Dial: TypeAlias = Callable[[Target], AbstractAsyncContextManager[QuicConnection]
 
 @final
 class ConnectionPool(metaclass=NoPublicConstructor):
-    """Connections to any number of targets, shared by those who lease them.
+    """Connections to any number of targets, shared among leases.
 
     Obtained from :func:`open_pool`.
     """
@@ -85,20 +85,21 @@ class ConnectionPool(metaclass=NoPublicConstructor):
     def lease(self, target: TargetLike, *, exclusive: bool = False) -> Lease:
         """A connection to `target`: ``async with pool.lease("example.org:4433") as connection:``.
 
-        Others may hold leases on the same connection.  It is handed back when the block
-        is left, however that happens; streams which are still open then go on.  Entering
-        the block waits for a connection if there is none, or none with a stream to
-        spare; those who wait longest are served first.
+        Other leases may use the same connection.  The connection is handed back when the block
+        is left in any way; streams still open then go on.  Entering the block waits for a
+        connection if there is none, or none with a stream to spare; leases are served in the
+        order in which they were asked for.
 
         Args:
-          exclusive: have the connection alone: no other lease shares it meanwhile, and none
-            is left of those before.  Where all connections are leased and no further one is
-            permitted, the one with the fewest leases takes no later ones, and is waited for.
+          exclusive: lease the connection alone: no other lease shares it meanwhile, and no
+            earlier lease is left on it.  If all connections are leased and no further one is
+            permitted, the one with the fewest leases takes no later leases, and this call waits
+            for it.
 
-        Cancellation: while waiting, nothing is held, and nobody else loses their turn.
+        Cancellation: while waiting, nothing is held, and no other caller loses its turn.
 
         Raises (the call itself):
-          TypeError, ValueError: that is no target.
+          TypeError, ValueError: `target` is not a valid target.
 
         Raises (entering the block):
           OSError: the name is unknown, or the target cannot be reached.
@@ -115,9 +116,9 @@ class ConnectionPool(metaclass=NoPublicConstructor):
         *,
         besides: Collection[QuicConnection] = (),
     ) -> AsyncIterator[list[QuicConnection]]:
-        """Leases on `count` different connections to `target`, all at once.
+        """Lease `count` different connections to `target`, all at once.
 
-        Waits until there are so many, dialling them one after the other.
+        Waits until there are so many, and dials them one after the other.
 
         Args:
           besides: connections which do not count, because they are in use already.
@@ -125,9 +126,9 @@ class ConnectionPool(metaclass=NoPublicConstructor):
         Cancellation: while waiting, nothing is held.
 
         Raises:
-          TypeError: that is no target, or `count` is no integer.
+          TypeError: `target` is not a valid target, or `count` is no integer.
           ValueError: `count` is below 1, or above what the settings permit for a target.
-          And what ``lease`` raises, if one of them cannot be established.
+          And whatever ``lease`` raises, if one of them cannot be established.
         """
         parsed = parse_target(target)
         if not isinstance(count, int) or isinstance(count, bool):
@@ -138,7 +139,7 @@ class ConnectionPool(metaclass=NoPublicConstructor):
                 f" connections to one target, not {count}"
             )
         await trio.lowlevel.checkpoint()
-        # Not before the checkpoint: an entry about which there is nothing to remember goes.
+        # Not before the checkpoint: an entry with nothing to remember may be removed.
         entry = self._entry(parsed)
         leased: list[Pooled] = []
         demand, ticket = self._demand(entry, count)
@@ -156,7 +157,7 @@ class ConnectionPool(metaclass=NoPublicConstructor):
                 self._turn()
 
     def _demand(self, entry: Entry, count: int) -> tuple[Demand, int]:
-        """Note that a call waits for so many connections; with its ticket."""
+        """Note that a call waits for so many connections; return the note and its ticket."""
         if self._config.reconnect_backoff is None:
             entry.may_grow_at = entry.failed_until
         ticket = next(self._numbers)
@@ -168,7 +169,7 @@ class ConnectionPool(metaclass=NoPublicConstructor):
         """Wait until there may be another connection, or one with fewer leases.
 
         Raises:
-          Exception: a connection could not be had, and is not dialled again by itself.
+          Exception: a connection could not be established, and is not dialled again by itself.
         """
         failures = entry.dial_failures
         self._turn()
@@ -187,7 +188,7 @@ class ConnectionPool(metaclass=NoPublicConstructor):
         try:
             pooled = await collect_idle(self, entry, demand, ticket)
             self._grant(pooled)
-            pooled.closed_from = 0  # no ticket is as early
+            pooled.closed_from = 0  # lower than every ticket
         finally:
             entry.demands.remove(demand)
             if not self._closed:
@@ -210,10 +211,10 @@ class ConnectionPool(metaclass=NoPublicConstructor):
             await waiting.event.wait()
         except BaseException:
             if waiting.granted is not None:
-                self._release(waiting.granted)  # to whoever is next
+                self._release(waiting.granted)  # to the next waiter
             elif waiting.error is None:
                 entry.waiting.remove(waiting)
-                self._turn()  # a dial may not be wanted any more
+                self._turn()  # a dial may not be needed any more
             raise
         if waiting.error is not None:
             raise waiting.error
@@ -221,9 +222,9 @@ class ConnectionPool(metaclass=NoPublicConstructor):
         return waiting.granted
 
     def _take_at_once(self, entry: Entry) -> Pooled | None:
-        """What :func:`decide` would grant to a newcomer, without a picture of everything.
+        """The connection :func:`decide` would grant to a newcomer, without a picture of everything.
 
-        Where nobody waits for the target, that is rule 1 alone, over those which do not
+        If no lease waits for the target, only rule 1 applies, over the connections that do not
         yield: the newcomer's ticket is the latest of all.
         """
         if entry.waiting:
@@ -235,7 +236,7 @@ class ConnectionPool(metaclass=NoPublicConstructor):
         ]
         pooled: Pooled | None
         if len(open_ones) == 1 and open_ones[0].available_streams > open_ones[0].leases:
-            pooled = open_ones[0]  # (not more can be reserved than there are leases)
+            pooled = open_ones[0]  # (there cannot be more reserved leases than leases)
             if pooled.leases >= self._config.seats:
                 return None
         else:
@@ -266,7 +267,7 @@ class ConnectionPool(metaclass=NoPublicConstructor):
             pooled.is_draining = True
         config = self._config
         if pooled.entry.demands:
-            pooled.entry.lot.unpark_all()  # it may be what one of them needs
+            pooled.entry.lot.unpark_all()  # a waiting call may need this connection
         if not pooled.leases:
             now = pooled.idle_since = trio.current_time()
             patience = config.idle_for(pooled.idle_limit)
@@ -293,19 +294,19 @@ class ConnectionPool(metaclass=NoPublicConstructor):
         if self._closed:
             raise trio.ClosedResourceError("this pool was closed")
 
-    # ------------------------------------------------------------------ what else can be asked
+    # ------------------------------------------------------------------ other calls
 
     def keep_warm(self, target: TargetLike, count: int) -> None:
         """Keep at least `count` connections to `target` open from now on; 0: none.
 
         They are dialled in the background, one after the other, with a back-off after
-        failures, and replaced when they are lost.  Without ``TransportConfig.keep_alive``,
-        or a `health_check_interval`, those which nobody uses are lost to the idle timeout
-        again and again.  They give way to nobody: where they take all of `max_connections`,
+        failures, and replaced when they are lost.  Without ``TransportConfig.keep_alive`` or a
+        `health_check_interval`, unused connections are lost to the idle timeout again and
+        again.  They do not yield to other targets: if they take all of `max_connections`,
         leases of other targets wait.
 
         Raises:
-          TypeError, ValueError: that is no target, or `count` is out of range.
+          TypeError, ValueError: `target` is not a valid target, or `count` is out of range.
           trio.ClosedResourceError: the pool was closed.
         """
         if not isinstance(count, int) or isinstance(count, bool):
@@ -321,8 +322,8 @@ class ConnectionPool(metaclass=NoPublicConstructor):
     def drain(self, connection: QuicConnection) -> None:
         """Give out no further leases on `connection`, and close it after the last one.
 
-        For a peer which has said that it is about to go.  Without effect on a connection
-        which is not, or no longer, of this pool.
+        For a peer that has announced its end.  Without effect on a connection that does not
+        belong, or no longer belongs, to this pool.
         """
         for pooled in self._pooled.values():
             if pooled.quic is connection:
@@ -358,7 +359,7 @@ class ConnectionPool(metaclass=NoPublicConstructor):
     # ------------------------------------------------------------------ carrying out decisions
 
     def _turn(self) -> None:
-        """Ask the policy what is to be done now, and do it.  Never waits."""
+        """Ask the policy what to do now, and do it.  Never waits."""
         now = trio.current_time()
         decision = decide(
             PoolState(now, [entry.state() for entry in self._entries.values()]), self._config
@@ -367,7 +368,7 @@ class ConnectionPool(metaclass=NoPublicConstructor):
         for pooled in self._pooled.values():
             before, pooled.yields_to = pooled.yields_to, yielding.get(pooled.id)
             if before is not None and pooled.yields_to != before and pooled.entry.demands:
-                pooled.entry.lot.unpark_all()  # it may be there for one of them again
+                pooled.entry.lot.unpark_all()  # a waiting call may use it again
         for target, number in decision.grants:
             waiting = self._entries[target].waiting.popleft()
             waiting.granted = self._pooled[number]
@@ -413,7 +414,7 @@ class ConnectionPool(metaclass=NoPublicConstructor):
                 self._turn()
 
     async def _hold(self, entry: Entry, scope: trio.CancelScope) -> None:
-        """One connection, from dialling to its end."""
+        """Hold one connection, from dialling to its end."""
         pooled: Pooled | None = None
         try:
             with scope:
@@ -425,7 +426,7 @@ class ConnectionPool(metaclass=NoPublicConstructor):
             if pooled is None:
                 self._on_failed_dial(entry, error)
             else:
-                # What served the connection has failed, and with it this connection alone.
+                # The code that served the connection has failed, and with it this connection alone.
                 logger.error("a connection to %s has crashed", entry.target, exc_info=error)
         finally:
             if pooled is None:
@@ -461,11 +462,11 @@ class ConnectionPool(metaclass=NoPublicConstructor):
         if now - pooled.opened_at > _SHORT_LIFE:
             entry.failures = 0
         else:
-            # A peer which drops every connection at once must not be dialled in a loop.
+            # A peer that drops every connection at once must not be dialled in a loop.
             self._delay_growth(entry, now)
 
     def _delay_growth(self, entry: Entry, now: float) -> float:
-        """Count a failure; returns for how long nothing is dialled that nobody waits for."""
+        """Count a failure; return for how many seconds only needed connections are dialled."""
         entry.failures += 1
         backoff = self._config.reconnect_backoff or _DEFAULT_BACKOFF
         delay = backoff.delay(entry.failures, self._random)
@@ -477,7 +478,7 @@ class ConnectionPool(metaclass=NoPublicConstructor):
         delay = self._delay_growth(entry, now)
         entry.dial_failures += 1
         if isinstance(error, ConnectionBroken):
-            error.processed = False  # nothing can have been sent by the leases which wait
+            error.processed = False  # the waiting leases cannot have sent anything
         entry.error = error
         if self._config.reconnect_backoff is not None:
             entry.may_dial_at = now + delay
@@ -501,7 +502,7 @@ class ConnectionPool(metaclass=NoPublicConstructor):
             with trio.move_on_after(self._config.health_check_timeout) as scope:
                 await pooled.quic.ping()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # it has ended, which its own task notices
+            pass  # the connection has ended; its own task handles that
         else:
             if scope.cancelled_caught:
                 self._health_failures += 1
@@ -514,7 +515,7 @@ class ConnectionPool(metaclass=NoPublicConstructor):
     # ------------------------------------------------------------------ the end
 
     def _stop(self) -> None:
-        """Whoever waits, and whoever comes, is told that the pool was closed."""
+        """Tell all waiting and later callers that the pool was closed."""
         self._closed = True
         for entry in self._entries.values():
             while entry.waiting:
@@ -546,9 +547,9 @@ class ConnectionPool(metaclass=NoPublicConstructor):
     async def aclose(self) -> None:
         """Close all connections in good order, leased ones included; idempotent.
 
-        Whoever waits for a lease, and whoever comes, gets :class:`trio.ClosedResourceError`.
+        Waiting and later calls for a lease raise :class:`trio.ClosedResourceError`.
 
-        Cancellation: connections which are not closed yet are aborted.
+        Cancellation: connections not closed by then are aborted.
         """
         self._stop()
         try:
@@ -564,17 +565,16 @@ class ConnectionPool(metaclass=NoPublicConstructor):
 
 @asynccontextmanager
 async def open_pool(dial: Dial, config: PoolConfig | None = None) -> AsyncIterator[ConnectionPool]:
-    """A pool, for the length of the block.
+    """Run a pool for the length of the block.
 
     When the block is left normally, all connections are closed in good order, leased ones
-    included: calls on them raise :class:`trio.ClosedResourceError`.  How long that takes
-    is bounded by the caller's cancel scope.  When it is left by an exception, they are
-    aborted.
+    included: calls on them raise :class:`trio.ClosedResourceError`.  The caller's cancel scope
+    bounds how long that takes.  When the block is left by an exception, they are aborted.
 
     Args:
       dial: opens a connection to a :class:`Target` for the length of a block, for instance
-        ``lambda target: endpoint.connect(target.host, target.port)``.  What it raises is
-        raised by the leases which wait for it.
+        ``lambda target: endpoint.connect(target.host, target.port)``.  The leases that wait
+        for the connection raise whatever it raises.
       config: limits, timeouts and back-off.
     """
     config = PoolConfig() if config is None else config

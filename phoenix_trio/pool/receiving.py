@@ -1,7 +1,7 @@
-"""How does an application receive a striped transfer?
+"""Receives striped transfers for an application.
 
-Floor 4.  :class:`IncomingTransfer` is what the application reads from; the streams of the
-transfer are served by its lower half, :class:`~phoenix_trio.pool.reception.Reception`.
+Floor 4.  The application reads from :class:`IncomingTransfer`; its lower half,
+:class:`~phoenix_trio.pool.reception.Reception`, serves the streams of the transfer.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from .transfer_source import update_digest
 
 __all__ = ["IncomingTransfer", "WritableFile"]
 
-#: Bytes which are written at once, so that a change of threads pays.
+#: Bytes written at once, so that a change of threads pays.
 _BATCH = 4 * 1024 * 1024
 
 
 def _code_of(error: BaseException) -> TransferCode:
-    """What the sender is told where a transfer is left by this."""
+    """The code that the sender is told if a transfer is left by this exception."""
     return TransferCode.NOT_STORED if isinstance(error, Exception) else TransferCode.CANCELLED
 
 
@@ -43,13 +43,13 @@ class IncomingTransfer(Reception, trio.abc.AsyncResource, metaclass=NoPublicCons
 
     Read it in one of three ways: ``async for chunk in transfer``, :meth:`receive_into`
     or :meth:`read_all`; or let :meth:`store` write a file.  At most the hub's ``window`` of
-    bytes wait in memory; the sender goes on as they are read.  The end is only reported
-    after the checksum over all bytes was found right.
+    bytes wait in memory; the sender goes on as they are read.  The end is reported only after
+    the checksum over all bytes was found right.
 
-    The sender's call returns when this side has *confirmed* the transfer: when an ``async
-    with`` block of it is left normally after everything was read, when :meth:`confirm` is
-    called, or when :meth:`store` has stored the file.  So a program stores what it has read
-    inside of the block.  When the block is left before the end, or by an exception, the
+    The sender's call returns when this side has *confirmed* the transfer.  That happens when
+    an ``async with`` block of the transfer is left normally after everything was read, when
+    :meth:`confirm` is called, or when :meth:`store` has stored the file.  So a program stores
+    the data inside the block.  When the block is left before the end, or by an exception, the
     sender's call raises :class:`TransferRefused`.  When the sender has given up before the
     confirmation, leaving the block raises :class:`TransferAbandoned`.
 
@@ -73,7 +73,7 @@ class IncomingTransfer(Reception, trio.abc.AsyncResource, metaclass=NoPublicCons
 
     @property
     def metadata(self) -> bytes:
-        """What the sender says about the transfer; a name, for instance.  Untrusted."""
+        """Metadata that the sender has given, for instance a name.  Untrusted."""
         return self._manifest.metadata
 
     @property
@@ -83,7 +83,7 @@ class IncomingTransfer(Reception, trio.abc.AsyncResource, metaclass=NoPublicCons
 
     @property
     def bytes_received(self) -> int:
-        """How many bytes have arrived, holes not counted."""
+        """How many bytes have arrived, not counting holes."""
         return self._window.received
 
     @property
@@ -134,7 +134,7 @@ class IncomingTransfer(Reception, trio.abc.AsyncResource, metaclass=NoPublicCons
                 if not pieces:
                     await self._verify()
                     raise StopAsyncIteration
-                # What was taken has to be hashed and kept, whatever happens meanwhile.
+                # The bytes taken have to be hashed and kept, whatever happens meanwhile.
                 with trio.CancelScope(shield=True):
                     await update_digest(self._hash, [*pieces], size)
                 self._chunks.extend(pieces)
@@ -149,19 +149,19 @@ class IncomingTransfer(Reception, trio.abc.AsyncResource, metaclass=NoPublicCons
           file: a binary file object, Trio's (:func:`trio.open_file`) or a plain one.  It
             is neither flushed nor closed.
 
-        Cancellation: the transfer is abandoned, and part of it was written.  A write
-        which is under way is waited for.
+        Cancellation: the transfer is abandoned, with a part of it written.  The call waits
+        for a write already under way.
 
         Raises:
           OSError: the file's; the transfer is abandoned.
-          And what reading raises, as a loop over it does.
+          And whatever reading raises, as a loop over it does.
         """
         plain = file.wrapped if isinstance(file, AsyncFile) else file
         written = 0
         with self._conflict:
             try:
                 while True:
-                    # What a loop over the transfer has left is hashed already.
+                    # The pieces left by a loop over the transfer are hashed already.
                     pieces, digest = list(self._chunks), None
                     size = sum(map(len, pieces))
                     self._chunks.clear()
@@ -185,7 +185,7 @@ class IncomingTransfer(Reception, trio.abc.AsyncResource, metaclass=NoPublicCons
 
         Raises:
           TransferRefused: there is more; the sender is told (code ``TOO_LARGE``).
-          And what reading raises, as a loop over it does.
+          And whatever reading raises, as a loop over it does.
         """
         parts: list[bytes | bytearray] = []
         size = 0
@@ -219,18 +219,18 @@ class IncomingTransfer(Reception, trio.abc.AsyncResource, metaclass=NoPublicCons
         disk and the partial file takes the name of `path`, in one step; until then an
         existing file stays as it is.  All of that happens in threads.
 
-        When it ends before, for whatever reason, the partial file waits for another attempt
-        with the same transfer ID, in this process or another, and only what is missing is
-        sent.  What is on the disk is checked before.  A partial file of a transfer which
-        turned out wrong is removed.  POSIX systems only.
+        If it ends earlier, for whatever reason, the partial file waits for another attempt with
+        the same transfer ID, in this process or another, and only the missing bytes are sent.
+        The bytes on the disk are checked first.  If a transfer turns out wrong, its partial file
+        is removed.  POSIX systems only.
 
         Args:
-          path: of the file; its directory exists.  A symbolic link is followed.
-          limits: how long and how many partial files wait in that directory, those which are
-            there included.  ``None``: for seven days, otherwise as :class:`PartLimits` says.
+          path: of the file; its directory must exist.  A symbolic link is followed.
+          limits: how long and how many partial files wait in that directory, including those
+            already there.  ``None``: for seven days, otherwise as :class:`PartLimits` says.
 
-        Cancellation: the transfer is abandoned, and the partial file stays; a write which is
-        under way is waited for.  Once the file has its name, the transfer is confirmed all the
+        Cancellation: the transfer is abandoned, and the partial file stays; the call waits for a
+        write already under way.  Once the file has its name, the transfer is confirmed all the
         same, and if the sender has given up in that moment, the call still returns.
 
         Raises:
@@ -238,7 +238,7 @@ class IncomingTransfer(Reception, trio.abc.AsyncResource, metaclass=NoPublicCons
           trio.BusyResourceError: another task is reading, or another receiver writes the same
             partial file.
           RuntimeError: some of the transfer was read already.
-          And what reading raises, as a loop over it does.
+          And whatever reading raises, as a loop over it does.
         """
         try:
             with self._conflict:
@@ -254,8 +254,8 @@ class IncomingTransfer(Reception, trio.abc.AsyncResource, metaclass=NoPublicCons
     async def confirm(self) -> None:
         """Say that the transfer is stored: the sender's call returns.
 
-        For programs which do not use the transfer as a context manager, or want to go on
-        inside of its block.  Without effect on a confirmed transfer.
+        For programs that do not use the transfer as a context manager, or want to go on
+        inside its block.  Without effect on a confirmed transfer.
 
         Cancellation: the transfer is confirmed all the same.
 

@@ -1,13 +1,13 @@
-"""What serves an incoming striped transfer: its streams, its window, its end.
+"""Serves an incoming striped transfer: its streams, its window, its end.
 
-Floor 4.  The lower half of :class:`~phoenix_trio.pool.receiving.IncomingTransfer`, which has
-what applications call.  It has no task of its own, but lives in the tasks which serve
-streams and in the reader's.  The arithmetic is in ``striping.py``; which stream belongs to
-which transfer is the hub's question.
+Floor 4.  The lower half of :class:`~phoenix_trio.pool.receiving.IncomingTransfer`, whose
+methods applications call.  It has no task of its own: it runs in the tasks that serve
+streams and in the reader's task.  ``striping.py`` has the arithmetic; the hub finds the
+transfer of each stream.
 
-A transfer's line is the TRANSFER stream on which the sender speaks at present, with the
-TRANSFER_REPLY stream for the answers.  When its connection is lost, the sender opens
-another one, and everything which is to be known is said again.
+A transfer's line is the TRANSFER stream on which the sender speaks at present, together with
+the TRANSFER_REPLY stream for the answers.  When the line's connection is lost, the sender
+opens another line, and the receiver repeats everything that the sender needs to know.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ from .transfer_streams import LINE_ERRORS, first_bytes, read_record, refuse
 
 __all__ = ["Reception"]
 
-#: Bytes which are asked of a stream at once, and handed out at once: as large as its pieces.
+#: Bytes asked of a stream at once, and handed out at once: as large as its pieces.
 _PIECE = 64 * 1024
 
 
 class Reception:
-    """The state of one incoming transfer, and what changes it."""
+    """The state of one incoming transfer, and the methods that change it."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class Reception:
         self._line: trio.CancelScope | None = None
         self._line_lost_at: float | None = None
         self._told_credit = -1
-        # What an earlier attempt has left is known when the application begins to read.
+        # The bytes left by an earlier attempt are known when the application begins to read.
         self._holds_credit = manifest.may_resume
         self._is_checking = False
         self._resumed_at = 0
@@ -112,13 +112,13 @@ class Reception:
     # ------------------------------------------------------------------ called by the reader
 
     def _restore(self, prefix: int) -> None:
-        """An earlier attempt has left so many bytes, which are not to be sent."""
+        """An earlier attempt has left so many bytes; they need not be sent."""
         self._window.restore(prefix)
         self._resumed_at = prefix
         self._give_credit()
 
     def _begin_check(self) -> None:
-        """What an earlier attempt has left is being checked, which takes its time."""
+        """The bytes left by an earlier attempt are being checked; that takes time."""
         self._is_checking = True
 
     def _give_credit(self) -> None:
@@ -128,7 +128,7 @@ class Reception:
         self._reply_lot.unpark_all()
 
     async def _take(self, max_bytes: int) -> tuple[list[bytes | bytearray], int]:
-        """Whole stripes in order, as pieces and their size; nothing at the end."""
+        """Take whole stripes in order, as pieces and their size; nothing at the end."""
         window = self._window
         if self._holds_credit:
             self._give_credit()
@@ -158,7 +158,7 @@ class Reception:
             raise RuntimeError("the transfer was read already: it cannot be stored from its start")
 
     async def _wait(self) -> None:
-        """Until something happens, at most until the sender's time is over."""
+        """Wait until something happens, at most until the sender's time is over."""
         with trio.move_on_at(self._expires_at):
             await self._read_lot.park()
         self._expire()
@@ -183,7 +183,7 @@ class Reception:
             return lost_at + self._resume_timeout
         if self._awaits_sender or (self._holds_credit and not self._is_checking):
             return self._stall.deadline
-        # The sender gets a whole period with its next credit, so it is not over before.
+        # The sender gets a whole period with its next credit, so its time is not over before.
         return trio.current_time() + self._stall.timeout
 
     def _expire(self) -> bool:
@@ -191,7 +191,7 @@ class Reception:
         if self._verdict is not None or trio.current_time() < self._expires_at:
             return False
         if self._line_lost_at is None and self._holds_credit:
-            # No task reads it.  The sender gets its credit, so that one which sends nothing
+            # No task reads it.  The sender gets its credit, so that a sender that sends nothing
             # holds its place no longer than any other.
             self._give_credit()
             return False
@@ -222,7 +222,7 @@ class Reception:
             self._reply_lot.unpark_all()
 
     async def _verify(self, digest: bytes | None = None) -> None:
-        """Everything was read: compare the checksum, of what was hashed here or the given one."""
+        """Everything was read: compare the checksum, computed here or given as `digest`."""
         end = self._end
         assert end is not None
         if digest is None:
@@ -254,7 +254,7 @@ class Reception:
             if not self._verified or end is None:
                 raise RuntimeError("a transfer is confirmed after it was read to its end")
             self._conclude(Verdict(TransferCode.VERIFIED, end.size, end.digest), None)
-        # So that a program which ends right now has told the sender.
+        # So that the sender is told even if this program ends right now.
         await self._wait_told()
         self._check()
         if not self._is_confirmed:
@@ -262,7 +262,7 @@ class Reception:
 
     async def _wait_told(self) -> None:
         await trio.lowlevel.checkpoint()
-        # A peer which gives no credit for the answer must not hold the caller for ever.
+        # A peer that gives no credit for the answer must not hold the caller for ever.
         with trio.move_on_after(self._stall.timeout):
             while self._line is not None and not self._verdict_told:
                 await self._read_lot.park()
@@ -279,7 +279,7 @@ class Reception:
         if verdict.code != TransferCode.VERIFIED:
             self._window.clear()
             self._chunks.clear()
-        # Who has lost the line before it heard the verdict asks again.  A sender which has
+        # A sender that lost the line before it got the verdict asks again.  A sender that has
         # given up, or comes too late, begins anew instead.
         self._on_end(self, None if by_sender else verdict)
         self._read_lot.unpark_all()
@@ -309,9 +309,9 @@ class Reception:
         )
 
     async def _serve_line(self, reader: StreamReader, connection: QuicConnection) -> None:
-        """A TRANSFER stream, past its manifest, until it ends."""
+        """Serve a TRANSFER stream, past its manifest, until it ends."""
         if self._line is not None:
-            self._line.cancel()  # the sender has left it; we only do not know yet
+            self._line.cancel()  # the sender has left it, although this side does not know yet
         scope = trio.CancelScope()
         self._line = scope
         if self._line_lost_at is not None:
@@ -366,7 +366,7 @@ class Reception:
                     raise FramingError(f"a {type(record).__name__} record from a sender")
 
     async def _answer(self, connection: QuicConnection, line: trio.CancelScope) -> None:
-        """The TRANSFER_REPLY stream of the present line."""
+        """Write the TRANSFER_REPLY stream of the present line."""
         try:
             async with await connection.open_send_stream() as stream:
                 await while_open(stream, partial(self._send_news, stream))
@@ -401,7 +401,7 @@ class Reception:
                 await self._reply_lot.park()
 
     async def _receive_stripes(self, reader: StreamReader) -> None:
-        """A STRIPES stream, past the transfer's ID, until it ends."""
+        """Serve a STRIPES stream, past the transfer's ID, until it ends."""
         arrival: Arrival | None = None
         try:
             while True:
@@ -438,7 +438,7 @@ class Reception:
             refuse(reader, error.code)
             self._give_up(error.code, f"the sender is wrong: {error}")
         except LINE_ERRORS:
-            pass  # The sender hears of that, too, and sends the rest elsewhere.
+            pass  # The sender notices that, too, and sends the rest elsewhere.
         finally:
             if arrival is not None:
                 self._window.drop(arrival)

@@ -1,6 +1,6 @@
-"""When is a call which failed made again?  Settings, and the loop which makes it.
+"""Decides which failed calls are made again, and makes them.
 
-Floor 4.  Knows what the errors say of a call, and nothing of connections.
+Floor 4.  Knows what errors say about a call, and nothing of connections.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ __all__ = ["Retry"]
 
 T = TypeVar("T")
 
-#: Stream codes which a peer sends by itself when it goes: nothing is wrong with the call.
+#: Stream codes that a peer sends by itself when it goes: nothing is wrong with the call.
 _PASSING_CODES = (ApplicationErrorCode.CANCELLED, ApplicationErrorCode.SHUTTING_DOWN)
 
-#: Failures of a handshake which may be over the next time.  Others, as an untrusted
-#: certificate, will not be.
+#: Handshake failures that may not occur the next time.  Others, such as an untrusted
+#: certificate, will.
 _PASSING_HANDSHAKES = (ConnectionRefused, HandshakeTimedOut, ServerUnreachable)
 
 
@@ -51,10 +51,10 @@ class Retry:
     """
 
     attempts: int = attrs.field(default=6, validator=_integer(1, 1_000_000))
-    """How often the call is made at most, the first time included (1 to 1,000,000).
+    """The most times that a call is made, the first time included (1 to 1,000,000).
 
-    6: with the default pauses that takes 0.8 to 1.6 seconds, in which a client has gone from a
-    server which shuts down to another one."""
+    6: with the default pauses that takes 0.8 to 1.6 seconds, in which a client has moved from
+    a server that shuts down to another one."""
 
     backoff: Backoff = attrs.field(
         default=Backoff(initial=0.05, maximum=2.0), validator=attrs.validators.instance_of(Backoff)
@@ -92,7 +92,7 @@ class Retry:
         Cancellation: as that of `call`, and of a pause between calls.
 
         Raises:
-          What the last call raises.
+          Whatever the last call raises.
         """
         source = random.Random()  # noqa: S311 - jitter, no secret
         failures = 0

@@ -1,12 +1,12 @@
-"""Tells when a transfer which waits for its sender counts as stalled.
+"""Tells when a transfer that waits for its sender counts as stalled.
 
 Floor 4, sans-IO: takes the time, knows no Trio and no bytes.  Used by striped transfers
 and by the file receiver of the ``phoenix-trio`` program.
 
-A transfer holds a place, and often memory or a partial file.  A peer which opens
-transfers and sends nothing would hold them for ever; one which sends a byte now and then
-would, too.  So progress is :data:`LEAST_PROGRESS` bytes, and a transfer without progress
-for the timeout has stalled.
+A transfer holds a place, and often memory or a partial file.  A peer that opens transfers
+and sends nothing would hold them for ever, and so would a peer that sends a byte now and
+then.  So progress is :data:`LEAST_PROGRESS` bytes, and a transfer without progress for the
+timeout has stalled.
 """
 
 from __future__ import annotations
@@ -47,19 +47,19 @@ class StallClock:
             self._excused = False
 
     def restart(self, now: float) -> None:
-        """The sender has a whole timeout from now on: it may do what it could not before."""
+        """Give the sender a whole timeout from now on: it may do what it could not before."""
         self._since = now
         self._count = 0
 
     def excuse(self, now: float) -> None:
         """The sender is back after its connection was lost: restart, once between progress.
 
-        Without that condition, a sender which only comes and goes would never stall.
+        Without that condition, a sender that only comes and goes would never stall.
         """
         if not self._excused:
             self._excused = True
             self.restart(now)
 
     def pause(self, seconds: float) -> None:
-        """So many seconds have passed in which this side did not wait for the sender."""
+        """Discount so many seconds in which this side did not wait for the sender."""
         self._since += seconds

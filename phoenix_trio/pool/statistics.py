@@ -1,4 +1,4 @@
-"""What a pool says of itself: plain numbers, nothing that changes under the reader.
+"""Statistics of a pool: plain numbers, frozen when they were taken.
 
 Floor 4: data only.
 """
@@ -17,21 +17,21 @@ class TargetStatistics:
     """One target at one moment."""
 
     connections: int
-    """Connections which are open, draining ones not included."""
+    """Open connections, draining ones not included."""
     idle: int
-    """Those of them which nobody leases."""
+    """Those of them without a lease."""
     dialling: int
     """Connections being established: 0 or 1."""
     closing: int
-    """Connections which are being closed, or drain."""
+    """Connections being closed, or draining."""
     leases: int
-    """Leases which are held."""
+    """Leases held at present."""
     waiting: int
-    """Leases which wait."""
+    """Waiting leases."""
     leases_granted: int
-    """Leases so far, since the target was last forgotten: it is when it has nothing open."""
+    """Leases since the target was last forgotten; a target with nothing open is forgotten."""
     dials: int
-    """The same: attempts to connect."""
+    """Attempts to connect, since the same moment."""
     dial_failures: int
 
 
@@ -42,11 +42,11 @@ class PoolStatistics:
     targets: Mapping[str, TargetStatistics]
     """By target, as ``"host:port"``."""
     evicted_idle: int
-    """Connections closed because nobody leased them for the idle timeout."""
+    """Connections closed because they had no lease for the idle timeout."""
     evicted_for_others: int
     """Idle connections closed because another target needed the slot."""
     drained: int
-    """Connections closed because their peer, or the application, had them drained."""
+    """Connections closed because their peer, or the application, asked for draining."""
     lost: int
     """Connections which ended although the pool did not close them."""
     health_failures: int
@@ -59,7 +59,7 @@ class PoolStatistics:
 
     @property
     def idle(self) -> int:
-        """Open connections which nobody leases."""
+        """Open connections without a lease."""
         return sum(each.idle for each in self.targets.values())
 
     @property
@@ -69,15 +69,15 @@ class PoolStatistics:
 
     @property
     def closing(self) -> int:
-        """Connections which are being closed, or drain."""
+        """Connections being closed, or draining."""
         return sum(each.closing for each in self.targets.values())
 
     @property
     def leases(self) -> int:
-        """Leases which are held."""
+        """Leases held at present."""
         return sum(each.leases for each in self.targets.values())
 
     @property
     def waiting(self) -> int:
-        """Leases which wait."""
+        """Waiting leases."""
         return sum(each.waiting for each in self.targets.values())

@@ -1,8 +1,8 @@
-"""How does a striped transfer get into a file that survives a killed process?
+"""Stores striped transfers in files that survive a killed process.
 
 Floor 4.  Joins a transfer (``reception.py``) with a file and its ledger (``storage/``), whose
-calls block and run in threads.  One step at a time: open the partial file, check what an
-earlier attempt has left, tell the sender, write, verify, give the file its name, confirm.
+calls block and run in threads.  One step at a time: open the partial file, check the bytes
+left by an earlier attempt, tell the sender, write, verify, give the file its name, confirm.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ StrPath: TypeAlias = "str | os.PathLike[str]"
 
 _T = TypeVar("_T")
 
-#: Bytes which are written and hashed at once, so that a change of threads pays.
+#: Bytes written and hashed at once, so that a change of threads pays.
 _BATCH = 4 * 1024 * 1024
 
 _DAY = 86_400.0
 
-#: Senders come back after a weekend.
+#: Long enough for a sender that returns after a weekend.
 _LIMITS = PartLimits(lifetime=7 * _DAY)
 
-#: A partial file is of no use where the sender has ended the transfer so.
+#: Codes with which a sender ends a transfer whose partial file is then of no use.
 _RUINED = frozenset(
     {
         TransferCode.MALFORMED,
@@ -54,15 +54,15 @@ _RUINED = frozenset(
     }
 )
 
-#: What the refusals of the storage are for a program.
+#: Error numbers that programs get for the storage's refusals.
 _NUMBERS = {"no-space": errno.ENOSPC, "too-large": errno.EFBIG, "exists": errno.EEXIST}
 
 
 async def check_target(path: StrPath) -> None:
-    """Whether a file could be stored as `path`, as far as that can be told before.
+    """Check whether a file could be stored as `path`, as far as that can be told before.
 
     Raises:
-      OSError: its directory is not there, or something else than a file is.
+      OSError: its directory is not there, or something other than a file is in the way.
     """
     await trio.to_thread.run_sync(_split, path)
 
@@ -80,7 +80,7 @@ async def store(
         # (In a thread as well: the last use may close a directory.)
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(storages.release, storage)
-    # No cancellation comes between: the file has its name, so the sender hears that.
+    # No cancellation comes between: the file has its name, so the sender must be told.
     transfer._is_stored = True
     try:
         await transfer._confirm()
@@ -140,7 +140,7 @@ def _write_pieces(file: CheckedFile, pieces: list[bytes | bytearray]) -> None:
 
 
 def _short(transfer: Reception) -> str:
-    """The beginning of its ID, of which the whole is a secret."""
+    """The beginning of its ID; the whole ID is a secret."""
     return transfer._id.hex()[:8]
 
 
@@ -168,7 +168,7 @@ def _split(path: StrPath) -> tuple[str, str]:
 
 
 async def _run(work: Callable[..., _T], *arguments: object) -> _T:
-    """Run in a thread; what the storage refuses is an error of the system for programs."""
+    """Run in a thread; a refusal by the storage becomes an :class:`OSError` for programs."""
     try:
         return await trio.to_thread.run_sync(work, *arguments)
     except Refused as error:

@@ -1,4 +1,4 @@
-"""Which bytes of a striped transfer are where, who has them, and what is sent (again)?
+"""Cuts a striped transfer into stripes, and tracks where each is and what to send again.
 
 Floor 4, sans-IO: knows no Trio, no clock and no connection; members of a stripe set
 are any hashable names.  :class:`SendingPlan` is the sender's half,
@@ -8,11 +8,11 @@ A transfer is cut into stripes of one size, the last one shorter; stripe *n* beg
 *n* times that size.  So two stripes are the same or apart, never overlapping, and
 everything is known by its offset.  Both halves hold at most a window of bytes:
 
-* The sender keeps a stripe from reading it until the receiver has told that it has it.
-  Stripes go to whoever asks, lowest offset first; when a member is lost, the stripes
-  which it had are given to others.
-* The receiver holds stripes between what was consumed and its credit limit, which it
-  moves on as the application consumes.  A stripe which arrives twice counts once.
+* The sender keeps a stripe from reading it until the receiver has acknowledged it.
+  Stripes go to any member that asks, lowest offset first; when a member is lost, its
+  stripes are given to others.
+* The receiver holds stripes between the consumed bytes and its credit limit, and moves
+  the limit on as the application consumes.  A stripe that arrives twice counts once.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = [
 
 KIBIBYTE = 1024
 
-#: Disjoint ranges which are kept at most; only a hostile peer needs more.
+#: The most disjoint ranges kept; only a hostile peer needs more.
 _MAX_RANGES = 65_536
 
 
@@ -55,7 +55,7 @@ class StripeRefused(ValueError):
 
 
 def choose_stripe_size(size: int | None, members: int) -> int:
-    """A stripe size which suits the transfer: a power of two from 64 KiB to 1 MiB.
+    """A stripe size that suits the transfer: a power of two from 64 KiB to 1 MiB.
 
     Large stripes cost less; small ones spread better, and less is sent again when a
     connection is lost.  So there should be at least 16 for each of the `members`.
@@ -93,7 +93,7 @@ class Ranges:
         """Add the offsets from `start` up to `stop`; return how many were new."""
         if start >= stop:
             return 0
-        # Those which touch or overlap: from the first that ends at `start` or later, to
+        # Ranges that touch or overlap: from the first that ends at `start` or later, to
         # the last that begins at `stop` or earlier.
         first = bisect_left(self._stops, start)
         last = bisect_right(self._starts, stop)
@@ -126,7 +126,7 @@ class Stripe:
     offset: int
     data: bytes | bytearray | memoryview
     member: Hashable | None = None
-    """Who is sending it; ``None`` while nobody is."""
+    """The member that sends it; ``None``: no member does at present."""
     sends: int = 0
     """How often it was given out."""
 
@@ -136,7 +136,7 @@ class SendingPlan:
 
     Args:
       stripe_size: bytes of each stripe but the last.
-      window: bytes kept at most, and given out at most; at least one stripe in effect.
+      window: the most bytes kept, and the most given out; in effect at least one stripe.
       size: bytes in all, if that is known.
     """
 
@@ -151,14 +151,14 @@ class SendingPlan:
         self.end: int | None = None
         """Bytes in all, once everything was added."""
         self.skipped_to = 0
-        """Where the last stripe ends which the receiver had when it was added."""
+        """Where the last stripe ends that the receiver had when it was added."""
         self.kept = 0
         """Bytes kept at present."""
         self.stripes_sent = 0
         self.stripes_sent_again = 0
         self.bytes_sent_again = 0
         self.bytes_sent_once = 0
-        """Bytes of all stripes which were given out, each counted once."""
+        """Bytes of all stripes given out, each counted once."""
         self._stripes: dict[int, Stripe] = {}
         self._waiting: list[int] = []
         self._outstanding: dict[Hashable, int] = {}
@@ -166,17 +166,17 @@ class SendingPlan:
 
     @property
     def acknowledged(self) -> int:
-        """How many bytes are in the receiver's hands, as it has told."""
+        """How many bytes the receiver has acknowledged."""
         return self._received.total
 
     @property
     def is_complete(self) -> bool:
-        """Whether all bytes are in the receiver's hands."""
+        """Whether the receiver has acknowledged all bytes."""
         return self.end is not None and self._received.total >= self.end
 
     @property
     def all_sent(self) -> bool:
-        """Whether each byte was given out, or is in the receiver's hands."""
+        """Whether each byte was given out or acknowledged."""
         return self.end is not None and all(stripe.sends for stripe in self._stripes.values())
 
     @property
@@ -186,11 +186,11 @@ class SendingPlan:
         return room if room >= self.stripe_size else 0
 
     def outstanding(self, member: Hashable) -> int:
-        """Bytes which `member` was given and which are not acknowledged."""
+        """Bytes given to `member` and not acknowledged."""
         return self._outstanding.get(member, 0)
 
     def add(self, data: bytes | bytearray | memoryview) -> None:
-        """The next stripe of the source.
+        """Add the next stripe of the source.
 
         Raises:
           ValueError: it is longer than a stripe, or follows a shorter one or the end.
@@ -217,7 +217,7 @@ class SendingPlan:
         """The next stripe for `member` to send; ``None``: nothing for it at present.
 
         Args:
-          allowance: bytes which the member may have outstanding, this stripe included;
+          allowance: the most bytes that the member may have outstanding, this stripe included;
             a first stripe is always given.
         """
         waiting = self._waiting
@@ -247,7 +247,7 @@ class SendingPlan:
         return stripe
 
     def lose(self, member: Hashable) -> int:
-        """A member is gone: others get what it had.  Returns how many bytes that were."""
+        """A member is gone: its stripes go to others.  Returns how many bytes they have."""
         lost = self._outstanding.pop(member, 0)
         if lost:
             for stripe in self._stripes.values():
@@ -257,14 +257,14 @@ class SendingPlan:
         return lost
 
     def extend_credit(self, limit: int) -> None:
-        """The receiver takes stripes up to `limit`; a lower one than before changes nothing."""
+        """The receiver takes stripes up to `limit`; a lower limit than before changes nothing."""
         self.credit = max(self.credit, limit)
 
     def receive(self, start: int, stop: int) -> int:
-        """The receiver has these bytes; returns how many are news.
+        """The receiver has these bytes; returns how many of them are new.
 
         Raises:
-          StripeRefused: they are no stripes of this transfer.
+          StripeRefused: they are not stripes of this transfer.
         """
         size = self.end if self.end is not None else self.announced
         if start >= stop or start % self.stripe_size or (size is not None and stop > size):
@@ -276,8 +276,8 @@ class SendingPlan:
                 raise StripeRefused(
                     TransferCode.MALFORMED, f"no stripe of this transfer ends at {stop}"
                 )
-            # Of an earlier attempt, whose end is not read again yet: it is acknowledged
-            # again when it has been sent again.
+            # Left by an earlier attempt, and the end is not read again yet: the receiver
+            # acknowledges it again after it was sent again.
             stop -= stop % self.stripe_size
             if start >= stop:
                 return 0
@@ -293,7 +293,7 @@ class SendingPlan:
         return news
 
     def _offsets_between(self, start: int, stop: int) -> list[int]:
-        # Whatever is smaller: a resumed transfer begins with one long range.
+        # Take the smaller: a resumed transfer begins with one long range.
         if (stop - start) // self.stripe_size > len(self._stripes):
             return [offset for offset in self._stripes if start <= offset < stop]
         return list(range(start, stop, self.stripe_size))
@@ -303,7 +303,7 @@ class SendingPlan:
 
 
 class Arrival:
-    """A stripe which is arriving on one stream.  Made by :meth:`ReassemblyWindow.begin`."""
+    """A stripe arriving on one stream.  Made by :meth:`ReassemblyWindow.begin`."""
 
     __slots__ = ("buffer", "length", "offset", "wanted")
 
@@ -311,7 +311,7 @@ class Arrival:
         self.offset = offset
         self.length = length
         self.wanted = wanted
-        """Whether its bytes are kept; another copy may be there already, or a later one begun."""
+        """Whether its bytes are kept; there may be a finished copy, or a copy begun later."""
         self.buffer = ReceiveBuffer()
 
     def append(self, data: bytes | bytearray) -> None:
@@ -330,13 +330,13 @@ class ReassemblyWindow:
 
     Args:
       stripe_size: bytes of each stripe but the last.
-      window: bytes held at most, from the first which is not consumed; rounded down to
+      window: the most bytes held, counted from the first byte not consumed; rounded down to
         whole stripes, and at least one.
       size: bytes in all, if that is known.
       max_size: the most bytes in all; ``None``: any.
 
-    Of one stripe at most one copy is held, the arriving ones included: the last which
-    was begun counts, because a sender begins another only where the first is lost.
+    At most one copy of a stripe is held, arriving copies included.  The copy begun last
+    counts, because a sender begins another copy only when the first is lost.
     """
 
     def __init__(
@@ -352,7 +352,7 @@ class ReassemblyWindow:
         self.window = max(stripe_size, window - window % stripe_size)
         self.size = size
         self.consumed = 0
-        """All bytes below were consumed."""
+        """The number of bytes consumed: all bytes below this offset."""
         self._taken = 0
         self._held: dict[int, Arrival] = {}
         self._held_bytes = 0
@@ -387,10 +387,10 @@ class ReassemblyWindow:
         return self._taken in self._held
 
     def finish(self, size: int) -> None:
-        """There are so many bytes in all.
+        """The transfer has `size` bytes in all.
 
         Raises:
-          StripeRefused: that contradicts what was said or sent before, or is too much.
+          StripeRefused: that contradicts an earlier size or stripe, or is too much.
         """
         self._check_size(size)
         if size < self._highest or (self.size is not None and size != self.size):
@@ -410,8 +410,8 @@ class ReassemblyWindow:
     def restore(self, prefix: int) -> None:
         """An earlier attempt has left the first `prefix` bytes: they count as consumed.
 
-        To be called before anything was taken.  Stripes of these bytes which have arrived
-        meanwhile are dropped.
+        Call it before anything was taken.  Stripes of these bytes that have arrived meanwhile
+        are dropped.
 
         Raises:
           ValueError: something was taken, or `prefix` is neither whole stripes nor everything.
@@ -430,7 +430,7 @@ class ReassemblyWindow:
         """A stripe begins to arrive.
 
         Raises:
-          StripeRefused: it is none of this transfer, or beyond the credit.
+          StripeRefused: it is not a stripe of this transfer, or is beyond the credit.
         """
         stop = offset + length
         if offset % self.stripe_size or not 0 < length <= self.stripe_size:
@@ -464,8 +464,8 @@ class ReassemblyWindow:
     def complete(self, arrival: Arrival) -> bool:
         """All bytes of a stripe have arrived.  Returns whether it counts.
 
-        One which was here already is acknowledged again, since the sender has not
-        heard of it, as it seems.
+        A stripe that was here already is acknowledged again, since the sender seems to have
+        missed the first acknowledgement.
         """
         if arrival.wanted:
             if len(arrival.buffer) != arrival.length:
@@ -474,7 +474,7 @@ class ReassemblyWindow:
             self._held[arrival.offset] = arrival
             self._held_bytes += arrival.length
         elif arrival.offset >= self._taken and arrival.offset not in self._held:
-            return False  # superseded by a copy which is still arriving
+            return False  # superseded by a copy still arriving
         self._news.add(arrival.offset, arrival.offset + arrival.length)
         return arrival.wanted
 
@@ -496,7 +496,7 @@ class ReassemblyWindow:
         return arrival
 
     def consume(self, count: int) -> None:
-        """So many bytes of those taken have left this side's memory."""
+        """So many of the bytes taken have left this side's memory."""
         if not 0 <= count <= self._taken - self.consumed:
             raise ValueError(f"{count} bytes were consumed, more than were taken")
         self.consumed += count
@@ -513,14 +513,14 @@ class ReassemblyWindow:
         return news
 
     def repeat_news(self) -> None:
-        """Acknowledge everything once more: the sender has a new line to us."""
+        """Acknowledge everything once more: the sender has opened a new line."""
         self._news.clear()
         self._news.add(0, self._taken)
         for arrival in self._held.values():
             self._news.add(arrival.offset, arrival.offset + arrival.length)
 
     def clear(self) -> None:
-        """Give all memory back; nothing is taken any more."""
+        """Give all memory back; no stripes are taken any more."""
         for arrival in self._arriving.values():
             arrival.discard()
         self._arriving.clear()

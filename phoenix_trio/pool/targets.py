@@ -1,4 +1,4 @@
-"""Whom does the application want to talk to?  Targets as people write them, in one normal form.
+"""Brings targets, as people write them, into one normal form.
 
 Floor 4, no I/O: names are not resolved here.  Two spellings of one target have to
 become equal, because the pool shares connections by target.
@@ -20,7 +20,7 @@ __all__ = ["Target", "TargetLike", "parse_target"]
 class Target:
     """A host and a UDP port, in normal form; made by :func:`parse_target`.
 
-    ``str(target)`` is a spelling which :func:`parse_target` takes.
+    :func:`parse_target` accepts ``str(target)``.
     """
 
     host: str
@@ -33,7 +33,7 @@ class Target:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-#: What the pool takes for a target: ``"host:port"``, ``"[v6]:port"``, ``(host, port)``, or parsed.
+#: Targets that the pool accepts: ``"host:port"``, ``"[v6]:port"``, ``(host, port)``, or parsed.
 TargetLike: TypeAlias = "str | tuple[str, int] | Target"
 
 #: RFC 1035 section 2.3.4: the longest name.
@@ -47,15 +47,15 @@ def parse_target(target: TargetLike) -> Target:
 
     Names are compared without regard to case, addresses by value: ``"Example.org:443"``
     and ``("example.org", 443)`` are the same target, ``"[0::1]:443"`` and ``"[::1]:443"``
-    as well.  Names are taken as they are otherwise; whether one exists is found out
-    when it is dialled.
+    as well.  Otherwise names stay as they are; a name that does not exist is only found
+    out when it is dialled.
 
     Args:
-      target: ``"host:port"``, ``"[v6-address]:port"``, or a tuple ``(host, port)``, in
-        which an IPv6 address may stand with or without brackets.
+      target: ``"host:port"``, ``"[v6-address]:port"``, or a tuple ``(host, port)``, with or
+        without brackets around an IPv6 address.
 
     Raises:
-      TypeError: it is none of these.
+      TypeError: `target` is none of these.
       ValueError: the host or the port is missing or malformed; the text says which.
     """
     if isinstance(target, Target):

@@ -1,7 +1,7 @@
-"""How can a striped transfer fail, and with which codes?
+"""The errors and codes with which striped transfers fail.
 
 Floor 4: plain exceptions, no I/O.  All are :class:`trio.BrokenResourceError`s, so
-code which knows only Trio handles them; the type and its attributes say more.
+code that knows only Trio handles them; the type and its attributes say more.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class TransferCode(IntEnum):
     """The other side broke the format: a torn record, a misplaced stripe, two different sizes."""
 
     CHECKSUM_MISMATCH = 0x40
-    """All bytes arrived, and they are not those which the sender has hashed."""
+    """All bytes arrived, but their checksum differs from the sender's."""
 
     TOO_MANY_TRANSFERS = 0x41
-    """The receiver has as many transfers under way as it takes, in all or of one peer."""
+    """The receiver has as many transfers under way as it takes, in all or from one peer."""
 
     TOO_LARGE = 0x42
     """There are more bytes than the receiver takes."""
@@ -57,13 +57,13 @@ class TransferCode(IntEnum):
     """The receiver does not know this transfer, or not any more."""
 
     CONFLICT = 0x45
-    """A repeated manifest says something else than the first one."""
+    """A repeated manifest differs from the first one."""
 
     BEYOND_CREDIT = 0x46
-    """A stripe was sent which the receiver had not given credit for."""
+    """A stripe was sent for which the receiver had given no credit."""
 
     STALLED = 0x47
-    """The sender had credit and has sent next to nothing for the receiver's timeout."""
+    """The sender had credit and has sent almost nothing for the receiver's timeout."""
 
     NOT_STORED = 0x48
     """The receiving program failed before it had stored the transfer."""
@@ -82,8 +82,8 @@ class TransferFailed(trio.BrokenResourceError):
 
     Attributes:
       transfer_id: the transfer's 16 bytes.
-      bytes_acknowledged: how many bytes are (or were, when it failed) in the hands of
-        the receiver.
+      bytes_acknowledged: how many bytes the receiver has acknowledged, or had when the
+        transfer failed.
     """
 
     def __init__(self, message: str, *, transfer_id: bytes, bytes_acknowledged: int = 0) -> None:
@@ -96,8 +96,8 @@ class TransferInterrupted(TransferFailed):
     """All connections were lost, or the receiver was started anew.
 
     Sending: the transfer can go on over new connections; pass `transfer_id` and the same
-    data.  What the receiver has kept is not sent again.  Receiving: the sender did not come
-    back in time.
+    data.  The bytes that the receiver has kept are not sent again.  Receiving: the sender
+    did not come back in time.
     """
 
 
@@ -106,7 +106,7 @@ class TransferUnconfirmed(TransferInterrupted):
 
     The connections were lost after the last byte was sent and before the receiver's program
     had confirmed the transfer.  The same call with `transfer_id` finds out: the receiver
-    confirms what it has stored a short time ago, and takes anything else once more.
+    confirms a transfer stored a short time ago, and takes anything else once more.
     """
 
 
@@ -139,4 +139,4 @@ class TransferAbandoned(TransferFailed):
 
 
 class ChecksumMismatch(TransferFailed):
-    """All bytes arrived, and they are not those which were sent; raised on both sides."""
+    """All bytes arrived, but they differ from the bytes sent; raised on both sides."""

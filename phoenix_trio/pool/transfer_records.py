@@ -1,11 +1,11 @@
-"""What do the records of a striped transfer look like on the wire?
+"""Encodes and decodes the records of a striped transfer.
 
 Floor 4, sans-IO: bytes in, data out.  Knows neither streams nor what the records
 mean for a transfer.  ``docs/striped-transfer.md`` has the layouts.
 
 A record is its type as a variable-length integer (RFC 9000 section 16), then a
-frame with its payload, so that records of types which a later version adds can be
-skipped.
+frame with its payload, so that a receiver can skip records whose types a later version
+adds.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ __all__ = [
 
 TRANSFER_ID_SIZE = 16
 
-#: Bytes of metadata in a manifest at most.
+#: The most bytes of metadata in a manifest.
 MAX_METADATA_SIZE = 16 * 1024
 
-#: Bytes of a record's payload at most; every record is far below but one with full metadata.
+#: The most bytes of a record's payload; only a record with full metadata comes near it.
 MAX_RECORD_SIZE = 20 * 1024
 
 #: Smaller stripes cost more in bookkeeping than they carry.
 SMALLEST_STRIPE = 1024
 
-#: Ranges in one RECEIVED record at most: 1024 pairs of at most 8 + 8 bytes.
+#: The most ranges in one RECEIVED record: 1024 pairs of at most 8 + 8 bytes.
 _RANGES_A_RECORD = 1024
 
 DIGEST_SIZE = 32
@@ -82,19 +82,19 @@ class RecordType(IntEnum):
 
 @attrs.frozen(kw_only=True)
 class Manifest:
-    """TRANSFER, first: what the sender is about to send."""
+    """TRANSFER, first: describes the data that the sender is about to send."""
 
     stripe_size: int
     """Bytes of a stripe; the receiver may choose less."""
     window: int
-    """Bytes which the sender would like to have under way at most."""
+    """The most bytes that the sender would like to have under way."""
     size: int | None = None
     """Bytes in all; ``None``: not known yet."""
     continues: bool = False
     """Whether the receiver must know the transfer already."""
     may_resume: bool = False
     """Whether the receiver may have kept a part of an earlier attempt: it gives credit only
-    when it knows what it has."""
+    when it knows how much."""
     checksum: int = SHA256
     version: int = VERSION
     metadata: bytes = b""
@@ -110,7 +110,7 @@ class End:
 
 @attrs.frozen
 class Accepted:
-    """TRANSFER_REPLY, first: the stripe size which counts."""
+    """TRANSFER_REPLY, first: the stripe size in effect."""
 
     stripe_size: int
 
@@ -124,14 +124,14 @@ class Credit:
 
 @attrs.frozen
 class Received:
-    """TRANSFER_REPLY: these bytes are in the receiver's hands; (start, stop) pairs."""
+    """TRANSFER_REPLY: the receiver has these bytes; (start, stop) pairs."""
 
     ranges: tuple[tuple[int, int], ...]
 
 
 @attrs.frozen
 class Verdict:
-    """TRANSFER_REPLY, last: how it ended; size and digest as the receiver has them."""
+    """TRANSFER_REPLY, last: how it ended; size and digest as the receiver computed them."""
 
     code: int
     size: int = 0
@@ -140,9 +140,9 @@ class Verdict:
 
 @attrs.frozen
 class Skipped:
-    """TRANSFER: the source was read up to this offset, and not sent, as the receiver has it.
+    """TRANSFER: the source was read up to this offset; the receiver has the bytes already.
 
-    So the receiver knows that the sender is at work, though no stripe comes.
+    Tells the receiver that the sender is at work, although no stripe comes.
     """
 
     stop: int
@@ -152,11 +152,11 @@ Record: TypeAlias = Manifest | End | Accepted | Credit | Received | Verdict | Sk
 
 
 def check_labels(metadata: object, transfer_id: object) -> None:
-    """Whether a transfer can be labelled so.
+    """Check whether a transfer can have these labels.
 
     Raises:
       TypeError: one of them is not bytes-like.
-      ValueError: the metadata are too long, or the ID has another length than IDs have.
+      ValueError: the metadata are too long, or the ID has a wrong length.
     """
     if not isinstance(metadata, bytes | bytearray | memoryview):
         raise TypeError(f"metadata must be bytes, not {type(metadata).__name__}")
@@ -172,12 +172,12 @@ def check_labels(metadata: object, transfer_id: object) -> None:
 
 
 def encode_stripe_header(offset: int, length: int) -> bytes:
-    """What stands before the bytes of a stripe on a STRIPES stream."""
+    """The bytes before the bytes of a stripe on a STRIPES stream."""
     return encode_varint(offset) + encode_varint(length)
 
 
 def split_ranges(ranges: Iterable[tuple[int, int]]) -> Iterator[Received]:
-    """So many RECEIVED records as these ranges need."""
+    """As many RECEIVED records as these ranges need."""
     batch: list[tuple[int, int]] = []
     for pair in ranges:
         batch.append(pair)
@@ -253,9 +253,9 @@ class _Fields:
 
 
 def decode_record(kind: int, payload: bytes) -> Record | None:
-    """A record from its type and payload; ``None`` for a type which is not known here.
+    """A record from its type and payload; ``None``: the type is unknown here.
 
-    Bytes after the fields which are known here belong to a later version, and are
+    Bytes after the fields known here belong to a later version, and are
     ignored.
 
     Raises:
@@ -291,7 +291,7 @@ def decode_record(kind: int, payload: bytes) -> Record | None:
 def _decode_manifest(fields: _Fields) -> Manifest:
     version = fields.number()
     if version != VERSION:
-        # Nothing is known of what follows; whoever refuses it needs no more than this.
+        # The fields that follow are unknown; a refusal needs no more than the version.
         return Manifest(version=version, stripe_size=SMALLEST_STRIPE, window=SMALLEST_STRIPE)
     flags, stripe_size, checksum, window = (fields.number() for _ in range(4))
     size = fields.number() if flags & _HAS_SIZE else None

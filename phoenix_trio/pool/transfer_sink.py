@@ -1,7 +1,7 @@
-"""Where do the bytes of a striped transfer go?  Files of the application.
+"""Writes the bytes of a striped transfer to files of the application.
 
-Floor 4.  The counterpart of ``transfer_source.py``; files which the library itself names and
-keeps are the question of ``storing.py``.
+Floor 4.  The counterpart of ``transfer_source.py``; ``storing.py`` handles files that the
+library itself names and keeps.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ __all__ = ["AsyncFile", "WritableFile", "write_pieces"]
 
 
 class WritableFile(Protocol):
-    """What a binary file object has to have; ``open(path, "wb")`` gives one."""
+    """The part of a binary file object that is needed; ``open(path, "wb")`` gives one."""
 
     def write(self, data: bytes, /) -> Any:
         """Write `data`; returns how many bytes were written, or ``None`` for all.
 
-        (Of an :class:`io.RawIOBase`, ``None`` means that it would block, which is an error.)
+        (An :class:`io.RawIOBase` returns ``None`` when it would block; that is an error.)
         """
         ...
 
@@ -35,8 +35,8 @@ class AsyncFile(Protocol):
 
 def write_pieces(file: Any, pieces: list[bytes | bytearray], digest: Any) -> None:
     """Write `pieces` to a plain file and hash them (unless `digest` is ``None``).  Blocks."""
-    # Joined: with many small calls, this thread would wait for the interpreter's lock at
-    # each of them.
+    # Joined: with many small calls, this thread would wait for the interpreter's lock in
+    # each call.
     data = b"".join(pieces)
     if digest is not None:
         digest.update(data)
@@ -44,7 +44,7 @@ def write_pieces(file: Any, pieces: list[bytes | bytearray], digest: Any) -> Non
     while view:
         count = file.write(view)
         if count is None and not isinstance(file, io.RawIOBase):
-            return  # a file object which does not count takes everything
+            return  # a file object that does not count takes everything
         if not count:
             raise BlockingIOError("the file takes nothing: it must be a blocking one")
         view = view[count:]

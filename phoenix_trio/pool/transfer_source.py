@@ -1,8 +1,8 @@
-"""Where do the bytes of a striped transfer come from?  Buffers, files, iterables: one shape.
+"""Reads the bytes of a striped transfer from buffers, files or iterables, in one shape.
 
-Floor 4.  A source gives stripes in order, each once, and hashes what it gives.  Knows
-nothing of connections.  Files are read in threads, and what is large is hashed in
-threads, so that other tasks go on meanwhile.
+Floor 4.  A source gives stripes in order, each once, and hashes them.  Knows nothing of
+connections.  Files are read in threads, and large pieces are hashed in threads, so that
+other tasks go on meanwhile.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 
 @runtime_checkable
 class ReadableFile(Protocol):
-    """What a binary file object has to have; ``open(path, "rb")`` gives one."""
+    """The part of a binary file object that is needed; ``open(path, "rb")`` gives one."""
 
     def read(self, size: int, /) -> Any:
         """At most `size` bytes; none at the end."""
         ...
 
 
-#: What a transfer takes its bytes from.
+#: Sources from which a transfer can take its bytes.
 SourceData: TypeAlias = "Buffer | ReadableFile | Iterable[Buffer] | AsyncIterable[Buffer]"
 
-#: From so many bytes on, hashing in a thread costs less than it holds up the others.
+#: From this many bytes on, hashing in a thread costs less than the delay of other tasks.
 _HASH_IN_THREAD = 256 * 1024
 
 
@@ -71,7 +71,7 @@ class Source(ABC):
 
     @property
     def digest(self) -> bytes:
-        """The SHA-256 of what was read so far."""
+        """The SHA-256 of the bytes read so far."""
         return self._hash.digest()
 
     @abstractmethod
@@ -86,7 +86,7 @@ class Source(ABC):
         """
 
     async def aclose(self) -> None:
-        """Let go of what was opened here: of a generator, not of the caller's file."""
+        """Close a generator that was opened here; the caller's file stays open."""
         await trio.lowlevel.checkpoint()
 
 
@@ -175,11 +175,11 @@ class _IterableSource(Source):
         return memoryview(item).cast("B")
 
     async def read(self, stripe_size: int, count: int) -> list[Buffer]:
-        # Whatever makes a whole stripe is given at once: a slow source must not hold it back.
+        # A whole stripe is given at once: a slow source must not hold it back.
         rest = self._rest
         while True:
             if self._item is not None:
-                # Never all of it: an item may be larger than what we may hold.
+                # Never all of it: an item may be larger than the memory we may use.
                 part = self._item[: stripe_size * count - len(rest)]
                 rest += part
                 self._item = self._item[len(part) :] if len(part) < len(self._item) else None
@@ -209,10 +209,10 @@ class _IterableSource(Source):
 
 
 def check_source(data: object) -> None:
-    """Whether bytes could be taken from it, as far as can be told without taking any.
+    """Check whether bytes could be taken from `data`, as far as possible without taking any.
 
     Raises:
-      TypeError: they could not.
+      TypeError: they cannot.
     """
     if isinstance(data, str):
         raise TypeError("a transfer sends bytes; encode the string first")
@@ -227,10 +227,10 @@ def check_source(data: object) -> None:
 async def open_source(data: SourceData) -> Source:
     """The source which suits `data`.
 
-    A seekable file is taken from where it stands to its end.
+    A seekable file is read from its current position to its end.
 
     Raises:
-      TypeError: it is nothing that a transfer could take bytes from.
+      TypeError: a transfer cannot take bytes from `data`.
     """
     await trio.lowlevel.checkpoint()
     check_source(data)

@@ -1,4 +1,4 @@
-"""What do both ends of a striped transfer do with their streams?  Reading records.
+"""Reads records from a stream of a striped transfer, and refuses such streams: both ends.
 
 Floor 4.  Knows streams and records, and nothing of what they mean for a transfer.
 """
@@ -15,13 +15,13 @@ from .transfer_records import MAX_RECORD_SIZE, Record, decode_record
 
 __all__ = ["LINE_ERRORS", "first_bytes", "read_record", "refuse"]
 
-#: What ends a stream without saying anything of the transfer: its connection is gone, or
-#: is being closed here.
+#: Errors that end a stream without saying anything about the transfer: its connection is gone,
+#: or is being closed here.
 LINE_ERRORS = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 
 def first_bytes(kind: StreamKind, transfer_id: bytes) -> bytes:
-    """What every stream of a transfer begins with."""
+    """The first bytes of every stream of a transfer."""
     return encode_varint(kind) + transfer_id
 
 
@@ -30,7 +30,7 @@ async def read_record(reader: StreamReader) -> Record | None:
 
     Raises:
       FramingError: a record is torn, too large or impossible.
-      What ``receive_some`` raises.
+      Whatever ``receive_some`` raises.
     """
     while True:
         kind = await reader.read_varint()

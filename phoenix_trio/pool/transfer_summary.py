@@ -1,4 +1,4 @@
-"""What does a sender know of a striped transfer when it is over?  Floor 4, plain data."""
+"""The summary that a sender gets of a completed striped transfer.  Floor 4, plain data."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ __all__ = ["TransferSummary"]
 
 @attrs.frozen(kw_only=True)
 class TransferSummary:
-    """A transfer which the receiver has stored."""
+    """A transfer stored by the receiver."""
 
     transfer_id: bytes
     size: int
     """Bytes in all."""
     sha256: bytes
-    """The checksum, which both sides have found."""
+    """The checksum, the same on both sides."""
     duration: float
     """Seconds from the call to the receiver's confirmation."""
     stripe_size: int
@@ -23,8 +23,8 @@ class TransferSummary:
     stripes_sent: int
     """Stripes sent, those sent again included."""
     bytes_sent_again: int
-    """Bytes of stripes which were sent again, as their connection was lost."""
+    """Bytes of stripes sent again because their connection was lost."""
     connections_lost: int
     connections_replaced: int
     bytes_skipped: int = 0
-    """Bytes which were not sent, as the receiver had them of an earlier attempt."""
+    """Bytes not sent, because the receiver had them from an earlier attempt."""

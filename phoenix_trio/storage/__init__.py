@@ -1,5 +1,5 @@
-"""Files which are being received, on disk (floor 4).
+"""Stores incoming files on disk (floor 4).
 
-Knows neither Trio nor the network: everything blocks, and is called in threads.  Used by
+Knows neither Trio nor the network: all calls block, and run in threads.  Used by
 striped transfers (``pool/``) and by the ``phoenix-trio`` program (``cli/``).
 """

@@ -1,4 +1,4 @@
-"""Files beside a part, which go where the part goes: its ledger.
+"""Names, renames and removes the ledger that lies beside a part.
 
 Floor 4.  Blocks.
 """
@@ -12,17 +12,17 @@ import re
 __all__ = ["LEDGER_SUFFIX", "NEW_LEDGER_SUFFIX", "beside", "remove_widows", "rename_part"]
 __all__ += ["unlink_beside"]
 
-#: What a file beside a part is called: as the part, with this instead of ``.part``.
+#: The suffix of a ledger: its name is that of the part, with this instead of ``.part``.
 LEDGER_SUFFIX = ".ledger"
 
-#: One which is being written, and will replace that.
+#: The suffix of a ledger being written, which will replace the old one.
 NEW_LEDGER_SUFFIX = ".ledger.new"
 
 _BESIDE_NAME = re.compile(r"(.*\.[0-9a-f]{32}\.[0-9a-f]{16})\.ledger(?:\.new)?", re.DOTALL)
 
 
 def beside(part: str, suffix: str) -> str:
-    """The name of the file beside `part` which has this suffix."""
+    """The name of the file beside `part` that has this suffix."""
     return part.removesuffix(".part") + suffix
 
 
@@ -35,7 +35,7 @@ def unlink_beside(part: str, directory: int) -> None:
 
 def rename_part(part: str, new: str, directory: int) -> None:
     """Rename a part and its ledger."""
-    # The part last: without its ledger it begins anew, and a ledger alone is removed.
+    # The part goes last: a part without its ledger begins anew, and a ledger alone is removed.
     with contextlib.suppress(FileNotFoundError):
         os.rename(
             beside(part, LEDGER_SUFFIX),
@@ -47,7 +47,7 @@ def rename_part(part: str, new: str, directory: int) -> None:
 
 
 def remove_widows(directory: int) -> None:
-    """Remove files whose part is gone, since a process was killed between two steps."""
+    """Remove files whose part is gone because a process was killed between two steps."""
     names = set(os.listdir(directory))
     for name in names:
         found = _BESIDE_NAME.fullmatch(name)

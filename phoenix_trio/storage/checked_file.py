@@ -1,9 +1,9 @@
-"""A file which is being received, with a ledger of what was written.
+"""Writes an incoming file together with a ledger of the written ranges.
 
-Floor 4.  A :class:`~phoenix_trio.storage.stored_file.StoredFile` knows how long its part is,
-and this also knows that the disk has what was written: each range is recorded with its
-checksum (:mod:`~phoenix_trio.storage.ledger`), and is read again and checked before another
-process goes on from there.  Blocks.
+Floor 4.  A :class:`~phoenix_trio.storage.stored_file.StoredFile` knows how long its part is.
+This module also ensures that the disk has the bytes that were written: it records each range
+with its checksum (:mod:`~phoenix_trio.storage.ledger`), and reads and checks the ranges again
+before another process continues the part.  Blocks.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ __all__ = ["CheckedFile"]
 
 logger = logging.getLogger("phoenix_trio.storage")
 
-#: Bytes which are read again at once.
+#: Bytes that one step reads again.
 _CHUNK = 1024 * 1024
 
 #: Bytes after which :meth:`CheckedFile.check` can be left.
 _STEP = 16 * _CHUNK
 
-#: What systems answer where something else than a file is in the way of a ledger.
+#: System errors when something other than a file is in the way of a ledger.
 _NO_FILE = (errno.ELOOP, errno.EINVAL, errno.EISDIR, errno.ENXIO)
 
 
@@ -59,7 +59,7 @@ class CheckedFile:
         self._beginning = encode_header(header)
         self._ledger = -1
         self._ledger_size = 0
-        # What was written and is not recorded yet.
+        # The range that was written and is not recorded yet.
         self._start = 0
         self._stop = 0
         self._crc = 0
@@ -72,20 +72,20 @@ class CheckedFile:
         """Open the part for the file `name`: a new one, or the one of an earlier attempt.
 
         Args:
-          header: what an earlier attempt must have in common with this one; what it has left
-            is dropped otherwise.
-          identity: by which the part is found again.
+          header: the facts that an earlier attempt must share with this one; otherwise its part
+            is dropped.
+          identity: identifies the part, to find it again.
           peer: the sender's address, for quotas.
 
         Raises:
-          What :meth:`Storage.begin` raises.
+          Whatever :meth:`Storage.begin` raises.
         """
         stored = storage.begin(name, header.size, identity, peer=peer)
         return cls(stored, name, header)
 
     @property
     def offset(self) -> int:
-        """Bytes of an earlier attempt which were found right."""
+        """Bytes of an earlier attempt found right."""
         return self._stored.offset
 
     # ------------------------------------------------------------------ checking
@@ -93,11 +93,11 @@ class CheckedFile:
     def check(self, unit: int) -> Iterator[int]:
         """Keep as much of an earlier attempt as is recorded and right; forget the rest.
 
-        Reads what this process has not seen yet, and yields after each 16 MiB at most, so
-        that it can be left.
+        Reads bytes that this process has not seen yet, and yields at least every 16 MiB, so that
+        the check can be left.
 
         Args:
-          unit: what is kept is a multiple of this, or the whole file.
+          unit: the number of bytes kept is a multiple of this, or the whole file.
 
         Raises:
           OSError: a fault of the system.
@@ -175,7 +175,7 @@ class CheckedFile:
             return file.read(MAX_LEDGER_SIZE + 1)
 
     def _write_ledger(self, spans: list[Span]) -> None:
-        """A new ledger, which takes the place of the old one at once."""
+        """Write a new ledger, which takes the place of the old one at once."""
         data = b"".join(encode_record(self._beginning, span) for span in spans)
         stored = self._stored
         stored.remove_beside(NEW_LEDGER_SUFFIX)
@@ -193,7 +193,7 @@ class CheckedFile:
     # ------------------------------------------------------------------ writing
 
     def write(self, data: bytes) -> None:
-        """Append `data`; raises what :meth:`StoredFile.write` raises."""
+        """Append `data`; raises the errors of :meth:`StoredFile.write`."""
         self._stored.write(data)
         view = memoryview(data)
         while view:
@@ -206,7 +206,7 @@ class CheckedFile:
             view = view[len(piece) :]
 
     def _record(self) -> None:
-        # (Beyond the largest ledger, what follows is not continued later; the transfer goes on.)
+        # (Beyond the largest ledger, bytes are not recorded: no later attempt continues them.)
         if self._ledger_size + RECORD_SIZE <= MAX_LEDGER_SIZE:
             span = Span(self._start, self._stop, self._crc)
             self._append(encode_record(self._beginning, span))
@@ -217,7 +217,7 @@ class CheckedFile:
         return self._stored.catch_up()
 
     def digest(self) -> bytes:
-        """The SHA-256 of all bytes; :meth:`catch_up` comes before."""
+        """The SHA-256 of all bytes; call :meth:`catch_up` before."""
         return bytes.fromhex(self._stored.sha256())
 
     # ------------------------------------------------------------------ the end
@@ -233,7 +233,7 @@ class CheckedFile:
         self._stored.discard()
 
     def close(self) -> None:
-        """Close; what was not committed stays for another attempt, within the quotas.
+        """Close; a part not committed stays for another attempt, within the quotas.
 
         Raises:
           OSError: a fault of the system.  Everything is closed all the same.
@@ -251,7 +251,7 @@ class CheckedFile:
 
 
 class _Check:
-    """Reads one span again, and puts it into one record with the one before if both are small."""
+    """Reads one span again; joins its record with the one before if both are small."""
 
     def __init__(self, kept: list[Span], span: Span, target: int) -> None:
         self._span = span
@@ -273,7 +273,7 @@ class _Check:
 
     @property
     def is_right(self) -> bool:
-        """Whether the disk has what was written."""
+        """Whether the disk has the bytes that were written."""
         return self._crc == self._span.crc
 
     def go_on(self, stored: StoredFile) -> None:
@@ -290,7 +290,7 @@ class _Check:
         self.position += len(chunk)
 
     def keep(self, kept: list[Span]) -> None:
-        """Add what was read to the spans which are kept."""
+        """Add the span read to the spans kept."""
         if self._before is not None:
             kept.pop()
         kept.append(Span(self._start, self._target, self._joined))

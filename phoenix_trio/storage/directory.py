@@ -1,10 +1,10 @@
-"""A directory in which strangers may store files, and nothing else.
+"""Keeps a directory in which strangers may store files, and nothing else.
 
 Floor 4.  Names from the network are hostile.  Every step into the directory is
 taken relative to an open descriptor of the last one and follows no symbolic
 link, so that no name, and no race, leads outside.  A file appears under its
 final name whole or not at all.  Until then it grows as a part in the hidden
-directory ``.phoenix-trio``, under a name which no sender can ask for; a later
+directory ``.phoenix-trio``, under a name that no sender can ask for; a later
 attempt of the same transfer continues it.
 
 Everything here blocks: call it in threads, any number at once.
@@ -35,16 +35,16 @@ __all__ = ["PARTS_DIRECTORY", "Refused", "Storage", "StoredFile", "check_path"]
 #: Where parts are.  Senders cannot name it, since it begins with a dot.
 PARTS_DIRECTORY = ".phoenix-trio"
 
-#: The file's name (shortened), whose part it is, and whose sender's.
+#: The file's name (shortened), the key of the transfer, and the key of its sender.
 _PART_NAME = re.compile(r".*\.([0-9a-f]{32})\.([0-9a-f]{16})\.part", re.DOTALL)
 
-#: Bytes of the file's name which a part's name repeats, for people.
+#: Bytes of the file's name that a part's name repeats, for people.
 _SHOWN_BYTES = 100
 
 _GIBIBYTE = 1024**3
 
 
-#: Two which set it at the same time would leave the wrong one.
+#: Two threads that set the umask at the same time would leave the wrong one.
 _umask_lock = threading.Lock()
 
 
@@ -55,10 +55,10 @@ class Storage:
       directory: where files go; made if it does not exist.
       overwrite: whether existing files may be replaced.
       trust_names: names come from this program, not from senders: each is that of a file in
-        the directory itself, and any which the system takes is right.
+        the directory itself, and any name that the system takes is right.
       max_file_size: the largest file taken, in bytes; ``None``: any.
       limits: for partial files.
-      clock: a clock that never jumps; by it parts grow old while this process runs.
+      clock: a clock that never jumps; it measures the age of parts while this process runs.
 
     Raises:
       OSError: the directory cannot be made or opened.
@@ -107,18 +107,18 @@ class Storage:
         return (path,) if self._trust_names else check_path(path)
 
     def key(self, path: str, identity: str | None) -> str:
-        """What says that two attempts are of the same transfer.
+        """A key that is equal for two attempts of the same transfer only.
 
-        With no identity, no two are.
+        With no identity, the key is new each time.
 
         Raises:
-          Refused: the path is not one which is taken.
+          Refused: the path is not acceptable.
         """
         parts = self._components(path)
         if identity is None:
             return os.urandom(16).hex()
         # (JSON can express halves of surrogate pairs, which UTF-8 cannot; and names on disk
-        # can be no UTF-8 at all.)
+        # need not be UTF-8 at all.)
         whole = f"{'/'.join(parts)}\0{identity}".encode(errors="surrogatepass")
         return hashlib.sha256(whole).hexdigest()[:32]
 
@@ -131,17 +131,17 @@ class Storage:
         peer: str = "",
         key: str | None = None,
     ) -> StoredFile:
-        """Open the part for `path`: a new one, or the one an earlier attempt has left.
+        """Open the part for `path`: a new one, or the one left by an earlier attempt.
 
         Costs the same however large the part is: nothing of it is read.
 
         Args:
-          path: the relative path which the sender asks for.
+          path: the relative path that the sender asks for.
           size: the announced size in bytes, if known; more or fewer are refused.
-          identity: tells versions of the file apart; ``None``: nothing can be resumed.
-            Who knows it can continue the part, so it should be hard to guess.
+          identity: tells versions of the file apart; ``None``: nothing can be resumed.  Any peer
+            that knows it can continue the part, so it should be hard to guess.
           peer: the sender's address, for quotas.
-          key: what :meth:`key` said, if that is known.
+          key: the result of :meth:`key`, if it is known.
 
         Raises:
           Refused: the name, the size, the space or the circumstances do not allow it.
@@ -180,7 +180,7 @@ class Storage:
             status = os.fstat(descriptor)
             offset = status.st_size
             if offset and (size is not None and offset > size):
-                # Not what this sender has announced: begin again.
+                # Longer than this sender has announced: begin again.
                 os.ftruncate(descriptor, 0)
                 offset = 0
             self.check_size(offset)
@@ -210,7 +210,7 @@ class Storage:
         )
 
     def _open_part(self, key: str, name: str) -> tuple[int, int]:
-        """The parts' directory and the part `name` in it, locked against other processes."""
+        """Open the parts' directory and the part `name` in it, locked against other processes."""
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
         for _ in range(100):
             directory = self._parts_directory(create=True)
@@ -218,14 +218,14 @@ class Storage:
             try:
                 for other, other_key in self._part_names(directory):
                     if other_key == key and other != name:
-                        # It goes on from another address: that one answers for it now.
+                        # The sender goes on from another address: the part now counts for that.
                         rename_part(other, name, directory)
                         self._written.pop(other, None)
                 descriptor = os.open(name, flags, 0o600, dir_fd=directory)
                 if self._lock_part(descriptor, name, directory):
                     return directory, descriptor
             except FileNotFoundError:
-                pass  # another process has removed the directory, being empty: make it again
+                pass  # another process has removed the empty directory: make it again
             except BaseException:
                 if descriptor >= 0:
                     os.close(descriptor)
@@ -237,7 +237,7 @@ class Storage:
         raise OSError(errno.EAGAIN, "partial files come and go too fast")
 
     def _lock_part(self, descriptor: int, name: str, directory: int) -> bool:
-        """Whether the part could be locked and is still there, and is a file of its own."""
+        """Lock the part; whether that succeeded, and it is still there and is a file of its own."""
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise Refused("system", "something else is in the way of the partial file")
@@ -247,8 +247,8 @@ class Storage:
         if there.st_ino != status.st_ino:
             return False
         if status.st_nlink > 1:
-            # A stored file has this as a second name, since a receiver was killed between
-            # two steps: that file must not be written to.
+            # The part is a second name of a stored file, because a receiver was killed between
+            # two steps: nothing may be written to that file.
             unlink_beside(name, directory)
             os.unlink(name, dir_fd=directory)
             return False
@@ -272,20 +272,20 @@ class Storage:
             raise Refused("too-large", f"files may have at most {self._max_file_size} bytes here")
 
     def _free(self) -> tuple[float, float]:
-        """Bytes which are free, and how many are to stay so."""
+        """Bytes free at present, and how many of them must stay free."""
         status = os.fstatvfs(self._root)
         total = status.f_blocks * status.f_frsize
         if not total:
-            return math.inf, 0  # a file system which does not tell
+            return math.inf, 0  # the file system does not report it
         keep = self._limits.keep_free
         if keep is None:
             keep = min(total // 100, _GIBIBYTE)
         return status.f_bavail * status.f_frsize, keep
 
     def _check_room(self, needed: int) -> None:
-        """Refuse what cannot fit, even if all parts which wait were to give way.
+        """Refuse a file that cannot fit, even if all waiting parts gave way.
 
-        None does so yet: an announcement costs its sender nothing.
+        None of them gives way yet, because an announcement costs its sender nothing.
         """
         free, keep = self._free()
         if free - keep < needed:
@@ -294,7 +294,7 @@ class Storage:
                     raise _no_space()
 
     def make_room(self, needed: int) -> None:
-        """See that so many bytes can be written now; parts which wait give way."""
+        """Ensure that so many bytes can be written now; waiting parts give way."""
         free, keep = self._free()
         missing = needed - (free - keep)
         if missing > 0:
@@ -303,7 +303,7 @@ class Storage:
                     raise _no_space()
 
     def make_room_by_force(self) -> None:
-        """The system says that it is full, or the user's quota is, whatever it told before."""
+        """Make parts give way: the disk or the user's quota is full, despite earlier figures."""
         with self.lock:
             if not self._clean(1):
                 raise _no_space()
@@ -311,10 +311,10 @@ class Storage:
     # ------------------------------------------------------------------ parts
 
     def clean(self) -> float:
-        """Remove the parts whose time is over, or which are above the limits.
+        """Remove the parts whose time is over, and those above the limits.
 
         Returns:
-          In how many seconds the next part is too old; ``math.inf``: never.
+          The seconds until the next part is too old; ``math.inf``: never.
 
         Raises:
           OSError: a fault of the system.
@@ -354,7 +354,7 @@ class Storage:
         return given
 
     def _waiting(self, directory: int | None = None) -> list[Part]:
-        """The parts of transfers which are not under way in this process."""
+        """The parts of transfers that are not under way in this process."""
         if directory is None:
             try:
                 directory = self._parts_directory(create=False)
@@ -388,8 +388,8 @@ class Storage:
     def _written_at(self, name: str, status: os.stat_result) -> float:
         """When a part was written last, by our own clock.
 
-        The wall clock is asked once for each part, when it is first seen: it may be put
-        forward or back later without making parts old or young.
+        The wall clock is read once for each part, when the part is first seen.  If that clock is
+        set forward or back later, parts do not become old or young.
         """
         known = self._written.get(name)
         if known is None or known[0] != status.st_mtime_ns:
@@ -426,8 +426,8 @@ class Storage:
                 os.mkdir(PARTS_DIRECTORY, 0o700, dir_fd=self._root)
         directory = open_directory(PARTS_DIRECTORY, self._root)
         if os.fstat(directory).st_uid != os.geteuid():
-            # In a directory to which others may write, they could change parts which were
-            # verified, and are about to get their names.
+            # If others may write to the directory, they could change parts that were verified
+            # and are about to get their names.
             os.close(directory)
             raise PermissionError(errno.EPERM, f"{PARTS_DIRECTORY} belongs to another user")
         return directory

@@ -1,4 +1,4 @@
-"""Final names of stored files: the way down to them, and what is there already.
+"""Opens the directories of stored files, and checks their final names.
 
 Floor 4.  Every step is taken relative to an open descriptor of the last one and follows no
 symbolic link, so that no name, and no race, leads outside.  Blocks.
@@ -18,21 +18,21 @@ from .system import open_directory
 
 __all__ = ["Folders"]
 
-#: Entries of a directory which are compared with a new name at most, and directories whose
-#: entries are remembered.
+#: The most entries of a directory that are compared with a new name, and the most directories
+#: whose entries are remembered.
 _COMPARED_MAX = 10_000
 _REMEMBERED_DIRECTORIES = 8
 
 
 class Folders:
-    """The root directory and those below it, as far as they are asked for.
+    """The root directory and the directories below it, opened as they are asked for.
 
     Args:
       root: an open descriptor of the directory.
       lock: of the storage.
       overwrite: whether existing files may be replaced.
-      compare: whether names are refused which equal others but for case or composition.
-      mode: of directories which are made.
+      compare: whether a name is refused if it equals another one except for case or composition.
+      mode: the mode of new directories.
     """
 
     def __init__(
@@ -50,8 +50,8 @@ class Folders:
     def descend(self, parts: tuple[str, ...], *, create: bool) -> Iterator[int]:
         """Go down from the root, following no symbolic link.
 
-        Yields a descriptor of the last directory; -1 where one is missing and is not to be
-        made.
+        Yields a descriptor of the last directory; -1 if one is missing and `create` is not
+        set.
         """
         current = os.dup(self._root)
         try:
@@ -95,10 +95,10 @@ class Folders:
             raise Refused("exists", f"{final!r} exists, and is not a regular file")
 
     def _check_twins(self, directory: int, name: str) -> None:
-        """Refuse a name which another one equals but for case or the form of its letters.
+        """Refuse a name that equals another one except for case or the form of its letters.
 
-        A courtesy to systems on which the two are one, so it is bounded: the first 10,000
-        entries of a directory are compared.
+        This is a courtesy to systems that take the two for one name, so it is bounded: the first
+        10,000 entries of a directory are compared.
         """
         if not self._compare:
             return
@@ -124,9 +124,9 @@ class Folders:
 
     @contextlib.contextmanager
     def changing(self, directory: int, name: str | None = None) -> Iterator[None]:
-        """We change a directory: what is remembered of it stays true, if it was true before.
+        """Change a directory; remembered entries stay true if they were true before.
 
-        So that it is not read again for every file that is stored in it.
+        So the directory is not read again for every file stored in it.
         """
         with self._lock:
             before = os.fstat(directory)

@@ -1,13 +1,13 @@
-"""The bytes of a ledger: which ranges of a part have been written, and their checksums.
+"""Encodes and decodes ledgers: the written ranges of a part, and their checksums.
 
 Floor 4, pure: no files.  A ledger is a header and records of one size, only ever appended
-to; ``docs/striped-transfer.md`` has the layout.  Each record says that one range of the
-part was written, and has the CRC-32 of what was written, so that what the disk has after a
-kill or a power cut can be checked.  Records follow each other without a gap, since a part
-is written in order.
+to; ``docs/striped-transfer.md`` has the layout.  Each record states that one range of the
+part was written, and has the CRC-32 of its bytes, so that the bytes on the disk can be checked
+after a kill or a power cut.  Records follow each other without a gap, since a part is written
+in order.
 
-Nothing in a ledger is believed before it was checked: it may be torn, damaged, of another
-transfer, or written by somebody else.
+No part of a ledger is trusted before it was checked: it may be torn, damaged, of another
+transfer, or written by another program.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ _CRC = struct.Struct(">I")
 HEADER_SIZE = _HEADER.size + _CRC.size
 RECORD_SIZE = _RECORD.size + _CRC.size
 
-#: Bytes of the digest which says of which transfer a ledger is.
+#: Bytes of the digest that identifies the transfer of a ledger.
 IDENTITY_SIZE = 32
 
-#: Larger ledgers are not read, and not written: 37,000 records.  As spans grow with the
+#: Larger ledgers are neither read nor written: 37,000 records.  As spans grow with the
 #: part (:func:`least_span`), a part of 2**62 bytes has 24,000.
 MAX_LEDGER_SIZE = 1024 * 1024
 
@@ -57,12 +57,12 @@ class LedgerRefused(ValueError):
 
 @attrs.frozen
 class Header:
-    """What both attempts of a transfer have in common."""
+    """The facts that both attempts of a transfer share."""
 
     size: int | None
     """Bytes in all, if the sender has announced that."""
     identity: bytes
-    """32 bytes which are the same for the same transfer only."""
+    """32 bytes, equal for attempts of the same transfer only."""
 
 
 @attrs.frozen
@@ -77,7 +77,7 @@ class Span:
 def least_span(start: int) -> int:
     """How many bytes a record which begins at `start` should cover at least.
 
-    A mebibyte, and a thousandth of what is before it, so that ledgers stay small.
+    A mebibyte, or a thousandth of the bytes before it if that is more, so that ledgers stay small.
     """
     return max(_MEBIBYTE, start // 1024)
 
@@ -102,7 +102,7 @@ def encode_header(header: Header) -> bytes:
 def encode_record(header: bytes, span: Span) -> bytes:
     """A record for a ledger which begins with these bytes.
 
-    The record's own CRC goes over the header, too: one which is left of another ledger
+    The record's own CRC covers the header, too, so a record left from another ledger
     does not count.
     """
     fields = _RECORD.pack(span.start, span.stop - span.start, span.crc)
@@ -115,7 +115,7 @@ def decode_ledger(data: bytes, header: Header) -> list[Span]:
     A tail without a valid record was torn, and is left out.
 
     Raises:
-      LedgerRefused: it is no ledger, of another transfer, or damaged in the middle.
+      LedgerRefused: it is not a ledger, is of another transfer, or is damaged in the middle.
     """
     if len(data) > MAX_LEDGER_SIZE:
         raise LedgerRefused(f"it has more than {MAX_LEDGER_SIZE} bytes")
@@ -141,7 +141,7 @@ def decode_ledger(data: bytes, header: Header) -> list[Span]:
 
 
 def _why(data: bytes, header: Header) -> str:
-    """What is wrong with the header of a ledger."""
+    """The fault in the header of a ledger."""
     if len(data) < HEADER_SIZE:
         return f"it has only {len(data)} bytes"
     magic, size, _identity = _HEADER.unpack_from(data)

@@ -1,9 +1,9 @@
-"""Judges names which come from strangers: for files, and for the terminal.
+"""Checks names that come from strangers: for files, and for the terminal.
 
 Floor 4, pure functions.  A name from the network may try to lead out of the directory,
 to look like another one, to mean something else on another system, or to command the
-terminal.  :func:`check_path` says which names a receiver stores, :func:`fold` which names
-count as the same, and :func:`printable` makes any text safe to print.
+terminal.  :func:`check_path` decides which names a receiver stores, :func:`fold` decides
+which names count as the same, and :func:`printable` makes any text safe to print.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from collections.abc import Callable
 __all__ = ["DEPTH_MAX", "NAME_BYTES_MAX", "PATH_BYTES_MAX", "Refused", "check_path", "fold"]
 __all__ += ["printable", "shorten"]
 
-#: What file systems take as one name (Linux: ``NAME_MAX``).
+#: The longest name that file systems take (Linux: ``NAME_MAX``).
 NAME_BYTES_MAX = 255
 
-#: Bytes of a whole path: far more than people type, a quarter of what Linux takes at once.
+#: Bytes of a whole path: far more than people type, a quarter of the limit of Linux.
 PATH_BYTES_MAX = 1024
 
 #: Components of a path.
 DEPTH_MAX = 32
 
-#: What Windows would make something else of, in case the directory is shared with one.
+#: Names with another meaning on Windows, in case the directory is shared with it.
 _RESERVED = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$", "CLOCK$"} | {
     f"{name}{digit}" for name in ("COM", "LPT") for digit in range(10)
 }
 
-#: Unicode categories whose characters show nothing, or show otherwise than they read.
+#: Unicode categories whose characters are invisible, or look different from their meaning.
 _ODD_CATEGORIES = {
     "Cc": "a control character",
     "Cf": "an invisible format character",  # bidirectional overrides, zero-width ones
@@ -38,12 +38,12 @@ _ODD_CATEGORIES = {
     "Zp": "a paragraph separator",
 }
 
-#: Letters, marks and symbols which show nothing.
+#: Invisible letters, marks and symbols.
 _INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
 
 
 class Refused(Exception):
-    """A file is not taken, and nothing has happened.
+    """The storage does not take a file, and nothing has happened.
 
     Attributes:
       code: a short name of the reason, for programs.
@@ -55,12 +55,12 @@ class Refused(Exception):
 
 
 def check_path(path: str) -> tuple[str, ...]:
-    """The components of a relative POSIX path which is safe to create below a directory.
+    """The components of a relative POSIX path, if it is safe to create below a directory.
 
     They are in Unicode's normalisation form C, so that one name has one spelling.
 
     Raises:
-      Refused: with code ``"bad-name"`` and a text which says what is wrong.
+      Refused: with code ``"bad-name"`` and a text that names the fault.
     """
 
     def refuse(why: str) -> Refused:
@@ -68,7 +68,7 @@ def check_path(path: str) -> tuple[str, ...]:
 
     if not path:
         raise refuse("it is empty")
-    if len(path) > PATH_BYTES_MAX:  # before anything which takes time in proportion
+    if len(path) > PATH_BYTES_MAX:  # before steps that take time in proportion
         raise refuse(f"it has more than {PATH_BYTES_MAX} bytes")
     if path.startswith("/"):
         raise refuse("it is absolute")
@@ -91,7 +91,7 @@ def _check_part(part: str, refuse: Callable[[str], Refused]) -> None:
         raise refuse(f"it has a component {part!r}")
     if len(part.encode()) > NAME_BYTES_MAX:
         raise refuse(f"a component has more than {NAME_BYTES_MAX} bytes")
-    # Compatibility forms: a full-width slash and the like are seen, or made, as the plain one.
+    # Compatibility forms: a full-width slash, for instance, is seen as, or becomes, a plain one.
     plain = unicodedata.normalize("NFKC", part)
     if any(character in plain for character in "/\\:"):
         raise refuse("slashes in a component, backslashes and colons are not allowed")
@@ -104,15 +104,15 @@ def _check_part(part: str, refuse: Callable[[str], Refused]) -> None:
 
 
 def fold(name: str) -> str:
-    """What is the same for names that some file system or reader takes for one.
+    """A key that is equal for names that some file system or reader takes for the same.
 
-    Upper and lower case, composed and decomposed letters, and compatibility forms are one.
+    Upper and lower case, composed and decomposed letters, and compatibility forms are equal.
     """
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
 
 
 def printable(text: str) -> str:
-    """`text` with everything escaped that commands a terminal, hides, or turns the line."""
+    """`text` with every character escaped that commands a terminal, hides, or turns the line."""
     return "".join(
         character if _oddity(character) is None else character.encode("unicode_escape").decode()
         for character in text
@@ -120,15 +120,15 @@ def printable(text: str) -> str:
 
 
 def _oddity(character: str) -> str | None:
-    """What is wrong with a character of a name; ``None``: nothing."""
+    """The fault of a character of a name; ``None``: there is none."""
     if " " <= character <= "~":
         return None
     if character in _INVISIBLE:
         return "an invisible character"
     category = unicodedata.category(character)
     if category == "Cn":
-        # Not assigned, as far as this Python knows: a new letter, or what never will be one,
-        # or is invisible by default (Unicode's Default_Ignorable_Code_Point).
+        # Not assigned, as far as this Python knows: a new letter, or a code point that will
+        # never be one, or is invisible by default (Unicode's Default_Ignorable_Code_Point).
         code = ord(character)
         ignorable = code == 0x2065 or 0xFFF0 <= code <= 0xFFF8 or 0xE0000 <= code <= 0xE0FFF
         if ignorable or 0xFDD0 <= code <= 0xFDEF or code & 0xFFFE == 0xFFFE:
@@ -138,5 +138,5 @@ def _oddity(character: str) -> str | None:
 
 
 def shorten(name: str, max_bytes: int) -> str:
-    """The beginning of `name` which has at most `max_bytes`, in whole characters."""
+    """The longest beginning of `name` of at most `max_bytes`, in whole characters."""
     return name.encode(errors="replace")[:max_bytes].decode(errors="ignore")

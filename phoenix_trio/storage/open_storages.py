@@ -1,4 +1,4 @@
-"""Storages which are in use, one for each directory, and a few which were in use lately.
+"""Keeps storages open, one for each directory: those in use, and a few used lately.
 
 Floor 4.  A storage remembers how far it has hashed the parts in its directory, so keeping it
 open saves reading them again.  Blocks; any number of threads at once.
@@ -18,7 +18,7 @@ from .parts import PartLimits
 
 __all__ = ["OpenStorages"]
 
-#: Storages which stay open though they are not in use; each has one descriptor.
+#: Unused storages that stay open; each has one descriptor.
 _IDLE_MAX = 8
 
 
@@ -30,7 +30,7 @@ class _Use:
 
 @final
 class OpenStorages:
-    """Storages whose names come from this program, for files which replace existing ones."""
+    """Storages whose names come from this program, for files that replace existing ones."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -38,13 +38,13 @@ class OpenStorages:
         self._closed = False
 
     def acquire(self, directory: str, limits: PartLimits) -> Storage:
-        """The storage of an existing directory; :meth:`release` comes later.
+        """The storage of an existing directory; call :meth:`release` later.
 
         Raises:
           OSError: the directory is not there, or cannot be opened.
         """
         with self._lock:
-            # By number: a directory with the same name may be another one later.
+            # By number: another directory may have the same name later.
             status = os.stat(directory)
             key = status.st_dev, status.st_ino, limits
             use = self._uses.get(key)
@@ -65,7 +65,7 @@ class OpenStorages:
             self._close_idle()
 
     def close(self) -> None:
-        """Close those which are not in use now, and the others when they are given back."""
+        """Close all unused storages now, and the others when they are given back."""
         with self._lock:
             self._closed = True
             self._close_idle()

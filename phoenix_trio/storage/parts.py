@@ -1,9 +1,9 @@
 """Decides which partial files of a receiver have to go.
 
-Floor 4, pure: no files, no clock.  A part is what a broken transfer has left; it waits
-for its sender to go on.  Parts hold disk space which others need, so they have a
+Floor 4, pure: no files, no clock.  A part is the file left by a broken transfer; it waits
+for its sender to go on.  Parts hold disk space that others need, so they have a
 lifetime and quotas, and give way when the disk is short.  Parts of transfers under way
-are not in question here: they never expire.
+never expire, and do not come here.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class PartLimits:
     lifetime: float = attrs.field(default=_DAY, validator=_positive)
     """Seconds after its last byte for which a part is kept (more than 0, up to ``math.inf``).
 
-    A day: a sender who is away for longer begins anew."""
+    A day: a sender that is away for longer begins anew."""
 
     max_count: int = attrs.field(default=256, validator=_not_negative)
     """Parts of all senders (0 or more).
@@ -52,13 +52,13 @@ class PartLimits:
     """Parts of one sender's address (0 or more)."""
 
     max_bytes: int | None = attrs.field(default=None, validator=_not_negative)
-    """Bytes of all parts (0 or more); ``None``: half of what would be free without them.
+    """Bytes of all parts (0 or more); ``None``: half of the space that would be free without them.
 
-    Whatever it is, parts give way to transfers which need the space."""
+    Whatever it is, parts give way to transfers that need the space."""
 
     max_bytes_per_peer: int | None = attrs.field(default=None, validator=_not_negative)
     """Bytes of one sender's parts (0 or more); ``None``: as many as all may have, so that a
-    file which fills half of the disk can be continued where there is no other sender."""
+    file that fills half of the disk can be continued if there is no other sender."""
 
     keep_free: int | None = attrs.field(default=None, validator=_not_negative)
     """Bytes of the disk which transfers leave free (0 or more); ``None``: a hundredth of it,
@@ -67,35 +67,34 @@ class PartLimits:
 
 @attrs.frozen
 class Part:
-    """A partial file which waits."""
+    """A waiting partial file."""
 
     name: str
     peer: str
-    """Whose it is."""
+    """The sender to which it belongs."""
     size: int
     written_at: float
-    """When it was written last, on the clock of `now` below."""
+    """When it was last written, on the clock of `now` below."""
 
 
 def to_remove(parts: Iterable[Part], limits: PartLimits, now: float, *, free: int) -> list[Part]:
-    """The parts which have to go, in the order in which they go.
+    """The parts that have to go, in the order in which they go.
 
-    First go those past their lifetime.  Then, of each sender above its quota, those
-    written longest ago.  Then, while all together are above theirs, the one written
-    longest ago of the sender which has most: so one sender cannot push out the parts
-    of others.
+    First go the parts past their lifetime.  Then, for each sender above its quota, those
+    written longest ago.  Then, while all together are above theirs, the part written longest
+    ago of the sender with most: so one sender cannot push out the parts of others.
 
     Args:
-      parts: those which wait.
+      parts: the waiting parts.
       limits: the limits.
       now: the time.
-      free: bytes which are free on the disk.
+      free: free bytes on the disk.
     """
     gone: list[Part] = []
     fresh: list[Part] = []
     room = free
     for part in sorted(parts, key=_by_age):
-        room += part.size  # what is free grows as parts go, so the sum stays
+        room += part.size  # removing a part frees its bytes, so the sum stays
         (gone if now - part.written_at >= limits.lifetime else fresh).append(part)
     max_bytes = room // 2 if limits.max_bytes is None else limits.max_bytes
     per_peer = max_bytes if limits.max_bytes_per_peer is None else limits.max_bytes_per_peer
@@ -113,10 +112,10 @@ def to_remove(parts: Iterable[Part], limits: PartLimits, now: float, *, free: in
 
 
 def to_give_way(parts: Iterable[Part], needed: int) -> list[Part]:
-    """The parts which give way to a transfer that needs so many bytes more than are free.
+    """The parts that give way to a transfer needing so many bytes more than are free.
 
-    The one written longest ago of the sender which has most goes first.  None goes where
-    all together would not be enough.
+    Of the sender with most, the part written longest ago goes first.  None goes if all
+    together would not be enough.
     """
     holdings = _Holdings(sorted(parts, key=_by_age))
     if holdings.bytes < needed:
@@ -133,7 +132,7 @@ def _by_age(part: Part) -> tuple[float, str]:
 
 
 class _Holdings:
-    """Parts by sender, each one's in the order of their age."""
+    """Parts by sender, each sender's in the order of their age."""
 
     def __init__(self, parts: Iterable[Part]) -> None:
         self.parts: dict[str, deque[Part]] = defaultdict(deque)
@@ -163,7 +162,7 @@ class _Holdings:
 def next_expiry(parts: Iterable[Part], limits: PartLimits, now: float) -> float:
     """When the next of these will be past its lifetime; ``math.inf``: never.
 
-    Those which are past it already, and could not be removed, are not waited for.
+    Parts past it already, which could not be removed, are not waited for.
     """
     ends = (part.written_at + limits.lifetime for part in parts)
     return min((end for end in ends if end > now), default=math.inf)

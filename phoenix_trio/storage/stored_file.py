@@ -1,7 +1,7 @@
-"""One file which is being received: it grows as a part, and gets its name when it is whole.
+"""Writes one incoming file as a part, and names it when it is whole.
 
-Floor 4.  What it shares with others, such as the room on the disk, is its keeper's
-question (:class:`~phoenix_trio.storage.directory.Storage`).  Blocks.
+Floor 4.  Its keeper (:class:`~phoenix_trio.storage.directory.Storage`) handles whatever it
+shares with other files, such as the room on the disk.  Blocks.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from .names import Refused
 
 __all__ = ["Hashed", "Keeper", "StoredFile", "look"]
 
-#: Bytes which are read again and hashed at once.
+#: Bytes that one step reads again and hashes.
 _HASH_CHUNK = 1024 * 1024
 _HASH_SLICE = 64 * _HASH_CHUNK
 
-#: What systems answer where the disk, or the user's share of it, is full.
+#: System errors when the disk, or the user's share of it, is full.
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
-#: What systems answer which cannot link, such as FAT.
+#: System errors of file systems without links, such as FAT.
 _CANNOT_LINK = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 class Keeper(Protocol):
-    """What a file needs of the storage it belongs to."""
+    """The parts of its storage that a file needs."""
 
     folders: Folders
     lock: threading.RLock
@@ -45,10 +45,10 @@ class Keeper(Protocol):
         """Refuse a file of `size` bytes if that is too large."""
 
     def make_room(self, needed: int) -> None:
-        """See that so many bytes can be written; refuse if they cannot."""
+        """Ensure that so many bytes can be written; refuse if they cannot."""
 
     def make_room_by_force(self) -> None:
-        """The same after the system has said that the disk is full."""
+        """The same, after the system has reported that the disk is full."""
 
     def release(self, key: str, left: tuple[str, Hashed] | None) -> None:
         """A transfer is over; it has left this part, or none."""
@@ -64,13 +64,13 @@ class Hashed:
 
 
 def look(status: os.stat_result) -> tuple[int, ...]:
-    """What changes when a file is changed by others."""
+    """The properties of a file that change when another process changes it."""
     return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 @attrs.define(eq=False)
 class StoredFile:
-    """A file which is being received.  Obtained from :meth:`Storage.begin`.
+    """An incoming file.  Obtained from :meth:`Storage.begin`.
 
     One thread at a time may use it.
     """
@@ -84,7 +84,7 @@ class StoredFile:
     _announced: int | None
     _can_resume: bool
     offset: int
-    """Bytes which an earlier attempt has left."""
+    """Bytes left by an earlier attempt."""
     size: int
     _digest: hashlib._Hash
     _hashed: int
@@ -120,7 +120,7 @@ class StoredFile:
             view = view[count:]
 
     def catch_up(self) -> bool:
-        """Hash the next 64 MiB of what an earlier attempt has left, where that is to be done.
+        """Hash the next 64 MiB left by an earlier attempt, if they are not hashed yet.
 
         So a part is read again at most once by each process, and only when its last byte
         has come, however often its transfer is continued.  Returns whether all is hashed.
@@ -135,11 +135,11 @@ class StoredFile:
 
     @property
     def hashed(self) -> int:
-        """How many bytes are hashed; as far as that, this process has seen the part before."""
+        """How many bytes are hashed; up to there, this process has seen the part before."""
         return self._hashed
 
     def read_again(self, position: int, size: int, *, hashing: bool = True) -> bytes:
-        """At most `size` of the bytes from `position` on; hashed where they are next.
+        """Read at most `size` of the bytes from `position` on; hash them if they come next.
 
         Raises:
           OSError: the part cannot be read, or has become shorter.
@@ -168,10 +168,10 @@ class StoredFile:
         """Open a file of the same transfer beside the part; it goes where the part goes.
 
         Args:
-          suffix: :data:`LEDGER_SUFFIX`, or with more behind it for one which will replace it.
+          suffix: :data:`LEDGER_SUFFIX`, or a longer one for a file that will replace it.
 
         Raises:
-          OSError: a fault of the system; or something else than a file is there.
+          OSError: a fault of the system; or something other than a file is there.
         """
         name = beside(self._part, suffix)
         flags |= os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
@@ -201,7 +201,7 @@ class StoredFile:
         os.replace(*names, src_dir_fd=where, dst_dir_fd=where)
 
     def sha256(self) -> str:
-        """The SHA-256 of all bytes, in hexadecimal; :meth:`catch_up` comes before."""
+        """The SHA-256 of all bytes, in hexadecimal; call :meth:`catch_up` before."""
         if self._hashed != self.size:
             raise ValueError("the earlier bytes are not hashed yet")
         return self._digest.hexdigest()
@@ -230,9 +230,9 @@ class StoredFile:
         unlink_beside(self._part, self._directory)
 
     def _link(self, directory: int, final: str) -> bool:
-        """Link the part under its final name: unlike a rename, that never replaces a file.
+        """Link the part under its final name: unlike a rename, a link never replaces a file.
 
-        Returns whether the file system can.
+        Returns whether the file system supports links.
         """
         try:
             os.link(
@@ -248,8 +248,8 @@ class StoredFile:
             if error.errno in _CANNOT_LINK:
                 return False
             raise
-        # Were this process to end here, the part would be a second name of the file: such
-        # ones are never written to (:meth:`Storage.begin`), and go with the next clean-up.
+        # If this process ended here, the part would be a second name of the file.  Such parts
+        # are never written to (:meth:`Storage.begin`), and go with the next clean-up.
         os.unlink(self._part, dir_fd=self._directory)
         return True
 
@@ -261,9 +261,9 @@ class StoredFile:
             os.unlink(self._part, dir_fd=self._directory)
 
     def close(self) -> None:
-        """Close; what was not committed stays as a part for another attempt, if one can be.
+        """Close; a part not committed stays for another attempt, if it can be continued.
 
-        Quotas are enforced then, so it may be removed, or others are.
+        Quotas are enforced then, so this part or others may be removed.
 
         Raises:
           OSError: a fault of the system.  The file is closed all the same.

@@ -1,4 +1,4 @@
-"""What does the storage ask of the operating system?  Directories and locks, safely.
+"""Opens directories and locks files safely.
 
 Floor 4.  Blocks.
 """
@@ -19,7 +19,7 @@ def open_directory(name: str, inside: int) -> int:
     """Open the directory `name` inside of an open one, following no symbolic link.
 
     Raises:
-      Refused: it is something else than a directory.
+      Refused: it is something other than a directory.
       OSError: a fault of the system; it may not be there.
     """
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -32,7 +32,7 @@ def open_directory(name: str, inside: int) -> int:
 
 
 def try_lock(descriptor: int) -> bool:
-    """Lock a file against other processes; whether none has it."""
+    """Lock a file against other processes; whether no other has it."""
     import fcntl  # not on Windows, where the program's other commands still work
 
     try:
@@ -40,5 +40,5 @@ def try_lock(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     except OSError:
-        return True  # a file system without locks: there, one receiver a directory
+        return True  # a file system without locks: the user must run one receiver a directory
     return True

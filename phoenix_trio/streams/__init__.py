@@ -1,7 +1,7 @@
-"""What travels in a stream (floor 4): frames, messages, sequences, batches.
+"""Frames, messages, sequences and batches, as they travel in streams (floor 4).
 
-For those who work with bare QUIC connections; :class:`phoenix_trio.PhoenixConnection`
-has all of it as methods.
+Code that works with bare QUIC connections uses these names;
+:class:`phoenix_trio.PhoenixConnection` has all of it as methods.
 """
 
 from .batching import BatchReceiver, BatchSender, open_batch_sender, open_batching_channel

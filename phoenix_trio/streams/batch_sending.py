@@ -1,10 +1,10 @@
-"""How do many small messages travel?  Together: as batches on one stream.  The sending side.
+"""Sends many small messages together, in batches on one stream: the sending side.
 
 Floor 4.  A message alone costs a checkpoint, a frame and a share of a packet; a thousand
 in a batch cost hardly more than their bytes.  A batch leaves when it is full, when its
-first message has waited for `max_delay`, or when somebody asks for it.
+first message has waited for `max_delay`, or when a call asks for it.
 
-On the stream each batch is a frame, and in it each message a frame of its own.
+On the stream each batch is a frame, and each message in it is a frame of its own.
 :mod:`.batching` has the receiving side, and both together.
 """
 
@@ -42,18 +42,18 @@ T_contra = TypeVar("T_contra", contravariant=True)
 KIBIBYTE = 1024
 MEBIBYTE = 1024 * KIBIBYTE
 
-#: The length of a batch is always written in this form, so that there is room for it
-#: before anything is known of what follows: 4 bytes, values to 2**30 - 1.
+#: The length of a batch always has this form, 4 bytes for values up to 2**30 - 1, so that
+#: its room is reserved before the content of the batch is known.
 _LENGTH = 4
 _LENGTH_FORM = 2 << 30
 LARGEST_BATCH = (1 << 30) - 1 - 8
 
 
 def check_sizes(max_batch_bytes: int, max_delay: float, max_message_size: int) -> None:
-    """Whether these arguments of a channel are in range.
+    """Check these arguments of a channel.
 
     Raises:
-      ValueError: one is not.
+      ValueError: one is out of range.
     """
     if not 1 <= max_batch_bytes <= LARGEST_BATCH:
         raise ValueError(
@@ -68,14 +68,14 @@ def check_sizes(max_batch_bytes: int, max_delay: float, max_message_size: int) -
 
 
 def batch_of(frames: list[bytes]) -> bytes:
-    """One batch of messages which are frames already; `LARGEST_BATCH` bytes at most."""
+    """One batch of messages, given as frames; at most `LARGEST_BATCH` bytes."""
     size = _LENGTH_FORM | sum(map(len, frames))
     return b"".join((size.to_bytes(_LENGTH, "big"), *frames))
 
 
 @attrs.define(eq=False)
 class _Place:
-    """A message for which there is no room yet."""
+    """A message that waits for room."""
 
     payload: bytes
     express: bool
@@ -86,11 +86,11 @@ class _Place:
 class BatchSender(trio.abc.SendChannel[T_contra]):
     """Puts messages into batches.  From :func:`open_batching_channel`.
 
-    Any number of tasks may send.  What is queued is at most one full batch, and one which
-    is on its way into the stream; who comes then waits, and is served in the order of
-    coming: a large message which needs an empty batch is not overtaken by small ones.
+    Any number of tasks may send.  At most one full batch is queued while another is being
+    written into the stream.  Further calls wait, and are served in the order in which they
+    came: small messages do not overtake a large message that needs an empty batch.
 
-    Generic in what `encode` takes; without it, in bytes-like objects.
+    Generic in the values that `encode` takes; without it, in bytes-like objects.
     """
 
     def __init__(
@@ -120,10 +120,10 @@ class BatchSender(trio.abc.SendChannel[T_contra]):
         self._closed = False
         self._left = False
         self._work_lot = trio.lowlevel.ParkingLot()  # the writing task's
-        # Those who want to send, in the order of coming.  While there are any, the batch is
-        # urgent, and nobody else puts anything into it.
+        # Tasks that want to send, in the order in which they came.  While there are any, the
+        # batch is urgent, and only messages of the line go into it.
         self._line: OrderedDict[trio.lowlevel.Task, _Place] = OrderedDict()
-        self._written_lot = trio.lowlevel.ParkingLot()  # those who flush
+        self._written_lot = trio.lowlevel.ParkingLot()  # tasks in flush()
 
     def __repr__(self) -> str:
         state = "failed" if self._error is not None else "closed" if self._closed else "open"
@@ -131,31 +131,31 @@ class BatchSender(trio.abc.SendChannel[T_contra]):
 
     @property
     def messages_sent(self) -> int:
-        """Messages which were handed to the stream so far."""
+        """Messages handed to the stream so far."""
         return self._written
 
     @property
     def batches_sent(self) -> int:
-        """Batches in which they were."""
+        """Batches that carried them."""
         return self._batches
 
     async def send(self, value: T_contra, *, express: bool = False) -> None:
         """Queue one message; waits while the batch is full and the last one is being written.
 
         Args:
-          value: bytes-like, or whatever `encode` takes.
-          express: send it at once, together with what was queued before it.
+          value: bytes-like, or any value that `encode` takes.
+          express: send it at once, together with the messages queued before it.
 
         Cancellation: the message was queued whole, or not at all; the latter if
         :exc:`trio.Cancelled` is raised.
 
         Raises:
           TypeError: it is not bytes-like, and there is no `encode`.
-          MessageTooLarge: it is larger than `max_message_size`, or than what the peer takes.
-          MessageRefusedByPeer: the peer does not take a message which was sent before.
+          MessageTooLarge: it is larger than `max_message_size`, or than the peer's limit.
+          MessageRefusedByPeer: the peer does not take an earlier message.
           trio.ClosedResourceError: the channel was closed here.
           trio.BrokenResourceError: the stream has failed; a subclass says how.
-          And what `encode` raises.
+          And whatever `encode` raises.
         """
         await trio.lowlevel.checkpoint()
         self._check_open()
@@ -182,19 +182,19 @@ class BatchSender(trio.abc.SendChannel[T_contra]):
             self._hurry()
 
     async def send_many(self, values: Iterable[T_contra], *, express: bool = False) -> int:
-        """Queue many messages in order, with one checkpoint for all which find room at once.
+        """Queue many messages in order, with one checkpoint for all that find room at once.
 
         Args:
-          values: taken one by one, as there is room.
+          values: taken one by one, when there is room.
           express: send them at once.
 
         Returns how many there were.
 
-        Cancellation: some may have been queued, in order and each whole; of an iterator,
+        Cancellation: some may have been queued, in order and each whole; from an iterator,
         at most one more was taken.
 
         Raises:
-          The same as :meth:`send`; those before the one which is wrong were queued.
+          The same as :meth:`send`; messages before the invalid one were queued.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         self._check_open()
@@ -232,7 +232,7 @@ class BatchSender(trio.abc.SendChannel[T_contra]):
             raise not_bytes(payload, self._encode, "a message") from None
 
     def _note_size(self, size: int) -> None:
-        """A message is larger than all before it."""
+        """Note the size of a message that is larger than all before it."""
         if size > self._max_message_size:
             raise MessageTooLarge(size, self._max_message_size, whose="the limit of this channel")
         self._largest = size
@@ -244,7 +244,7 @@ class BatchSender(trio.abc.SendChannel[T_contra]):
             raise self._broken("the stream has failed") from self._error
 
     def _broken(self, what: str) -> trio.BrokenResourceError:
-        """The stream has failed: what is raised for it."""
+        """The error to raise after the stream has failed."""
         error = self._error
         if (
             isinstance(error, StreamStopped)
@@ -259,11 +259,11 @@ class BatchSender(trio.abc.SendChannel[T_contra]):
         return trio.BrokenResourceError(f"{what}: {error}")
 
     def _has_room(self, size: int) -> bool:
-        # One which is larger than a batch travels alone.
+        # A message larger than a batch travels alone.
         return not self._count or len(self._batch) + size + 4 <= self._max_batch_bytes
 
     async def _queue(self, payload: bytes, express: bool) -> None:
-        """Queue one message now if there is room and nobody waits for it, or in its turn.
+        """Queue one message: now if there is room and no task waits, otherwise in its turn.
 
         A checkpoint only if it waits.
         """
@@ -286,7 +286,7 @@ class BatchSender(trio.abc.SendChannel[T_contra]):
             self._check_open()
 
     def _serve_line(self) -> None:
-        """Queue for those who wait, as long as there is room for the first of them."""
+        """Queue messages of waiting tasks, as long as there is room for the first of them."""
         line = self._line
         while line:
             task, place = next(iter(line.items()))
@@ -301,7 +301,7 @@ class BatchSender(trio.abc.SendChannel[T_contra]):
             trio.lowlevel.reschedule(task)
 
     def _dissolve_line(self) -> None:
-        """Nobody in it will be served; each finds out why."""
+        """Wake all waiting tasks without serving them; each finds out why."""
         while self._line:
             task, _ = self._line.popitem(last=False)
             trio.lowlevel.reschedule(task)
@@ -323,9 +323,9 @@ class BatchSender(trio.abc.SendChannel[T_contra]):
             self._work_lot.unpark()
 
     async def flush(self) -> None:
-        """Send what is queued now, and wait until the stream has taken it.
+        """Send the messages queued now, and wait until the stream has taken them.
 
-        That says nothing of the peer; a QUIC stream's ``wait_acked`` does.
+        This says nothing about the peer; a QUIC stream's ``wait_acked`` does.
 
         Cancellation: it is sent all the same.
 
@@ -347,13 +347,13 @@ class BatchSender(trio.abc.SendChannel[T_contra]):
             await self._written_lot.park()
 
     async def aclose(self) -> None:
-        """Send what is queued, and end the stream's direction.  Idempotent.
+        """Send the queued messages, and end the stream's direction.  Idempotent.
 
-        Cancellation: what the stream has not taken yet is lost, and the stream is closed
+        Cancellation: data that the stream has not taken yet is lost, and the stream is closed
         forcefully, so that the peer does not take a part for the whole.
 
         Raises:
-          trio.BrokenResourceError: what was queued could not be sent.
+          trio.BrokenResourceError: the queued messages could not be sent.
         """
         if self._closed:
             await trio.lowlevel.checkpoint()
@@ -383,9 +383,9 @@ class BatchSender(trio.abc.SendChannel[T_contra]):
             )
 
     async def _leave(self) -> None:
-        """The block of the channel is left: nobody writes any more.
+        """End the channel when its block is left: no task writes any more.
 
-        Where that drops messages, the peer must not take a part for the whole.
+        If that drops messages, the peer must not take a part for the whole.
         """
         was_closed, self._closed = self._closed, True
         if self._written < self._queued:
@@ -393,7 +393,7 @@ class BatchSender(trio.abc.SendChannel[T_contra]):
         self._dissolve_line()
         self._written_lot.unpark_all()
         if not self._left or was_closed:
-            return  # (closing has seen to the stream)
+            return  # (closing has ended the stream)
         if isinstance(self._stream, QuicStream):
             self._stream.send_stream.reset()
         else:
@@ -412,7 +412,7 @@ class BatchSender(trio.abc.SendChannel[T_contra]):
                 ) from self._error
 
     async def _write(self) -> None:
-        """The writing task: sleeps while nothing is queued, and until it is time."""
+        """The writing task: sleeps while nothing is queued, and until a batch is due."""
         while True:
             while not self._count:
                 await self._work_lot.park()

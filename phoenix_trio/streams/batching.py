@@ -1,7 +1,7 @@
-"""How do many small messages travel?  Together.  The receiving side, and both sides as channels.
+"""Receives batches of small messages, and opens channels that send and receive them.
 
-Floor 4.  A stream of batches, as :mod:`.batch_sending` writes it, is taken apart.  Works
-over any :class:`trio.abc.Stream`, and over one direction of one.
+Floor 4.  Takes apart a stream of batches, as :mod:`.batch_sending` writes it.  Works over
+any :class:`trio.abc.Stream`, and over one direction of one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ T_co = TypeVar("T_co", covariant=True)
 SentT = TypeVar("SentT")
 ReceivedT = TypeVar("ReceivedT")
 
-#: Bytes of a batch which are made messages at once.
+#: Bytes of a batch that are made into messages at once.
 _AT_ONCE = 64 * KIBIBYTE
 
 
@@ -42,13 +42,13 @@ class BatchReceiver(trio.abc.ReceiveChannel[T_co]):
     """Takes batches apart.  From :func:`open_batching_channel`, or over any stream.
 
     Args:
-      stream: where batches arrive; read by nobody else.
+      stream: where batches arrive; no other task may read it.
       max_message_size: the largest message taken, in bytes.
-      max_batch_bytes: the largest batch, in bytes, though one of a single message may have
-        `max_message_size`.  One batch is held at most, and taken apart by 64 KiB.
+      max_batch_bytes: the largest batch, in bytes, though a batch of a single message may
+        have `max_message_size`.  At most one batch is held, and taken apart by 64 KiB.
       decode: makes a value of a message's bytes.
 
-    Generic in what `decode` makes; without it, in bytes.
+    Generic in the values that `decode` makes; without it, in bytes.
     """
 
     @overload
@@ -104,10 +104,10 @@ class BatchReceiver(trio.abc.ReceiveChannel[T_co]):
           trio.EndOfChannel: the peer has closed its end in good order.
           trio.BusyResourceError: another task is receiving.
           trio.ClosedResourceError: this receiver, or the stream, was closed here.
-          MessageRefused: a message is too large, or what came is malformed; the stream
+          MessageRefused: a message is too large, or the input is malformed; the stream
             cannot be read any further.
           trio.BrokenResourceError: the stream has failed; a subclass says how.
-          And what `decode` raises; the channel goes on with the next message.
+          And whatever `decode` raises; the channel goes on with the next message.
         """
         with self._conflict:
             if self._messages:
@@ -120,12 +120,12 @@ class BatchReceiver(trio.abc.ReceiveChannel[T_co]):
         return value
 
     async def receive_many(self) -> list[T_co]:
-        """All messages which have arrived and were not received yet, but at least one.
+        """All messages that have arrived and were not received yet, but at least one.
 
-        Those of 64 KiB of one batch at most; one checkpoint for all of them.
+        At most those of 64 KiB of one batch, with one checkpoint for all of them.
 
-        Cancellation and errors are those of :meth:`receive`, but for what `decode` raises:
-        the messages of that call are lost then.
+        Cancellation and errors are those of :meth:`receive`, except that the messages of this
+        call are lost if `decode` raises.
         """
         with self._conflict:
             if self._messages:
@@ -143,7 +143,7 @@ class BatchReceiver(trio.abc.ReceiveChannel[T_co]):
             raise trio.ClosedResourceError("this channel was closed for receiving")
 
     async def _fill(self) -> None:
-        """Have at least one message."""
+        """Wait until there is at least one message."""
         self._check_open()
         if self._error is not None:
             await trio.lowlevel.checkpoint()
@@ -158,7 +158,7 @@ class BatchReceiver(trio.abc.ReceiveChannel[T_co]):
                 try:
                     batch = await self._reader.read_frame(self._limit)
                 except FrameTooLarge as error:
-                    # (Without a limit: that of a batch says nothing of messages.)
+                    # (Without a limit in the code: the limit of a batch says nothing of messages.)
                     code = ApplicationErrorCode.MESSAGE_TOO_LARGE
                     raise self._refuse(error, code) from error
                 if batch is None:
@@ -172,7 +172,7 @@ class BatchReceiver(trio.abc.ReceiveChannel[T_co]):
             raise self._refuse(error, ApplicationErrorCode.MALFORMED) from error
 
     def _take_apart(self) -> None:
-        """Some messages of the batch: all at once, tiny ones would take many times its memory."""
+        """Make messages of a part of the batch: all at once would take many times its memory."""
         batch = self._batch
         messages = []
         position, stop = self._position, len(batch)
@@ -214,7 +214,7 @@ class BatchReceiver(trio.abc.ReceiveChannel[T_co]):
         return self._error
 
     async def aclose(self) -> None:
-        """Receive nothing any more; the peer of a QUIC stream is told.  Idempotent.
+        """End receiving; the peer of a QUIC stream is told.  Idempotent.
 
         A stream which can be half closed stays open for sending.
         """
@@ -295,25 +295,25 @@ def open_batching_channel(
 ) -> AbstractAsyncContextManager[tuple[BatchSender[Any], BatchReceiver[Any]]]:
     """Two Trio channels over a stream, which send many small messages in few batches.
 
-    When the block is left normally, what is queued is sent, and our direction ended; when
-    it is left by an exception, what is queued is dropped.  Where that drops messages, our
-    direction of a QUIC stream is reset, and another stream closed forcefully, so that the
-    peer does not take a part for the whole; otherwise the stream stays the caller's, whose
-    ``async with`` resets it after an exception.  Afterwards the sender is closed.  The
+    When the block is left normally, the queued messages are sent, and our direction ended.
+    When it is left by an exception, the queued messages are dropped.  If that drops messages,
+    our direction of a QUIC stream is reset, and another stream is closed forcefully, so that
+    the peer does not take a part for the whole.  Otherwise the stream stays the caller's;
+    its ``async with`` resets it after an exception.  Afterwards the sender is closed.  The
     peer's side needs a :class:`BatchReceiver` or a batching channel as well.
 
     Args:
-      stream: used by nobody else meanwhile.
+      stream: no other task may use it meanwhile.
       max_batch_bytes: a batch leaves at this size (1 to 2**30 - 9).  64 KiB: more saves
         hardly anything.
-      max_delay: seconds which the first message of a batch waits for more at most (0 to
-        3600).  2 ms: a network's own delay is of this order, and hundreds of messages
-        a second share batches already.  0: as soon as the tasks which are sending just
-        now have had their turn.
+      max_delay: the most seconds for which the first message of a batch waits for further
+        ones (0 to 3600).  2 ms: a network's own delay is of this order, and hundreds of
+        messages a second share batches already.  0: until the tasks that are sending at this
+        moment have had their turn.
       max_message_size: the largest message, in bytes, both ways (1 to 2**30 - 9).
-      max_sent_size: the largest message which is sent, in bytes, if that is less, for
-        instance since the peer takes less; ``None``: `max_message_size`.
-      encode, decode: from an application's value to bytes and back, as
+      max_sent_size: the largest message sent, in bytes, if that is less, for instance
+        because the peer takes less; ``None``: `max_message_size`.
+      encode, decode: convert an application's value to bytes and back, like
         ``msgspec.msgpack.encode``; ``None``: messages are bytes.  The channels
         have the types of their values.
 
@@ -337,7 +337,7 @@ async def _open_batching_channel(
 ) -> AsyncIterator[tuple[BatchSender[Any], BatchReceiver[Any]]]:
     sent = max_message_size
     if max_sent_size is not None:
-        sent = max(1, min(sent, max_sent_size))  # (A peer may have said anything.)
+        sent = max(1, min(sent, max_sent_size))  # (The peer chooses this value freely.)
     receiver: BatchReceiver[Any] = BatchReceiver(
         stream,
         max_message_size=max_message_size,

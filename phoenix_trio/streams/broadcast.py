@@ -1,8 +1,8 @@
-"""Sends what some publish to all who subscribe, without letting a slow one delay the others.
+"""Sends published messages to all subscribers; a slow subscriber does not delay the others.
 
-Floor 4.  Each subscriber has a stream, a bounded queue, and the task which serves it.
-Publishing never waits: where a queue is full, its oldest messages are dropped, or its
-subscriber is given up.  On the stream are batches, as :mod:`.batch_sending` writes them.
+Floor 4.  Each subscriber has a stream, a bounded queue, and a task that serves it.
+Publishing never waits: if a queue is full, its oldest messages are dropped, or its
+subscriber is given up.  The streams carry batches, as :mod:`.batch_sending` writes them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ T_contra = TypeVar("T_contra", contravariant=True)
 #: What happens to a subscriber whose queue is full.
 WhenSlow = Literal["drop-oldest", "end"]
 
-#: Bytes of messages which share a batch at most, but for a single one which is larger.
+#: The most bytes of messages that share a batch, except for a single larger message.
 _BATCH = 64 * KIBIBYTE
 
 
@@ -42,13 +42,13 @@ class SubscriberSummary:
     """The broadcast was closed, the subscriber left, or it was given up as too slow."""
 
     messages_sent: int
-    """Messages which were handed to its stream."""
+    """Messages handed to its stream."""
 
     messages_dropped: int
-    """Messages which it did not get since its queue was full, or it was given up."""
+    """Messages it did not get because its queue was full, or because it was given up."""
 
     error: trio.BrokenResourceError | None
-    """Of a subscriber which left: how its stream or connection ended."""
+    """For a subscriber that left: how its stream or connection ended."""
 
 
 @attrs.frozen
@@ -59,16 +59,16 @@ class BroadcastStatistics:
     """Subscribers at present."""
 
     messages_published: int
-    """Messages which were published so far."""
+    """Messages published so far."""
 
     messages_dropped: int
-    """Messages which single subscribers did not get, all of them together."""
+    """Messages that single subscribers did not get, summed over all subscribers."""
 
     subscribers_too_slow: int
-    """Subscribers which were given up."""
+    """Subscribers given up."""
 
     queued_bytes: int
-    """Bytes which wait in all queues; a message in several of them is in memory once."""
+    """Bytes waiting in all queues; a message in several of them is in memory once."""
 
     largest_queue: int
     """Bytes in the fullest queue at present."""
@@ -96,7 +96,7 @@ class _Subscriber:
         if self.size > limit:
             if when_slow == "end":
                 self.is_too_slow = True
-                self.dropped += self.in_batch  # perhaps in part in its stream, which is reset
+                self.dropped += self.in_batch  # part of it may be in its stream, which is reset
                 self.drop(0)
                 self.scope.cancel()
                 return
@@ -110,7 +110,7 @@ class _Subscriber:
             self.dropped += 1
 
     def take(self) -> tuple[bytes, int]:
-        """A batch of the oldest messages, and how many they are."""
+        """A batch of the oldest messages, and their number."""
         queue = self.queue
         frames = [queue.popleft()]
         size = len(frames[0])
@@ -125,20 +125,20 @@ class _Subscriber:
 class Broadcast(Generic[T_contra]):
     """Any number of publishers, any number of subscribers.
 
-    Any task may publish.  Each subscriber is served by the task which calls :meth:`serve`
-    for its stream, as the handler of its connection; a broadcast has no tasks of its own.  At
-    the other end is a :class:`BatchReceiver` or a batching channel.
+    Any task may publish.  The task that calls :meth:`serve` for a subscriber's stream serves
+    that subscriber, usually in the handler of its connection; a broadcast has no tasks of its
+    own.  The subscriber needs a :class:`BatchReceiver` or a batching channel.
 
     Args:
-      max_queued_bytes: what waits for one subscriber at most, in bytes (1 to 2**30 - 9).
-        On top of it come a batch of 64 KiB or a single message, and what the stream
-        itself holds (for a :class:`QuicStream`: ``stream_send_buffer_size``, which is
-        how far behind a subscriber is before its queue fills).
+      max_queued_bytes: the most bytes that wait for one subscriber (1 to 2**30 - 9).
+        On top of it come a batch of 64 KiB or a single message, and the bytes that the stream
+        itself holds (for a :class:`QuicStream`: ``stream_send_buffer_size``, so a subscriber
+        is that far behind before its queue fills).
       when_slow: what happens when that is full.  ``"drop-oldest"``: the oldest messages make
         room for the new one, and are counted.  ``"end"``: the subscriber is given up; its
         stream is reset with ``TOO_SLOW``.
-      encode: makes bytes of what is published, once for all subscribers; ``None``: it is
-        bytes-like.
+      encode: makes bytes of each published value, once for all subscribers; ``None``: values
+        are bytes-like.
 
     Leaving its block closes it.
 
@@ -195,10 +195,10 @@ class Broadcast(Generic[T_contra]):
 
         Raises:
           TypeError: it is not bytes-like, and there is no `encode`.
-          MessageTooLarge: it is larger than `max_queued_bytes`, with its length of 8 bytes at
-            most.
+          MessageTooLarge: it is larger than `max_queued_bytes`, including up to 8 bytes for its
+            length.
           trio.ClosedResourceError: the broadcast was closed.
-          And what `encode` raises.
+          And whatever `encode` raises.
         """
         if self._closed:
             raise trio.ClosedResourceError("this broadcast was closed")
@@ -211,7 +211,7 @@ class Broadcast(Generic[T_contra]):
             subscriber.put(frame, self._limit, self._when_slow)
 
     async def publish(self, value: T_contra) -> None:
-        """The same as :meth:`publish_nowait`, as a checkpoint: for a task which publishes a lot.
+        """The same as :meth:`publish_nowait`, as a checkpoint: for a task that publishes a lot.
 
         Cancellation: the message was not published.
         """
@@ -219,17 +219,17 @@ class Broadcast(Generic[T_contra]):
         self.publish_nowait(value)
 
     async def serve(self, stream: trio.abc.SendStream) -> SubscriberSummary:
-        """Send what is published from now on, until the broadcast or the subscriber ends.
+        """Send all messages published from now on, until the broadcast or the subscriber ends.
 
-        When the broadcast is closed, what is queued is still sent, and the stream ended.  A
-        subscriber which stops receiving, or whose connection ends, is no error.  On a
+        When the broadcast is closed, the queued messages are still sent, and the stream is ended.
+        A subscriber that stops receiving, or loses its connection, is not an error.  On a
         QUIC stream that is noticed at once, on others when the next message is sent.
 
         Args:
           stream: used by no other task for sending meanwhile.
 
-        Cancellation: the subscriber gets nothing more.  The stream stays the caller's,
-        whose ``async with`` resets it.
+        Cancellation: the subscriber gets nothing more.  The stream stays the caller's; its
+        ``async with`` resets it.
 
         Raises:
           trio.ClosedResourceError: the broadcast, the stream or its connection was closed here.
@@ -293,7 +293,7 @@ class Broadcast(Generic[T_contra]):
         )
 
     def close(self) -> None:
-        """Publish nothing any more; the calls of :meth:`serve` send what is queued, and return.
+        """End publishing; the calls of :meth:`serve` send the queued messages, and return.
 
         Idempotent.
         """

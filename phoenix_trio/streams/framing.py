@@ -1,4 +1,4 @@
-"""Where does one message end and the next begin? Length-prefixed frames.
+"""Encodes and decodes length-prefixed frames.
 
 Floor 4, sans-IO.  A frame is its length as a QUIC variable-length integer
 (RFC 9000 section 16), then so many bytes.  The decoder takes input split in any
@@ -31,7 +31,7 @@ class FrameTooLarge(FramingError):
 
     Attributes:
       size: the announced size in bytes.
-      limit: the largest size which is taken.
+      limit: the largest size taken.
     """
 
     def __init__(self, size: int, limit: int) -> None:
@@ -51,8 +51,8 @@ class FrameDecoder:
     Args:
       max_frame_size: the largest payload taken, in bytes.
 
-    After :exc:`FrameTooLarge` the decoder stays unusable: there is no telling
-    where the next frame would begin without taking this one in.
+    After :exc:`FrameTooLarge` the decoder stays unusable: only by taking this frame in
+    could it find the beginning of the next one.
     """
 
     def __init__(self, max_frame_size: int) -> None:
@@ -84,7 +84,7 @@ class FrameDecoder:
         try:
             size, length = decode_varint(buffer, 0)
         except IndexError:
-            return  # It is not whole yet.
+            return  # The length is not whole yet.
         if size > self._limit:
             buffer.clear()
             self._failure = FrameTooLarge(size, self._limit)
@@ -116,7 +116,7 @@ class FrameDecoder:
         """The input has ended.
 
         Raises:
-          FramingError: in the middle of a frame.
+          FramingError: it ended in the middle of a frame.
         """
         if self._needed is not None or self._buffer:
             raise FramingError("the input ended in the middle of a frame")

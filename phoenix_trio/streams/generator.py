@@ -1,7 +1,7 @@
-"""How do the items of an iterable travel?  One after the other on one unidirectional stream.
+"""Sends the items of an iterable, one after the other, on one unidirectional stream.
 
 Floor 4.  The sender takes the next item only when the stream has room, so a slow consumer
-slows its producer down, and nothing piles up between them.  After the kind, each item is
+slows its producer down, and no items pile up between them.  After the kind, each item is
 a frame; the end of the stream is the end of the source.
 """
 
@@ -29,8 +29,8 @@ from .watching import while_open
 
 __all__ = ["SequenceReceiver", "SequenceSource", "send_sequence"]
 
-#: What gives the items: an iterable, an async iterable, or a function which gives the
-#: next one each time, and ``None`` at the end.
+#: Sources of items: an iterable, an async iterable, or a function that returns the next item
+#: each time, and ``None`` at the end.
 SequenceSource: TypeAlias = (
     "Iterable[Any] | AsyncIterable[Any] | Callable[[], Any] | Callable[[], Awaitable[Any]]"
 )
@@ -49,24 +49,24 @@ async def send_sequence(
     """Send all items of `source`; returns how many, once the peer's transport has them all.
 
     Args:
-      source: an iterable, an async iterable, or a function, async or not, which is called
-        for each item until it returns ``None``.  Generators are closed in any case.
+      source: an iterable, an async iterable, or a function, async or not, called for each
+        item until it returns ``None``.  Generators are closed in any case.
       encode: makes bytes of an item; ``None``: items are bytes-like.
-      limits: what the peer takes, as for :func:`send_message`.
+      limits: the peer's limits, as for :func:`send_message`.
 
-    Cancellation: the receiver gets :class:`StreamReset` after what it has read, unless all
-    was given to the stream already: then it may arrive whole.
+    Cancellation: the receiver gets :class:`StreamReset` after the items it has read, unless
+    the stream had taken all items already: then they may arrive whole.
 
     Raises:
-      TypeError: it is no such source, or an item is not bytes-like.
-      MessageTooLarge: the peer has announced that it does not take an item so large; those
+      TypeError: `source` is not such a source, or an item is not bytes-like.
+      MessageTooLarge: the peer has announced a limit below the size of an item; the items
         before it were sent, and the receiver gets :class:`StreamReset` with
         ``MESSAGE_TOO_LARGE``.
       MessageRefusedByPeer: the receiver does not take an item as large.
       StreamStopped: the receiver does not want more, also while the source is waiting;
         with the code ``NO_ERROR`` it has had enough.
       trio.ClosedResourceError, ConnectionBroken: the connection was closed, or ended.
-      And what `source` or `encode` raises: the receiver gets :class:`StreamReset` with
+      And whatever `source` or `encode` raises: the receiver gets :class:`StreamReset` with
       ``SOURCE_FAILED``.
     """
     give = _make_giver(source)
@@ -93,7 +93,7 @@ async def send_sequence(
 
 
 class _Items:
-    """The items of a source on their way: their bytes, how many, the largest one."""
+    """The items of a source on their way: their bytes, their number, the largest size."""
 
     def __init__(self, give: _Giver, encode: Encode | None, limits: PeerLimits | None) -> None:
         self.give = give
@@ -103,7 +103,7 @@ class _Items:
         self.largest = 0
 
     async def some(self) -> list[memoryview]:
-        """At least one item, but for the end: nothing."""
+        """At least one item; at the end nothing."""
         encode = self._encode
         views = [as_view(item, encode, "an item") for item in await self.give.some()]
         self.count += len(views)
@@ -124,13 +124,13 @@ async def _send_all_items(stream: SendStream, items: _Items) -> None:
         try:
             await items.give.aclose()
         except trio.Cancelled:
-            pass  # a stream which was reset ends this nursery: what went wrong counts
+            pass  # a reset stream ends this nursery; the original error counts
         raise
     await items.give.aclose()
 
 
 async def _send_items(stream: SendStream, items: _Items) -> None:
-    # At once, so that the receiver knows of it while the source makes its first item.
+    # At once, so that the receiver knows of the sequence while the source makes its first item.
     await stream.send_all(encode_varint(StreamKind.SEQUENCE))
     pending = bytearray()
     at_end = False
@@ -164,15 +164,15 @@ class _Giver(ABC):
 
     @abstractmethod
     async def some(self) -> list[Any]:
-        """At least one item, but for the end: nothing."""
+        """At least one item; at the end nothing."""
 
     async def aclose(self) -> None:
-        """Close a generator.  The source itself, if it is something else, is its owner's."""
+        """Close a generator.  Any other source stays its owner's."""
         await trio.lowlevel.checkpoint()
 
 
 class _FromIterable(_Giver):
-    """Takes several at once: without waiting in between, each alone would only cost more."""
+    """Takes several items at once: with no wait in between, single ones would only cost more."""
 
     _AT_ONCE = 64
 
@@ -195,7 +195,7 @@ class _FromIterable(_Giver):
         except Exception as error:
             if not found:
                 raise
-            self._error = error  # after those which came before it
+            self._error = error  # raised after the items before it
         return found
 
     async def aclose(self) -> None:
@@ -255,9 +255,9 @@ def _make_giver(source: SequenceSource) -> _Giver:
 class SequenceReceiver(trio.abc.ReceiveChannel[Any]):
     """The items of a sequence: ``async with receiver: async for item in receiver: ...``.
 
-    Leaving the block, as by ``break``, tells the sender to stop, with ``NO_ERROR``, or
-    ``CANCELLED`` if it is left by an exception.  There is no task behind it: nothing leaks
-    where it is only dropped, but the sender waits until the connection ends.
+    Leaving the block, as by ``break``, tells the sender to stop: with ``NO_ERROR``, or with
+    ``CANCELLED`` if it is left by an exception.  There is no task behind it, so nothing leaks
+    if it is merely dropped, but the sender then waits until the connection ends.
 
     Args:
       reader: over the stream, past its kind; belongs to this object from now on.
@@ -286,14 +286,14 @@ class SequenceReceiver(trio.abc.ReceiveChannel[Any]):
 
         Raises:
           trio.EndOfChannel: there are no more.
-          MessageRefused: an item is too large, or what came is malformed; the sender was
+          MessageRefused: an item is too large, or the input is malformed; the sender was
             told, and the sequence ends here.
           StreamReset: the sender has given up: with ``SOURCE_FAILED`` because its source
-            raised.  Items which were not received yet may be lost then.
+            raised.  Items not received yet may be lost then.
           trio.BusyResourceError: another task is receiving.
           trio.ClosedResourceError: this receiver, or the connection, was closed.
           ConnectionBroken: the connection ended.
-          And what `decode` raises; the sequence goes on with the next item.
+          And whatever `decode` raises; the sequence goes on with the next item.
         """
         with self._conflict:
             if self._closed:
@@ -329,7 +329,7 @@ class SequenceReceiver(trio.abc.ReceiveChannel[Any]):
             stream.stop_receiving(code)
 
     async def aclose(self) -> None:
-        """Tell the sender that this was enough.  Idempotent; closes even if cancelled."""
+        """Tell the sender to stop.  Idempotent; closes even if cancelled."""
         self._stop(ApplicationErrorCode.NO_ERROR)
         await self._reader.stream.aclose()
 

@@ -1,4 +1,4 @@
-"""The first varint of each unidirectional stream of ``phoenix/1``: what follows.
+"""The first varint of each unidirectional stream of ``phoenix/1``: the kind of its content.
 
 Floor 4, data only.  Bidirectional streams belong to the application and carry no
 such mark; ``docs/specification.md`` has the byte layouts.
@@ -12,7 +12,7 @@ __all__ = ["StreamKind"]
 
 
 class StreamKind(IntEnum):
-    """What a unidirectional stream of ``phoenix/1`` carries.
+    """The kind of content that a unidirectional stream of ``phoenix/1`` carries.
 
     An unknown kind is refused with STOP_SENDING and
     :attr:`~phoenix_trio.ApplicationErrorCode.MALFORMED`; the connection goes on.
@@ -31,10 +31,10 @@ class StreamKind(IntEnum):
     """Stripes of a transfer, each with its offset."""
 
     TRANSFER_REPLY = 0x5
-    """A receiver's word on a transfer: credit, stripes received, the verdict."""
+    """A receiver's answers about a transfer: credit, stripes received, the verdict."""
 
     DRAIN = 0x6
     """The sender of this stream wants no further streams on the connection, or takes none."""
 
     LIMITS = 0x7
-    """What the sender of this stream takes; see :mod:`.limits`."""
+    """The limits of this stream's sender; see :mod:`.limits`."""

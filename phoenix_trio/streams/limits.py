@@ -1,9 +1,9 @@
-"""What one side of ``phoenix/1.1`` takes, and how it tells the other.
+"""Announces the limits of one side of ``phoenix/1.1``, and keeps those of the peer.
 
 Floor 4.  Each side opens a stream of kind LIMITS as its first unidirectional stream.  After
-the kind come pairs of varints, a setting and its value, to the end of the stream; settings
-which are not known are skipped.  So a sender refuses by itself what its peer would refuse,
-and knows for certain that its peer did not.
+the kind come pairs of varints, a setting and its value, to the end of the stream; unknown
+settings are skipped.  So a sender refuses by itself a message that its peer would refuse,
+and knows for certain that its peer did not refuse the others.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ ANNOUNCING_PROTOCOL = "phoenix/1.1"
 _MAX_MESSAGE_SIZE = 0x1
 _CODECS = 0x2
 
-#: Bytes of an announcement which are read at most: 16 settings of the longest form.
+#: The most bytes of an announcement that are read: 16 settings of the longest form.
 _LONGEST = 256
 
 
 @attrs.frozen
 class Limits:
-    """What a peer takes; ``None``: it did not say."""
+    """The limits that a peer has announced; ``None``: it did not say."""
 
     max_message_size: int | None = None
     """The largest message, or item of a sequence, in bytes, before compression."""
@@ -57,7 +57,7 @@ class Limits:
 
 
 def encode_limits(max_message_size: int, codecs: Iterable[int]) -> bytes:
-    """The whole stream which announces what this side takes."""
+    """The whole stream that announces this side's limits."""
     bits = sum(1 << codec for codec in set(codecs))
     numbers = (StreamKind.LIMITS, _MAX_MESSAGE_SIZE, max_message_size, _CODECS, bits)
     return b"".join(map(encode_varint, numbers))
@@ -67,8 +67,8 @@ async def read_limits(reader: StreamReader) -> Limits:
     """Read an announcement to the end of its stream, past the kind.
 
     Raises:
-      FramingError: it has more than 256 bytes, is torn, or says a setting twice.
-      What ``receive_some`` raises.
+      FramingError: it has more than 256 bytes, is torn, or has a setting twice.
+      Whatever ``receive_some`` raises.
     """
     data = bytearray()
     while piece := await reader.read_some(_LONGEST + 1):
@@ -90,11 +90,11 @@ async def read_limits(reader: StreamReader) -> Limits:
 
 
 class PeerLimits:
-    """What is known of a peer's limits.
+    """The limits of a peer, as far as they are known.
 
     Args:
       connection: the one to the peer.
-      is_awaited: whether the peer announces them.  Otherwise they count as settled, unknown.
+      is_awaited: whether the peer announces them.  Otherwise they count as settled and unknown.
     """
 
     def __init__(self, connection: QuicConnection, *, is_awaited: bool) -> None:
@@ -116,7 +116,7 @@ class PeerLimits:
 
     @property
     def max_message_size(self) -> int | None:
-        """The largest message which the peer takes, in bytes; ``None``: it has not said so yet."""
+        """The largest message that the peer takes, in bytes; ``None``: it has not said so yet."""
         return self._limits.max_message_size
 
     def settle(self, limits: Limits) -> None:
@@ -125,13 +125,13 @@ class PeerLimits:
         self._settled.set()
 
     def end(self) -> None:
-        """Nothing arrives any more."""
+        """The connection has ended: no announcement arrives any more."""
         if not self._settled.is_set():
             self._has_ended = True
             self._settled.set()
 
     def check_size(self, size: int) -> None:
-        """Whether a message may be sent, as far as the peer's limit is known.
+        """Check whether a message may be sent, as far as the peer's limit is known.
 
         Raises:
           MessageTooLarge: it may not.
@@ -141,7 +141,7 @@ class PeerLimits:
             raise MessageTooLarge(size, limit)
 
     def check_codec(self, codec: int, name: str) -> None:
-        """The same for a compression.
+        """Check in the same way whether a compression may be used.
 
         Raises:
           CompressionUnsupported: the peer does not have it.
@@ -166,16 +166,16 @@ class PeerLimits:
         await self._settled.wait()
         if self._has_ended:
             await self._connection.wait_closed()
-            await self._connection.ping()  # raises why it has ended
+            await self._connection.ping()  # raises the reason why the connection has ended
 
     async def confirm(self, size: int, codec: int, *, stream_id: int) -> None:
-        """The peer's transport has a message: wait until it is certain that it was not refused.
+        """Wait until it is certain that the peer has not refused a message its transport has.
 
-        Only at the beginning of a connection there is something to wait for.  A checkpoint
+        Only at the beginning of a connection is there something to wait for.  A checkpoint
         only then.
 
         Raises:
-          MessageRefusedByPeer: the limits which arrived since forbid it.
+          MessageRefusedByPeer: the limits that have arrived since then forbid it.
           trio.ClosedResourceError, ConnectionBroken: the connection was closed, or ended,
             before they arrived.
         """
@@ -194,14 +194,14 @@ class PeerLimits:
 def refused_by_peer(
     stream_id: int, code: int, *, size: int, limit: int | None = None, what: str = "a message"
 ) -> MessageRefusedByPeer:
-    """What a sender raises whose peer has refused.
+    """The error that a sender raises when its peer has refused.
 
     Args:
       stream_id: the stream's ID.
       code: as the peer sent it; it may carry a limit, which counts then.
       size: bytes of the message, or of the largest item.
-      limit: what the peer takes, where that is known otherwise.
-      what: is refused.
+      limit: the peer's limit, if it is known otherwise.
+      what: the name of the refused thing.
     """
     plain, told = split_code(code)
     limit = limit if told is None else told

@@ -1,11 +1,11 @@
-"""How does one message travel?  On a unidirectional stream of its own.
+"""Sends and receives one message on a unidirectional stream of its own.
 
-Floor 4.  Messages are independent: one which is lost and sent again holds no other up
-on the way.  For many small ones a stream each is dear; see :mod:`.batching`.
+Floor 4.  Messages are independent: the loss of one does not hold up the others on the
+way.  A stream each is expensive for many small messages; see :mod:`.batching`.
 
-After the kind comes a header: the codec (0: none; 1: zstd) and the size of the message,
-before compression, as varints; then its bytes to the end of the stream.  So a receiver
-refuses what is too large when it has the header.
+After the kind comes a header: the codec (0: none; 1: zstd) and the size of the message
+before compression, as varints.  The message's bytes follow, to the end of the stream.  So a
+receiver can refuse a message that is too large as soon as it has the header.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ __all__ = [
 
 Buffer: TypeAlias = "bytes | bytearray | memoryview"
 
-#: From an application's value to bytes, and back, as ``msgspec.msgpack.encode``.
+#: Convert an application's value to bytes and back, like ``msgspec.msgpack.encode``.
 Encode: TypeAlias = Callable[[Any], Buffer]
 Decode: TypeAlias = Callable[[bytes], Any]
 
-#: The codec of a message which is not compressed.
+#: The codec of an uncompressed message.
 PLAIN = 0
 _ZSTD = 1
 
@@ -62,7 +62,7 @@ _WORTH_COMPRESSING = 64
 #: Messages below this are copied behind their header, and sent with it in one call.
 _WORTH_A_WRITE = 16 * 1024
 
-#: Messages from this size on are compressed and unpacked in a thread, so that nobody else
+#: Messages from this size on are compressed and unpacked in a thread, so that no other task
 #: waits for it.  JSON of this size takes 0.9 ms and 0.25 ms, the way to a thread and back
 #: 0.1 ms.
 _IN_THREAD = 256 * 1024
@@ -73,7 +73,7 @@ _WINDOW_LOG = 23
 
 
 def known_codecs() -> list[int]:
-    """The codecs which this side can unpack."""
+    """The codecs that this side can unpack."""
     return [PLAIN, _ZSTD] if find_spec("zstandard") is not None else [PLAIN]
 
 
@@ -81,8 +81,8 @@ def as_view(value: Any, encode: Encode | None, what: str = "a message") -> memor
     """The bytes of a value.
 
     Raises:
-      TypeError: they are not bytes-like; it says what to do.
-      And what `encode` raises.
+      TypeError: they are not bytes-like; the text says what to do.
+      And whatever `encode` raises.
     """
     data = value if encode is None else encode(value)
     try:
@@ -92,7 +92,7 @@ def as_view(value: Any, encode: Encode | None, what: str = "a message") -> memor
 
 
 def not_bytes(data: object, encode: Encode | None, what: str) -> TypeError:
-    """What is raised for a value which is not bytes-like."""
+    """The error for a value that is not bytes-like."""
     kind = type(data).__name__
     if encode is not None:
         return TypeError(f"encode= must return bytes, not {kind}")
@@ -117,9 +117,9 @@ def _zstandard() -> Any:
 
 
 async def _run(size: int, work: Callable[..., bytes], *arguments: Any) -> bytes:
-    """In a thread if it is much.  A checkpoint only then.
+    """Run in a thread if `size` is large.  A checkpoint only then.
 
-    Cancellation: until there is a free thread; afterwards it is waited for, and counts.
+    Cancellation: possible until there is a free thread; after that the work is waited for.
     """
     if size < _IN_THREAD:
         return work(*arguments)
@@ -132,7 +132,7 @@ def _compress(zstandard: Any, data: memoryview) -> bytes:
 
 
 def _unpack(zstandard: Any, packed: bytes, size: int) -> bytes:
-    """At most one byte more than `size`, whatever the frame itself says."""
+    """Unpack at most one byte more than `size`, whatever the frame itself says."""
     decompressor = zstandard.ZstdDecompressor(max_window_size=1 << _WINDOW_LOG)
     try:
         with decompressor.stream_reader(packed, read_across_frames=False) as unpacked:
@@ -143,7 +143,7 @@ def _unpack(zstandard: Any, packed: bytes, size: int) -> bytes:
 
 
 def check_compression(compress: str | None) -> None:
-    """Whether this side can compress so.
+    """Check whether this side can compress so.
 
     Raises:
       ValueError: no such compression.
@@ -166,13 +166,13 @@ async def send_message(
     """Send one message, and wait until the peer's transport has acknowledged all of it.
 
     Args:
-      data: bytes-like, or whatever `encode` takes.
+      data: bytes-like, or any value that `encode` takes.
       encode: makes bytes of it.
-      compress: ``"zstd"`` (RFC 8878), which the receiver needs to have as well; 256 KiB
-        or more are compressed in a thread.  ``None``: as it is.
-      limits: what the peer takes, as far as it is known.  If the peer announces it, this
-        also waits for that (once a connection, and usually for no time), so a message
-        which the announced limits forbid never counts as sent.
+      compress: ``"zstd"`` (RFC 8878); the receiver needs to have it as well; 256 KiB or more
+        are compressed in a thread.  ``None``: no compression.
+      limits: the peer's limits, as far as they are known.  If the peer announces them, this
+        also waits for the announcement (once a connection, and usually for no time), so that
+        a message forbidden by the announced limits never counts as sent.
 
     Cancellation: the message arrives whole or not at all.
 
@@ -180,14 +180,14 @@ async def send_message(
       TypeError: it is not bytes-like, and there is no `encode`.
       ValueError: no such compression.
       ModuleNotFoundError: its package is missing here.
-      MessageTooLarge: the peer has announced that it does not take so much; nothing was sent.
+      MessageTooLarge: the message exceeds the limit announced by the peer; nothing was sent.
       CompressionUnsupported: the peer has announced that it lacks this compression.
       MessageRefusedByPeer: the receiver refuses it: ``MESSAGE_TOO_LARGE``, ``UNSUPPORTED``
-        (the compression) or ``MALFORMED``.  A receiver which announces nothing, or takes
-        less than it announced, can say so only before its transport has all of the message:
-        if that is small, or read late, this call has returned.
+        (the compression) or ``MALFORMED``.  A receiver that announces nothing, or takes
+        less than it announced, can refuse only before its transport has all of the message:
+        if the message is small, or read late, this call has returned by then.
       trio.ClosedResourceError, ConnectionBroken: the connection was closed, or ended.
-      And what `encode` raises.
+      And whatever `encode` raises.
     """
     check_compression(compress)
     payload = as_view(data, encode)
@@ -206,7 +206,7 @@ async def send_message(
     stream = await connection.open_send_stream()
     try:
         if limits is not None:
-            _check_limits(limits, size, codec)  # They may have arrived meanwhile.
+            _check_limits(limits, size, codec)  # The limits may have arrived meanwhile.
         if len(payload) < _WORTH_A_WRITE:
             await stream.send_all(header + payload, end=True)
         else:
@@ -220,7 +220,7 @@ async def send_message(
         limit = None if limits is None else limits.max_message_size
         raise refused_by_peer(stream.id, error.error_code, size=size, limit=limit) from error
     except BaseException:
-        stream.reset()  # although it may have been ended already
+        stream.reset()  # even if it was ended already
         raise
 
 
@@ -232,7 +232,7 @@ def _check_limits(limits: PeerLimits, size: int, codec: int) -> None:
 
 @final
 class MessageReceiver:
-    """One message on a stream whose kind was read.
+    """One message on a stream whose kind was read already.
 
     Args:
       reader: over that stream; belongs to this object from now on.
@@ -246,7 +246,7 @@ class MessageReceiver:
         self._codec: int | None = None
         self._size: int | None = None
         self._refusal: MessageRefused | None = None
-        # Joins small pieces: a message which trickles in costs its bytes, not an object each.
+        # Joins small pieces, so that a message in many pieces costs its bytes, not an object each.
         self._received = ReceiveBuffer()
 
     def __repr__(self) -> str:
@@ -263,9 +263,9 @@ class MessageReceiver:
         return self._refusal is not None
 
     async def receive_header(self) -> None:
-        """Read the header, and refuse the message at once if that is all there is to do.
+        """Read the header, and refuse the message at once if the header says enough for that.
 
-        Nothing behind the header is taken out of the stream.  Without effect the second time.
+        Takes nothing behind the header out of the stream.  Without effect the second time.
 
         Cancellation, errors: those of :meth:`receive`.
         """
@@ -287,17 +287,17 @@ class MessageReceiver:
             self._check_zstandard()
 
     async def receive(self) -> bytes:
-        """The message; the stream is at its end afterwards.
+        """Receive the message; the stream is at its end afterwards.
 
         Cancellation: nothing is lost; the next call goes on.
 
         Raises:
-          MessageRefused: it is too large, malformed, or compressed in a way which this
-            side does not know; the sender was told.
+          MessageRefused: it is too large, malformed, or compressed in a way unknown to this
+            side; the sender was told.
           StreamReset: the sender has given it up.
           trio.ClosedResourceError, ConnectionBroken: the connection was closed, or ended.
         """
-        # (Again if the limit has changed since.)
+        # (Checked again in case the limit has changed since.)
         if self._size is None or self._size > self.max_size or self._refusal is not None:
             await self.receive_header()
         assert self._size is not None
@@ -365,7 +365,7 @@ class MessageReceiver:
         return number
 
     async def _read_all(self, limit: int) -> bytes:
-        """Everything to the end of the stream, which is `limit` bytes at most."""
+        """Read everything to the end of the stream: at most `limit` bytes."""
         received, stream = self._received, self.stream
         if isinstance(stream, ReceiveStream):
             self._reader.give_back(stream)
@@ -383,9 +383,9 @@ class MessageReceiver:
 
     async def _read_zstd(self, size: int) -> bytes:
         zstandard = self._check_zstandard()
-        # What is compressed is hardly larger than what it came from (zstd's own bound).
+        # Compressed data is hardly larger than its original (zstd's own bound).
         packed = await self._read_all(size + size // 128 + 1024)
-        # (By the announced size, since a bomb is small itself.)
+        # (In a thread if the announced size is large: a bomb itself is small.)
         data = await _run(size, _unpack, zstandard, packed, size)
         if len(data) != size:
             raise FramingError(f"{size} bytes were announced, and the content has another size")
@@ -395,17 +395,17 @@ class MessageReceiver:
 async def receive_message(
     reader: StreamReader, *, max_size: int, decode: Decode | None = None
 ) -> Any:
-    """The message on a stream whose kind was read; the stream is at its end afterwards.
+    """Receive the message on a stream whose kind was read; the stream is at its end afterwards.
 
     Args:
       reader: belongs to this call.
       max_size: the largest message, in bytes, after decompression.
       decode: makes a value of its bytes.
 
-    Cancellation: what was read is lost; :class:`MessageReceiver` keeps it.
+    Cancellation: the bytes read are lost; :class:`MessageReceiver` keeps them.
 
     Raises:
-      What :meth:`MessageReceiver.receive` raises, and what `decode` raises.
+      Whatever :meth:`MessageReceiver.receive` and `decode` raise.
     """
     data = await MessageReceiver(reader, max_size=max_size).receive()
     return data if decode is None else decode(data)

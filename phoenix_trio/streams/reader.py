@@ -1,7 +1,7 @@
-"""Reading a byte stream by parts: a varint, so many bytes, a frame, whatever is there.
+"""Reads a byte stream by parts: a varint, so many bytes, a frame, or any bytes available.
 
-Floor 4.  Over any :class:`trio.abc.ReceiveStream`.  What was received and not yet
-asked for is kept, so a cancelled call loses nothing.
+Floor 4.  Over any :class:`trio.abc.ReceiveStream`.  Bytes received and not yet asked for
+are kept, so a cancelled call loses nothing.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ __all__ = ["StreamReader"]
 
 
 class StreamReader:
-    """Takes a stream apart.
+    """Reads the parts of a stream.
 
     Args:
-      stream: read by nobody else meanwhile.
+      stream: no other task may read it meanwhile.
 
-    All its methods raise what ``stream.receive_some`` raises.  One task at a time.
+    All methods raise whatever ``stream.receive_some`` raises.  One task at a time.
     """
 
     def __init__(self, stream: trio.abc.ReceiveStream) -> None:
@@ -33,7 +33,7 @@ class StreamReader:
         return f"<StreamReader over {self.stream!r} ({len(self._buffer)} bytes received ahead)>"
 
     def give_back(self, stream: ReceiveStream) -> None:
-        """What was received from `stream`, the one below, and not asked for is put back."""
+        """Put the bytes received from `stream`, the one below, and not asked for back into it."""
         stream._put_back(bytes(self._buffer))
         self._buffer.clear()
 
@@ -50,9 +50,9 @@ class StreamReader:
         return True
 
     async def _fill(self, size: int, read_ahead: int | None = None) -> bool:
-        """Have `size` bytes; False if the stream ended before the first of them.
+        """Wait until `size` bytes are here; False if the stream ended before the first of them.
 
-        Not a checkpoint where it has them: the caller begins with :meth:`_begin`.
+        Not a checkpoint if they are here already: the caller begins with :meth:`_begin`.
         """
         buffer = self._buffer
         while len(buffer) < size:
@@ -64,7 +64,7 @@ class StreamReader:
         return True
 
     async def _begin(self) -> None:
-        """A checkpoint, unless the call has to receive, which is one."""
+        """Pass a checkpoint, unless the call has to receive, which also is one."""
         if self._buffer:
             await trio.lowlevel.checkpoint()
 
@@ -72,7 +72,7 @@ class StreamReader:
         """Exactly `size` bytes.
 
         Raises:
-          FramingError: the stream ended before.
+          FramingError: the stream ended before their end.
         """
         if self._buffer or not size:
             await trio.lowlevel.checkpoint()
@@ -87,11 +87,11 @@ class StreamReader:
 
         Args:
           read_ahead: how many bytes may be received at once, if the integer is not there yet;
-            ``None`` lets the stream choose.  0: what follows the integer stays in the
-            stream, so the peer gets no credit for it, and the stream counts as open.
+            ``None`` lets the stream choose.  0: the bytes after the integer stay in the
+            stream, so the peer gets no credit for them, and the stream counts as open.
 
         Raises:
-          FramingError: the stream ended in its middle.
+          FramingError: the stream ended in the middle of it.
         """
         await self._begin()
         if not await self._fill(1, read_ahead):
@@ -100,7 +100,7 @@ class StreamReader:
         return self.take_varint()
 
     def take_varint(self) -> int | None:
-        """A variable-length integer which was received already; ``None``: not all of it was."""
+        """A variable-length integer received already; ``None``: not all of it is here."""
         buffer = self._buffer
         if not buffer:
             return None
@@ -118,7 +118,7 @@ class StreamReader:
 
         Raises:
           FrameTooLarge: its length is above `max_frame_size`; none of it was waited for.
-          FramingError: the stream ended in its middle.
+          FramingError: the stream ended in the middle of it.
         """
         await self._begin()
         if not await self._fill(1):

@@ -1,4 +1,4 @@
-"""How does a sender which has nothing to send hear that the peer wants no more?
+"""Notices that the peer wants no more, even while there is nothing to send.
 
 Floor 4.
 """
@@ -19,13 +19,13 @@ T = TypeVar("T")
 
 
 async def while_open(stream: SendStream, work: Callable[[], Awaitable[T]]) -> T:
-    """Run `work`, and leave it as soon as nothing can be sent on `stream` any more.
+    """Run `work`, and cancel it as soon as nothing can be sent on `stream` any more.
 
     Raises:
       StreamStopped: the peer does not want more.
       ConnectionBroken: the connection ended.
       trio.ClosedResourceError: the stream or the connection was closed here.
-      And what `work` raises.
+      And whatever `work` raises.
     """
     result: list[T] = []
     with unwrap_lone():
@@ -41,5 +41,5 @@ async def while_open(stream: SendStream, work: Callable[[], Awaitable[T]]) -> T:
             result.append(await work())
             nursery.cancel_scope.cancel()
     if not result:
-        await stream.wait_stopped()  # raises why at once
+        await stream.wait_stopped()  # raises the reason at once
     return result[0]

@@ -1,4 +1,4 @@
-"""For tests of programs which use QUIC: a network in memory, with faults and a seed.
+"""A network in memory, with faults and a seed, for tests of programs that use QUIC.
 
 Floor 3.  ``phoenix_trio.testing`` is public, and documented for users' own tests.
 """

@@ -1,4 +1,4 @@
-"""What a simulated link does to datagrams, and what has become of them.
+"""The conditions of a simulated link, and statistics of what happened to datagrams.
 
 Floor 3, plain data.
 """
@@ -44,42 +44,42 @@ def _positive(instance: object, attribute: attrs.Attribute[int], value: float | 
 
 @attrs.frozen(kw_only=True)
 class Conditions:
-    """What a link does to the datagrams which cross it in one direction.
+    """The treatment of datagrams that cross a link in one direction.
 
     Raises:
       ValueError: a value is out of range; the text names the field.
     """
 
     loss: float = attrs.field(default=0.0, validator=_probability)
-    """The share of datagrams which vanish, 0 to 1."""
+    """The share of datagrams that get lost, 0 to 1."""
     delay: float = attrs.field(default=0.0, validator=_not_negative)
     """Seconds on the way, in this direction."""
     jitter: float = attrs.field(default=0.0, validator=_not_negative)
     """Up to so many seconds more, evenly distributed; later datagrams may overtake."""
     batching: float = attrs.field(default=0.0, validator=_not_negative)
-    """Datagrams arrive at multiples of so many seconds, as from a network card which
-    collects them for one interrupt: receivers see long runs.  0: each for itself."""
+    """Datagrams arrive at multiples of so many seconds, as from a network card that
+    collects them for one interrupt: receivers see long runs.  0: no collecting."""
     reorder: float = attrs.field(default=0.0, validator=_probability)
-    """The share of datagrams which are held back for one more `delay` (at least 1 ms)."""
+    """The share of datagrams held back for one more `delay` (at least 1 ms)."""
     duplicate: float = attrs.field(default=0.0, validator=_probability)
-    """The share of datagrams which arrive twice."""
+    """The share of datagrams that arrive twice."""
     corrupt: float = attrs.field(default=0.0, validator=_probability)
     """The share of datagrams in which one bit is flipped."""
     mark: float = attrs.field(default=0.0, validator=_probability)
-    """The share of ECN-capable datagrams which are marked "congestion experienced"."""
+    """The share of ECN-capable datagrams marked as "congestion experienced"."""
     bandwidth: float | None = attrs.field(default=None, validator=_positive)
     """Bits a second; ``None``: no limit."""
     queue_bytes: int = attrs.field(default=256 * 1024, validator=_positive)
-    """Bytes which wait for a link with limited bandwidth; what comes on top is dropped.
+    """The most bytes that wait for a link with limited bandwidth; further ones are dropped.
 
-    What finds nothing before it passes in any case."""
+    A datagram that finds the queue empty always passes."""
     mtu: int | None = attrs.field(default=1500, validator=_positive)
-    """The largest UDP payload in bytes; larger ones vanish without a word; ``None``: any."""
+    """The largest UDP payload in bytes; larger ones are lost silently; ``None``: any."""
 
 
 @attrs.frozen(kw_only=True)
 class NetworkStatistics:
-    """What has become of all datagrams so far.
+    """Counts of all datagrams so far, by what happened to them.
 
     ``sent + duplicated`` is the sum of all the others but ``corrupted``.
     """

@@ -1,4 +1,4 @@
-"""A host of a simulated network: its addresses, its sockets, its place behind a NAT.
+"""Hosts of a simulated network: their addresses, their sockets, their place behind a NAT.
 
 Floor 3.
 """
@@ -31,7 +31,7 @@ class SimulatedHost:
     def __init__(self, network: SimulatedNetwork, addresses: list[str]) -> None:
         self._network = network
         self._own = tuple(addresses)
-        # The first ones are those from which is sent; shared with the sockets.
+        # Datagrams leave from the first usable one; shared with the sockets.
         self._order = list(addresses)
 
     def __repr__(self) -> str:
@@ -59,16 +59,16 @@ class SimulatedHost:
     async def open_socket(
         self, host: str | None, port: int, *, buffer_size: int, reuse_port: bool = False
     ) -> SimulatedSocket:
-        """A socket on this host.
+        """Open a socket on this host.
 
         `host` is one of its addresses; ``None``, ``"0.0.0.0"`` and ``"::"`` are all of
-        them.  As with real sockets, what is sent from a socket bound to all addresses
-        leaves from the first one (of the receiver's family if there is one), unless the
-        sender says otherwise.
+        them.  As with real sockets, a datagram from a socket bound to all addresses leaves from
+        the first one (of the receiver's family if there is one), unless the sender says
+        otherwise.
 
         Raises:
-          OSError: the address is unknown or not this host's, the port is in use, or it is to be
-            shared (`reuse_port`), which is not simulated.
+          OSError: the address is unknown or not this host's, the port is in use, or sharing it
+            is asked for (`reuse_port`), which is not simulated.
           ValueError: the port is not between 0 and 65535.
         """
         await trio.lowlevel.checkpoint()
@@ -106,9 +106,9 @@ class SimulatedHost:
             ) from None
 
     def prefer(self, address: str) -> None:
-        """The host's routes change: from now on, what is free to choose leaves from `address`.
+        """Change the host's routes: datagrams free to choose leave from `address` from now on.
 
-        As when a device goes from Wi-Fi to a mobile network.  The other addresses stay.
+        This happens when a device goes from Wi-Fi to a mobile network.  The other addresses stay.
 
         Raises:
           ValueError: it is not an address of this host.
@@ -120,11 +120,11 @@ class SimulatedHost:
         self._order.insert(0, chosen)
 
     def rebind(self, new_address: str | None = None) -> None:
-        """A NAT forgets its mapping: all sockets which this host has now seem to move.
+        """Let a NAT forget its mapping: all present sockets of this host seem to move.
 
-        From now on their datagrams come from another port (and from `new_address`,
-        if given), replies to that reach them, and what is sent to the old address
-        reaches nobody.  What was under way before still arrives.
+        From now on their datagrams come from another port (and from `new_address`, if given),
+        replies to that reach them, and datagrams to the old address are lost.  Datagrams
+        already under way still arrive.
 
         Raises:
           ValueError: the address is not numeric.

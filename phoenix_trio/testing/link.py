@@ -1,4 +1,4 @@
-"""One direction between two hosts of a simulated network: its conditions and its queue.
+"""Links of a simulated network: the conditions and the queue of one direction.
 
 Floor 3.
 """
@@ -28,7 +28,7 @@ class SimulatedLink:
         self._own: Conditions | None = None
         self._cut = False
         self._free_at = -math.inf
-        # What waits for a slow link or is on its way into it: when it is through, and its size.
+        # Datagrams in or before a slow link: when each is through, and its size.
         self._queue: deque[tuple[float, int]] = deque()
         self._queued_bytes = 0
 
@@ -38,7 +38,7 @@ class SimulatedLink:
 
     @property
     def conditions(self) -> Conditions:
-        """What this direction does at present."""
+        """The present conditions of this direction."""
         return self._network.conditions if self._own is None else self._own
 
     def set_conditions(self, **changes: float | None) -> None:

@@ -1,9 +1,9 @@
-"""UDP in memory: hosts, links, and what can go wrong on them.
+"""Simulates UDP in memory: hosts, links, and the faults on them.
 
-Floor 3.  For tests.  Everything random is drawn from one generator at the time
-of sending, in the order of sending, so a seed and a program give one outcome
-on the network's side.  No task runs behind it (:mod:`.udp_socket`), so it works under
-:class:`trio.testing.MockClock`, where hours pass in a moment, as on the real clock.
+Floor 3.  For tests.  All random values are drawn from one generator at the time of
+sending, in the order of sending, so a seed and a program give one outcome on the network's
+side.  No task runs behind it (:mod:`.udp_socket`), so it works under
+:class:`trio.testing.MockClock`, where hours pass in a moment, as well as on the real clock.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class SimulatedNetwork:
     """A network in memory.
 
     Args:
-      seed: of everything random; ``None`` draws one, see :attr:`seed`.
+      seed: of all random values; ``None`` draws one, see :attr:`seed`.
       loss, delay, jitter, batching, reorder, duplicate, corrupt, mark, bandwidth, queue_bytes, mtu:
         see :class:`Conditions`; of all links, in each direction.
       port_unreachable: hosts answer a datagram to a port without a socket with "port
-        unreachable" (ICMP), as real ones do where no firewall keeps them from it; see
+        unreachable" (ICMP), as real hosts do unless a firewall prevents it; see
         :attr:`port_unreachable`.
 
     Raises:
@@ -63,7 +63,7 @@ class SimulatedNetwork:
         port_unreachable: bool = False,
     ) -> None:
         self.seed = int.from_bytes(os.urandom(4), "big") if seed is None else seed
-        """The seed in use; print it where a test fails."""
+        """The seed in use; print it when a test fails."""
         self.conditions = Conditions(
             loss=loss,
             delay=delay,
@@ -77,21 +77,21 @@ class SimulatedNetwork:
             queue_bytes=queue_bytes,
             mtu=mtu,
         )
-        """What links without conditions of their own do."""
+        """The conditions of links without conditions of their own."""
         self.tap: Tap | None = None
         """Called with every :class:`Datagram` that is sent: returns it, another one, a
         list of them, or ``None`` to swallow it (counted as lost)."""
         self.port_unreachable = port_unreachable
-        """Whether hosts say so when they receive a datagram to a port without a socket.
+        """Whether hosts answer a datagram to a port without a socket with "port unreachable".
 
-        That takes the time of a datagram's way back, and gets lost as a datagram does."""
+        The answer takes the time of a datagram's way back, and gets lost as a datagram does."""
         self._random = random.Random(self.seed)  # noqa: S311 - repeatable on purpose
         self._hosts: dict[str, SimulatedHost] = {}
         self._links: dict[tuple[str, str], SimulatedLink] = {}
         self._names: dict[str, list[str]] = {}
         self._sockets: dict[tuple[str, int], SimulatedSocket] = {}
-        # Source addresses which a rebinding has put in the place of a socket's own; with the
-        # local address behind each.
+        # Source addresses that a rebinding has put in the place of a socket's own, each with
+        # the local address behind it.
         self._aliases: dict[tuple[str, int], tuple[SimulatedSocket, str]] = {}
         self._sequence = itertools.count()
         self._ports = itertools.cycle(_EPHEMERAL_PORTS)
@@ -103,8 +103,8 @@ class SimulatedNetwork:
     def host(self, address: str, *others: str) -> SimulatedHost:
         """The host with these numeric addresses (IPv4 or IPv6); the same object every time.
 
-        Name several addresses for a host which has several, before a socket is opened on
-        it.  Later, each of them alone finds it.
+        Name all addresses of a host with several addresses before a socket is opened on it.
+        Later, each of them alone finds the host.
 
         Raises:
           ValueError: an address is not numeric, or belongs to another host.
@@ -134,8 +134,8 @@ class SimulatedNetwork:
     def link(self, source: str, destination: str) -> SimulatedLink:
         """The direction from one host to another, both by their numeric addresses.
 
-        A host which a :meth:`SimulatedHost.rebind` has given another address uses the
-        links of that address.
+        After a :meth:`SimulatedHost.rebind` to another address, a host uses the links of that
+        address.
 
         Raises:
           ValueError: an address is not numeric.
@@ -143,9 +143,9 @@ class SimulatedNetwork:
         return self._link(numeric(source), numeric(destination))
 
     def set_conditions(self, **changes: float | None) -> None:
-        """Change some conditions of all links which have none of their own.
+        """Change some conditions of all links without conditions of their own.
 
-        Datagrams which are on their way already keep their fate.
+        Datagrams already on their way are not affected.
 
         Raises:
           TypeError: no such condition.
@@ -154,7 +154,7 @@ class SimulatedNetwork:
         self.conditions = attrs.evolve(self.conditions, **changes)  # type: ignore[arg-type]
 
     def partition(self, first: str, second: str) -> None:
-        """Nothing that is sent between these hosts gets through, either way, until :meth:`heal`.
+        """Lose all datagrams between these hosts, either way, until :meth:`heal`.
 
         Raises:
           ValueError: an address is not numeric.
@@ -200,8 +200,8 @@ class SimulatedNetwork:
     def _transfer(self, datagram: Datagram) -> None:
         link = self._link(datagram.source[0], datagram.destination[0])
         conditions = link.conditions
-        # Always the same draws for a datagram, so that a change of one condition does
-        # not change the fate which the others have in store.
+        # Always the same draws for a datagram, so that a change of one condition does not
+        # change the effect of the others.
         draws = [self._random.random() for _ in range(6)]
         if link._cut:
             self._count("partitioned")
@@ -260,12 +260,12 @@ class SimulatedNetwork:
         sender[0]._enqueue_failure(arrival + back.conditions.delay, next(self._sequence), failure)
 
     def _find(self, destination: tuple[str, int]) -> tuple[SimulatedSocket, str] | None:
-        """The socket to which a datagram goes, and at which of its host's addresses."""
+        """The socket to which a datagram goes, and the address of its host."""
         if destination in self._aliases:
             return self._aliases[destination]
         found = self._sockets.get(destination)
         host = destination[0]
-        # Behind a rebinding, the old outside address leads nowhere.
+        # After a rebinding, the old outside address leads nowhere.
         if found is None or found._outside[host] != destination:
             return None
         return found, host

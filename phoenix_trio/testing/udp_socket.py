@@ -1,7 +1,7 @@
 """A datagram socket of a simulated network.
 
 Floor 3.  A datagram on its way is an entry in the queue of its receiver, in the order of
-arrival; a task which waits for the socket sleeps until the first entry is due.
+arrival; a task that waits for the socket sleeps until the first entry is due.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SimulatedSocket"]
 
-#: As with real sockets: bytes of a received run at most, and datagrams in one.
+#: As with real sockets: the most bytes of a received run, and the most datagrams in one.
 _LARGEST_RUN = 65_535
 _RUN_SEGMENTS = 64
 
@@ -49,15 +49,15 @@ class SimulatedSocket:
         self._order = order
         self._hosts = hosts
         self._port = port
-        # Each local address as the others see it.
+        # Each local address as other hosts see it.
         self._outside = {host: (host, port) for host in hosts}
         self._is_wildcard = is_wildcard
         self._reports_local = False
-        # What the network says of datagrams which did not arrive: on its way here, and here.
+        # Reports on datagrams that did not arrive: on their way here, and here.
         self._failing: list[tuple[float, int, DeliveryFailure]] = []
         self._failures: list[DeliveryFailure] | None = None  # None: they are ignored
         self._buffer_size = buffer_size
-        # A heap of what is on its way, by arrival; and the receive buffer.
+        # A heap of the datagrams on their way, by arrival; and the receive buffer.
         self._coming: list[tuple[float, int, bytes, tuple[str, int], str, int]] = []
         self._arrived: deque[tuple[bytes, tuple[str, int], str, int]] = deque()
         self._arrived_bytes = 0
@@ -100,9 +100,9 @@ class SimulatedSocket:
         )
 
     def report_local_addresses(self) -> None:
-        """From now on, say of each run at which address it has arrived, if there are several.
+        """From now on, report for each run the address at which it arrived, if there are several.
 
-        As with real sockets: of those which are bound to all addresses of their host.
+        As real sockets do, only if the socket is bound to all addresses of its host.
         """
         self._reports_local = self._is_wildcard
 
@@ -117,20 +117,20 @@ class SimulatedSocket:
     ) -> None:
         earliest = self._coming[0][0] if self._coming else math.inf
         heapq.heappush(self._coming, (arrival, sequence, data, source, local, mark))
-        # Here as well as where it is read: what nobody reads must not pile up.
+        # Settled here as well as on reading, so that unread datagrams do not pile up.
         self._settle(trio.current_time())
         if arrival < earliest:
             self._lot.unpark_all()
 
     def report_failures(self, *, wanted: bool) -> None:
-        """From now on, keep what the network says of datagrams that did not arrive; or no more."""
+        """From now on, keep reports on datagrams that did not arrive, or stop keeping them."""
         if not wanted:
             self._failures = None
         elif self._failures is None:
             self._failures = []
 
     def take_failures(self) -> list[DeliveryFailure]:
-        """What was kept since the last call."""
+        """The reports kept since the last call."""
         taken = self._failures or []
         if taken:
             self._failures = []
@@ -141,12 +141,12 @@ class SimulatedSocket:
         self._lot.unpark_all()
 
     def _earliest(self) -> float:
-        """When the next datagram arrives, or the next word of one which did not."""
+        """When the next datagram, or the next report on a lost one, arrives."""
         coming = self._coming[0][0] if self._coming else math.inf
         return min(coming, self._failing[0][0]) if self._failing else coming
 
     def _settle(self, now: float) -> None:
-        """Move what has arrived into the receive buffer; what finds it full is lost."""
+        """Move arrived datagrams into the receive buffer; if it is full, they are lost."""
         while self._failing and self._failing[0][0] <= now:
             failure = heapq.heappop(self._failing)[2]
             if self._failures is not None:
@@ -162,7 +162,7 @@ class SimulatedSocket:
                 self._arrived_bytes += len(data)
 
     def receive(self, limit: int) -> list[tuple[bytes, SocketAddress]]:
-        """Up to `limit` datagrams which have arrived by now, with their sources."""
+        """Up to `limit` datagrams that have arrived by now, with their sources."""
         self._settle(trio.current_time())
         received: list[tuple[bytes, SocketAddress]] = []
         while self._arrived and len(received) < limit:
@@ -199,7 +199,7 @@ class SimulatedSocket:
         return next((host for host in bound if (":" in host) is is_ipv6), bound[0])
 
     def receive_runs(self, limit: int, pool: ReceivePool | None = None) -> list[ReceivedRun]:
-        """What has arrived, as a kernel with GRO gives it: in runs of one size from one source."""
+        """The arrived datagrams as a kernel with GRO gives them: in runs of one size and source."""
         runs: list[ReceivedRun] = []
         self._settle(trio.current_time())
         while self._arrived and len(runs) < limit:
@@ -256,12 +256,12 @@ class SimulatedSocket:
             raise trio.ClosedResourceError("this socket was closed")
 
     def unblock_sending(self) -> None:
-        """The send buffer has room again."""
+        """Let the send buffer have room again."""
         self.block_sending = False
         self._lot.unpark_all()
 
     def close(self) -> None:
-        """Close; what was on its way here is lost.  Idempotent."""
+        """Close; datagrams on their way here are lost.  Idempotent."""
         if self._closed:
             return
         self._closed = True
@@ -283,7 +283,7 @@ class SimulatedSocket:
         return address
 
     def largest_payload(self, address: Address) -> int | None:
-        """Not known: a simulated host has no interface; the link may take less than Ethernet."""
+        """``None``: a simulated host has no interface; the link may take less than Ethernet."""
         return None
 
 

@@ -1,4 +1,4 @@
-"""Transfers over links which are simulated: in memory, and with a relay process."""
+"""Transfers over simulated links: in memory, and with a relay process."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_direction_keeps_the_order_and_its_bandwidth(
         last = arrival
         if bandwidth is not None:
             assert arrival >= now + 0.01 + passed * 8 / bandwidth * 0.999
-            # Nothing waits for longer than a full queue takes, and itself.
+            # No datagram waits longer than a full queue and the datagram itself take.
             assert arrival - 0.01 - now <= (queue + size) * 8 / bandwidth * 1.001
     if bandwidth is None:
         assert passed == sum(sizes)

@@ -1,4 +1,4 @@
-"""The benchmark's processes: what they say to each other, and how they fail."""
+"""The benchmark's processes: their protocol, and how they fail."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from phoenix_trio_bench.workloads import Plan, run
 
 
 def receipt(data: bytes, *, size: int | None = None, pieces: int = 7) -> bytes:
-    """What a server answers to `data`, announced as `size` bytes."""
+    """A server's answer to `data`, announced as `size` bytes."""
     intake = protocol.Intake(
         protocol.Buffers(), protocol.TRANSFER, len(data) if size is None else size
     )
@@ -89,7 +89,7 @@ def test_a_server_takes_in_no_more_than_it_has_room_for() -> None:
     with pytest.raises(ValueError, match="no room"):
         buffers.take(600)
     buffers.give_back(first)
-    assert len(buffers.take(700)) == 700  # what was only kept has made room
+    assert len(buffers.take(700)) == 700  # buffers not in use have made room
 
 
 async def test_a_repeated_request_is_answered_with_its_median_run(

@@ -115,7 +115,7 @@ def test_a_cut_transfer_goes_on_where_it_ended(data: st.DataObject) -> None:
         for cut in cuts:
             await cut_transfer(content, storage, cut)
             if os.path.exists(os.path.join(directory, "name")):
-                # The cut came after the last byte which mattered.
+                # The cut came after the last byte that mattered.
                 with open(os.path.join(directory, "name"), "rb") as file:
                     assert file.read() == content
                 return

@@ -51,7 +51,7 @@ def run(directory: Path, name: str, *arguments: str, text: str | None = None) ->
 
 @contextmanager
 def server(directory: Path, name: str, *arguments: str) -> Iterator[tuple[str, list[str]]]:
-    """The server's port, and a list which holds the rest of its output in the end."""
+    """The server's port, and a list that holds the rest of its output in the end."""
     with started(directory, command(name, *arguments, "--port", "0")) as found:
         yield found
 
@@ -239,7 +239,7 @@ def test_hq_interop(certificates: Path) -> None:
             "/one.bin: 1000000 bytes",
             "/two.bin: 10 bytes",
         ]
-        # Neither a missing file nor one outside of the directory is sent.
+        # Neither a missing file nor one outside the directory is sent.
         for path in ("/missing", "/../certificates/server-key.pem"):
             with pytest.raises(AssertionError, match="0x404"):
                 run(certificates, "hq_client.py", "localhost", port, path)
@@ -298,7 +298,7 @@ def test_sensors(certificates: Path) -> None:
         )
         time.sleep(1)
     assert sent.startswith("sent 10000 readings in ")
-    # How many readings find company depends on the machine; how many batches that permits
+    # How many readings share a batch depends on the machine; how many batches that permits
     # does not.
     batches, most = int(sent.split()[4]), int(sent.split()[7])
     assert 200 <= batches <= most, sent

@@ -1,4 +1,4 @@
-"""The HTTP/3 example on a bad network, and against peers which are slow or wish us ill."""
+"""The HTTP/3 example on a bad network, and against slow and hostile peers."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ async def test_bodies_arrive_in_order_at_thirty_percent_loss(
 
 
 class FakeQuic:
-    """What aioquic's H3Connection needs of a connection: collects the bytes of each stream."""
+    """The connection that aioquic's H3Connection uses: collects the bytes of each stream."""
 
     def __init__(self, *, is_client: bool) -> None:
         self.configuration = SimpleNamespace(is_client=is_client)
@@ -128,7 +128,7 @@ class FakeQuic:
 
 
 class FakeConnection:
-    """What our Http3 needs of a connection; whatever is sent vanishes."""
+    """The connection that our Http3 uses; drops everything sent."""
 
     max_datagram_size: int | None = 1200
     closed_with: int | None = None
@@ -159,7 +159,7 @@ async def test_a_body_behind_a_qpack_wait_stays_in_order(programs: SimpleNamespa
     server = H3Connection(theirs)  # type: ignore[arg-type]
     for number, data in take(ours).items():
         server.handle_event(StreamDataReceived(data=data, end_stream=False, stream_id=number))
-    # A header which comes for the second time goes into the table; the section only refers
+    # A header that comes for the second time goes into the table; the section only refers
     # to it, and cannot be read before the encoder's stream has brought it.
     headers = [(b":status", b"200"), (b"name", b"value")]
     server.send_headers(4, headers, end_stream=True)
@@ -186,7 +186,7 @@ async def test_a_body_behind_a_qpack_wait_stays_in_order(programs: SimpleNamespa
                 await pipes[number].send_all(before[number])
             await pipes[0].send_all(first)
             await trio.testing.wait_all_tasks_blocked()
-            # Both in one turn: what waited, and more behind it.
+            # Both in one turn: the explanation that was awaited, and more behind it.
             await pipes[table].send_all(explanation)
             await pipes[0].send_all(second)
             await pipes[0].aclose()
@@ -211,7 +211,7 @@ async def test_a_peer_which_never_explains_its_headers_is_not_read_without_end(
         async def receive_some(self, max_bytes: int | None = None) -> bytes:
             nonlocal taken
             await trio.lowlevel.checkpoint()
-            # First a header section (RFC 9204 section 4.5.1) which needs one entry of the table.
+            # First a header section (RFC 9204 section 4.5.1) that needs one entry of the table.
             data = b"\x01\x03\x02\x00\x80" if not taken else b"\x00\x7f\xff" + bytes(16_383)
             taken += len(data)
             return data
@@ -260,12 +260,12 @@ async def test_one_answer_which_is_not_read_does_not_hold_up_the_others(
                 with trio.fail_after(5):
                     await programs.http3_client.request(http, asking("/10000"))
             unread.stop_receiving()
-        # Nor does one which was cancelled.
+        # Nor does a cancelled request hold up others.
         await programs.http3_client.request(http, asking("/10000"))
 
 
 def trio_stream(data: bytes) -> trio.abc.ReceiveStream:
-    """A stream which brings `data`, and then only waits to be asked again once."""
+    """A stream that brings `data`, and then only waits to be asked again once."""
 
     class Once(trio.abc.ReceiveStream):
         left = data

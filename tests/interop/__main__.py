@@ -1,6 +1,6 @@
 """``python -m tests.interop``: runs the matrix, prints it and writes docs/interop.md.
 
-The exit status is 1 if a cell failed which ``known.py`` does not explain.
+The exit status is 1 if a cell failed that ``known.py`` does not explain.
 """
 
 from __future__ import annotations

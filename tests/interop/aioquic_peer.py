@@ -1,7 +1,7 @@
 """Stock aioquic with its asyncio API, as a process of its own: server or client.
 
-Server: echoes every stream and datagram; prints its port.  Client: runs the steps
-which it is told, and prints one JSON line of what it saw.
+Server: echoes every stream and datagram; prints its port.  Client: runs the steps given on
+its command line, and prints one JSON line of results.
 """
 
 from __future__ import annotations

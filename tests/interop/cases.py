@@ -1,7 +1,7 @@
-"""The cases as a table: what is asked for, what the network does, and what proves it.
+"""The cases as a table: for each case the request, the network's faults, and the proof.
 
 The list is that of the public QUIC interop runner.  Every cell compares each received file
-with what was sent; beyond that, `proof` looks at the wire's record and at our own program's
+with the original.  Beyond that, `proof` examines the wire's record and our own program's
 facts, so that no cell is good because a fault or a feature did not happen.
 """
 
@@ -22,7 +22,7 @@ _CHACHA20_POLY1305 = 0x1303
 
 @attrs.frozen(kw_only=True)
 class Evidence:
-    """What is known of a cell whose files arrived whole."""
+    """The facts about a cell whose files arrived whole."""
 
     wire: Wire
     ours: list[dict[str, Any]]
@@ -34,7 +34,7 @@ class Evidence:
     rebindings: int
 
 
-#: Returns what is missing, or ``None``.
+#: Returns the missing evidence, or ``None``.
 Proof = Callable[[Evidence], str | None]
 
 
@@ -47,7 +47,7 @@ class Case:
     quick_sizes: list[int] | None = None
     """For CI: fewer or smaller files."""
     flags: frozenset[str] = frozenset()
-    """For the client; those which only a server's settings decide go to it, see runner."""
+    """For the client; flags that only a server's settings decide go to it, see runner."""
     server_flags: frozenset[str] = frozenset()
     faults: Faults = attrs.field(factory=Faults)
     host: str = "127.0.0.1"

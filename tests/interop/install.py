@@ -1,4 +1,4 @@
-"""Installs the other QUIC stacks, each by itself under build/interop, and says what is there.
+"""Installs the other QUIC stacks, each by itself under build/interop, and lists them.
 
 Nothing of it enters the project's own environment.  Debian's packages (ngtcp2, Chromium,
 node) are installed by ``.ci/run``; here they are only looked for.  Needs nothing but the
@@ -31,7 +31,7 @@ class Installed:
 
 
 def find_all(names: list[str] | None = None, *, install: bool) -> dict[str, Installed]:
-    """Every stack by name; with `install`, what is missing is fetched first."""
+    """Every stack by name; with `install`, missing ones are fetched first."""
     HOME.mkdir(parents=True, exist_ok=True)
     return {
         name: find(install) for name, find in _FINDERS.items() if names is None or name in names

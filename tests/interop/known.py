@@ -1,6 +1,7 @@
-"""Cells which are known to fail, each with whose fault it is and why.
+"""Lists the cells that are known to fail, each with the side at fault and the reason.
 
-An entry explains a red cell; it turns no cell green.  One which has become good is reported.
+An entry explains a failed cell, but does not make it pass.  If an explained cell passes, that
+is reported.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ KNOWN: dict[tuple[str, Role, str], str] = {
     ),
 }
 
-#: What a peer's own program writes to its standard error when a fault of its own ends it, and
-#: the reason to give.  It may come in any case, so such a cell is tried again.
+#: For a peer with a fault of its own: the text that its program writes to standard error when
+#: the fault ends it, and the reason to give.  It may occur in any case, so such a cell is tried
+#: again.
 FAULTS: dict[tuple[str, Role], tuple[str, str]] = {
     ("qh3", "server"): (
         "packet builder capacity exhausted",

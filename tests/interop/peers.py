@@ -1,7 +1,7 @@
-"""The other stacks as a table: command lines, and what each cannot do.
+"""The other stacks as a table: command lines, and the cases that each cannot do.
 
 ``build`` functions turn a :class:`Task` into command lines.  A client may need several,
-which run one after another.
+run one after another.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ PROGRAMS = Path(__file__).with_name("programs")
 
 @attrs.frozen(kw_only=True)
 class Task:
-    """What a program has to do."""
+    """The work of one program."""
 
     host: str
     port: int
     paths: list[str]
     files: Path
-    """Client: where downloads go.  Server: what it serves."""
+    """Client: where downloads go.  Server: the files that it serves."""
     home: Path
     """For tickets and the like."""
     ca: Path
@@ -54,9 +54,9 @@ class Peer:
     only_h3: bool = False
     has_h3: bool = False
     suffix: str = ""
-    """Of the names of files which it serves."""
+    """The suffix of the names of files that it serves."""
     cannot: dict[tuple[Role, str], str] = attrs.field(factory=dict)
-    """(The peer's role, the case): why it cannot."""
+    """(The peer's role, the case): the reason why it cannot."""
 
     @property
     def roles(self) -> list[Role]:
@@ -191,7 +191,7 @@ def _chromium_client(programs: dict[str, str], task: Task) -> list[list[str]]:
 
 
 def our_client(task: Task) -> list[list[str]]:
-    """Ours, by the same rules."""
+    """Our command lines, by the same rules."""
     return [
         [sys.executable, str(PROGRAMS / "ours_client.py"), *_where(task), *task.paths]
         + ["--directory", str(task.files), "--ca", str(task.ca)]

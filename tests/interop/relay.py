@@ -1,8 +1,8 @@
-"""The network between two programs: a relay on loopback which delays, loses, corrupts and records.
+"""The network between two programs: a relay on loopback that delays, loses, corrupts and records.
 
-Every cell of the matrix goes through one, so that what is proved is proved by what was
-seen on the wire.  It knows no QUIC beyond the bytes it records (``wire.py`` reads them).
-Everything random comes from one seed.  Delay and bandwidth are those of the benchmark's link.
+Every cell of the matrix goes through one, so that proofs rely on the packets on the wire.
+The relay knows no QUIC beyond the bytes it records (``wire.py`` reads them).
+All random values come from one seed.  Delay and bandwidth are those of the benchmark's link.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ import trio
 
 from phoenix_trio_bench.relay import Direction
 
-#: What an Ethernet path carries over IPv4; larger datagrams vanish, as they would there.
+#: The largest payload on Ethernet over IPv4; larger datagrams are dropped, as Ethernet would.
 LARGEST = 1472
 _BUFFER = 4 * 1024 * 1024
 _MAX_RECORDS = 200_000
 _MAX_CLIENTS = 512
-#: Bytes of a short-header datagram which are kept: enough for header protection's sample.
+#: Bytes kept of a short-header datagram: enough for header protection's sample.
 _HEAD = 64
 
 
 @attrs.frozen(kw_only=True)
 class Faults:
-    """What the network does.  Shares are 0 to 1, times in seconds."""
+    """The faults of the network.  Shares are 0 to 1, times in seconds."""
 
     loss: float = 0.0
     corrupt: float = 0.0
     burst: int = 3
-    """So many datagrams in a row are hit at most, so that a run ends in good time."""
+    """The most datagrams in a row that are hit, so that a run ends in good time."""
     delay: float = 0.0
     """Each way."""
     bandwidth: float | None = None
@@ -57,14 +57,14 @@ class Record:
     time: float
     to_server: bool
     client: int
-    """Which of the client's sockets."""
+    """The number of the client's socket."""
     path: int
-    """Which of the addresses at which the server sees the clients."""
+    """The number of the address at which the server sees the client."""
     size: int
     ecn: int
     passed: bool
     corrupted: bool
-    """Whether a bit was flipped afterwards; `head` is what came."""
+    """Whether a bit was flipped afterwards; `head` is from before."""
     head: bytes
     """All of it if it begins with a long header."""
 
@@ -107,7 +107,7 @@ class Relay:
         self.rebindings = 0
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Until cancelled."""
+        """Relay datagrams until cancelled."""
         listening = await self._open(self._server[0])
         self.port = listening.getsockname()[1]
         try:
@@ -196,7 +196,7 @@ class Relay:
         since = now - self._start
         arrival = None
         hit = False
-        if len(data) <= LARGEST:  # others never get as far as the link
+        if len(data) <= LARGEST:  # larger ones never get as far as the link
             arrival = self._directions[to_server].arrival(len(data), now)
             hit = self._draw_hit(to_server)
         blackout = self._faults.blackout

@@ -1,6 +1,6 @@
 """Runs one cell of the matrix: starts a server, a relay and a client, and judges the outcome.
 
-Each program is a process of its own, which is ended by its process ID; each has a timeout.
+Each program is a process of its own, ended by its process ID; each has a timeout.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from .wire import Wire
 
 Status = Literal["good", "failed", "cannot", "absent"]
 
-#: What only a server can decide, where our client is the other side.
+#: Cases that only a server can decide, so they do not apply if our client is the other side.
 _DECIDED_BY_SERVER = {"chacha20", "v2"}
 
 
@@ -289,7 +289,7 @@ async def _finish(client: trio.Process, timeout: float, home: Path) -> None:
 
 
 async def _end(process: trio.Process) -> None:
-    """End a process and what it has started; it leads a session of its own."""
+    """End a process and its children; it leads a session of its own."""
     if process.returncode is None:
         process.terminate()
         with trio.move_on_after(3):

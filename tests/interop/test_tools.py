@@ -1,4 +1,4 @@
-"""The matrix's own tools: the relay does what it says, and no proof is given for nothing."""
+"""The matrix's own tools: the relay's faults happen, and no proof holds without its event."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .cases import CASES, Evidence
 from .relay import LARGEST, Faults, Record, Relay
 from .wire import Wire
 
-#: Cases which are proved by more than a handshake on the wire.
+#: Cases whose proof is more than a handshake on the wire.
 DEMANDING = {
     "retry": "no Retry packet was sent",
     "resumption": "1 handshakes instead of two",
@@ -133,9 +133,9 @@ async def echo(server: trio.socket.SocketType) -> None:
 
 
 async def pass_through(faults: Faults, count: int, size: int = 100) -> tuple[Relay, list[bytes]]:
-    """Sends numbered datagrams to an echo server through a relay; what came back."""
+    """Send numbered datagrams to an echo server through a relay; returns those that came back."""
     came: list[bytes] = []
-    # A machine under load is slow, but only where something is dropped does nothing come.
+    # A machine under load is slow, but only drops keep datagrams from coming at all.
     patience = 0.05 if faults.loss or size > LARGEST else 5.0
     server = trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM)
     client = trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM)

@@ -1,8 +1,8 @@
-"""What was seen on the wire: reads a relay's records, with our side's TLS secrets if need be.
+"""Reads a relay's records of the wire, with our side's TLS secrets if necessary.
 
 Independent of both programs under test: long headers are in the clear (RFC 8999, RFC 9000
-section 17.2), Initial packets open with keys which everybody can compute (RFC 9001 section
-5.2), and short headers show their key phase with the secrets of a key log.
+section 17.2), Initial packets open with keys that can be computed from the packet (RFC 9001
+section 5.2), and short headers show their key phase with the secrets of a key log.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Wire:
 
     @cached_property
     def server_hellos(self) -> list[ServerHello]:
-        """What the server chose, once for each connection, in order."""
+        """The server's choices, once for each connection, in order."""
         found: list[ServerHello] = []
         for client in sorted({r.client for r in self.records}):
             keys = {
@@ -156,14 +156,14 @@ class Wire:
                     sample = record.head[at : at + 16]
                     if len(sample) == 16:
                         first = record.head[0] ^ (_mask(suite, key, sample) & 0x1F)
-                        # What is not ours to read (a stateless reset) shows reserved bits.
+                        # Datagrams not meant for us (a stateless reset) show reserved bits.
                         if not first & 0x18:
                             phases[not to_server].add(first >> 2 & 1)
         return phases
 
     @cached_property
     def most_amplified(self) -> float:
-        """The largest ratio of what a server had sent to what had reached it from a client,
+        """The largest ratio of bytes sent by a server to bytes that had reached it from a client,
         before the client's first Handshake packet reached it (RFC 9000 section 8.1)."""
         worst = 0.0
         for client in {r.client for r in self.records}:
@@ -182,7 +182,7 @@ class Wire:
 
     @cached_property
     def server_flight(self) -> float:
-        """The size of what a server sent for its handshake, in first datagrams of a client."""
+        """The size of a server's handshake flight, in units of a client's first datagrams."""
         first = next(r.size for r in self.records if r.to_server)
         sizes = {
             id(packet.record): packet.record.size
@@ -192,7 +192,7 @@ class Wire:
         return sum(sizes.values()) / first
 
     def marks(self, *, to_server: bool) -> float:
-        """The share of datagrams which carry ECT(0) or ECT(1)."""
+        """The share of datagrams with ECT(0) or ECT(1)."""
         some = [r.ecn for r in self.records if r.to_server is to_server]
         return sum(mark in (1, 2, 3) for mark in some) / len(some) if some else 0.0
 
@@ -208,7 +208,7 @@ def _open_initial(packet: LongPacket, destination: bytes, version: int) -> dict[
     """The CRYPTO frames of a server's Initial packet, by offset."""
     keys = initial_keys(destination, version=version)
     found: dict[int, bytes] = {}
-    # (What a peer sends may be malformed; then the frames before it count.)
+    # (A peer may send malformed packets; then the frames before the error count.)
     with suppress(CryptoError, IndexError, KeyError):
         _, payload, _ = keys.decrypt_packet(packet.data, packet.number_offset, 0)
         for frame in frames_of(payload):

@@ -1,4 +1,4 @@
-"""The pool with connections which are made up, and with real ones over a simulated network."""
+"""The pool with made-up connections, and with real ones over a simulated network."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TARGET = "peer:1"
 
 
 class FakeConnection:
-    """As much of a connection as the pool looks at."""
+    """The part of a connection that the pool uses."""
 
     def __init__(self, streams: int) -> None:
         self.available_streams = streams
@@ -66,7 +66,7 @@ class FakeConnection:
 
 
 class Peers:
-    """Dials made-up peers, and counts what is open."""
+    """Dials made-up peers, and counts open connections."""
 
     def __init__(self, *, streams: int = 100, seconds: float = 0.05) -> None:
         self.streams = streams
@@ -371,7 +371,7 @@ async def test_those_who_wait_for_a_dead_peer_share_one_dial_and_its_error(
         async with trio.open_nursery() as nursery:
             for _ in range(100):
                 nursery.start_soon(fail)
-        await fail()  # within the time for which the failure is remembered
+        await fail()  # within the time that the failure is remembered
         assert peers.dials == 1
         assert len({id(error) for error in errors}) == 101
         await trio.sleep(1)
@@ -624,7 +624,7 @@ async def test_an_exclusive_lease_is_of_a_connection_which_no_other_lease_shares
                 assert alone is not shared
                 async with pool.lease(TARGET) as third, pool.lease(TARGET) as fourth:
                     assert third is fourth is shared
-        # Handed back, it is one like others; and what is idle is not dialled anew.
+        # Handed back, it is an ordinary connection; with an idle one, none is dialled.
         async with pool.lease(TARGET, exclusive=True) as again:
             assert again in (shared, alone)
         assert pool.statistics().targets[TARGET].dials == 2
@@ -783,7 +783,7 @@ async def test_nothing_is_left_of_a_pool(autojump_clock: MockClock) -> None:
     seats=st.lists(
         st.tuples(
             st.integers(0, 4),  # leases
-            st.integers(0, 4),  # of which have opened their stream
+            st.integers(0, 4),  # leases that have opened their stream
             st.integers(0, 4),  # streams available
             st.booleans(),  # congested
             st.sampled_from(["", "", "", "draining", "closing", "yielding", "alone", "refusing"]),
@@ -820,7 +820,7 @@ def test_a_lease_which_need_not_wait_is_what_the_policy_would_grant(
             entry.dial_scope = trio.CancelScope()  # so that nothing is dialled
             picture = attrs.evolve(entry.state(), waiters=[Waiter(1000, trio.current_time())])
             now = trio.current_time()
-            # Those which yield do so for another target's waiter, who is in the picture too.
+            # Connections yield for another target's waiter, which is in the picture, too.
             decision = decide(PoolState(now, [picture]), config)
             yielding = {each.id for each in entry.connections if each.yields_to is not None}
             granted = [number for _, number in decision.grants if number not in yielding]
@@ -828,7 +828,7 @@ def test_a_lease_which_need_not_wait_is_what_the_policy_would_grant(
             if found is not None and not yielding:
                 assert granted[:1] == [found.id]
             elif found is None and not yielding:
-                # What is granted beyond spare streams (rule 4) is not for those who can wait.
+                # Leases beyond spare streams (rule 4) are not granted to newcomers.
                 assert not granted or not any(
                     has_spare_stream(each)
                     for each in entry.connections
@@ -900,7 +900,7 @@ def test_limits_hold_and_no_waiter_is_lost_whatever_happens(
                 nonlocal served, failed
                 count = min(2, slots)
                 try:
-                    with trio.fail_after(500):  # all others come to their end before
+                    with trio.fail_after(500):  # all others have ended by then
                         async with pool.lease_several(target, count) as connections:
                             assert len(set(connections)) == count
                             await trio.sleep(seconds)

@@ -1,4 +1,4 @@
-"""The pool's settings: checked when they are made, and what follows from them."""
+"""The pool's settings: checked when they are made, and the values derived from them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a connection tells the pool: spare stream credit, and whether it is congested."""
+"""The facts that the pool reads from a connection: spare stream credit, and congestion."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ TARGET = f"{SERVER}:{PORT}"
 async def pool_of_one_server(
     ended: list[Exception | None], config: TransportConfig, **settings: Any
 ) -> AsyncIterator[phoenix_trio.ConnectionPool]:
-    """A pool, and a server with an idle timeout of 6 s which notes how connections end."""
+    """A pool, and a server with an idle timeout of 6 s that notes how connections end."""
     network = SimulatedNetwork(delay=0.01)
 
     async def handler(connection: phoenix_trio.QuicConnection) -> None:

@@ -272,14 +272,14 @@ def test_idle_connections_are_checked_at_their_interval() -> None:
 
 @attrs.define
 class Line:
-    """The machine's own idea of a connection."""
+    """The test's own model of a connection."""
 
     id: int
     target: str
     capacity: int
     leases: int = 0
     used: int = 0
-    """Streams which are open."""
+    """Open streams."""
     is_congested: bool = False
     phase: str = "open"
     idle_since: float = 0.0
@@ -316,19 +316,19 @@ class Line:
 
 @attrs.define(eq=False)
 class Party:
-    """The machine's own idea of somebody who wants several connections at once."""
+    """The test's own model of a call that needs several connections at once."""
 
     wanted: int
     waiter: Waiter | None
     """``None``: served."""
     count: int = 0
-    """How many the target has to have for that."""
+    """How many connections the target must have for that."""
     held: list[Line] = attrs.field(factory=list)
 
 
 @attrs.define
 class Place:
-    """The machine's own idea of a target."""
+    """The test's own model of a target."""
 
     name: str
     waiters: list[Waiter] = attrs.field(factory=list)
@@ -345,7 +345,7 @@ class Place:
 
 
 class PolicyMachine(RuleBasedStateMachine):
-    """A pool which does what is decided, and whose world does what it likes."""
+    """A pool that carries out the decisions, in a world with random events."""
 
     TARGETS = ("a", "b", "c")
 
@@ -419,7 +419,7 @@ class PolicyMachine(RuleBasedStateMachine):
             self.settle()
 
     def gather(self, place: Place, party: Party) -> bool:
-        """Serve somebody who wants several connections, or see how many that takes; whether
+        """Serve a call that needs several connections, or note how many that takes; whether
         there was a change.
         """
         if party.waiter is None:
@@ -443,7 +443,7 @@ class PolicyMachine(RuleBasedStateMachine):
         return True
 
     def is_held(self, line: Line) -> int:
-        """How many of its leases are of those who wanted several."""
+        """How many of its leases belong to calls that wanted several."""
         return sum(line in party.held for place in self.places.values() for party in place.parties)
 
     def end_lease(self, line: Line) -> None:
@@ -566,7 +566,7 @@ class PolicyMachine(RuleBasedStateMachine):
     @rule(data=st.data(), used=st.integers(0, 4), is_congested=st.booleans())
     @precondition(lambda self: any(line.is_usable for line in self.lines.values()))
     def change(self, data: st.DataObject, used: int, is_congested: bool) -> None:
-        """Streams come and go, and so does congestion; nobody tells the pool."""
+        """Change open streams and congestion without telling the pool."""
         line = self.draw_line(data, "open")
         line.used, line.is_congested = used, is_congested
         self.settle(wants_more=line.target if is_congested else None)
@@ -599,7 +599,7 @@ class PolicyMachine(RuleBasedStateMachine):
         self.now = until
         self.settle()
 
-    # -- what holds
+    # -- invariants
 
     @invariant()
     def limits_are_never_exceeded(self) -> None:
@@ -695,7 +695,7 @@ class PolicyMachine(RuleBasedStateMachine):
                     assert all(line.leases for line in usable), (place, other)
 
     def teardown(self) -> None:
-        """The world calms down: whoever waits is served in the end."""
+        """Stop all random events: every waiter must be served in the end."""
         for place in self.places.values():
             place.warm = 0
         for line in self.lines.values():

@@ -144,7 +144,7 @@ def test_a_plan_knows_whether_everything_was_sent() -> None:
 
 
 class Striping(RuleBasedStateMachine):
-    """A sender, a receiver, and between them streams which deliver what they like."""
+    """A sender, a receiver, and streams between them that deliver in any order."""
 
     @initialize(
         size=st.integers(0, 40 * STRIPE),
@@ -162,7 +162,7 @@ class Striping(RuleBasedStateMachine):
         )
         self.members = ["m0", "m1", "m2"]
         self.number = 3
-        # What each member's stream carries, and how far it was read at the other end.
+        # The stripes on each member's stream, and how far the other end has read them.
         self.streams: dict[str, list[tuple[Stripe, Arrival | None, int]]] = {
             member: [] for member in self.members
         }
@@ -219,7 +219,7 @@ class Striping(RuleBasedStateMachine):
         self.streams[self.members[-1]] = []
         self.number += 1
         if not heard:
-            # The line was on it: what was on its way is said again.
+            # The line was on it: acknowledgements on their way are sent again.
             self.acknowledgements.clear()
             self.window.repeat_news()
 

@@ -1,4 +1,4 @@
-"""Targets: every spelling in one normal form, every mistake with a text which helps."""
+"""Targets: every spelling in one normal form, every mistake with a helpful text."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ Dial = Callable[[], Awaitable[phoenix_trio.QuicConnection]]
 
 
 class ReceivingProcess:
-    """A program which can be killed and started anew, at the same address."""
+    """A program that can be killed and started anew, at the same address."""
 
     def __init__(self, **settings: Any) -> None:
         self.settings = {"max_stripe_size": STRIPE, "window": 16 * STRIPE, **settings}
@@ -44,7 +44,7 @@ class ReceivingProcess:
         self.connections.clear()
 
     def restart(self) -> None:
-        """Nothing but what is on the disk is left."""
+        """Lose everything except the files on the disk."""
         self.hub = TransferHub(**self.settings)
         self.lose_connections()
 
@@ -53,7 +53,7 @@ class ReceivingProcess:
 async def a_receiver(
     network: SimulatedNetwork | None = None, **settings: Any
 ) -> AsyncIterator[tuple[TransferHub, ReceivingProcess, Dial]]:
-    """The sender's hub, the receiver, and what gives a connection from the one to the other."""
+    """The sender's hub, the receiver, and a function that opens a connection between the two."""
     network = network or SimulatedNetwork(delay=0.01)
     receiver = ReceivingProcess(**settings)
     sender = TransferHub()
@@ -233,7 +233,7 @@ async def test_what_was_not_read_to_its_end_cannot_be_confirmed(
 
 
 async def verified(receiver: ReceivingProcess) -> IncomingTransfer:
-    """A transfer which was read, and is not confirmed."""
+    """A transfer that was read and not confirmed."""
     transfer = await receiver.hub.accept()
     await transfer.read_all(max_size=10**6)
     return transfer
@@ -256,7 +256,7 @@ async def test_a_connection_lost_before_the_confirmation_leaves_it_unknown(
             ) as caught:
                 await sender.send([connection], DATA)
         assert isinstance(caught.value, phoenix_trio.TransferInterrupted)
-        # The receiver's program has stored it in the end: the same call hears of it.
+        # The receiver's program stores it in the end, and the same call gets the result.
         assert receiver.hub.incoming == 1
         (transfer,) = receiver.hub._incoming.values()
         await trio.sleep(1000)

@@ -39,7 +39,7 @@ ID = bytes(range(16))
 
 @pytest.fixture(autouse=True)
 def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Virtual time does not wait for threads: what would run in one runs here."""
+    """Run thread work in place, because virtual time does not wait for threads."""
 
     async def run_sync(work: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         await trio.lowlevel.checkpoint()
@@ -56,7 +56,7 @@ async def two_hubs(
     client_config: phoenix_trio.TransportConfig | None = None,
     **settings: Any,
 ) -> AsyncIterator[tuple[phoenix_trio.QuicConnection, TransferHub, TransferHub]]:
-    """A connection, the sender's hub and the receiver's, which has the settings."""
+    """A connection, the sender's hub, and the receiver's hub with the settings."""
     settings.setdefault("max_stripe_size", STRIPE)
     settings.setdefault("window", 16 * STRIPE)
     async with (
@@ -64,7 +64,7 @@ async def two_hubs(
         trio.open_nursery() as nursery,
     ):
         sender, receiver = TransferHub(), TransferHub(**settings)
-        if serve_sender:  # (it stops answers to transfers which are not its own)
+        if serve_sender:  # (a served hub stops answers to transfers of others)
             nursery.start_soon(serve_hub, client, sender)
         nursery.start_soon(serve_hub, server, receiver)
         yield client, sender, receiver
@@ -79,7 +79,7 @@ async def read(receiver: TransferHub, got: list[bytes]) -> None:
 async def still_works(
     client: phoenix_trio.QuicConnection, sender: TransferHub, receiver: TransferHub
 ) -> None:
-    """After whatever happened, another transfer goes through, and nothing is left."""
+    """After any failure, another transfer goes through, and nothing is left."""
     got: list[bytes] = []
     async with trio.open_nursery() as nursery:
         nursery.start_soon(read, receiver, got)
@@ -270,7 +270,7 @@ async def test_a_transfer_which_a_cancelled_task_has_found_goes_to_the_next(
         await trio.sleep(1)
         nursery.start_soon(read, receiver, got)
         await trio.sleep(1)
-        # As if the first of the two had been waked by a transfer, and cancelled at once.
+        # As if a transfer had woken the first of the two, which was cancelled at once.
         receiver._queue.append(transfer)
         receiver._accept_lot.unpark()
         scope.cancel()
@@ -284,7 +284,7 @@ async def test_a_file_which_takes_nothing_is_an_error(autojump_clock: MockClock)
             return True
 
         def write(self, data: Any) -> int | None:
-            return None  # as a pipe which is full and does not block
+            return None  # like a full pipe in non-blocking mode
 
     async with two_hubs() as (client, sender, receiver), trio.open_nursery() as nursery:
 
@@ -470,7 +470,7 @@ async def report(
 
 
 class RawSender:
-    """Says what it likes."""
+    """Sends any bytes that the test gives it."""
 
     def __init__(self, connection: phoenix_trio.QuicConnection, transfer_id: bytes = ID) -> None:
         self.connection = connection
@@ -482,7 +482,7 @@ class RawSender:
         return stream
 
     async def verdict(self) -> int | None:
-        """The code of the answer; ``None`` where the transfer is accepted."""
+        """The code of the answer; ``None`` if the transfer is accepted."""
         async with await self.connection.accept_receive_stream() as stream:
             reader = StreamReader(stream)
             assert await reader.read_varint() == StreamKind.TRANSFER_REPLY

@@ -38,7 +38,7 @@ __all__ = ["no_threads"]  # a fixture: virtual time does not wait for threads
 async def after_a_first_attempt(
     path: Path, source: Any = DATA, **settings: Any
 ) -> AsyncIterator[tuple[TransferHub, ReceivingProcess, Dial]]:
-    """A transfer has ended in the middle, as its receiver did; another one is there."""
+    """A transfer has ended in the middle, as has its receiver; another receiver is there."""
     async with a_receiver(slow_network(), **settings) as (sender, receiver, dial):
         scope = trio.CancelScope()
 

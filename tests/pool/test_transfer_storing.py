@@ -34,7 +34,7 @@ def slow_network() -> SimulatedNetwork:
 
 
 def parts(directory: Path) -> list[str]:
-    """The suffixes of what is beside the targets."""
+    """The suffixes of the files beside the targets."""
     beside = directory / PARTS_DIRECTORY
     return sorted(path.suffix for path in beside.iterdir()) if beside.exists() else []
 

@@ -31,7 +31,7 @@ from tests.support import (
 WORKER = Path(__file__).with_name("worker.py")
 MEBIBYTE = 1024 * 1024
 
-#: What a process may need beside the buffers: copies in flight, packets, allocator slack.
+#: Memory that a process may need beside the buffers: copies in flight, packets, allocator slack.
 SLACK = 24 * MEBIBYTE
 
 
@@ -133,7 +133,7 @@ async def many_connections(port: int, count: int) -> AsyncIterator[list[Any]]:
 
         async def hold(task_status: trio.TaskStatus[None]) -> None:
             async with endpoint.connect("127.0.0.1", port, tls=client_tls(), alpn=ALPN) as one:
-                # A client is done before the server has read its last word of the handshake.
+                # A client is done before the server has read the client's last handshake message.
                 await one.wait_confirmed()
                 connections.append(one)
                 task_status.started()

@@ -23,7 +23,7 @@ def say(**message: object) -> None:
 
 
 def resident() -> int:
-    """Bytes of memory which this process occupies (RSS)."""
+    """Bytes of memory that this process occupies (RSS)."""
     gc.collect()
     with open("/proc/self/statm", encoding="ascii") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -87,7 +87,7 @@ async def run_sender(port: str, ca: str, streams: str, size: str, **config: Any)
         config=phoenix_trio.TransportConfig(**config),
     ) as connection:
         verified = 0
-        # One for all streams: what is measured are the library's buffers.
+        # One for all streams, so that only the library's buffers are measured.
         chunk = memoryview(bytes(range(256)) * (CHUNK // 256))
 
         async def offer() -> None:

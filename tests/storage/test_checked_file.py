@@ -1,4 +1,4 @@
-"""Partial files with a ledger: what is kept of an earlier attempt, and what is not believed."""
+"""Partial files with a ledger: the parts kept of an earlier attempt, and the parts rejected."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ HEADER = Header(SIZE, bytes(range(32)))
 def storing(
     directory: Path, header: Header = HEADER, *, unit: int = UNIT, identity: str = "id"
 ) -> Iterator[CheckedFile]:
-    """The file as a new process has it: nothing is remembered."""
+    """The file as a new process has it: without any memory of earlier attempts."""
     storage = Storage(str(directory), overwrite=True, trust_names=True)
     try:
         file = CheckedFile.begin(storage, "name", header, identity=identity, peer="peer")
@@ -62,7 +62,7 @@ def storing(
 
 
 def leave(directory: Path, size: int, header: Header = HEADER) -> None:
-    """An attempt which ends after `size` bytes, written 100,000 bytes at a time."""
+    """An attempt that ends after `size` bytes, written 100,000 bytes at a time."""
     with storing(directory, header) as file:
         for at in range(0, size, 100_000):
             file.write(DATA[at : min(at + 100_000, size)])
@@ -74,7 +74,7 @@ def only(directory: Path, suffix: str) -> Path:
 
 
 def finish(file: CheckedFile, offset: int | None = None) -> None:
-    """Go on from where it is, and check that the whole is right."""
+    """Continue at the present offset, and check that the whole is right."""
     if offset is not None:
         assert file.offset == offset
     file.write(DATA[file.offset :])
@@ -231,7 +231,7 @@ def test_a_program_may_choose_any_name_which_the_system_takes(name: str, tmp_pat
     assert (tmp_path / name).read_bytes() == DATA
 
 
-# ------------------------------------------------------------------ what is not believed
+# ------------------------------------------------------------------ ledgers rejected
 
 
 def truncated(path: Path) -> None:
@@ -395,7 +395,7 @@ def test_a_ledger_is_read_as_it_was_written(lengths: list[int], is_known: bool) 
 def test_the_ledger_of_the_largest_part_is_small() -> None:
     at = count = 0
     while at < 2**62:
-        # (Many steps at once, where they are alike.)
+        # (Many equal steps at once.)
         steps = 64
         at += steps * least_span(at)
         count += steps
@@ -422,7 +422,7 @@ def test_parts_are_not_put_where_another_user_can_change_them(tmp_path: Path) ->
     assert os.listdir(tmp_path / PARTS_DIRECTORY) == []
 
 
-# ------------------------------------------------------------------ storages which stay open
+# ------------------------------------------------------------------ storages that stay open
 
 
 def test_a_directory_which_was_replaced_is_not_mistaken_for_the_new_one(tmp_path: Path) -> None:

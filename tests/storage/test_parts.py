@@ -1,4 +1,4 @@
-"""Which partial files have to go."""
+"""The choice of the partial files that have to go."""
 
 from __future__ import annotations
 

@@ -282,7 +282,7 @@ async def test_a_message_above_the_size_of_a_batch_is_overtaken_by_no_newcomers(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(drain, receiver)
             await sender.aclose()
-    # Two batches on their way, and one message of each of those who stood before it.
+    # Two batches on their way, and one message of each task that waited before it.
     assert len(received) - since <= 2 * 20 + 50
 
 

@@ -1,4 +1,4 @@
-"""Sequences: any source in, a safe channel out; whoever ends it, both sides know."""
+"""Sequences: any source in, a safe channel out; both sides notice the end, whichever ends it."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ async def test_an_item_which_is_not_bytes_is_refused(autojump_clock: MockClock) 
 async def producing(
     client: phoenix_trio.QuicConnection, told: list[phoenix_trio.StreamStopped]
 ) -> AsyncIterator[list[str]]:
-    """A source which waits for ever after its first item, and its end."""
+    """A source that waits for ever after its first item, and its end."""
     log: list[str] = []
 
     async def source() -> AsyncIterator[bytes]:
@@ -269,7 +269,7 @@ async def test_a_generator_with_a_scope_of_its_own_can_be_left_early(
 
             async def read_one() -> None:
                 async with await receiver(server) as items:
-                    await trio.sleep(1)  # the stream is full: the producer is not in its source
+                    await trio.sleep(1)  # the stream is full: the producer does not run its source
                     await items.receive()
 
             nursery.start_soon(read_one)

@@ -1,4 +1,4 @@
-"""A message above its receiver's limit: the sender always hears of it, and nothing else is lost."""
+"""A message above its receiver's limit: the sender always gets an error; nothing else is lost."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ async def lease(
 
 
 async def take(connection: phoenix_trio.QuicConnection, max_size: int = 1000) -> Any:
-    """What a dispatcher without announcements does with the next stream."""
+    """Receive the next stream, as a dispatcher without announcements does."""
     async with await connection.accept_receive_stream() as stream:
         reader = StreamReader(stream)
         assert await reader.read_varint() == StreamKind.MESSAGE
@@ -101,7 +101,7 @@ def announce_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Log:
-    """A handler which receives everything."""
+    """A handler that receives everything."""
 
     def __init__(self) -> None:
         self.got: list[bytes] = []
@@ -117,7 +117,7 @@ class Log:
                 return
 
 
-# ------------------------------------------------------------------ the sender always hears of it
+# ------------------------------------------------------------------ the sender always gets an error
 
 
 async def test_a_message_above_the_announced_limit_is_not_sent_and_both_numbers_are_named(
@@ -132,7 +132,7 @@ async def test_a_message_above_the_announced_limit_is_not_sent_and_both_numbers_
         assert (caught.value.size, caught.value.limit) == (17 * MEBIBYTE, 16 * MEBIBYTE)
         assert connection.quic.statistics().stream_bytes_sent == before
         with pytest.raises(MessageTooLarge), trio.testing.assert_checkpoints():
-            # (What it is before compression counts.)
+            # (The size before compression counts.)
             await connection.send_data(bytes(17 * MEBIBYTE), compress="zstd")
         await connection.send_data(b"last")
     assert log.got == [b"first", b"last"]
@@ -216,7 +216,7 @@ async def test_a_message_which_is_refused_while_the_application_receives_nothing
     assert got == [b"good"]
 
 
-# ------------------------------------------------------------------ a peer which announces nothing
+# ------------------------------------------------------------------ a peer without announcements
 
 
 async def test_a_refusal_while_the_sender_writes_stops_it_early(autojump_clock: MockClock) -> None:
@@ -630,7 +630,7 @@ async def test_an_item_above_the_announced_limit_ends_the_sequence_on_both_sides
         async with await connection.receive_stream_data() as items:
             with pytest.raises(phoenix_trio.StreamReset, match=r"MESSAGE_TOO_LARGE \(0x4\)"):
                 async for item in items:
-                    got.append(item)  # noqa: PERF401 - what came before the error counts
+                    got.append(item)  # noqa: PERF401 - items before the error count
 
     async def source() -> AsyncIterator[bytes]:
         yield bytes(1000)

@@ -37,7 +37,7 @@ MEBIBYTE = 1024 * 1024
 
 @attrs.define
 class Threads:
-    """What would run in a thread runs here: virtual time does not wait for threads."""
+    """Runs thread work in place, because virtual time does not wait for threads."""
 
     used: int = 0
     delay: float = 0.0  # until one is free
@@ -56,7 +56,7 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> Threads:
 
 
 async def take(connection: phoenix_trio.QuicConnection, **options: Any) -> Any:
-    """What a dispatcher does with the next stream."""
+    """Receive the next stream, as a dispatcher does."""
     options.setdefault("max_size", MEBIBYTE)
     async with await connection.accept_receive_stream() as stream:
         reader = StreamReader(stream)
@@ -151,7 +151,7 @@ def bomb(announced: int, real: int) -> bytes:
         (bomb(1000, 1001), "MALFORMED"),
         (bomb(1001, 1000), "MALFORMED"),
         (bomb(1000, MEBIBYTE), "MALFORMED"),
-        (bomb(1000, 100 * MEBIBYTE), "MALFORMED"),  # more bytes than those can need
+        (bomb(1000, 100 * MEBIBYTE), "MALFORMED"),  # more bytes than 1000 bytes can need
         (bomb(100 * MEBIBYTE, 100 * MEBIBYTE), "MESSAGE_TOO_LARGE"),
         (bomb(1000, 1000)[:-3], "MALFORMED"),
     ],

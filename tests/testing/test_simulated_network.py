@@ -29,7 +29,7 @@ async def two_sockets(network: SimulatedNetwork, buffer_size: int = 10**9) -> tu
 
 
 async def shoot(network: SimulatedNetwork, count: int, size: int = 100) -> list[tuple[float, int]]:
-    """Send numbered datagrams at once; when which of them arrived."""
+    """Send numbered datagrams at once; return when each of them arrived."""
     here, there = await two_sockets(network)
     for number in range(count):
         here.send(number.to_bytes(4, "big").ljust(size, b"\0"), (B, 2000))
@@ -146,12 +146,12 @@ async def test_a_host_with_several_addresses_is_reached_at_each(
     everywhere = await host.open_socket("::", 1000, buffer_size=10_000)
     peer = await network.host(B).open_socket(None, 2000, buffer_size=10_000)
     peer_six = await network.host("2001:db8::2").open_socket(None, 0, buffer_size=10_000)
-    # Without a say: from the first address, or the first of the receiver's family.
+    # By default: from the first address, or the first of the receiver's family.
     everywhere.send(b"x", (B, 2000))
     everywhere.send(b"x", peer_six.address)
     assert peer.receive(9) == [(b"x", (A, 1000))]
     assert peer_six.receive(9) == [(b"x", (six, 1000))]
-    # Where it has arrived is told to those who ask, and runs end where it changes.
+    # A socket that asks is told the address of arrival, and runs end when the address changes.
     for address in (second, second, A):
         peer.send(b"y", (address, 1000))
     ((_, source, *_),) = everywhere.receive_runs(9)

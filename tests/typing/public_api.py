@@ -1,4 +1,4 @@
-"""What types do users see?  Checked by mypy, never run.
+"""The types that users see.  Checked by mypy, never run.
 
 Each `assert_type` is a promise: a change to this file is a change to the API.
 """

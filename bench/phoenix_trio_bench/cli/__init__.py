@@ -1,4 +1,4 @@
-"""The commands which this package adds to the program ``phoenix-trio``."""
+"""The commands that this package adds to the program ``phoenix-trio``."""
 
 from __future__ import annotations
 

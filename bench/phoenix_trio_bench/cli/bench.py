@@ -20,7 +20,7 @@ from ..server import development_tls, serve_bench
 
 __all__ = ["bench", "serve_bench_command"]
 
-#: What ``serve-bench`` listens on.
+#: The port of ``serve-bench``.
 _PORT = 4434
 
 #: Between these lines the tables in docs/performance.md are replaced.
@@ -162,7 +162,7 @@ def _check_pin(pin: str | None) -> None:
 
 
 def _check_files(*files: str | None) -> None:
-    """Minutes of measuring should not be lost for want of a directory."""
+    """Check the directories now, so that minutes of measuring are not lost at the end."""
     for file in files:
         if file is not None and not Path(file).absolute().parent.is_dir():
             raise click.UsageError(f"there is no directory for {file!r}")
@@ -183,7 +183,7 @@ def _parse_interpreters(options: tuple[str, ...]) -> dict[str, str]:
 
 def _console() -> Console:
     console = Console()
-    # A file has no width which the table must keep to.
+    # A file has no width to which the table must keep.
     return console if console.is_terminal else Console(width=200)
 
 

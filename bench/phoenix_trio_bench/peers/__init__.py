@@ -1,7 +1,7 @@
-"""Other implementations which speak the benchmark's protocols, where they are installed.
+"""Other implementations that speak the benchmark's protocols, if they are installed.
 
-They are extra packages of the benchmark, never dependencies of the library.  One
-which cannot live in the same environment runs in an interpreter of its own.
+They are extra packages of the benchmark, never dependencies of the library.  An
+implementation that cannot live in the same environment runs in an interpreter of its own.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ __all__ = ["NAMES", "PHOENIX", "Implementation", "find_peers"]
 
 @attrs.frozen
 class Implementation:
-    """One implementation which the benchmark can run."""
+    """One implementation that the benchmark can run."""
 
     name: str
     version: str
     command: list[str]
-    """Which runs its worker."""
+    """The command that runs its worker."""
     has_packet_size: bool = True
     """Whether it can be told the UDP payload to keep to."""
 
@@ -64,10 +64,10 @@ NAMES = tuple(candidate.package for candidate in _CANDIDATES)
 def find_peers(
     interpreters: Mapping[str, str],
 ) -> tuple[list[Implementation], list[tuple[str, str]]]:
-    """The peers which can be run here, and those which cannot, each with the reason.
+    """The peers that can be run here, and those that cannot, each with the reason.
 
     Args:
-      interpreters: for some of :data:`NAMES`, the Python which has that package.
+      interpreters: for some of :data:`NAMES`, the Python with that package.
     """
     found = []
     missing = []
@@ -102,7 +102,7 @@ def _version_here(package: str) -> str | None:
 
 
 def _version_elsewhere(python: str, package: str) -> str | None:
-    """Raises OSError where there is no such interpreter."""
+    """Raises OSError if there is no such interpreter."""
     program = (
         "import importlib.metadata as m, importlib.util as u, json, sys;"
         "p = sys.argv[1];"

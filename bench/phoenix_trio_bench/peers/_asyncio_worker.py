@@ -1,7 +1,7 @@
 """The worker for aioquic's asyncio API, and for qh3, which has the same one.
 
-Both are given what their documentation and ours know to make them fast: large
-windows, writes of the size asked for, ``drain`` where there is one.
+Both use the settings that their documentation and our own experience recommend for speed:
+large windows, writes of the size asked for, ``drain`` if there is one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class _Stack:
     def __init__(self, package: str) -> None:
         # In qh3 2.1 a stream's writer has no protocol to drain.
         self.has_drain = package != "qh3"
-        # qh3 drops datagrams silently where more wait than it likes, and does not show how many.
+        # qh3 drops datagrams silently above some number, and does not show how many.
         self.has_datagram_queue = package != "qh3"
         self.asyncio = importlib.import_module(f"{package}.asyncio")
         self.protocol = importlib.import_module(f"{package}.asyncio.protocol")
@@ -65,7 +65,7 @@ def _protocol_class(stack: _Stack) -> Any:
     base: Any = stack.protocol.QuicConnectionProtocol
 
     class Protocol(base):  # type: ignore[misc] # chosen at run time
-        """Counts the datagrams which arrive."""
+        """Counts the datagrams that arrive."""
 
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options)
@@ -182,7 +182,7 @@ class _Client:
         """A new stream, as soon as the server allows one more (qh3 raises instead of waiting)."""
         if not self._has_drain:
             quic = connection._quic
-            # Nor does it say when it would not raise any more.
+            # Nor does it tell when it would not raise any more.
             while quic.get_next_available_stream_id() // 4 >= quic.max_concurrent_bidi_streams:  # noqa: ASYNC110
                 await asyncio.sleep(0)
         streams: tuple[Any, Any] = await connection.create_stream()
@@ -192,7 +192,7 @@ class _Client:
         view = memoryview(protocol.payload(size)[0])
         writer.write(protocol.transfer_header(size, kind))
         for at in range(0, size, write):
-            # (Its buffer takes bytes; a view would be copied at once all the same.)
+            # (The buffer takes bytes; it would copy a view at once anyway.)
             writer.write(bytes(view[at : at + write]))
             if self._has_drain:
                 await writer.drain()
@@ -332,7 +332,7 @@ class _Client:
                     await asyncio.sleep(0)
                 else:
                     await self._warm.ping()
-        # A PING would overtake what is still queued.
+        # A PING would overtake datagrams still in the queue.
         while self._has_datagram_queue and quic._datagrams_pending:
             self._warm.transmit()
             await asyncio.sleep(0.001)
@@ -353,7 +353,7 @@ class _Client:
             *("open_stream", "handshake", "idle_connections", "load_idle", "close_idle"),
             "datagrams",
         )
-        # (What is one call elsewhere is the same calls here.)
+        # (A single call elsewhere is the same calls here.)
         both = {"request": self.echo, "requests": self.echoes}
         return {name: getattr(self, name) for name in names} | both
 

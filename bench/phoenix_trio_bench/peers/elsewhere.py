@@ -1,9 +1,9 @@
-"""Runs a worker under an interpreter which has another package, but not phoenix_trio.
+"""Runs a worker under an interpreter that has another package, but not phoenix_trio.
 
 ``python elsewhere.py LIBRARY MODULE ARGUMENTS...``, as a file.  LIBRARY is the directory of
-phoenix_trio.  The module is found where this file lies, and nothing else of our environment
-is: neither its packages, which may not suit that interpreter, nor what phoenix_trio itself
-needs.
+phoenix_trio.  The module is found where this file lies.  Nothing else of our environment is
+found: neither its packages, which may not suit that interpreter, nor the dependencies of
+phoenix_trio.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def main() -> None:
     # Python has put this directory first; its files are not modules to import by themselves.
     sys.path[:] = [entry for entry in sys.path if not entry or Path(entry).resolve() != here]
     library, module = sys.argv[1:3]
-    # Packages without their own beginnings, which would import what is not there.
+    # Packages without their own ``__init__``, which would import modules missing here.
     for name, directory in (
         ("phoenix_trio", library),
         ("phoenix_trio_bench", str(here.parent)),

@@ -1,8 +1,8 @@
 """py-libp2p's QUIC transport, which is aioquic driven by Trio as well.
 
 ``py-libp2p`` needs an environment of its own (``--peer-python libp2p=...``), so this file
-knows nothing of ours but the protocol.  Streams are opened by libp2p's own negotiation;
-every request says how long it is.
+imports only the protocol module of this package.  Streams are opened by libp2p's own
+negotiation; every request states its length.
 """
 
 from __future__ import annotations

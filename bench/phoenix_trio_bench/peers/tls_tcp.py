@@ -1,7 +1,7 @@
-"""TLS 1.3 over TCP by ``trio.SSLStream``: what many would use instead.
+"""TLS 1.3 over TCP by ``trio.SSLStream``: the usual alternative.
 
-There is one byte stream and no other, so what needs several at once is not
-supported, and every request says how long it is.
+There is only one byte stream, so operations that need several at once are not supported,
+and every request states its length.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class _Reader:
         return result
 
     async def some(self, at_most: int) -> bytes:
-        """What is there, at least a byte; b"" at the end of the connection."""
+        """The bytes available, at least one; b"" at the end of the connection."""
         if not self._rest:
             return bytes(await self._stream.receive_some(min(at_most, _RECEIVE)))
         result, self._rest = self._rest[:at_most], self._rest[at_most:]

@@ -1,7 +1,8 @@
 """Downloads over HTTP/3 with a headless Chromium, through the page of ``ours_server.py``.
 
-The page's script compares every byte with what it must be and says so in the document.
-What it found to be whole is written as a file, so that the matrix looks at all alike.
+The page's script compares every byte with the expected one, and puts the result into the
+document.  Files found whole are written to the disk, so that the matrix examines all clients
+in the same way.
 """
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ class Client(aio.QuicConnectionProtocol):
                 try:
                     self._quic.send_stream_data(stream_id, request, end_stream=True)
                     break
-                except ValueError:  # qh3 does not queue what is above the limit of streams
+                except ValueError:  # qh3 does not queue requests above the limit of streams
                     self.transmit()
                     await asyncio.sleep(0.002)
         return answer
