@@ -120,6 +120,8 @@ class AioquicPair:
         self.sent: Callable[[bytes], object] = lambda data: None
         """Told each datagram which our engine sends, in the moment in which it does."""
         self.client_address: tuple[str, int] = (CLIENT, 5000)
+        self.other_paths: dict[Any, tuple[str, int]] = {}
+        """Where our client sends from on paths which it has besides its first one."""
         self._config = config or phoenix_trio.TransportConfig()
         self._tls = tls
         self._stock = stock or {}
@@ -219,23 +221,29 @@ class AioquicPair:
         if self._ours is not None:
             self._flush_ours(self._ours)
         if self._theirs is not None:
-            for data, _ in self._theirs.connection.datagrams_to_send(self.now):
-                self._send(data, to_ours=True)
+            for data, destination in self._theirs.connection.datagrams_to_send(self.now):
+                origin = (SERVER, PORT) if self.we_are_client else self.client_address
+                for path, address in self.other_paths.items():
+                    if destination[:2] == address:
+                        origin = path
+                self._send(data, origin, to_ours=True)
             self._theirs.gather()
 
     def _flush_ours(self, side: Side) -> None:
         for _ in range(1000):
             side.engine.begin_pass()
-            for data in take_apart(side.engine.transmit(self.now)):
-                self.sent(data)
-                self._send(data, to_ours=False)
+            for run in side.engine.transmit(self.now):
+                origin = self.client_address if self.we_are_client else (SERVER, PORT)
+                origin = self.other_paths.get(run[1], origin)
+                for data in take_apart([run]):
+                    self.sent(data)
+                    self._send(data, origin, to_ours=False)
             side.gather(self.now)
             if not side.engine.has_more_to_send(self.now):
                 return
         raise AssertionError("transmit never comes to an end")
 
-    def _send(self, data: bytes, *, to_ours: bool) -> None:
-        source = (SERVER, PORT) if to_ours is self.we_are_client else self.client_address
+    def _send(self, data: bytes, source: tuple[str, int], *, to_ours: bool) -> None:
         if self.lost(data):
             return
         for _ in range(self.copies()):

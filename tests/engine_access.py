@@ -453,6 +453,11 @@ def probe_path(engine: Engine, address: Address) -> None:
     engine.paths.add(path, engine.peer_ids)
 
 
+def forbid_moves(engine: Engine) -> None:
+    """Client: let the server have sent disable_active_migration."""
+    engine.state.peer_forbids_moves = True
+
+
 def spin_bit(engine: Engine) -> bool:
     """The spin bit of the engine's next packets (RFC 9000 section 17.4)."""
     return engine.state.spin != 0

@@ -18,7 +18,15 @@ from .established.ecn import NOT_ECT
 from .path_address import Address, SocketAddress
 from .receive_pool import ReceivePool
 
-__all__ = ["DatagramSocket", "DeliveryFailure", "Network", "ReceivedRun", "SocketStatistics"]
+__all__ = [
+    "DatagramSocket",
+    "DeliveryFailure",
+    "Network",
+    "ReceivedRun",
+    "RunReceiver",
+    "RunSender",
+    "SocketStatistics",
+]
 
 
 @attrs.frozen(kw_only=True)
@@ -70,23 +78,8 @@ class DeliveryFailure:
 ReceivedRun = tuple[bytes | bytearray, Address, int, int, int]
 
 
-class DatagramSocket(Protocol):
-    """One bound, non-blocking datagram socket."""
-
-    @property
-    def address(self) -> SocketAddress:
-        """The local address."""
-
-    @property
-    def statistics(self) -> SocketStatistics:
-        """A snapshot of the counters."""
-
-    def report_local_addresses(self) -> None:
-        """From now on, say of each run received at which local address it has arrived.
-
-        Sources are :class:`~.path_address.PathAddress` then, if the socket is bound to several
-        addresses and the system tells; else nothing changes.  Idempotent.
-        """
+class RunReceiver(Protocol):
+    """Where runs of datagrams come from."""
 
     def receive_runs(self, limit: int, pool: ReceivePool | None = None) -> list[ReceivedRun]:
         """Up to `limit` runs of datagrams.
@@ -96,6 +89,10 @@ class DatagramSocket(Protocol):
 
         Never blocks; empty when none waits.
         """
+
+
+class RunSender(Protocol):
+    """Where runs of datagrams go to."""
 
     def send_run(
         self,
@@ -115,6 +112,28 @@ class DatagramSocket(Protocol):
         full; call :meth:`wait_writable` and offer the rest again.
         """
 
+    async def wait_writable(self) -> None:
+        """Wait until :meth:`send_run` has room; ClosedResourceError once closed."""
+
+
+class DatagramSocket(RunReceiver, RunSender, Protocol):
+    """One bound, non-blocking datagram socket."""
+
+    @property
+    def address(self) -> SocketAddress:
+        """The local address."""
+
+    @property
+    def statistics(self) -> SocketStatistics:
+        """A snapshot of the counters."""
+
+    def report_local_addresses(self) -> None:
+        """From now on, say of each run received at which local address it has arrived.
+
+        Sources are :class:`~.path_address.PathAddress` then, if the socket is bound to several
+        addresses and the system tells; else nothing changes.  Idempotent.
+        """
+
     def report_failures(self, *, wanted: bool) -> None:
         """From now on, keep what the network says of datagrams that did not arrive; or no more.
 
@@ -130,9 +149,6 @@ class DatagramSocket(Protocol):
         That is: :meth:`receive_runs` has something, or :meth:`take_failures` has after a call of
         :meth:`receive_runs`.
         """
-
-    async def wait_writable(self) -> None:
-        """Wait until :meth:`send_run` has room; ClosedResourceError once closed."""
 
     def close(self) -> None:
         """Close; tasks which wait are woken with ClosedResourceError.  Idempotent."""

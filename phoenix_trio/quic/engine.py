@@ -193,6 +193,9 @@ class Engine(ConnectionEnd):
             close = s.peer_close
             self._owes_goodbye = True
             self.on_peer_close(close.code, close.frame_type, close.reason)
+        if s.paths.probed:
+            probed, s.paths.probed = s.paths.probed, []
+            self._events += [events.PathProbed(address, ok) for address, ok in probed]
         if s.datagrams.wants_room and s.datagrams.take_room():
             s.streams.sending.progress = True
         self.streams.collect()

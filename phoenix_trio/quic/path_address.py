@@ -2,7 +2,8 @@
 
 Floor 0, pure.  A network path has two ends (RFC 9000 section 9).  A socket bound to
 one address has the same local end for all peers, and the peer's address alone names
-the path.  A server's wildcard socket has as many local ends as the host has
+the path.  A client which has moved to another socket names that as well
+(:class:`SocketPath`).  A server's wildcard socket has as many local ends as the host has
 addresses, and a peer takes answers only from the one it has sent to (section 9:
 "packets from an unknown server address" are discarded).  There, each received
 datagram comes with a :class:`PathAddress`, and what answers it is sent to that.
@@ -22,6 +23,7 @@ __all__ = [
     "Address",
     "PathAddress",
     "SocketAddress",
+    "SocketPath",
     "display_address",
     "ends_of",
     "local_of",
@@ -36,7 +38,6 @@ IPV4_MAPPED = "::ffff:"
 SocketAddress: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
 
 
-@final
 class PathAddress(tuple[Any, ...]):
     """A peer's socket address, followed by the local address at which it reaches us.
 
@@ -62,6 +63,21 @@ class PathAddress(tuple[Any, ...]):
     def local(self) -> str:
         """Our address on this path."""
         return cast(str, self[-1])
+
+
+@final
+class SocketPath(PathAddress):
+    """A server's socket address, followed by the name of a socket to which a client has moved.
+
+    The endpoint's own socket has no name: what comes and goes by it has other addresses.
+    """
+
+    __slots__ = ()
+
+    @property
+    def name(self) -> str:
+        """The name of the socket."""
+        return self.local
 
 
 #: Where datagrams come from, and go to: with our own end if there is a choice of them.

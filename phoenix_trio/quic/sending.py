@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 
 import trio
 
-from .datagram_socket import DatagramSocket
+from .datagram_socket import RunSender
 from .established.runs import Run
 from .established.transmit import BUILD_BYTES
 from .route import Route
@@ -70,7 +70,7 @@ class Sender:
 
     def __init__(
         self,
-        socket: DatagramSocket,
+        socket: RunSender,
         *,
         on_transmitted: Callable[[Route, float], None],
         on_blocked: Callable[[Route, float], None],
@@ -87,6 +87,10 @@ class Sender:
         """Whether no connection was marked dirty since this was set."""
         self.error: OSError | None = None
         """Why the socket failed in another task; :meth:`run` raises it."""
+
+    def use(self, socket: RunSender) -> None:
+        """Give the packets to `socket` from now on."""
+        self._socket = socket
 
     # ------------------------------------------------------------------ in any task
 

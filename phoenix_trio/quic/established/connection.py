@@ -20,8 +20,8 @@ from .idle import keep_alive_interval, longest_backoff
 from .parameters import PeerParameters
 from .recovery import PROBES
 from .runs import Run
-from .state import HANDSHAKE_PING, KEEP_ALIVE_PING, State
-from .transmit import MTU_PROBE, coalesce, transmit
+from .state import HANDSHAKE_PING, KEEP_ALIVE_PING, MOVED_PING, State
+from .transmit import MTU_PROBE, coalesce, transmit, validation_period
 
 __all__ = ["Established"]
 
@@ -69,6 +69,7 @@ class Established:
             s.peer_ids.add_preferred(preferred.connection_id, preferred.reset_token)
             s.paths.preferred = preferred
         s.peer_ids.tokens_changed = True
+        s.peer_forbids_moves = parameters.disable_active_migration
 
     def install_key(
         self, for_sending: bool, suite: int, secret: bytes, version: int, *, is_early: bool
@@ -242,7 +243,7 @@ class Established:
         if now >= s.local_ids.replace_at:
             s.local_ids.replace(now)
         if now >= s.paths.repeat_at:
-            s.paths.repeat_challenges(now)
+            s.paths.repeat_challenges(now, s.peer_ids)
         if now >= s.streams.grant_at:
             s.streams.grant_streams()
         if s.recovery.on_timeout(now, self._can_send()):
@@ -297,6 +298,23 @@ class Established:
     def update_keys(self) -> None:
         """Begin a key update (RFC 9001 section 6.1) if :meth:`can_update_keys`."""
         self.state.keys.request_update(self.state.recovery.next_number)
+
+    # ------------------------------------------------------------------ paths
+
+    def probe_path(self, address: Address, now: float) -> bool:
+        """Client: challenge the server on another path; see :meth:`.paths.Paths.begin_probe`."""
+        s = self.state
+        return s.paths.begin_probe(address, s.peer_ids, now, validation_period(s))
+
+    def move_to_path(self, address: Address) -> bool:
+        """Client: use a path which was validated; see :meth:`.paths.Paths.move`."""
+        s = self.state
+        if not s.paths.move(address, s.peer_ids):
+            return False
+        s.spin = 0
+        # Whether there is data or not, the server has to learn where we are (section 9.2).
+        s.pings.append(MOVED_PING)
+        return True
 
     # ------------------------------------------------------------------ what became of frames
 

@@ -51,6 +51,7 @@ class PeerParameters:
         "ack_delay_exponent",
         "active_connection_id_limit",
         "available_versions",
+        "disable_active_migration",
         "max_ack_delay",
         "max_data",
         "max_datagram_frame_size",
@@ -72,6 +73,9 @@ class PeerParameters:
         """Connection IDs which the peer keeps for us at a time."""
         self.available_versions: Sequence[int] = ()
         """QUIC versions, from the version information (RFC 9368); empty: not said."""
+        self.disable_active_migration = False
+        """Whether the peer's address is not to be sent to from another one of ours, except for
+        its preferred address."""
         self.max_ack_delay = _DEFAULT_MAX_ACK_DELAY
         """Seconds for which the peer delays acknowledgements at most."""
         self.max_data = 0

@@ -30,7 +30,14 @@ from .sending import BulkTurn
 from .sent_packet import SentPacket
 from .state import State
 
-__all__ = ["BUILD_BYTES", "MTU_PROBE", "build_close", "coalesce", "transmit"]
+__all__ = [
+    "BUILD_BYTES",
+    "MTU_PROBE",
+    "build_close",
+    "coalesce",
+    "transmit",
+    "validation_period",
+]
 
 #: Bytes which are built before the first of them is sent: enough to share the cost of a
 #: turn among a few of the largest packets, few enough to keep both ends busy.
@@ -120,7 +127,7 @@ def _mark_to_send(s: State) -> int:
         s.ecn.begin_path()
     s.used_peer_changes = s.peer_ids.changes
     # (Probes of another path in the same run would count as if they were of this one.)
-    return s.ecn.codepoint if len(s.paths.all) == 1 else NOT_ECT
+    return NOT_ECT if s.paths.has_frames and len(s.paths.all) > 1 else s.ecn.codepoint
 
 
 def _transmit(s: State, now: float, slab: bytearray | None, mark: int) -> list[Run]:
@@ -374,6 +381,14 @@ def coalesce(s: State, now: float, room: int, must_fill: bool) -> bytes:
     return _build(s, now, path, room, has_rare, with_data, with_data, must_fill) or b""
 
 
+def validation_period(s: State) -> float:
+    """Seconds for which an answer to a PATH_CHALLENGE is waited for (RFC 9000 section 8.2.4).
+
+    The larger of the present probe timeout and that of a new path.
+    """
+    return max(s.recovery.probe_timeout(), 2 * s.config.initial_rtt)
+
+
 def _fill_path_frames(
     s: State, path: Path, parts: list[bytes], room: int, now: float, packet: SentPacket
 ) -> int:
@@ -381,8 +396,7 @@ def _fill_path_frames(
     if path.needs_challenge() and room >= _PATH_FRAME:
         parts.append(frames.build_path_challenge(path.new_challenge()))
         room -= _PATH_FRAME
-        # The larger of the present probe timeout and that of a new path.
-        patience = max(s.recovery.probe_timeout(), 2 * s.config.initial_rtt)
+        patience = validation_period(s)
         if path is not s.paths.all[0]:
             s.paths.expect_response(path, now, patience)
         else:
@@ -432,7 +446,8 @@ def _probe_other_paths(s: State, now: float, datagrams: list[tuple[bytes, Addres
     """Probing frames on paths which are not active (RFC 9000 section 9.1).
 
     They use a connection ID of their own (section 9.5); without a spare one, nothing can
-    be sent.  They are not limited by congestion control.
+    be sent.  They are not limited by congestion control, and their loss tells nothing of the
+    active path (section 9.4): they do not count as in flight.
     """
     for path in s.paths.all[1:]:
         if not path.challenges and not path.needs_challenge():
@@ -456,7 +471,7 @@ def _probe_other_paths(s: State, now: float, datagrams: list[tuple[bytes, Addres
         room = _fill_path_frames(s, path, parts, room, now, packet)
         parts.append(bytes(room))
         data = _seal(s, cid, packet, b"".join(parts))
-        packet.eliciting = packet.in_flight = True
+        packet.eliciting = True
         s.recovery.on_sent(packet)
         s.note_eliciting_sent(now)
         path.bytes_sent += packet.size
