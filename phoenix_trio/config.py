@@ -301,6 +301,15 @@ class TransportConfig:
 
     20: a failed handshake is rare among honest clients, and costs as much as a good one."""
 
+    address_token_lifetime: float = attrs.field(
+        default=86_400.0, validator=_seconds(0.0, 604_800.0)
+    )
+    """Seconds for which a client which comes back from the same IP address need not prove it
+    again (0 to 604,800, a week; RFC 9000 section 8.1.3).
+
+    A server gives each client one token when its handshake is complete.  It holds once, at
+    the same endpoint; the newest 131,072 hold.  0: no tokens are given."""
+
     max_handshakes: int = attrs.field(default=1024, validator=_integer(1, 1_000_000))
     """Unfinished handshakes an endpoint keeps at most; further ones are refused."""
 

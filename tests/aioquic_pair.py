@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 import phoenix_trio
 from phoenix_trio.quic import events
 from phoenix_trio.quic.handshake.admission import Admit
+from phoenix_trio.quic.handshake.packets import parse_long
 from phoenix_trio.quic.setup import make_client_engine, make_server_engine
 from tests.support import (
     ALPN,
@@ -94,6 +95,7 @@ class AioquicPair:
       tls: of our side, a `ClientTLS` or `ServerTLS`; by default, it trusts and is trusted.
       stock: settings of aioquic's `QuicConfiguration`, besides those of TLS.
       tickets: of aioquic's side; it resumes, and sends early data, with the last one taken.
+      make_token: of our server: makes the token of its NEW_TOKEN frame.
     """
 
     delay = 0.01
@@ -106,8 +108,14 @@ class AioquicPair:
         tls: Any = None,
         stock: dict[str, Any] | None = None,
         tickets: Tickets | None = None,
+        make_token: Callable[[Any, float], bytes] | None = None,
     ) -> None:
         self.now = 0.0
+        self.stock_tokens: list[bytes] = []
+        """The tokens which an aioquic client was given."""
+        self.first_token = b""
+        """That in the first packet of an aioquic client."""
+        self._make_token = make_token
         self.we_are_client = we_are_client
         self.lost: Callable[[bytes], bool] = lambda data: False
         """Whether a datagram is lost."""
@@ -183,7 +191,9 @@ class AioquicPair:
         if self._tickets.taken:
             configuration.session_ticket = self._tickets.taken.pop()
         return QuicConnection(
-            configuration=configuration, session_ticket_handler=self._tickets.taken.append
+            configuration=configuration,
+            session_ticket_handler=self._tickets.taken.append,
+            token_handler=self.stock_tokens.append,
         )
 
     def _make_stock_server(self, first: bytes) -> QuicConnection:
@@ -203,11 +213,14 @@ class AioquicPair:
 
     def _make_own_server(self, first: bytes) -> Side:
         destination = first[6 : 6 + first[5]]
+        header = parse_long(first, 0)
+        assert header is not None
+        self.first_token = header.token
         engine = make_server_engine(
             config=self._config,
             server_tls=self._tls or server_tls(),
             alpn=ALPN,
-            admit=Admit(destination, destination, None),
+            admit=Admit(destination, destination, None, make_token=self._make_token),
             reset_token=lambda cid: (cid * 2)[:16],
             key_log=None,
             trace_logger=None,

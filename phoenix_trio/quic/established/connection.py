@@ -109,6 +109,11 @@ class Established:
         if s.is_client and s.paths.preferred is not None:
             s.paths.try_preferred(s.peer_ids)
 
+    def give_token(self, token: bytes) -> None:
+        """Server: tell the client what proves its address in a later connection."""
+        self.state.token = token
+        self.state.token_pending = True
+
     def on_retry(self, now: float) -> None:
         """The server has not seen what was sent in 0-RTT packets."""
         self.state.recovery.declare_all_lost(now)
@@ -352,6 +357,8 @@ class Established:
                 s.paths.on_challenge_lost()
             elif kind == frames.HANDSHAKE_DONE:
                 s.handshake_done_pending = True
+            elif kind == frames.NEW_TOKEN:
+                s.token_pending = True
             else:
                 s.streams.on_control_lost(kind, a, b)
 
@@ -384,7 +391,7 @@ class Established:
         s.recovery.release()
         s.keys.discard()
         s.zero_rtt_key = s.zero_rtt_header = None
-        s.on_handshake_done = s.on_ticket = None
+        s.on_handshake_done = s.on_ticket = s.on_token = None
         s.trace = None
 
 
@@ -394,5 +401,6 @@ _CONNECTION_FRAMES: Final = frozenset(
         frames.RETIRE_CONNECTION_ID,
         frames.PATH_CHALLENGE,
         frames.HANDSHAKE_DONE,
+        frames.NEW_TOKEN,
     }
 )

@@ -123,6 +123,7 @@ class State:
         "now",
         "on_handshake_done",
         "on_ticket",
+        "on_token",
         "own_idle_timeout",
         "pacing_at",
         "path_ceiling",
@@ -142,6 +143,8 @@ class State:
         "streams",
         "tail_held",
         "ticket_limit",
+        "token",
+        "token_pending",
         "trace",
         "used_peer_changes",
         "version",
@@ -206,6 +209,12 @@ class State:
         self.on_handshake_done: Callable[[], None] | None = None
         self.on_ticket: Callable[[bytes], None] | None = None
         """Client: takes TLS messages of 1-RTT packets."""
+        self.on_token: Callable[[bytes], None] | None = None
+        """Client: keeps a token for a later connection."""
+        self.token = b""
+        """Server: what proves the client's address in a later connection."""
+        self.token_pending = False
+        """Whether the client is to be told of it."""
 
         # The end.
         self.fault: TransportError | None = None
@@ -295,6 +304,7 @@ class State:
         return bool(
             self.pings
             or self.handshake_done_pending
+            or self.token_pending
             or self.local_ids.has_pending
             or self.peer_ids.retiring
             or self.crypto_send.has_pending

@@ -417,6 +417,13 @@ def _fill_rare(s: State, parts: list[bytes], room: int, packet: SentPacket) -> i
             room -= 1
             s.handshake_done_pending = False
             _note_control(packet, frames.HANDSHAKE_DONE, 0)
+        if s.token_pending:
+            frame = frames.build_new_token(s.token)
+            if len(frame) <= room:
+                parts.append(frame)
+                room -= len(frame)
+                s.token_pending = False
+                _note_control(packet, frames.NEW_TOKEN, 0)
         control = packet.control if packet.control is not None else []
         room = s.local_ids.fill(parts, room, control)
         room = s.peer_ids.fill(parts, room, control)
