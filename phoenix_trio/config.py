@@ -414,6 +414,18 @@ class TransportConfig:
     it costs no round trip with any server.  Servers take both, and what the client prefers.
     1: version 2 has the same properties, and some networks let only what they know through."""
 
+    leave_lost_address: bool = attrs.field(
+        default=False, validator=attrs.validators.instance_of(bool)
+    )
+    """Client: whether a connection goes on from another address when its socket is bound to one
+    address, and the host has lost that.
+
+    It opens one socket, bound to all addresses, when the first packet cannot leave; so the
+    system has to say so.  For IPv6, Linux says nothing while it still has a route.
+    ``False``: a program which binds to one address may want packets to leave from no other,
+    so not beside a tunnel which has gone.  Sockets which are bound to all addresses need
+    nothing of this kind: the system chooses for each packet."""
+
     enable_ecn: bool = attrs.field(default=True, validator=attrs.validators.instance_of(bool))
     """Whether packets are marked as ECN-capable (RFC 9000 section 13.4), so that routers can
     signal congestion without dropping them.  A path or peer which does not report marks

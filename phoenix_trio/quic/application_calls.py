@@ -302,6 +302,15 @@ class ApplicationCalls:
         """
         return self.established.move_to_path(address)
 
+    def rebind(self, address: Address) -> bool:
+        """Client: go on from another local address at once, as that in use has gone.
+
+        Returns whether that is possible: the handshake is confirmed, and the server permits
+        moves and has given a connection ID.
+        """
+        s = self.state
+        return s.is_confirmed and not s.peer_forbids_moves and self.established.rebind(address)
+
     def forget_path(self, address: Address) -> None:
         """Send and receive nothing on this path any more, unless it is the one in use."""
         self.paths.forget(address, self.state.peer_ids)

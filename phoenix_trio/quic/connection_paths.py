@@ -119,8 +119,8 @@ class PathCalls(DatagramCalls):
     async def _open_path(self, host: str | None, port: int) -> SocketPath:
         """Open a socket for the path from there to the server."""
         driver, route = self._driver, self._route
-        assert driver.open_socket is not None
-        socket = await driver.open_socket(host, port)
+        assert driver.rebinding.open_socket is not None
+        socket = await driver.rebinding.open_socket(host, port)
         if route is None or self._ended:
             socket.close()
             raise self._ended_error()

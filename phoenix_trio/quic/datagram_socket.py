@@ -10,6 +10,7 @@ one piece of memory.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import attrs
@@ -132,6 +133,13 @@ class DatagramSocket(RunReceiver, RunSender, Protocol):
 
         Sources are :class:`~.path_address.PathAddress` then, if the socket is bound to several
         addresses and the system tells; else nothing changes.  Idempotent.
+        """
+
+    def report_lost_address(self, callback: Callable[[], None]) -> None:
+        """From now on, call `callback` when a datagram cannot leave, as our address has gone.
+
+        That is: the socket is bound to one address, which is none of this host any more.  It
+        is called within :meth:`send_run`, and must not send.
         """
 
     def report_failures(self, *, wanted: bool) -> None:

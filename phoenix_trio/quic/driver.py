@@ -40,6 +40,7 @@ from .incoming import Incoming
 from .local_sockets import LocalSockets
 from .logs import bounded_logger
 from .path_address import SocketAddress, SocketPath
+from .rebinding import Rebinding
 from .receiving import Receiver
 from .route import NO_SINK, Route, Sink
 from .routing_table import RESET_TOKEN_LENGTH, RoutingTable
@@ -99,7 +100,12 @@ class SocketDriver:
         )
         self.sockets = LocalSockets(socket)
         """With those to which client connections have moved."""
-        self._nursery: trio.Nursery | None = None  # while a task drives
+        self.rebinding = Rebinding(
+            self.sockets,
+            sending=lambda: self._sender.sending,
+            add_socket=self.add_socket,
+            flush_soon=self.flush_soon,
+        )
         self._was_idle = True  # whether there was nothing to do before the turn
         self._timers = ConnectionTimers(self._table)
         self._linger_lot = trio.lowlevel.ParkingLot()
@@ -109,8 +115,6 @@ class SocketDriver:
         )
         self.failure: BaseException | None = None
         """What has stopped the driver for good."""
-        self.open_socket: Callable[[str | None, int], Awaitable[DatagramSocket]] | None = None
-        """Set by the endpoint: opens another socket, bound to a host and port."""
         self.has_own_tasks = False
         """Whether :meth:`run` drives; otherwise, tasks that wait do."""
         self.close_when_unused = False
@@ -156,6 +160,8 @@ class SocketDriver:
         """Take over a client connection; :meth:`flush_soon` sends its first packets."""
         route = Route(engine, sink)
         route.handshake_deadline = trio.current_time() + engine.config.handshake_timeout
+        if engine.config.leave_lost_address:
+            self.rebinding.add(route, self.socket)
         self._dialling.add(route)
         self._register(route, engine)
         sink.bind(route)
@@ -172,8 +178,10 @@ class SocketDriver:
         if address is not None:
             self._sender.use(self.sockets)
             self._receiver.use(self.sockets)
-            if self._nursery is not None:
-                self._nursery.start_soon(self._watch_socket, socket)
+            if self.rebinding.nursery is not None:
+                self.rebinding.nursery.start_soon(self._watch_socket, socket)
+            if self.rebinding.watches(route):
+                self.rebinding.add(route, socket)
         return address
 
     def flush_soon(self, route: Route) -> None:
@@ -266,7 +274,7 @@ class SocketDriver:
         try:
             with unwrap_lone():
                 async with trio.open_nursery() as nursery:
-                    self._nursery = nursery
+                    self.rebinding.nursery = nursery
                     for each in self.sockets.more.values():
                         nursery.start_soon(self._watch_socket, each.socket)
                     nursery.start_soon(
@@ -278,7 +286,7 @@ class SocketDriver:
             self._fail(error)
             raise
         finally:
-            self._nursery = None
+            self.rebinding.nursery = None
 
     def _flush_left_over(self) -> None:
         """Send what the cancelled tasks would have sent: no task may drive for long."""
@@ -564,6 +572,9 @@ class SocketDriver:
         if route.account is not None:
             self._budget.forget(route.account)
         self.sockets.close_of(route)
+        self.rebinding.discard(route)
+        if self._sender.sending is route:
+            self._sender.sending = None
         if not self._routes:
             self.close_if_unused()
 

@@ -176,7 +176,9 @@ class Endpoint(metaclass=NoPublicConstructor):
         driver = SocketDriver(own, config, key)
         endpoint: Endpoint = cls._create(driver, network, key_log, traces)
         driver.on_close = endpoint._close_logs
-        driver.open_socket = partial(network.open_socket, buffer_size=config.socket_buffer_size)
+        driver.rebinding.open_socket = partial(
+            network.open_socket, buffer_size=config.socket_buffer_size
+        )
         return endpoint
 
     @property

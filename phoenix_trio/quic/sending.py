@@ -66,7 +66,7 @@ class Sender:
     """
 
     __slots__ = ("_flush_lot", "_on_blocked", "_on_transmitted", "_socket", "dirty", "error",
-                 "is_quiet", "unsent")  # fmt: skip
+                 "is_quiet", "sending", "unsent")  # fmt: skip
 
     def __init__(
         self,
@@ -83,6 +83,8 @@ class Sender:
         """Connections that may have something to send, or events to deliver."""
         self.unsent: deque[Run] = deque()
         """Packets that the socket did not take yet."""
+        self.sending: Route | None = None
+        """The connection whose packets were built last."""
         self.is_quiet = False
         """Whether no connection was marked dirty since this was set."""
         self.error: OSError | None = None
@@ -128,6 +130,7 @@ class Sender:
     def transmit(self, route: Route, now: float) -> None:
         """Send one bounded run of packets of a connection, without telling the driver."""
         route.writers.clear()
+        self.sending = route
         engine, slab = route.engine, _slab()
         engine.begin_pass()
         for _ in range(BUILDS_PER_CONNECTION):

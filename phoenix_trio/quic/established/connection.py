@@ -311,6 +311,11 @@ class Established:
         s = self.state
         return s.paths.begin_probe(address, s.peer_ids, now, validation_period(s))
 
+    def rebind(self, address: Address) -> bool:
+        """Client: use another path at once, without a challenge (RFC 9000 section 9.2)."""
+        s = self.state
+        return s.paths.add_known(address, s.peer_ids) and self.move_to_path(address)
+
     def move_to_path(self, address: Address) -> bool:
         """Client: use a path which was validated; see :meth:`.paths.Paths.move`."""
         s = self.state

@@ -292,6 +292,19 @@ class Paths:
         self.repeat_at = min(self.repeat_at, path.validation_deadline)
         return True
 
+    def add_known(self, address: Address, ids: PeerIds) -> bool:
+        """Client: a path to the server whose address is known to work, for :meth:`move`.
+
+        Returns whether the server has given a connection ID for it.
+        """
+        reserved = ids.reserve()
+        if reserved is None:
+            return False
+        path = Path(address, is_validated=True)
+        path.reserved_id = reserved.number
+        self.add(path, ids)
+        return True
+
     def move(self, address: Address, ids: PeerIds) -> bool:
         """Client: use this path, which is validated, from now on (section 9.2).
 
