@@ -19,10 +19,12 @@ from phoenix_trio.quic.path_address import SocketPath
 from phoenix_trio.testing import Datagram, SimulatedNetwork
 from tests.aioquic_pair import AioquicPair
 from tests.engine_access import (
+    answer_challenges,
     engine_of,
     forbid_moves,
     forget_spare_connection_ids,
     path_in_use,
+    take_back_connection_id_of_probe,
     validated_addresses,
 )
 from tests.support import (
@@ -320,8 +322,16 @@ async def test_a_path_which_does_not_answer_is_given_up_and_the_old_one_goes_on(
         sockets = len(network._sockets)
         network.partition(SECOND, SERVER)
         started = trio.current_time()
-        with pytest.raises(phoenix_trio.PathNotValidated, match=SECOND):
-            await client.migrate(SECOND)
+
+        async def keep_talking() -> None:
+            while True:
+                await client.ping()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keep_talking)
+            with pytest.raises(phoenix_trio.PathNotValidated, match=SECOND):
+                await client.migrate(SECOND)
+            nursery.cancel_scope.cancel()
         assert 3 < trio.current_time() - started < 7
         assert len(network._sockets) == sockets
         assert client.local_address == before
@@ -453,8 +463,7 @@ def test_an_answer_with_other_data_does_not_validate_a_path() -> None:
     pair.flush(client)
     # The challenge is lost, so that the server answers others only.
     pair.wire.clear()
-    server.engine.paths.all[0].challenges += [b"a forged", b"response"]
-    server.engine.paths.has_frames = True
+    answer_challenges(server.engine, b"a forged", b"response")
     pair.drop = lambda destination, data: destination is server and len(data) >= 1200
     pair.run(0.5)
     assert not client.of(events.PathProbed)
@@ -493,9 +502,7 @@ def test_a_connection_id_which_the_server_takes_back_is_replaced_by_another() ->
     path = SocketPath((SERVER, PORT, "1"))
     assert client.engine.probe_path(path, pair.now)
     forget_spare_connection_ids(client.engine)
-    candidate = client.engine.paths.all[1]
-    client.engine.peer_ids.retire_reserved(candidate.reserved_id)
-    candidate.reserved_id = -1
+    take_back_connection_id_of_probe(client.engine)
     pair.run(20)
     assert [each.is_validated for each in client.of(events.PathProbed)] == [True]
 

@@ -20,7 +20,7 @@ from .idle import keep_alive_interval, longest_backoff
 from .parameters import PeerParameters
 from .recovery import PROBES
 from .runs import Run
-from .state import HANDSHAKE_PING, KEEP_ALIVE_PING, MOVED_PING, State
+from .state import HANDSHAKE_PING, KEEP_ALIVE_PING, State
 from .transmit import MTU_PROBE, coalesce, transmit, validation_period
 
 __all__ = ["Established"]
@@ -321,9 +321,8 @@ class Established:
         s = self.state
         if not s.paths.move(address, s.peer_ids):
             return False
+        # (RETIRE_CONNECTION_ID, which is due now, shows the server where we are.)
         s.spin = 0
-        # Whether there is data or not, the server has to learn where we are (section 9.2).
-        s.pings.append(MOVED_PING)
         return True
 
     # ------------------------------------------------------------------ what became of frames

@@ -32,7 +32,7 @@ from .recovery import Recovery
 from .rtt import RoundTrip
 from .streams import Streams
 
-__all__ = ["HANDSHAKE_PING", "KEEP_ALIVE_PING", "MOVED_PING", "NEVER", "PeerClose", "State"]
+__all__ = ["HANDSHAKE_PING", "KEEP_ALIVE_PING", "NEVER", "PeerClose", "State"]
 
 #: For "never" where a number is wanted: 31 years, in seconds.
 NEVER = 1e9
@@ -43,9 +43,6 @@ KEEP_ALIVE_PING = -1
 #: The uid of PINGs which show a server the client's address while the client does not know
 #: whether the handshake is confirmed.
 HANDSHAKE_PING = -2
-
-#: The uid of the PING which shows a server that its client has moved to another path.
-MOVED_PING = -3
 
 #: Session tickets which a client takes, at once and a second.  Each costs several key
 #: derivations, and a packet has room for sixty; a server sends a few (RFC 8446 section 4.6.1).
