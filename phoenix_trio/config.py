@@ -302,6 +302,15 @@ class TransportConfig:
 
     20: a failed handshake is rare among honest clients, and costs as much as a good one."""
 
+    address_token_lifetime: float = attrs.field(
+        default=86_400.0, validator=_seconds(0.0, 604_800.0)
+    )
+    """Seconds for which a client which comes back from the same IP address need not prove it
+    again (0 to 604,800, a week; RFC 9000 section 8.1.3).
+
+    A server gives each client one token when its handshake is complete.  It holds once, at
+    the same endpoint; the newest 131,072 hold.  0: no tokens are given."""
+
     max_handshakes: int = attrs.field(default=1024, validator=_integer(1, 1_000_000))
     """Unfinished handshakes an endpoint keeps at most; further ones are refused."""
 
@@ -406,6 +415,18 @@ class TransportConfig:
     it costs no round trip with any server.  Servers take both, and follow the client's
     preference.  1: version 2 has the same properties, and some networks pass only the
     version they know."""
+
+    leave_lost_address: bool = attrs.field(
+        default=False, validator=attrs.validators.instance_of(bool)
+    )
+    """Client: whether a connection goes on from another address when its socket is bound to one
+    address, and the host has lost that.
+
+    It opens one socket, bound to all addresses, when the first packet cannot leave; so the
+    system has to say so.  For IPv6, Linux says nothing while it still has a route.
+    ``False``: a program which binds to one address may want packets to leave from no other,
+    so not beside a tunnel which has gone.  Sockets which are bound to all addresses need
+    nothing of this kind: the system chooses for each packet."""
 
     enable_ecn: bool = attrs.field(default=True, validator=attrs.validators.instance_of(bool))
     """Whether packets are marked as ECN-capable (RFC 9000 section 13.4), so that routers can

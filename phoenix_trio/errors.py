@@ -34,7 +34,11 @@ __all__ = [
     "MessageRefused",
     "MessageRefusedByPeer",
     "MessageTooLarge",
+    "MigrationFailed",
+    "MigrationForbidden",
     "NoCommonProtocol",
+    "NoConnectionIdLeft",
+    "PathNotValidated",
     "ProtocolError",
     "ServerUnreachable",
     "ShuttingDown",
@@ -143,6 +147,25 @@ class StatelessReset(ConnectionBroken):
 
 class ProtocolError(ConnectionBroken):
     """One side broke the QUIC protocol, or failed inside its transport (RFC 9000 section 20.1)."""
+
+
+class MigrationFailed(trio.BrokenResourceError):
+    """The connection could not move to another network path (RFC 9000 section 9).
+
+    It stays where it was, and goes on; subclasses say why.
+    """
+
+
+class MigrationForbidden(MigrationFailed):
+    """This side is the server, or the server permits no moves (disable_active_migration)."""
+
+
+class PathNotValidated(MigrationFailed):
+    """The server has not answered on the new path (RFC 9000 section 8.2.4)."""
+
+
+class NoConnectionIdLeft(MigrationFailed):
+    """The server has given no connection ID for another path (RFC 9000 section 9.5)."""
 
 
 class HandshakeFailed(ConnectionBroken):

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import attrs
+
+if TYPE_CHECKING:
+    from .quic.path_address import SocketAddress
 
 __all__ = [
     "ConnectionMetrics",
     "ConnectionStatistics",
     "EndpointStatistics",
+    "PathStatistics",
     "RateWindow",
     "TransportStatistics",
 ]
@@ -103,6 +107,29 @@ class ConnectionStatistics:
     them (RFC 9000 section 13.4)."""
     ecn_congestion_signals: int
     """Acknowledgements that reported new marks of congestion."""
+
+
+@attrs.frozen(kw_only=True)
+class PathStatistics:
+    """One network path of a connection at one moment (RFC 9000 section 9).
+
+    Round-trip times, window and packet size are known of the active path alone: they are
+    learnt anew when a connection moves.
+    """
+
+    local_address: SocketAddress
+    """This side's end; of an outgoing connection that of the socket."""
+    peer_address: SocketAddress
+    is_active: bool
+    """Whether packets are sent there; else the path is being probed, or was left."""
+    is_validated: bool
+    """Whether the peer is known to receive there (RFC 9000 section 8.2)."""
+    rtt_min: float | None
+    rtt_smoothed: float | None
+    congestion_window: int | None
+    """Bytes which may be in flight."""
+    path_mtu: int | None
+    """The largest UDP payload which is sent, in bytes."""
 
 
 @attrs.frozen(kw_only=True)

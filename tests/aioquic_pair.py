@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 import phoenix_trio
 from phoenix_trio.quic import events
 from phoenix_trio.quic.handshake.admission import Admit
+from phoenix_trio.quic.handshake.packets import parse_long
 from phoenix_trio.quic.setup import make_client_engine, make_server_engine
 from tests.support import (
     ALPN,
@@ -94,6 +95,7 @@ class AioquicPair:
       tls: of our side, a `ClientTLS` or `ServerTLS`; by default, it trusts and is trusted.
       stock: settings of aioquic's `QuicConfiguration`, besides those of TLS.
       tickets: of aioquic's side; it resumes, and sends early data, with the last one taken.
+      make_token: of our server: makes the token of its NEW_TOKEN frame.
     """
 
     delay = 0.01
@@ -106,8 +108,14 @@ class AioquicPair:
         tls: Any = None,
         stock: dict[str, Any] | None = None,
         tickets: Tickets | None = None,
+        make_token: Callable[[Any, float], bytes] | None = None,
     ) -> None:
         self.now = 0.0
+        self.stock_tokens: list[bytes] = []
+        """The tokens which an aioquic client was given."""
+        self.first_token = b""
+        """That in the first packet of an aioquic client."""
+        self._make_token = make_token
         self.we_are_client = we_are_client
         self.lost: Callable[[bytes], bool] = lambda data: False
         """Whether a datagram is lost."""
@@ -120,6 +128,8 @@ class AioquicPair:
         self.sent: Callable[[bytes], object] = lambda data: None
         """Called with each datagram that our engine sends, in the moment of sending."""
         self.client_address: tuple[str, int] = (CLIENT, 5000)
+        self.other_paths: dict[Any, tuple[str, int]] = {}
+        """Where our client sends from on paths which it has besides its first one."""
         self._config = config or phoenix_trio.TransportConfig()
         self._tls = tls
         self._stock = stock or {}
@@ -181,7 +191,9 @@ class AioquicPair:
         if self._tickets.taken:
             configuration.session_ticket = self._tickets.taken.pop()
         return QuicConnection(
-            configuration=configuration, session_ticket_handler=self._tickets.taken.append
+            configuration=configuration,
+            session_ticket_handler=self._tickets.taken.append,
+            token_handler=self.stock_tokens.append,
         )
 
     def _make_stock_server(self, first: bytes) -> QuicConnection:
@@ -201,11 +213,14 @@ class AioquicPair:
 
     def _make_own_server(self, first: bytes) -> Side:
         destination = first[6 : 6 + first[5]]
+        header = parse_long(first, 0)
+        assert header is not None
+        self.first_token = header.token
         engine = make_server_engine(
             config=self._config,
             server_tls=self._tls or server_tls(),
             alpn=ALPN,
-            admit=Admit(destination, destination, None),
+            admit=Admit(destination, destination, None, make_token=self._make_token),
             reset_token=lambda cid: (cid * 2)[:16],
             key_log=None,
             trace_logger=None,
@@ -219,23 +234,29 @@ class AioquicPair:
         if self._ours is not None:
             self._flush_ours(self._ours)
         if self._theirs is not None:
-            for data, _ in self._theirs.connection.datagrams_to_send(self.now):
-                self._send(data, to_ours=True)
+            for data, destination in self._theirs.connection.datagrams_to_send(self.now):
+                origin = (SERVER, PORT) if self.we_are_client else self.client_address
+                for path, address in self.other_paths.items():
+                    if destination[:2] == address:
+                        origin = path
+                self._send(data, origin, to_ours=True)
             self._theirs.gather()
 
     def _flush_ours(self, side: Side) -> None:
         for _ in range(1000):
             side.engine.begin_pass()
-            for data in take_apart(side.engine.transmit(self.now)):
-                self.sent(data)
-                self._send(data, to_ours=False)
+            for run in side.engine.transmit(self.now):
+                origin = self.client_address if self.we_are_client else (SERVER, PORT)
+                origin = self.other_paths.get(run[1], origin)
+                for data in take_apart([run]):
+                    self.sent(data)
+                    self._send(data, origin, to_ours=False)
             side.gather(self.now)
             if not side.engine.has_more_to_send(self.now):
                 return
         raise AssertionError("transmit never comes to an end")
 
-    def _send(self, data: bytes, *, to_ours: bool) -> None:
-        source = (SERVER, PORT) if to_ours is self.we_are_client else self.client_address
+    def _send(self, data: bytes, source: tuple[str, int], *, to_ours: bool) -> None:
         if self.lost(data):
             return
         for _ in range(self.copies()):

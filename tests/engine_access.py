@@ -453,6 +453,24 @@ def probe_path(engine: Engine, address: Address) -> None:
     engine.paths.add(path, engine.peer_ids)
 
 
+def answer_challenges(engine: Engine, *data: bytes) -> None:
+    """Let the peer have sent PATH_CHALLENGE frames with this data on the path in use."""
+    engine.paths.all[0].challenges += data
+    engine.paths.has_frames = True
+
+
+def take_back_connection_id_of_probe(engine: Engine) -> None:
+    """Client: let the server have retired the connection ID of the path which is probed."""
+    candidate = engine.paths.all[1]
+    engine.peer_ids.retire_reserved(candidate.reserved_id)
+    candidate.reserved_id = -1
+
+
+def forbid_moves(engine: Engine) -> None:
+    """Client: let the server have sent disable_active_migration."""
+    engine.state.peer_forbids_moves = True
+
+
 def spin_bit(engine: Engine) -> bool:
     """The spin bit of the engine's next packets (RFC 9000 section 17.4)."""
     return engine.state.spin != 0

@@ -163,13 +163,16 @@ class EnginePair:
         engine.start((SERVER, PORT), self.now)
         self.flush(self.client)
 
+    def admit(self, destination: bytes) -> Admit:
+        """The verdict on the client's first packet, which was sent to this connection ID."""
+        return Admit(destination, destination, None)
+
     def _make_server(self, data: bytes) -> Side:
-        destination = data[6 : 6 + data[5]]
         engine = make_server_engine(
             config=self._server_config,
             server_tls=self._server_tls,
             alpn=ALPN,
-            admit=Admit(destination, destination, None),
+            admit=self.admit(data[6 : 6 + data[5]]),
             reset_token=lambda cid: (cid * 2)[:16],
             key_log=None,
             trace_logger=None,

@@ -273,6 +273,48 @@ class ApplicationCalls:
         """Begin a key update (RFC 9001 section 6.1) if :attr:`can_update_keys`."""
         self.established.update_keys()
 
+    # ------------------------------------------------------------------ paths
+
+    @property
+    def peer_forbids_moves(self) -> bool:
+        """Whether the peer has sent disable_active_migration (RFC 9000 section 18.2)."""
+        return self.state.peer_forbids_moves
+
+    def path_facts(self) -> list[tuple[Address, bool]]:
+        """The address of each path, the active one first, and whether it is validated."""
+        return [(path.addr, path.is_validated) for path in self.paths.all]
+
+    @property
+    def rtt_min(self) -> float | None:
+        """The smallest round-trip time in seconds; ``None`` before the first sample."""
+        return self.rtt.minimum if self.rtt.has_sample else None
+
+    def probe_path(self, address: Address, now: float) -> bool:
+        """Client: challenge the server on another path, and report
+        :class:`~phoenix_trio.quic.events.PathProbed`; whether there is a connection ID for it.
+        """
+        return self.established.probe_path(address, now)
+
+    def move_to_path(self, address: Address) -> bool:
+        """Client: use a path which was validated from now on.
+
+        Returns whether that is so: there may be no connection ID for it any more.
+        """
+        return self.established.move_to_path(address)
+
+    def rebind(self, address: Address) -> bool:
+        """Client: go on from another local address at once, as that in use has gone.
+
+        Returns whether that is possible: the handshake is confirmed, and the server permits
+        moves and has given a connection ID.
+        """
+        s = self.state
+        return s.is_confirmed and not s.peer_forbids_moves and self.established.rebind(address)
+
+    def forget_path(self, address: Address) -> None:
+        """Send and receive nothing on this path any more, unless it is the one in use."""
+        self.paths.forget(address, self.state.peer_ids)
+
     # ------------------------------------------------------------------ statistics
 
     @property

@@ -28,7 +28,7 @@ from ..errors import (
     ShuttingDown,
 )
 from . import events
-from .connection_datagrams import DatagramCalls
+from .connection_paths import PathCalls
 from .construction import NoPublicConstructor
 from .exchange import exchange
 from .receiving_part import ReceivingPart
@@ -101,7 +101,7 @@ S = TypeVar("S", QuicStream, ReceiveStream)
 
 
 @final
-class QuicConnection(DatagramCalls, trio.abc.AsyncResource, metaclass=NoPublicConstructor):
+class QuicConnection(PathCalls, trio.abc.AsyncResource, metaclass=NoPublicConstructor):
     """A connection to one peer.
 
     Obtained from :func:`open_connection`, :meth:`Endpoint.connect`,
@@ -120,7 +120,6 @@ class QuicConnection(DatagramCalls, trio.abc.AsyncResource, metaclass=NoPublicCo
         self._take_stream: Callable[[QuicStream], None] | None = None
         # The lowest ID of a bidirectional stream which the peer has not opened yet.
         self._next_incoming = int(engine.is_client)  # (RFC 9000 section 2.1)
-        self._is_client = engine.is_client
         self._refuses_from: int | None = None
 
     # ------------------------------------------------------------------ streams
@@ -510,6 +509,7 @@ _HANDLERS: dict[type, Callable[[QuicConnection, Any], None]] = {
     events.StreamsAvailable: QuicConnection._on_streams_available,
     events.DatagramReceived: QuicConnection._on_datagram,
     events.PingAcknowledged: QuicConnection._on_ping,
+    events.PathProbed: QuicConnection._on_path_probed,
     events.EarlyDataReady: QuicConnection._on_early_data,
     events.HandshakeCompleted: QuicConnection._on_handshake,
     events.HandshakeConfirmed: QuicConnection._on_confirmed,

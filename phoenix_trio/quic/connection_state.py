@@ -23,6 +23,7 @@ from .logs import bounded_logger
 from .path_address import (
     Address,
     SocketAddress,
+    SocketPath,
     display_address,
     local_of,
     local_socket_address,
@@ -55,6 +56,7 @@ class ConnectionState:
     def __init__(self, driver: SocketDriver, engine: Engine) -> None:
         self._driver = driver
         self._use(engine)
+        self._is_client = engine.is_client
         self._route: Route | None = None
         self._receivers: MutableMapping[int, ReceivingPart[Any]] = {}
         self._senders: dict[int, SendingPart[Any]] = {}
@@ -91,6 +93,9 @@ class ConnectionState:
         self._send_lot = trio.lowlevel.ParkingLot()
         self._datagram_lot = trio.lowlevel.ParkingLot()
         self._key_update = ConflictDetector("another task is updating this connection's keys")
+        self._move = ConflictDetector("another task is moving this connection")
+        self._move_lot = trio.lowlevel.ParkingLot()
+        self._probed: dict[Address, bool] = {}  # paths whose validation has ended
 
     def _use(self, engine: ApplicationFace) -> None:
         """Use `engine` from now on."""
@@ -116,11 +121,14 @@ class ConnectionState:
     def local_address(self) -> SocketAddress:
         """The address at which the peer reaches us, as ``(host, port)`` or longer for IPv6.
 
-        For an outgoing connection, and on systems that do not report it: the address of the
-        endpoint's socket.
+        Of an outgoing connection, and where the system does not tell: the address of
+        the endpoint's socket, or of the one to which the connection has moved.
         """
-        address = self._driver.socket.address
-        local = local_of(self._path_address())
+        return self._local_end(self._path_address())
+
+    def _local_end(self, path: Address) -> SocketAddress:
+        address = self._driver.sockets.address_of(path)
+        local = None if type(path) is SocketPath else local_of(path)
         return address if local is None else local_socket_address(local, address[1])
 
     def _path_address(self) -> Address:
@@ -466,6 +474,11 @@ class ConnectionState:
         if lot is not None:
             lot.unpark_all()
 
+    def _on_path_probed(self, event: events.PathProbed) -> None:
+        if self._move.busy:
+            self._probed[event.address] = event.is_validated
+            self._move_lot.unpark_all()
+
     def _on_early_data(self, event: events.EarlyDataReady) -> None:
         self._alpn_protocol = event.alpn_protocol
         self._become_ready()
@@ -534,6 +547,7 @@ class ConnectionState:
             *self._credit_lots,
             self._send_lot,
             self._datagram_lot,
+            self._move_lot,
             *self._pings.values(),
             *self._waiting_for_room.values(),
             *(lot for lot, _ in self._waiting_for_progress.values()),

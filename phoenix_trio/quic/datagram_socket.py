@@ -10,6 +10,7 @@ piece of memory.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import attrs
@@ -18,7 +19,15 @@ from .established.ecn import NOT_ECT
 from .path_address import Address, SocketAddress
 from .receive_pool import ReceivePool
 
-__all__ = ["DatagramSocket", "DeliveryFailure", "Network", "ReceivedRun", "SocketStatistics"]
+__all__ = [
+    "DatagramSocket",
+    "DeliveryFailure",
+    "Network",
+    "ReceivedRun",
+    "RunReceiver",
+    "RunSender",
+    "SocketStatistics",
+]
 
 
 @attrs.frozen(kw_only=True)
@@ -70,23 +79,8 @@ class DeliveryFailure:
 ReceivedRun = tuple[bytes | bytearray, Address, int, int, int]
 
 
-class DatagramSocket(Protocol):
-    """One bound, non-blocking datagram socket."""
-
-    @property
-    def address(self) -> SocketAddress:
-        """The local address."""
-
-    @property
-    def statistics(self) -> SocketStatistics:
-        """A snapshot of the counters."""
-
-    def report_local_addresses(self) -> None:
-        """Report the local address of arrival with each run from now on.
-
-        Sources are then :class:`~.path_address.PathAddress`, if the socket is bound to several
-        addresses and the system reports them; otherwise nothing changes.  Idempotent.
-        """
+class RunReceiver(Protocol):
+    """Where runs of datagrams come from."""
 
     def receive_runs(self, limit: int, pool: ReceivePool | None = None) -> list[ReceivedRun]:
         """Receive up to `limit` runs of datagrams.
@@ -96,6 +90,10 @@ class DatagramSocket(Protocol):
 
         Never blocks; returns an empty list if no datagram waits.
         """
+
+
+class RunSender(Protocol):
+    """Where runs of datagrams go to."""
 
     def send_run(
         self,
@@ -115,6 +113,35 @@ class DatagramSocket(Protocol):
         :meth:`wait_writable` and offer the rest again.
         """
 
+    async def wait_writable(self) -> None:
+        """Wait until :meth:`send_run` has room; ClosedResourceError once closed."""
+
+
+class DatagramSocket(RunReceiver, RunSender, Protocol):
+    """One bound, non-blocking datagram socket."""
+
+    @property
+    def address(self) -> SocketAddress:
+        """The local address."""
+
+    @property
+    def statistics(self) -> SocketStatistics:
+        """A snapshot of the counters."""
+
+    def report_local_addresses(self) -> None:
+        """From now on, say of each run received at which local address it has arrived.
+
+        Sources are :class:`~.path_address.PathAddress` then, if the socket is bound to several
+        addresses and the system tells; else nothing changes.  Idempotent.
+        """
+
+    def report_lost_address(self, callback: Callable[[], None]) -> None:
+        """From now on, call `callback` when a datagram cannot leave, as our address has gone.
+
+        That is: the socket is bound to one address, which is none of this host any more.  It
+        is called within :meth:`send_run`, and must not send.
+        """
+
     def report_failures(self, *, wanted: bool) -> None:
         """Start or stop keeping the network's reports of datagrams that did not arrive.
 
@@ -130,9 +157,6 @@ class DatagramSocket(Protocol):
         Then :meth:`receive_runs` has datagrams, or :meth:`take_failures` has reports after a
         call of :meth:`receive_runs`.
         """
-
-    async def wait_writable(self) -> None:
-        """Wait until :meth:`send_run` has room; ClosedResourceError once closed."""
 
     def close(self) -> None:
         """Close; waiting tasks are woken with ClosedResourceError.  Idempotent."""

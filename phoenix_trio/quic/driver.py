@@ -37,8 +37,10 @@ from .groups import unwrap_lone
 from .hand_over import HandOver
 from .handshake.admission import Admission, Admit
 from .incoming import Incoming
+from .local_sockets import LocalSockets
 from .logs import bounded_logger
-from .path_address import SocketAddress
+from .path_address import SocketAddress, SocketPath
+from .rebinding import Rebinding
 from .receiving import Receiver
 from .route import NO_SINK, Route, Sink
 from .routing_table import RESET_TOKEN_LENGTH, RoutingTable
@@ -96,6 +98,14 @@ class SocketDriver:
         self._sender = Sender(
             socket, on_transmitted=self._on_transmitted, on_blocked=self._end_or_schedule
         )
+        self.sockets = LocalSockets(socket)
+        """With those to which client connections have moved."""
+        self.rebinding = Rebinding(
+            self.sockets,
+            sending=lambda: self._sender.sending,
+            add_socket=self.add_socket,
+            flush_soon=self.flush_soon,
+        )
         self._was_idle = True  # whether there was nothing to do before the turn
         self._timers = ConnectionTimers(self._table)
         self._linger_lot = trio.lowlevel.ParkingLot()
@@ -150,10 +160,29 @@ class SocketDriver:
         """Take over a client connection; :meth:`flush_soon` sends its first packets."""
         route = Route(engine, sink)
         route.handshake_deadline = trio.current_time() + engine.config.handshake_timeout
+        if engine.config.leave_lost_address:
+            self.rebinding.add(route, self.socket)
         self._dialling.add(route)
         self._register(route, engine)
         sink.bind(route)
         return route
+
+    def add_socket(
+        self, socket: DatagramSocket, route: Route, remote: SocketAddress
+    ) -> SocketPath | None:
+        """Drive another socket, for one client connection; see :meth:`LocalSockets.add`.
+
+        :meth:`LocalSockets.close` ends that; so do the ends of the connection and the endpoint.
+        """
+        address = self.sockets.add(socket, route, remote)
+        if address is not None:
+            self._sender.use(self.sockets)
+            self._receiver.use(self.sockets)
+            if self.rebinding.nursery is not None:
+                self.rebinding.nursery.start_soon(self._watch_socket, socket)
+            if self.rebinding.watches(route):
+                self.rebinding.add(route, socket)
+        return address
 
     def flush_soon(self, route: Route) -> None:
         """Send what the connection has to say, and deliver its events.
@@ -262,6 +291,9 @@ class SocketDriver:
         try:
             with unwrap_lone():
                 async with trio.open_nursery() as nursery:
+                    self.rebinding.nursery = nursery
+                    for each in self.sockets.more.values():
+                        nursery.start_soon(self._watch_socket, each.socket)
                     nursery.start_soon(
                         self._run_until_closed, self._sender.run, nursery.cancel_scope
                     )
@@ -270,6 +302,8 @@ class SocketDriver:
         except Exception as error:
             self._fail(error)
             raise
+        finally:
+            self.rebinding.nursery = None
 
     def _flush_left_over(self) -> None:
         """Send what the cancelled tasks would have sent: no task may drive for long."""
@@ -348,6 +382,7 @@ class SocketDriver:
 
     def _close_socket(self) -> None:
         self.socket.close()
+        self.sockets.close_all()
         self._hand_over.close()
         on_close, self.on_close = self.on_close, None
         if on_close is not None:
@@ -355,7 +390,7 @@ class SocketDriver:
 
     def statistics(self) -> EndpointStatistics:
         """A snapshot of the endpoint's counters."""
-        counters, incoming = self.socket.statistics, self._incoming
+        counters, incoming = self.sockets.statistics, self._incoming
         answers = incoming.answers
         return EndpointStatistics(
             bytes_sent=counters.bytes_sent,
@@ -397,6 +432,17 @@ class SocketDriver:
             else:
                 self._was_idle = True
                 await self.socket.wait_readable()
+
+    async def _watch_socket(self, socket: DatagramSocket) -> None:
+        """Take turns when a socket besides the endpoint's own is readable, until it is closed."""
+        while True:
+            try:
+                await socket.wait_readable()
+            except trio.ClosedResourceError:
+                return
+            self._was_idle = True
+            while self._turn():
+                await trio.lowlevel.checkpoint()
 
     async def _watch_timers(self) -> None:
         # A task of its own: a cancel scope for each wait of the receiving task costs a
@@ -508,7 +554,7 @@ class SocketDriver:
     # ------------------------------------------------------------------ begin and end
 
     def _register(self, route: Route, engine: Engine) -> None:
-        engine.path_ceiling = self.socket.largest_payload
+        engine.path_ceiling = self.sockets.largest_payload
         engine.set_arrivals(self._arrivals)
         self._table.add(route, engine.connection_ids)
         if route.initial_connection_id is not None:
@@ -542,6 +588,10 @@ class SocketDriver:
         self._sender.dirty.pop(route, None)
         if route.account is not None:
             self._budget.forget(route.account)
+        self.sockets.close_of(route)
+        self.rebinding.discard(route)
+        if self._sender.sending is route:
+            self._sender.sending = None
         if not self._routes:
             self.close_if_unused()
 

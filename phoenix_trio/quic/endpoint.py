@@ -10,6 +10,7 @@ import os
 import socket as sockets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TextIO, final
 
 import trio
@@ -175,6 +176,9 @@ class Endpoint(metaclass=NoPublicConstructor):
         driver = SocketDriver(own, config, key)
         endpoint: Endpoint = cls._create(driver, network, key_log, traces)
         driver.on_close = endpoint._close_logs
+        driver.rebinding.open_socket = partial(
+            network.open_socket, buffer_size=config.socket_buffer_size
+        )
         return endpoint
 
     @property

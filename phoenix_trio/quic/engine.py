@@ -54,6 +54,7 @@ class Engine(ConnectionEnd):
     __slots__ = (
         "__weakref__",
         "_early_pending",
+        "_make_token",
         "peer_ids",
     )
 
@@ -107,6 +108,8 @@ class Engine(ConnectionEnd):
         self.peer_ids = self.state.peer_ids
         self.state.on_handshake_done = self._on_handshake_done
         self.state.on_ticket = self.handshake.take_tls_message
+        self.state.on_token = settings.keep_token
+        self._make_token = settings.make_token
         self._early_pending = False  # whether early data was accepted, and not reported yet
 
         self._bytes_sent = 0
@@ -164,6 +167,8 @@ class Engine(ConnectionEnd):
                 if s.idle_since == math.inf:
                     s.idle_since = now  # a server's idle timer begins with the first datagram
                 self.handshake.receive(bytes(data[start:end]), address, now, mark)
+                if self._make_token is not None and s.is_confirmed:
+                    self._give_token(self._make_token)
             if not s.is_confirmed:
                 self._go_on_with_handshake()
         except Exception as error:  # noqa: BLE001 - whatever it is, one connection pays
@@ -172,6 +177,13 @@ class Engine(ConnectionEnd):
         self._udp_datagrams_received += -(-(end - start) // size) if size else 1
         self._collect()
         return end
+
+    def _give_token(self, make_token: Callable[[Address, float], bytes]) -> None:
+        """Server: give the client a token if its address is proved (RFC 9000 section 8.1.3)."""
+        self._make_token = None
+        path = self.paths.all[0]
+        if path.is_validated:
+            self.established.give_token(make_token(path.addr, self.state.now))
 
     def _go_on_with_handshake(self) -> None:
         """What a packet may have brought before the handshake is confirmed."""
@@ -193,6 +205,9 @@ class Engine(ConnectionEnd):
             close = s.peer_close
             self._owes_goodbye = True
             self.on_peer_close(close.code, close.frame_type, close.reason)
+        if s.paths.probed:
+            probed, s.paths.probed = s.paths.probed, []
+            self._events += [events.PathProbed(address, ok) for address, ok in probed]
         if s.datagrams.wants_room and s.datagrams.take_room():
             s.streams.sending.progress = True
         self.streams.collect()

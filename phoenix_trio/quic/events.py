@@ -12,6 +12,8 @@ from typing import TypeAlias
 
 import attrs
 
+from .path_address import Address
+
 __all__ = [
     "ConnectionIdIssued",
     "ConnectionIdRetired",
@@ -20,6 +22,7 @@ __all__ = [
     "Event",
     "HandshakeCompleted",
     "HandshakeConfirmed",
+    "PathProbed",
     "PingAcknowledged",
     "SendProgress",
     "StreamDataReceived",
@@ -117,6 +120,14 @@ class PingAcknowledged:
 
 
 @attrs.frozen
+class PathProbed:
+    """Client: another path, to which the application wants to move, works or does not."""
+
+    address: Address
+    is_validated: bool
+
+
+@attrs.frozen
 class ConnectionIdIssued:
     """The peer may address us by this connection ID from now on."""
 
@@ -153,6 +164,7 @@ Event: TypeAlias = (
     | SendProgress
     | DatagramReceived
     | PingAcknowledged
+    | PathProbed
     | ConnectionIdIssued
     | ConnectionIdRetired
     | Terminated

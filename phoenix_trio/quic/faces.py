@@ -311,6 +311,28 @@ class ApplicationFace(Protocol):
     def update_keys(self) -> None:
         """Begin a key update (RFC 9001 section 6.1) if :attr:`can_update_keys`."""
 
+    # ------------------------------------------------------------------ paths
+
+    @property
+    def peer_forbids_moves(self) -> bool:
+        """Whether the peer permits no move to another path."""
+
+    def path_facts(self) -> list[tuple[Address, bool]]:
+        """The address of each path, the active one first, and whether it is validated."""
+
+    @property
+    def rtt_min(self) -> float | None:
+        """The smallest round-trip time in seconds; ``None`` before the first sample."""
+
+    def probe_path(self, address: Address, now: float) -> bool:
+        """Challenge the server on another path; whether there is a connection ID for it."""
+
+    def move_to_path(self, address: Address) -> bool:
+        """Use a path which was validated from now on; whether that is possible."""
+
+    def forget_path(self, address: Address) -> None:
+        """Use this path no more, unless it is the active one."""
+
     # ------------------------------------------------------------------ the end
 
     def close_application(self, error_code: int, reason: str) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import socket
 import sys
+from collections.abc import Callable
 from functools import partial
 from typing import final
 
@@ -115,6 +116,7 @@ class UdpSocket:
         address = raw.getsockname()
         self._address: SocketAddress = address
         self._closed = False
+        self._on_lost_address: Callable[[], None] | None = None
         self._errors = ErrorQueue(raw)
         self._was_woken = False  # whether it was said to be readable, and not looked at since
         self._bytes_sent = 0
@@ -165,6 +167,9 @@ class UdpSocket:
     def report_local_addresses(self) -> None:
         if not self._closed:
             packet_info.ask(self._raw)
+
+    def report_lost_address(self, callback: Callable[[], None]) -> None:
+        self._on_lost_address = callback
 
     def report_failures(self, *, wanted: bool) -> None:
         if not self._closed:
@@ -347,6 +352,12 @@ class UdpSocket:
                 return True
             self._note_error(error, _SOFT_SEND_ERRORS)
             self._errors.note(address, error, data)
+            if (
+                self._on_lost_address is not None
+                and error.errno in _SOURCE_REFUSED
+                and socket_options.has_lost_address(self._raw)
+            ):
+                self._on_lost_address()
             return True
         if mark:
             self._mark_refusals = 0

@@ -1,11 +1,12 @@
 """Defines socket addresses, and the address of a network path: the peer's with ours behind it.
 
-Floor 0, pure.  A network path has two ends (RFC 9000 section 9).  A socket bound to one address
-has the same local end for all peers, so the peer's address alone names the path.  A server's
-wildcard socket has as many local ends as the host has addresses, and a peer takes answers only
-from the address that it has sent to (section 9: "packets from an unknown server address" are
-discarded).  On such a socket, each received datagram comes with a :class:`PathAddress`, and its
-answer is sent to that.
+Floor 0, pure.  A network path has two ends (RFC 9000 section 9).  A socket bound to
+one address has the same local end for all peers, and the peer's address alone names
+the path.  A client which has moved to another socket names that as well
+(:class:`SocketPath`).  A server's wildcard socket has as many local ends as the host has
+addresses, and a peer takes answers only from the one it has sent to (section 9:
+"packets from an unknown server address" are discarded).  There, each received
+datagram comes with a :class:`PathAddress`, and what answers it is sent to that.
 
 All code between the sockets treats it as one opaque value: equal values are the same path,
 different values are different paths.  So a change of the local end is validated, and gets a
@@ -21,6 +22,7 @@ __all__ = [
     "Address",
     "PathAddress",
     "SocketAddress",
+    "SocketPath",
     "display_address",
     "ends_of",
     "local_of",
@@ -35,7 +37,6 @@ IPV4_MAPPED = "::ffff:"
 SocketAddress: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
 
 
-@final
 class PathAddress(tuple[Any, ...]):
     """A peer's socket address, followed by the local address at which it reaches us.
 
@@ -63,7 +64,22 @@ class PathAddress(tuple[Any, ...]):
         return cast(str, self[-1])
 
 
-#: The source or destination of datagrams: with our own end if there is a choice.
+@final
+class SocketPath(PathAddress):
+    """A server's socket address, followed by the name of a socket to which a client has moved.
+
+    The endpoint's own socket has no name: what comes and goes by it has other addresses.
+    """
+
+    __slots__ = ()
+
+    @property
+    def name(self) -> str:
+        """The name of the socket."""
+        return self.local
+
+
+#: Where datagrams come from, and go to: with our own end if there is a choice of them.
 Address: TypeAlias = SocketAddress | PathAddress
 
 

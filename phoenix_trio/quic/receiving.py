@@ -9,10 +9,10 @@ ones are held back while other connections are active
 from __future__ import annotations
 
 from ..config import TransportConfig
-from .datagram_socket import DatagramSocket, ReceivedRun
+from .datagram_socket import ReceivedRun, RunReceiver
 from .handshake.admission import CONNECTION_ID_LENGTH, destination_connection_id
 from .incoming import Incoming
-from .path_address import Address, PathAddress
+from .path_address import Address, PathAddress, SocketPath
 from .receive_pool import receive_pool
 from .route import Route
 from .routing_table import RoutingTable
@@ -45,7 +45,7 @@ class Receiver:
 
     def __init__(
         self,
-        socket: DatagramSocket,
+        socket: RunReceiver,
         config: TransportConfig,
         table: RoutingTable,
         budget: TurnBudget[ReceivedRun],
@@ -58,6 +58,10 @@ class Receiver:
         self._incoming = incoming
         self._pool = receive_pool(config.memory_pool_size) if config.enable_memory_pool else None
         self.resets_received = 0
+
+    def use(self, socket: RunReceiver) -> None:
+        """Read `socket` from now on."""
+        self._socket = socket
 
     def read(self, now: float, touched: dict[Route, None], *, was_idle: bool) -> int | None:
         """Read a bounded number of datagrams, and hand them to their connections.
@@ -143,12 +147,19 @@ class Receiver:
             route.engine.receive(data, route.path(address), now, mark)
             return route
         if data[0] & 0x80:
+            if type(address) is SocketPath:
+                # The endpoint's own socket alone listens.
+                self._incoming.datagrams_unroutable += 1
+                return None
             return self._incoming.take_long(data, address, now, mark)
         route = self._table.find_reset(data)
         if route is not None:
             self.resets_received += 1
             route.engine.on_stateless_reset(now)
             return route
+        if type(address) is SocketPath:
+            self._incoming.datagrams_unroutable += 1
+            return None
         self._incoming.take_short(data, address, now)
         return None
 

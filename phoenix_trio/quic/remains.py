@@ -88,6 +88,7 @@ class ConnectionRemains:
     idle_timeout = math.inf
     is_congested = False
     keep_alive: float | None = None
+    peer_forbids_moves = False
 
     def __init__(
         self,
@@ -225,6 +226,26 @@ class ConnectionRemains:
 
     def update_keys(self) -> None:
         """Do nothing: there are no keys any more."""
+
+    def path_facts(self) -> list[tuple[Address, bool]]:
+        """There are no paths any more."""
+        return []
+
+    @property
+    def rtt_min(self) -> float | None:
+        """The last one, in seconds."""
+        return self._statistics.rtt_min
+
+    def probe_path(self, address: Address, now: float) -> bool:
+        """There are no paths any more."""
+        return False
+
+    def move_to_path(self, address: Address) -> bool:
+        """There are no paths any more."""
+        return False
+
+    def forget_path(self, address: Address) -> None:
+        """It is forgotten already."""
 
     def close_application(self, error_code: int, reason: str) -> None:
         """Do nothing: the connection is closed."""

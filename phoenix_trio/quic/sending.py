@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 
 import trio
 
-from .datagram_socket import DatagramSocket
+from .datagram_socket import RunSender
 from .established.runs import Run
 from .established.transmit import BUILD_BYTES
 from .route import Route
@@ -65,11 +65,11 @@ class Sender:
     """
 
     __slots__ = ("_flush_lot", "_on_blocked", "_on_transmitted", "_socket", "dirty", "error",
-                 "is_quiet", "unsent")  # fmt: skip
+                 "is_quiet", "sending", "unsent")  # fmt: skip
 
     def __init__(
         self,
-        socket: DatagramSocket,
+        socket: RunSender,
         *,
         on_transmitted: Callable[[Route, float], None],
         on_blocked: Callable[[Route, float], None],
@@ -81,11 +81,17 @@ class Sender:
         self.dirty: dict[Route, None] = {}
         """Connections that may have something to send, or events to deliver."""
         self.unsent: deque[Run] = deque()
-        """Packets not yet taken by the socket."""
+        """Packets that the socket did not take yet."""
+        self.sending: Route | None = None
+        """The connection whose packets were built last."""
         self.is_quiet = False
         """Whether no connection was marked dirty since this was set."""
         self.error: OSError | None = None
         """The error of the socket in another task; :meth:`run` raises it."""
+
+    def use(self, socket: RunSender) -> None:
+        """Give the packets to `socket` from now on."""
+        self._socket = socket
 
     # ------------------------------------------------------------------ in any task
 
@@ -123,6 +129,7 @@ class Sender:
     def transmit(self, route: Route, now: float) -> None:
         """Send one bounded run of packets of a connection, without telling the driver."""
         route.writers.clear()
+        self.sending = route
         engine, slab = route.engine, _slab()
         engine.begin_pass()
         for _ in range(BUILDS_PER_CONNECTION):

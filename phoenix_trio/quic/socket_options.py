@@ -23,6 +23,7 @@ __all__ = [
     "enable_gro",
     "forbid_fragments",
     "granted_buffer",
+    "has_lost_address",
     "interface_mtu",
     "reuse_port",
     "set_buffer",
@@ -173,3 +174,14 @@ def interface_mtu(address: SocketAddress, local: str | None) -> int | None:
             return scout.getsockopt(socket.IPPROTO_IP, _IP_MTU)
     except OSError:
         return None
+
+
+def has_lost_address(raw: socket.socket) -> bool:
+    """Whether the socket is bound to an address which is none of this host any more."""
+    address = raw.getsockname()
+    try:
+        with socket.socket(raw.family, socket.SOCK_DGRAM) as other:
+            other.bind((address[0], 0, *address[2:]))
+    except OSError as error:
+        return error.errno in (errno.EADDRNOTAVAIL, errno.ENODEV)
+    return False

@@ -81,7 +81,7 @@ class SimulatedHost:
         is_wildcard = host in (None, "0.0.0.0", "::")  # noqa: S104 - not a real one
         if not is_wildcard:
             named = self._addresses(host or "")
-            own = tuple(each for each in named if each in self._own)[:1]
+            own = tuple(each for each in named if each in self._order)[:1]
             if not own:
                 raise OSError(errno.EADDRNOTAVAIL, f"{host} is not an address of {self!r}")
         port = port or network._free_port(*own)
@@ -118,6 +118,21 @@ class SimulatedHost:
             raise ValueError(f"{address} is not an address of {self!r}")
         self._order.remove(chosen)
         self._order.insert(0, chosen)
+
+    def lose(self, address: str) -> None:
+        """The host loses one of its addresses, as when a network interface is taken away.
+
+        Nothing leaves from it or arrives there any more.  A socket which is bound to all
+        addresses goes on with the others.
+
+        Raises:
+          ValueError: it is not an address of this host, or is lost already.
+        """
+        gone = numeric(address)
+        if gone not in self._order:
+            raise ValueError(f"{address} is not an address of {self!r}")
+        self._order.remove(gone)
+        self._network._lost.add(gone)
 
     def rebind(self, new_address: str | None = None) -> None:
         """Let a NAT forget its mapping: all present sockets of this host seem to move.

@@ -93,6 +93,7 @@ class SimulatedNetwork:
         # Source addresses that a rebinding has put in the place of a socket's own, each with
         # the local address behind it.
         self._aliases: dict[tuple[str, int], tuple[SimulatedSocket, str]] = {}
+        self._lost: set[str] = set()  # addresses which their hosts have no more
         self._sequence = itertools.count()
         self._ports = itertools.cycle(_EPHEMERAL_PORTS)
         self._counts = dict.fromkeys((f.name for f in attrs.fields(NetworkStatistics)), 0)
@@ -260,7 +261,9 @@ class SimulatedNetwork:
         sender[0]._enqueue_failure(arrival + back.conditions.delay, next(self._sequence), failure)
 
     def _find(self, destination: tuple[str, int]) -> tuple[SimulatedSocket, str] | None:
-        """The socket to which a datagram goes, and the address of its host."""
+        """The socket to which a datagram goes, and at which of its host's addresses."""
+        if destination[0] in self._lost:
+            return None
         if destination in self._aliases:
             return self._aliases[destination]
         found = self._sockets.get(destination)

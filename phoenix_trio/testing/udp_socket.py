@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, final
 
 import trio
@@ -56,6 +57,7 @@ class SimulatedSocket:
         # Reports on datagrams that did not arrive: on their way here, and here.
         self._failing: list[tuple[float, int, DeliveryFailure]] = []
         self._failures: list[DeliveryFailure] | None = None  # None: they are ignored
+        self._on_lost_address: Callable[[], None] | None = None
         self._buffer_size = buffer_size
         # A heap of the datagrams on their way, by arrival; and the receive buffer.
         self._coming: list[tuple[float, int, bytes, tuple[str, int], str, int]] = []
@@ -122,6 +124,10 @@ class SimulatedSocket:
         if arrival < earliest:
             self._lot.unpark_all()
 
+    def report_lost_address(self, callback: Callable[[], None]) -> None:
+        """From now on, call `callback` when a datagram cannot leave, as our address has gone."""
+        self._on_lost_address = callback
+
     def report_failures(self, *, wanted: bool) -> None:
         """From now on, keep reports on datagrams that did not arrive, or stop keeping them."""
         if not wanted:
@@ -182,20 +188,27 @@ class SimulatedSocket:
         if self.block_sending:
             self._send_blocked += 1
             return False
+        local = self._source_for(address)
+        if local is None:
+            if self._on_lost_address is not None and not self._is_wildcard:
+                self._on_lost_address()
+            return True
         self._bytes_sent += len(data)
         self._datagrams_sent += 1
         destination = (address[0], address[1])
-        source = self._outside[self._source_for(address)]
+        source = self._outside[local]
         self._network._send(Datagram(source, destination, bytes(data), mark))
         return True
 
-    def _source_for(self, address: Address) -> str:
-        """The local address from which a datagram leaves."""
+    def _source_for(self, address: Address) -> str | None:
+        """The local address from which a datagram leaves; ``None``: the host has lost it."""
         local = local_of(address)
-        if local in self._outside:
+        if local in self._outside and local in self._order:
             return local
         is_ipv6 = ":" in address[0]
         bound = [host for host in self._order if host in self._outside]
+        if not bound:
+            return None
         return next((host for host in bound if (":" in host) is is_ipv6), bound[0])
 
     def receive_runs(self, limit: int, pool: ReceivePool | None = None) -> list[ReceivedRun]:

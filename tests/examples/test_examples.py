@@ -203,6 +203,18 @@ def test_chat(certificates: Path) -> None:
             listener.communicate()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="all of 127.0.0.0/8 is local on Linux")
+def test_roaming(certificates: Path) -> None:
+    with server(certificates, "roaming.py", "serve") as (port, output):
+        said = run(
+            certificates,
+            *("roaming.py", "roam", "--host", "127.0.0.1", "--port", port),
+            *("--local", "127.0.0.2", "--local", "127.0.0.3"),
+        )
+    assert "127.0.0.3 to 127.0.0.1: in use" in said
+    assert "30 lines from 127.0.0.1, 127.0.0.2, 127.0.0.3" in "".join(output)
+
+
 def test_telemetry(certificates: Path) -> None:
     with server(certificates, "telemetry.py", "collect") as (port, output):
         reported = run(

@@ -195,7 +195,7 @@ def our_client(task: Task) -> list[list[str]]:
     return [
         [sys.executable, str(PROGRAMS / "ours_client.py"), *_where(task), *task.paths]
         + ["--directory", str(task.files), "--ca", str(task.ca)]
-        + task.words("h3", "each", "resume", "early-data", "update-keys")
+        + task.words("h3", "each", "resume", "early-data", "update-keys", "migrate")
     ]
 
 

@@ -119,6 +119,8 @@ async def connections(connection: QuicConnection) -> None:
     assert_type(await connection.receive_datagram(), bytes)
     assert_type(connection.max_datagram_size, int | None)
     assert_type(connection.statistics(), ConnectionStatistics)
+    assert_type(connection.paths(), tuple[phoenix_trio.PathStatistics, ...])
+    await connection.migrate(("192.0.2.7", 0))
     assert_type(connection.congestion_window, int)
     assert_type(connection.rtt_smoothed, float | None)
     assert_type(connection.path_mtu, int)

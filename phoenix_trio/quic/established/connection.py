@@ -21,7 +21,7 @@ from .parameters import PeerParameters
 from .recovery import PROBES
 from .runs import Run
 from .state import HANDSHAKE_PING, KEEP_ALIVE_PING, State
-from .transmit import MTU_PROBE, coalesce, transmit
+from .transmit import MTU_PROBE, coalesce, transmit, validation_period
 
 __all__ = ["Established"]
 
@@ -69,6 +69,7 @@ class Established:
             s.peer_ids.add_preferred(preferred.connection_id, preferred.reset_token)
             s.paths.preferred = preferred
         s.peer_ids.tokens_changed = True
+        s.peer_forbids_moves = parameters.disable_active_migration
 
     def install_key(
         self, for_sending: bool, suite: int, secret: bytes, version: int, *, is_early: bool
@@ -107,6 +108,11 @@ class Established:
         s.known_path = s.mtu_address
         if s.is_client and s.paths.preferred is not None:
             s.paths.try_preferred(s.peer_ids)
+
+    def give_token(self, token: bytes) -> None:
+        """Server: tell the client what proves its address in a later connection."""
+        self.state.token = token
+        self.state.token_pending = True
 
     def on_retry(self, now: float) -> None:
         """Take note of a Retry: the server has dropped all 0-RTT packets."""
@@ -241,7 +247,7 @@ class Established:
         if now >= s.local_ids.replace_at:
             s.local_ids.replace(now)
         if now >= s.paths.repeat_at:
-            s.paths.repeat_challenges(now)
+            s.paths.repeat_challenges(now, s.peer_ids)
         if now >= s.streams.grant_at:
             s.streams.grant_streams()
         if s.recovery.on_timeout(now, self._can_send()):
@@ -297,6 +303,27 @@ class Established:
         """Begin a key update (RFC 9001 section 6.1) if :meth:`can_update_keys`."""
         self.state.keys.request_update(self.state.recovery.next_number)
 
+    # ------------------------------------------------------------------ paths
+
+    def probe_path(self, address: Address, now: float) -> bool:
+        """Client: challenge the server on another path; see :meth:`.paths.Paths.begin_probe`."""
+        s = self.state
+        return s.paths.begin_probe(address, s.peer_ids, now, validation_period(s))
+
+    def rebind(self, address: Address) -> bool:
+        """Client: use another path at once, without a challenge (RFC 9000 section 9.2)."""
+        s = self.state
+        return s.paths.add_known(address, s.peer_ids) and self.move_to_path(address)
+
+    def move_to_path(self, address: Address) -> bool:
+        """Client: use a path which was validated; see :meth:`.paths.Paths.move`."""
+        s = self.state
+        if not s.paths.move(address, s.peer_ids):
+            return False
+        # (RETIRE_CONNECTION_ID, which is due now, shows the server where we are.)
+        s.spin = 0
+        return True
+
     # ------------------------------------------------------------------ the fate of frames
 
     def on_frames_acknowledged(self, control: list[tuple[int, int, int]]) -> None:
@@ -333,6 +360,8 @@ class Established:
                 s.paths.on_challenge_lost()
             elif kind == frames.HANDSHAKE_DONE:
                 s.handshake_done_pending = True
+            elif kind == frames.NEW_TOKEN:
+                s.token_pending = True
             else:
                 s.streams.on_control_lost(kind, a, b)
 
@@ -365,7 +394,7 @@ class Established:
         s.recovery.release()
         s.keys.discard()
         s.zero_rtt_key = s.zero_rtt_header = None
-        s.on_handshake_done = s.on_ticket = None
+        s.on_handshake_done = s.on_ticket = s.on_token = None
         s.trace = None
 
 
@@ -375,5 +404,6 @@ _CONNECTION_FRAMES: Final = frozenset(
         frames.RETIRE_CONNECTION_ID,
         frames.PATH_CHALLENGE,
         frames.HANDSHAKE_DONE,
+        frames.NEW_TOKEN,
     }
 )

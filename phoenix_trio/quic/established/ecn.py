@@ -64,6 +64,7 @@ class EcnMarking:
         self._stop = _NEVER  # ... up to here, while the verdict is pending ...
         self._resumed = _NEVER  # ... and again from here on
         self._sent = 0
+        self._sent_ever = 0  # on the paths before as well
         self._acknowledged = 0
         self._reported = (0, 0, 0)
         self._base = (0, 0, 0)
@@ -101,6 +102,7 @@ class EcnMarking:
             if self._sent + stop - first >= TESTING_PACKETS:
                 self._stop = stop
         self._sent += stop - first
+        self._sent_ever += stop - first
 
     def on_acknowledged(
         self, numbers: Sequence[int], counts: tuple[int, int, int] | None, *, is_newest: bool
@@ -134,7 +136,7 @@ class EcnMarking:
             or congestion < before_ce
             or ect_1 != base_1
             or marks < self._acknowledged
-            or marks > self._sent
+            or ect_0 + congestion > self._sent_ever
         ):
             # Counts too low, too high or lower than before, or marks that we never make.
             self._failed = True

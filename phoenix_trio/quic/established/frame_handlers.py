@@ -200,10 +200,11 @@ def _take_other(s: State, plain: bytes, at: int, kind: int) -> tuple[int, int]:
         if s.on_handshake_done is not None:
             s.on_handshake_done()
     elif kind == NEW_TOKEN:
-        # (No token is kept: a Retry costs one round trip, a token could link connections.)
-        _, at = frames.parse_new_token(plain, at)
+        token, at = frames.parse_new_token(plain, at)
         if not s.is_client:
             raise TransportError(PROTOCOL_VIOLATION, kind, "Clients must not send NEW_TOKEN")
+        if s.on_token is not None:
+            s.on_token(token)
     elif kind & 0xFE == TRANSPORT_CLOSE:
         code, frame_type, reason, at = frames.parse_close(plain, at)
         s.peer_close = PeerClose(code, frame_type, reason)

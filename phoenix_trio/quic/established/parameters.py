@@ -50,6 +50,7 @@ class PeerParameters:
         "ack_delay_exponent",
         "active_connection_id_limit",
         "available_versions",
+        "disable_active_migration",
         "max_ack_delay",
         "max_data",
         "max_datagram_frame_size",
@@ -70,7 +71,10 @@ class PeerParameters:
         self.active_connection_id_limit = _DEFAULT_CONNECTION_ID_LIMIT
         """The most connection IDs that the peer keeps for us at a time."""
         self.available_versions: Sequence[int] = ()
-        """QUIC versions, from the version information (RFC 9368); empty: unknown."""
+        """QUIC versions, from the version information (RFC 9368); empty: not said."""
+        self.disable_active_migration = False
+        """Whether the peer's address is not to be sent to from another one of ours, except for
+        its preferred address."""
         self.max_ack_delay = _DEFAULT_MAX_ACK_DELAY
         """The most seconds by which the peer delays acknowledgements."""
         self.max_data = 0

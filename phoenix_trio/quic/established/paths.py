@@ -2,8 +2,8 @@
 
 Floor 1, sans-IO.  A path is a peer's address, together with the local address where a
 host has several.  The first path of the list is the active one.  A server follows its
-client to a new address and validates it there; a client only moves to the preferred
-address of its server.
+client to a new address and validates it there.  A client moves when its application says
+so, or to the preferred address of its server.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class Path:
         "bytes_sent",
         "challenge_sent",
         "challenges",
+        "is_candidate",
         "is_validated",
         "own_challenges",
         "repeat_at",
@@ -60,6 +61,8 @@ class Path:
         """UDP payload received while the path was not validated."""
         self.bytes_sent = 0
         self.is_validated = is_validated
+        self.is_candidate = False
+        """Client: whether the application waits for its validation, to move to it or not."""
         self.challenge_sent = False
         """Whether a PATH_CHALLENGE has left which is not known to be lost."""
         self.own_challenges: list[bytes] = []
@@ -69,6 +72,7 @@ class Path:
         self.reserved_id = -1
         """The sequence number of the peer's connection ID for this path alone; -1: none."""
         self.validation_deadline = math.inf
+        """When the validation of the active path, or of a candidate, is given up."""
         self.repeat_at = math.inf
         """When a challenge is sent again while the path is not active."""
 
@@ -113,7 +117,7 @@ class Paths:
       is_client: which side this is.
     """
 
-    __slots__ = ("_is_client", "all", "has_frames", "preferred", "repeat_at")
+    __slots__ = ("_is_client", "all", "has_frames", "preferred", "probed", "repeat_at")
 
     def __init__(self, is_client: bool) -> None:
         self._is_client = is_client
@@ -126,6 +130,8 @@ class Paths:
         lacks a connection ID or room: it is asked anew when either has come."""
         self.repeat_at = math.inf
         """When :meth:`repeat_challenges` is due."""
+        self.probed: list[tuple[Address, bool]] = []
+        """Client: candidates which are validated (true), or given up, to be reported."""
 
     def begin(self, address: Address, *, is_validated: bool) -> None:
         """The path of the handshake."""
@@ -190,6 +196,9 @@ class Paths:
             if data in path.own_challenges:
                 path.is_validated = True
                 path.own_challenges.clear()
+                if path.is_candidate:
+                    self.probed.append((path.addr, True))
+                    return False
                 if self._is_client and path.reserved_id >= 0:
                     # RFC 9000 section 9.6.1: the preferred address works.
                     ids.use_reserved(path.reserved_id)
@@ -242,15 +251,89 @@ class Paths:
             path.repeat_at = now + period * (1 << sent - 1)
             self.repeat_at = min(self.repeat_at, path.repeat_at)
 
-    def repeat_challenges(self, now: float) -> None:
-        """Send the challenges again which nothing has answered, on paths which are not active."""
+    def repeat_challenges(self, now: float, ids: PeerIds) -> None:
+        """Send the challenges again which nothing has answered, on paths which are not active.
+
+        Candidates which were challenged often enough are given up.
+        """
         self.repeat_at = math.inf
         for path in self.all[1:]:
+            if path.is_candidate and not path.is_validated:
+                if path.validation_deadline <= now:
+                    self.all.remove(path)
+                    if path.reserved_id >= 0:
+                        ids.retire_reserved(path.reserved_id)
+                    self.probed.append((path.addr, False))
+                    continue
+                self.repeat_at = min(self.repeat_at, path.validation_deadline)
             if path.repeat_at <= now:
                 path.repeat_at = math.inf
                 path.challenge_sent = False
                 self.has_frames = True
             self.repeat_at = min(self.repeat_at, path.repeat_at)
+
+    def begin_probe(self, address: Address, ids: PeerIds, now: float, period: float) -> bool:
+        """Client: challenge the server on another path, and stay on this one (section 9.1).
+
+        :attr:`probed` tells the outcome.  The challenge is repeated as
+        :meth:`expect_response` has it; an answer counts for as long after the last one as
+        would be waited for the next.
+
+        Returns whether the server has given a connection ID for it (section 9.5).
+        """
+        reserved = ids.reserve()
+        if reserved is None:
+            return False
+        path = Path(address)
+        path.reserved_id = reserved.number
+        path.is_candidate = True
+        path.validation_deadline = now + period * ((1 << _OWN_CHALLENGES) - 1)
+        self.add(path, ids)
+        self.repeat_at = min(self.repeat_at, path.validation_deadline)
+        return True
+
+    def add_known(self, address: Address, ids: PeerIds) -> bool:
+        """Client: a path to the server whose address is known to work, for :meth:`move`.
+
+        Returns whether the server has given a connection ID for it.
+        """
+        reserved = ids.reserve()
+        if reserved is None:
+            return False
+        path = Path(address, is_validated=True)
+        path.reserved_id = reserved.number
+        self.add(path, ids)
+        return True
+
+    def move(self, address: Address, ids: PeerIds) -> bool:
+        """Client: use this path, which is validated, from now on (section 9.2).
+
+        Returns whether that is so; without a connection ID which was used on no other path,
+        everything stays as it is.
+        """
+        for path in self.all[1:]:
+            if path.addr != address or not path.is_validated:
+                continue
+            if path.reserved_id < 0:
+                reserved = ids.reserve()
+                if reserved is None:
+                    return False
+                path.reserved_id = reserved.number
+            ids.use_reserved(path.reserved_id)
+            path.reserved_id = -1
+            path.is_candidate = False
+            self.all.remove(path)
+            self.all.insert(0, path)
+            return True
+        return False
+
+    def forget(self, address: Address, ids: PeerIds) -> None:
+        """Send and receive nothing on this path any more, unless it is the active one."""
+        for path in self.all[1:]:
+            if path.addr == address:
+                self.all.remove(path)
+                if path.reserved_id >= 0:
+                    ids.retire_reserved(path.reserved_id)
 
     def try_preferred(self, ids: PeerIds) -> None:
         """Client: begin to validate the server's preferred address (section 9.6.1)."""

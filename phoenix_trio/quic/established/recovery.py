@@ -184,7 +184,7 @@ class Recovery:
             # if they are lost.
             for number in list(islice(sent, _FORGOTTEN_ACKS // 2)):
                 if not sent[number].in_flight:
-                    del sent[number]
+                    self.eliciting_in_flight -= sent.pop(number).eliciting
         return len(sent) >= _UNACKNOWLEDGED_ACKS and not self.eliciting_in_flight
 
     # ------------------------------------------------------------------ acknowledgements

@@ -120,11 +120,13 @@ class State:
         "now",
         "on_handshake_done",
         "on_ticket",
+        "on_token",
         "own_idle_timeout",
         "pacing_at",
         "path_ceiling",
         "paths",
         "peer_close",
+        "peer_forbids_moves",
         "peer_idle_timeout",
         "peer_ids",
         "peer_max_udp_payload",
@@ -138,6 +140,8 @@ class State:
         "streams",
         "tail_held",
         "ticket_limit",
+        "token",
+        "token_pending",
         "trace",
         "used_peer_changes",
         "version",
@@ -202,6 +206,12 @@ class State:
         self.on_handshake_done: Callable[[], None] | None = None
         self.on_ticket: Callable[[bytes], None] | None = None
         """Client: takes TLS messages of 1-RTT packets."""
+        self.on_token: Callable[[bytes], None] | None = None
+        """Client: keeps a token for a later connection."""
+        self.token = b""
+        """Server: what proves the client's address in a later connection."""
+        self.token_pending = False
+        """Whether the client is to be told of it."""
 
         # The end.
         self.fault: TransportError | None = None
@@ -214,6 +224,8 @@ class State:
         """Datagrams of a probe timeout still to be sent."""
 
         # Paths.
+        self.peer_forbids_moves = False
+        """Whether the peer has sent disable_active_migration (RFC 9000 section 18.2)."""
         self.mtu_address: Address | None = None
         """The address whose path MTU is searched."""
         self.known_path: Address | None = None
@@ -289,6 +301,7 @@ class State:
         return bool(
             self.pings
             or self.handshake_done_pending
+            or self.token_pending
             or self.local_ids.has_pending
             or self.peer_ids.retiring
             or self.crypto_send.has_pending

@@ -30,7 +30,14 @@ from .sending import BulkTurn
 from .sent_packet import SentPacket
 from .state import State
 
-__all__ = ["BUILD_BYTES", "MTU_PROBE", "build_close", "coalesce", "transmit"]
+__all__ = [
+    "BUILD_BYTES",
+    "MTU_PROBE",
+    "build_close",
+    "coalesce",
+    "transmit",
+    "validation_period",
+]
 
 #: The most bytes built before the first of them is sent: enough to share the cost of a turn
 #: among a few of the largest packets, few enough to keep both ends busy.
@@ -118,8 +125,8 @@ def _mark_to_send(s: State) -> int:
         s.ecn_path = path
         s.ecn.begin_path()
     s.used_peer_changes = s.peer_ids.changes
-    # (Probes of another path in the same run would count as packets of this one.)
-    return s.ecn.codepoint if len(s.paths.all) == 1 else NOT_ECT
+    # (Probes of another path in the same run would count as if they were of this one.)
+    return NOT_ECT if s.paths.has_frames and len(s.paths.all) > 1 else s.ecn.codepoint
 
 
 def _transmit(s: State, now: float, slab: bytearray | None, mark: int) -> list[Run]:
@@ -373,6 +380,14 @@ def coalesce(s: State, now: float, room: int, must_fill: bool) -> bytes:
     return _build(s, now, path, room, has_rare, with_data, with_data, must_fill) or b""
 
 
+def validation_period(s: State) -> float:
+    """Seconds for which an answer to a PATH_CHALLENGE is waited for (RFC 9000 section 8.2.4).
+
+    The larger of the present probe timeout and that of a new path.
+    """
+    return max(s.recovery.probe_timeout(), 2 * s.config.initial_rtt)
+
+
 def _fill_path_frames(
     s: State, path: Path, parts: list[bytes], room: int, now: float, packet: SentPacket
 ) -> int:
@@ -380,8 +395,7 @@ def _fill_path_frames(
     if path.needs_challenge() and room >= _PATH_FRAME:
         parts.append(frames.build_path_challenge(path.new_challenge()))
         room -= _PATH_FRAME
-        # The larger of the present probe timeout and that of a new path.
-        patience = max(s.recovery.probe_timeout(), 2 * s.config.initial_rtt)
+        patience = validation_period(s)
         if path is not s.paths.all[0]:
             s.paths.expect_response(path, now, patience)
         else:
@@ -402,6 +416,13 @@ def _fill_rare(s: State, parts: list[bytes], room: int, packet: SentPacket) -> i
             room -= 1
             s.handshake_done_pending = False
             _note_control(packet, frames.HANDSHAKE_DONE, 0)
+        if s.token_pending:
+            frame = frames.build_new_token(s.token)
+            if len(frame) <= room:
+                parts.append(frame)
+                room -= len(frame)
+                s.token_pending = False
+                _note_control(packet, frames.NEW_TOKEN, 0)
         control = packet.control if packet.control is not None else []
         room = s.local_ids.fill(parts, room, control)
         room = s.peer_ids.fill(parts, room, control)
@@ -430,8 +451,9 @@ def _note_control(packet: SentPacket, kind: int, value: int) -> None:
 def _probe_other_paths(s: State, now: float, datagrams: list[tuple[bytes, Address]]) -> None:
     """Build probing frames on inactive paths (RFC 9000 section 9.1).
 
-    Each path uses its own connection ID (section 9.5); without a spare one, nothing can be sent.
-    Congestion control does not limit the frames.
+    They use a connection ID of their own (section 9.5); without a spare one, nothing can
+    be sent.  They are not limited by congestion control, and their loss tells nothing of the
+    active path (section 9.4): they do not count as in flight.
     """
     for path in s.paths.all[1:]:
         if not path.challenges and not path.needs_challenge():
@@ -455,7 +477,7 @@ def _probe_other_paths(s: State, now: float, datagrams: list[tuple[bytes, Addres
         room = _fill_path_frames(s, path, parts, room, now, packet)
         parts.append(bytes(room))
         data = _seal(s, cid, packet, b"".join(parts))
-        packet.eliciting = packet.in_flight = True
+        packet.eliciting = True
         s.recovery.on_sent(packet)
         s.note_eliciting_sent(now)
         path.bytes_sent += packet.size

@@ -4,9 +4,9 @@ Floor 1, sans-IO.  For the driver.  All that an endpoint does for unauthenticate
 peers is decided here, with bounded memory and bounded answers:
 
 * an unknown version gets a Version Negotiation packet (RFC 9000 section 6);
-* an Initial packet may have to prove its address by a Retry (section 8.1.2),
-  may be refused when a limit is reached (section 5.2.2), or is admitted, if it is
-  authentic;
+* an Initial packet may have to prove its address by a Retry (section 8.1.2), unless it has
+  a token of an earlier connection (section 8.1.3); it may be refused when a limit is
+  reached (section 5.2.2), or is admitted, if it is authentic;
 * a short header for no connection of ours gets a stateless reset which is
   smaller than what triggered it (section 10.3);
 * all else is dropped.  No answer is larger than the datagram it answers.  Each kind of
@@ -21,7 +21,7 @@ from collections.abc import Callable
 import attrs
 
 from ...config import SMALLEST_UDP_PAYLOAD, TransportConfig
-from ..path_address import SocketAddress
+from ..path_address import Address, SocketAddress, remote_of
 from ..rate_limit import RateLimit
 from ..wire.errors import CONNECTION_REFUSED
 from ..wire.frames import PADDING, TOKEN_SIZE, build_transport_close
@@ -32,6 +32,7 @@ from .initial_protection import (
     derive_initial_keys,
     initial_secret,
 )
+from .new_tokens import NEW_TOKEN_SIZE, ReturnTokens
 from .packets import INITIAL, LongHeader, parse_long, retry_tag
 from .places import Place, Places
 from .retry import AddressTokens, InvalidToken
@@ -93,6 +94,15 @@ class Admit:
     retry_source_cid: bytes | None
     initial_keys: InitialKeys | None = attrs.field(default=None, repr=False)
     """The client's, which were derived to see that its packet is authentic."""
+    has_returned: bool = False
+    """Whether a token of an earlier connection has proved the client's address."""
+    make_token: Callable[[Address, float], bytes] | None = attrs.field(default=None, repr=False)
+    """Makes a token for a later connection from an address which is proved, at a time."""
+
+    @property
+    def is_validated(self) -> bool:
+        """Whether the client has proved that it receives at its address (RFC 9000 section 8.1)."""
+        return self.has_returned or self.retry_source_cid is not None
 
 
 def destination_connection_id(data: bytes) -> bytes | None:
@@ -120,6 +130,7 @@ class Admission:
         self._config = config
         self._reset_token = reset_token
         self._tokens = AddressTokens()
+        self._return_tokens = ReturnTokens(config.address_token_lifetime)
         self.places = Places(config)
         self._unvalidated = RateLimit(config.retry_admission_rate, config.retry_admission_rate)
         self._failures = RateLimit(config.retry_failure_rate, config.retry_failure_rate)
@@ -173,10 +184,9 @@ class Admission:
 
     def enter(self, verdict: Admit, address: SocketAddress, now: float) -> Place:
         """Take a place for the client which was admitted by `verdict`."""
-        is_validated = verdict.retry_source_cid is not None
-        if not is_validated:
+        if not verdict.is_validated:
             self._unvalidated.count(now)
-        return self.places.enter(address, is_validated=is_validated)
+        return self.places.enter(address, is_validated=verdict.is_validated)
 
     def note_failure(self, place: Place, now: float) -> None:
         """The handshake in this place has failed."""
@@ -206,14 +216,18 @@ class Admission:
         self, data: bytes, header: LongHeader, address: SocketAddress, now: float, *, leaving: bool
     ) -> Drop | Answer | Admit:
         original: bytes | None = None
+        number = -1
         if header.token:
             try:
-                original = self._tokens.open(header.token, address, header.destination_cid, now)
+                if len(header.token) == NEW_TOKEN_SIZE:
+                    number = self._return_tokens.open(header.token, address, now)
+                else:
+                    original = self._tokens.open(header.token, address, header.destination_cid, now)
             except InvalidToken:
-                # RFC 9000 section 8.1.3: as if the client had sent none.
-                original = None
+                pass  # RFC 9000 section 8.1.3: as if the client had sent none.
         is_full = leaving or self.places.is_full
-        if original is None and not is_full and self._demands_retry(address, now):
+        is_validated = original is not None or number >= 0
+        if not is_validated and not is_full and self._demands_retry(address, now):
             return self._retry(header, address, now)
         keys = authenticate_initial(
             data,
@@ -227,13 +241,25 @@ class Admission:
         if is_full:
             reason = "The server is shutting down" if leaving else _FULL
             return self._refuse(header, now, reason)
-        if not self._has_share(address, now, is_validated=original is not None):
+        if not self._has_share(address, now, is_validated=is_validated):
             return self._refuse(
                 header, now, "The server takes no more connections from this address now"
             )
-        if original is not None:
-            return Admit(header.destination_cid, original, header.destination_cid, keys)
-        return Admit(header.destination_cid, header.destination_cid, None, keys)
+        if number >= 0:
+            self._return_tokens.use(number)
+        cid = header.destination_cid
+        return Admit(
+            cid,
+            cid if original is None else original,
+            None if original is None else cid,
+            keys,
+            number >= 0,
+            self._make_token if self._config.address_token_lifetime else None,
+        )
+
+    def _make_token(self, address: Address, now: float) -> bytes:
+        """A token for a NEW_TOKEN frame to a client at `address`."""
+        return self._return_tokens.seal(remote_of(address), now)
 
     def _demands_retry(self, address: SocketAddress, now: float) -> bool:
         """Whether a client at `address` has to prove it (RFC 9000 section 8.1.2)."""

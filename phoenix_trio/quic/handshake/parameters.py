@@ -279,6 +279,7 @@ def _take_content(result: HandshakeParameters, kind: int, content: bytes, of_ser
     elif kind == _DISABLE_ACTIVE_MIGRATION:
         if content:
             raise _error("Could not parse QUIC transport parameters")
+        result.peer.disable_active_migration = True
     elif kind in _OF_SERVERS:
         if not of_server:
             raise _error(f"{_OF_SERVERS[kind]} is not allowed for clients")

@@ -258,6 +258,8 @@ class HandshakeReceiver:
         if not state.is_client:
             state.set_version(header.version)
             state.host.paths.all[:] = [path]
+            if state.settings.is_validated:
+                path.is_validated = True  # by its token (RFC 9000 section 8.1)
         state.host.on_peer_cid(header.source_cid)
         if not state.is_client:
             self._link.begin()

@@ -16,7 +16,7 @@ from typing import Any
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-__all__ = ["AddressTokens", "InvalidToken"]
+__all__ = ["AddressTokens", "InvalidToken", "packed_address"]
 
 #: RFC 9000 section 17.2: connection IDs have at most 20 bytes in QUIC versions 1 and 2.
 _LONGEST_CONNECTION_ID = 20
@@ -42,7 +42,7 @@ class InvalidToken(ValueError):
     """
 
 
-def _packed_address(address: tuple[Any, ...]) -> tuple[bytes, int]:
+def packed_address(address: tuple[Any, ...]) -> tuple[bytes, int]:
     """IP address as 16 bytes, and port; IPv4 and IPv4-mapped IPv6 addresses come out equal."""
     host, port = address[0], address[1]
     # A scope ("%eth0") names an interface of ours, not the client.
@@ -108,7 +108,7 @@ class AddressTokens:
                     f"{name} must have at most {_LONGEST_CONNECTION_ID} bytes, "
                     f"not {len(connection_id)}"
                 )
-        ip, port = _packed_address(address)
+        ip, port = packed_address(address)
         nonce = self._next_nonce.to_bytes(_NONCE_LENGTH, "big")
         self._next_nonce = (self._next_nonce + 1) % (1 << (8 * _NONCE_LENGTH))
         head = _HEAD.pack(now, ip, port, len(original_destination_cid))
@@ -144,7 +144,7 @@ class AddressTokens:
         sealed_at, ip, port, length = _HEAD.unpack_from(plaintext)
         original_destination_cid = plaintext[_HEAD.size : _HEAD.size + length]
         retry_source_cid = plaintext[_HEAD.size + length :]
-        if (ip, port) != _packed_address(address):
+        if (ip, port) != packed_address(address):
             raise InvalidToken("the token was sealed for another address")
         if retry_source_cid != destination_cid:
             raise InvalidToken("the token belongs to another destination connection ID")

@@ -1,7 +1,8 @@
 """Session tickets in memory: those which a server has issued, and those of a client.
 
 Floor 0.  For :mod:`~phoenix_trio.quic.handshake.tls`.  Tickets resume sessions (RFC 8446
-section 2.2).
+section 2.2).  A client keeps its tokens with them, which prove its address to a server to which
+it comes back (RFC 9000 section 8.1.3).
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ _LONGEST_TICKET_LIFETIME = dt.timedelta(days=7)
 #: Bytes of a ticket at most.  It travels in the ClientHello, which must not outgrow the 16 KiB
 #: of a handshake flight.
 _LARGEST_TICKET = 4096
+
+#: Bytes of a token at most.  It travels in every Initial packet of a connection.
+_LARGEST_TOKEN = 512
 
 
 #: Under this number, which no TLS extension has, a ticket keeps its QUIC version.
@@ -96,6 +100,7 @@ class ServerTicketStore:
 
 
 _SessionKey: TypeAlias = tuple[bytes, str, int, tuple[str, ...]]
+_TokenKey: TypeAlias = tuple[bytes, str, int]
 
 
 @final
@@ -109,12 +114,20 @@ class SessionStore:
     appendix C.4: a second use would let observers link the connections).
     The ticket which was used least recently goes when the store is full.
 
+    It keeps the newest few tokens of each server as well (RFC 9000 section 8.1.3), as many in
+    all as tickets.  With one, a server which is under load lets the client in without another
+    round trip.  A token is used once, and by clients of equal trust alone, too: it shows that
+    they are one.
+
     Args:
       max_tickets: how many tickets are kept, at least 1.
     """
 
     #: Several connections at once need a ticket each; more would only be old ones.
     TICKETS_PER_SERVER: Final = 4
+
+    #: The same for tokens.
+    TOKENS_PER_SERVER: Final = 4
 
     def __init__(self, max_tickets: int = 256) -> None:
         if max_tickets < 1:
@@ -123,6 +136,8 @@ class SessionStore:
         # Per server the oldest first; servers in the order of their last use.
         self._tickets: OrderedDict[_SessionKey, list[SessionTicket]] = OrderedDict()
         self._count = 0
+        self._tokens: OrderedDict[_TokenKey, list[bytes]] = OrderedDict()
+        self._token_count = 0
 
     def __len__(self) -> int:
         return self._count
@@ -187,10 +202,47 @@ class SessionStore:
             del self._tickets[key]
         return found
 
+    def put_token(self, server: str, port: int, token: bytes, *, scope: bytes = b"") -> None:
+        """Remember a token of a server; one which is larger than 512 bytes is not kept.
+
+        Args: as for :meth:`put`.
+        """
+        if not 0 < len(token) <= _LARGEST_TOKEN:
+            return
+        key = (scope, server, port)
+        tokens = self._tokens.setdefault(key, [])
+        self._tokens.move_to_end(key)
+        tokens.append(token)
+        self._token_count += 1
+        if len(tokens) > self.TOKENS_PER_SERVER:
+            del tokens[0]
+            self._token_count -= 1
+        while self._token_count > self._max_tickets:
+            oldest_key, oldest = next(iter(self._tokens.items()))
+            del oldest[0]
+            self._token_count -= 1
+            if not oldest:
+                del self._tokens[oldest_key]
+
+    def take_token(self, server: str, port: int, *, scope: bytes = b"") -> bytes:
+        """The newest token of this server, which is removed; empty: there is none."""
+        key = (scope, server, port)
+        tokens = self._tokens.get(key)
+        if tokens is None:
+            return b""
+        self._tokens.move_to_end(key)
+        token = tokens.pop()
+        self._token_count -= 1
+        if not tokens:
+            del self._tokens[key]
+        return token
+
     def clear(self) -> None:
-        """Forget all tickets."""
+        """Forget all tickets and tokens."""
         self._tickets.clear()
         self._count = 0
+        self._tokens.clear()
+        self._token_count = 0
 
 
 @attrs.frozen(eq=False)
@@ -207,3 +259,11 @@ class TrustScopedSessions:
     def take(self, server: str, port: int, alpn: Sequence[str]) -> SessionTicket | None:
         """As :meth:`SessionStore.take`."""
         return self.store.take(server, port, alpn, scope=self.scope)
+
+    def put_token(self, server: str, port: int, token: bytes) -> None:
+        """As :meth:`SessionStore.put_token`."""
+        self.store.put_token(server, port, token, scope=self.scope)
+
+    def take_token(self, server: str, port: int) -> bytes:
+        """As :meth:`SessionStore.take_token`."""
+        return self.store.take_token(server, port, scope=self.scope)

@@ -12,6 +12,7 @@ from typing import Final, TextIO
 from aioquic import tls
 from aioquic.tls import SessionTicket
 
+from ..path_address import Address
 from ..wire.protection import VERSION_1
 from ..wire.qlog import TraceLogger
 from .admission import CONNECTION_ID_LENGTH, SUPPORTED_VERSIONS, Admit
@@ -48,14 +49,18 @@ class HandshakeSettings:
         "identity",
         "initial_keys",
         "is_client",
+        "is_validated",
         "keep_ticket",
+        "keep_token",
         "key_log",
+        "make_token",
         "original_destination_cid",
         "policy",
         "reset_token",
         "retry_source_cid",
         "server_name",
         "ticket",
+        "token",
         "trace_logger",
         "versions",
     )
@@ -85,6 +90,10 @@ class HandshakeSettings:
         self.server_name: str | None = None
         self.ticket: SessionTicket | None = None
         """Resumes a session."""
+        self.token = b""
+        """Proves this side's address, from an earlier connection; empty: there is none."""
+        self.keep_token: Callable[[bytes], None] | None = None
+        """Takes a token for a later connection; ``None``: it is of no use."""
 
         # Servers.
         self.identity: Identity | None = None
@@ -97,6 +106,10 @@ class HandshakeSettings:
         """The client's, if they were derived to see that its packet is authentic."""
         self.reset_token: Callable[[bytes], bytes] | None = None
         """Derives the stateless reset token of a connection ID."""
+        self.is_validated = False
+        """Whether the client has proved its address before."""
+        self.make_token: Callable[[Address, float], bytes] | None = None
+        """Makes a token for the client's later connections; ``None``: it is given none."""
 
         # Both.
         self.keep_ticket: Callable[[SessionTicket], None] | None = None
@@ -166,7 +179,12 @@ def client_settings(
         def keep_ticket(new: SessionTicket) -> None:
             store.put(server_name, port, names, new)
 
+        def keep_token(new: bytes) -> None:
+            store.put_token(server_name, port, new)
+
         settings.keep_ticket = keep_ticket
+        settings.keep_token = keep_token
+        settings.token = store.take_token(server_name, port)
     return settings
 
 
@@ -195,5 +213,7 @@ def server_settings(
     settings.original_destination_cid = admit.original_destination_cid
     settings.retry_source_cid = admit.retry_source_cid
     settings.initial_keys = admit.initial_keys
+    settings.is_validated = admit.is_validated
+    settings.make_token = admit.make_token
     settings.reset_token = reset_token
     return settings

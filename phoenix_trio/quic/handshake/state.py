@@ -91,8 +91,8 @@ class HandshakeState:
         """That of the Retry packet; ``None``: there was none."""
         self.peer_source_cid: bytes | None = None
         """The source connection ID of the peer's first packet."""
-        self.token = b""
-        """Client: what proves its address, from a Retry packet."""
+        self.token = settings.token
+        """Client: what proves its address, from an earlier connection or a Retry packet."""
         self.initial = Space(INITIAL)
         self.handshake = Space(HANDSHAKE)
         self.recovery = HandshakeRecovery(settings.is_client, host.rtt, host.control)

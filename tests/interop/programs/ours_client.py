@@ -61,6 +61,12 @@ async def exchange(
             await connection.update_keys()
 
 
+async def move(connection: phoenix_trio.QuicConnection) -> None:
+    """Go on from another port in the middle of the transfer."""
+    await trio.sleep(0.5)
+    await connection.migrate()
+
+
 async def main(options: argparse.Namespace) -> None:
     store = phoenix_trio.SessionStore()
     tls = phoenix_trio.ClientTLS(ca=options.ca, session_store=store, early_data=options.early_data)
@@ -83,7 +89,10 @@ async def main(options: argparse.Namespace) -> None:
                 tls=tls,
                 alpn=http3.ALPN if options.h3 else hq_client.ALPN,
             ) as connection:
-                await exchange(connection, some, options)
+                async with trio.open_nursery() as nursery:
+                    if options.migrate:
+                        nursery.start_soon(move, connection)
+                    await exchange(connection, some, options)
                 await connection.wait_confirmed()
                 with trio.move_on_after(2):
                     while len(rounds) > 1 and some is rounds[0] and not len(store):
@@ -99,6 +108,6 @@ if __name__ == "__main__":
     parser.add_argument("--directory", type=Path, required=True)
     parser.add_argument("--ca", required=True)
     parser.add_argument("--idle-timeout", type=float, default=30.0)
-    for flag in ("h3", "each", "resume", "early-data", "update-keys"):
+    for flag in ("h3", "each", "resume", "early-data", "update-keys", "migrate"):
         parser.add_argument(f"--{flag}", action="store_true")
     trio.run(main, parser.parse_args())

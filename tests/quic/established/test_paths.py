@@ -168,3 +168,84 @@ def test_a_preferred_address_of_use_for_forgery_is_ignored(ipv4: tuple[str, int]
     paths.try_preferred(ids)
     assert len(paths.all) == 1
     assert paths.preferred is None
+
+
+def client_with_ids() -> tuple[Paths, PeerIds]:
+    paths, ids = Paths(is_client=True), PeerIds(b"peer-000")
+    for number in range(1, 4):
+        ids.take(number, 0, b"peer-%03d" % number, bytes(16))
+    paths.begin(HOME, is_validated=True)
+    return paths, ids
+
+
+def test_a_candidate_is_reported_when_it_is_validated_and_used_when_told_so() -> None:
+    paths, ids = client_with_ids()
+    assert paths.begin_probe(moved(1), ids, 10.0, 0.2)
+    assert not paths.move(moved(1), ids), "it is not validated yet"
+    challenge = paths.all[1].new_challenge()
+    assert not paths.take_response(b"another!", ids)
+    assert not paths.probed
+    assert not paths.take_response(challenge, ids)
+    assert paths.probed == [(moved(1), True)]
+    assert paths.all[0].addr == HOME
+    paths.repeat_challenges(100.0, ids)
+    assert paths.probed == [(moved(1), True)], "it is not given up any more"
+    assert paths.move(moved(1), ids)
+    assert [path.addr for path in paths.all] == [moved(1), HOME]
+    assert ids.current.number == 1
+    assert ids.retiring == [0]
+    assert not paths.move(moved(2), ids)
+
+
+def test_a_candidate_which_does_not_answer_is_given_up_with_its_connection_id() -> None:
+    paths, ids = client_with_ids()
+    assert paths.begin_probe(moved(1), ids, 10.0, 0.2)
+    times = []
+    now = 10.0
+    while paths.all[1:]:
+        if paths.all[1].needs_challenge():
+            times.append(now)
+            paths.all[1].new_challenge()
+            paths.expect_response(paths.all[1], now, 0.2)
+        now = paths.repeat_at
+        paths.repeat_challenges(now, ids)
+    assert times == pytest.approx([10.0, 10.2, 10.6, 11.4, 13.0])
+    assert now == pytest.approx(16.2)
+    assert paths.probed == [(moved(1), False)]
+    assert ids.retiring == [1]
+    assert not ids.reserved
+
+
+def test_a_candidate_which_has_lost_its_connection_id_is_given_up_in_time() -> None:
+    paths, ids = client_with_ids()
+    assert paths.begin_probe(moved(1), ids, 10.0, 0.2)
+    ids.retire_reserved(paths.all[1].reserved_id)
+    paths.all[1].reserved_id = -1
+    assert paths.repeat_at == pytest.approx(16.2)
+    paths.repeat_challenges(16.3, ids)
+    assert paths.probed == [(moved(1), False)]
+    assert paths.repeat_at == math.inf
+
+
+def test_without_a_connection_id_nothing_is_probed_and_nothing_moves() -> None:
+    paths, ids = client_with_ids()
+    for number in range(1, 4):
+        assert paths.begin_probe(moved(number), ids, 10.0, 0.2)
+    assert not paths.begin_probe(moved(4), ids, 10.0, 0.2)
+    assert len(paths.all) == 4
+    path = paths.all[1]
+    paths.take_response(path.new_challenge(), ids)
+    ids.retire_reserved(path.reserved_id)
+    path.reserved_id = -1
+    assert not paths.move(moved(1), ids)
+    assert paths.all[0].addr == HOME
+
+
+def test_a_path_which_is_forgotten_gives_its_connection_id_back() -> None:
+    paths, ids = client_with_ids()
+    assert paths.begin_probe(moved(1), ids, 10.0, 0.2)
+    paths.forget(HOME, ids)
+    assert paths.all[0].addr == HOME, "the active one stays"
+    paths.forget(moved(1), ids)
+    assert [path.addr for path in paths.all] == [HOME]
+    assert ids.retiring == [1]

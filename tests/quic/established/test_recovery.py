@@ -610,6 +610,21 @@ def test_a_probe_repeats_data_sooner_than_what_is_worth_nothing() -> None:
     assert sender.owner.lost[2:] == [(-1, 1400, 0)]
 
 
+def test_a_packet_which_is_forgotten_is_waited_for_no_more() -> None:
+    """As a probe of another path, or of the path MTU: it is no packet in flight."""
+    sender = Sender()
+    packet = sender.packet(1.0)
+    packet.in_flight = False
+    sender.recovery.on_sent(packet)
+    for number in range(3000):
+        sender.send_ack(1.0, number)
+    assert sender.recovery.deadline() < math.inf
+    sender.recovery.wants_acknowledgement()
+    assert packet.number not in sender.recovery.sent
+    assert sender.recovery.eliciting_in_flight == 0
+    assert sender.recovery.deadline() == math.inf
+
+
 def test_no_probe_is_due_before_the_handshake_is_confirmed_or_without_room_for_it() -> None:
     """RFC 9002 sections 6.2.1 and 6.2.2.1."""
     sender = Sender(confirmed=False)

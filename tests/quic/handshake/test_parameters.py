@@ -123,6 +123,7 @@ def test_what_aioquic_announces_means_the_same_to_us(
         peer.max_stream_data_uni,
     )
     assert streams == (peer.max_streams_bidi, peer.max_streams_uni)
+    assert peer.disable_active_migration
     assert peer.ack_delay_exponent == exponent
     assert peer.max_ack_delay == max_ack_delay / 1000
     assert peer.max_idle_timeout == (idle_timeout / 1000 if idle_timeout else math.inf)
