@@ -72,6 +72,11 @@ class BidirectionalStream(
         """The receiving direction."""
         return self._receive
 
+    @property
+    def is_readable(self) -> bool:
+        """See :attr:`ReceiveStream.is_readable`."""
+        return self._receive.is_readable
+
     # The calls of every exchange hand on the coroutine of the direction concerned, rather
     # than wait for it in one of their own.
 

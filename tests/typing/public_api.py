@@ -152,6 +152,7 @@ async def streams(stream: QuicStream, sender: SendStream, receiver: ReceiveStrea
     assert_type(stream.connection, QuicConnection)
     assert_type(stream.send_stream, SendStream)
     assert_type(stream.receive_stream, ReceiveStream)
+    assert_type(stream.is_readable, bool)
     await stream.send_all(b"bytes")
     await stream.send_all(bytearray(b"bytes"))
     await stream.send_all(memoryview(b"bytes"))
