@@ -226,6 +226,33 @@ def test_http3(certificates: Path) -> None:
         assert f"1000000 {hashlib.sha256(upload.read_bytes()).hexdigest()}" in posted
 
 
+def test_httpcore_and_h11(certificates: Path) -> None:
+    with server(certificates, "h11_server.py") as (port, _):
+        urls = [f"https://localhost:{port}/{size}" for size in (0, 10, 300_000)]
+        got = run(certificates, "httpcore_backend.py", *urls)
+    assert sorted(got.splitlines()) == [
+        f"{urls[0]}: 200, 0 bytes",
+        f"{urls[1]}: 200, 10 bytes",
+        f"{urls[2]}: 200, 300000 bytes",
+    ]
+
+
+def test_websockets_on_streams(certificates: Path) -> None:
+    with server(certificates, "websocket_streams.py", "serve") as (port, _):
+        got = run(certificates, "websocket_streams.py", "talk", "one", "two", "--port", port)
+    assert sorted(got.splitlines()) == [
+        f"{number}: {text}" for number in range(3) for text in ("one", "two")
+    ]
+
+
+def test_actor_channel(certificates: Path) -> None:
+    with server(certificates, "actor_channel.py", "serve") as (port, _):
+        got = run(certificates, "actor_channel.py", "ask", "3", "one", "two", "--port", port)
+    lines = sorted(got.splitlines())
+    assert lines[0].startswith("3: {'error': ")
+    assert lines[1:] == ["one: {'return': 'ONE'}", "two: {'return': 'TWO'}"]
+
+
 def test_hq_interop(certificates: Path) -> None:
     served = certificates / "served"
     served.mkdir()
