@@ -83,6 +83,24 @@ def started(
     assert "Traceback" not in errors.replace("KeyboardInterrupt", ""), errors
 
 
+def test_peers_know_each_other_by_their_keys(tmp_path: Path) -> None:
+    keys = {
+        name: run(tmp_path, "known_keys.py", "identity", f"{name}.pem").strip()
+        for name in ("alice", "bob", "eve")
+    }
+    assert len(set(keys.values())) == 3
+    serving = [sys.executable, str(EXAMPLES / "known_keys.py"), "listen", "alice.pem"]
+    with started(tmp_path, [*serving, "--known", keys["bob"], "--port", "0"]) as (port, _):
+
+        def ask(name: str, known: str) -> str:
+            arguments = "ask", f"{name}.pem", "--known", keys[known], "localhost", port, "hello"
+            return run(tmp_path, "known_keys.py", *arguments)
+
+        assert ask("bob", "alice") == f"hello, {keys['bob'][:8]}\n"
+        assert "certificate_unknown" in ask("eve", "alice"), "a stranger is told so"
+        assert f"nobody here knows the key {keys['alice']}" in ask("bob", "eve")
+
+
 def test_echo(certificates: Path) -> None:
     with server(certificates, "echo_server.py") as (port, _):
         output = run(certificates, "echo_client.py", "localhost", port, "one", "two", "three")
