@@ -197,7 +197,10 @@ class NoCommonProtocol(HandshakeFailed):
 
 
 class CertificateUntrusted(HandshakeFailed):
-    """The peer's certificate chain leads to no trusted certification authority."""
+    """The peer's certificate chain leads to no trusted certification authority.
+
+    Or the application's `verify` function has rejected it; its exception is the ``__cause__``.
+    """
 
     default_alert = 48
 

@@ -99,6 +99,11 @@ class ApplicationCalls:
         return self.handshake.peer_certificate
 
     @property
+    def peer_certificate_chain(self) -> tuple[Certificate, ...]:
+        """The certificates which the peer sent, its own first, if they were accepted."""
+        return self.handshake.peer_certificate_chain
+
+    @property
     def client_certificate_requested(self) -> bool:
         """Client: whether the server has asked for a certificate."""
         return self.handshake.client_certificate_requested

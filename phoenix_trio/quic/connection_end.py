@@ -309,7 +309,7 @@ class ConnectionEnd(ApplicationCalls):
             ),
             quic_version=self.quic_version,
             cipher=self.cipher,
-            peer_certificate=self.peer_certificate,
+            peer_certificate_chain=self.peer_certificate_chain,
             max_datagram_payload=self.max_datagram_payload,
             unacknowledged=self.streams.unacknowledged(),
             unread=UnreadData(self.streams.receiving.account, self.streams.unread()),

@@ -167,6 +167,15 @@ class ConnectionState:
         return self._engine.peer_certificate if self._is_ready else None
 
     @property
+    def peer_certificate_chain(self) -> tuple[Certificate, ...]:
+        """The certificates which the peer sent, its own first, then the others as they came.
+
+        Only the first is proved to be the peer's: a peer can send any others with it.  Empty
+        where :attr:`peer_certificate` is ``None``.
+        """
+        return self._engine.peer_certificate_chain if self._is_ready else ()
+
+    @property
     def session_resumed(self) -> bool:
         """Whether a TLS session was resumed (RFC 8446 section 2.2)."""
         return self._session_resumed

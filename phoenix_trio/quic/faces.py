@@ -166,6 +166,10 @@ class ApplicationFace(Protocol):
         """The peer's certificate, if it was accepted."""
 
     @property
+    def peer_certificate_chain(self) -> tuple[Certificate, ...]:
+        """The certificates which the peer sent, its own first, if they were accepted."""
+
+    @property
     def client_certificate_requested(self) -> bool:
         """Client: whether the server has asked for a certificate."""
 

@@ -87,6 +87,15 @@ class ReceivingPart(trio.abc.ReceiveStream, Generic[ConnectionT], metaclass=NoPu
         """The connection this stream belongs to."""
         return self._connection
 
+    @property
+    def is_readable(self) -> bool:
+        """Whether :meth:`receive_some` would return, or raise, without waiting for the peer.
+
+        For a pool of idle streams: one on which nothing is due and which is readable all the
+        same was ended, reset, or lost with its connection, and is not to be used again.
+        """
+        return self._is_ready()
+
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         """Receive at least one byte, or ``b""`` at the end of the stream.
 

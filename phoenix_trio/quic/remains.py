@@ -59,7 +59,7 @@ class ConnectionRemains:
       statistics: its counters and estimates at the end.
       quic_version: the QUIC version, 1 or 2.
       cipher: the name of the cipher suite; ``None``: none was agreed.
-      peer_certificate: the peer's certificate, if it was accepted.
+      peer_certificate_chain: the certificates of the peer, its own first, if they were accepted.
       max_datagram_payload: the largest payload of a datagram at the end.
       unacknowledged: for each stream with unacknowledged data: the bytes written, and the offset
         up to which they were acknowledged.
@@ -74,7 +74,7 @@ class ConnectionRemains:
         "cipher",
         "config",
         "max_datagram_payload",
-        "peer_certificate",
+        "peer_certificate_chain",
         "quic_version",
     )
 
@@ -97,7 +97,7 @@ class ConnectionRemains:
         statistics: ConnectionStatistics,
         quic_version: int,
         cipher: str | None,
-        peer_certificate: Certificate | None,
+        peer_certificate_chain: tuple[Certificate, ...],
         max_datagram_payload: int | None,
         unacknowledged: dict[int, tuple[int, int]],
         unread: UnreadData,
@@ -105,12 +105,17 @@ class ConnectionRemains:
         self.config = config
         self.quic_version = quic_version
         self.cipher = cipher
-        self.peer_certificate = peer_certificate
+        self.peer_certificate_chain = peer_certificate_chain
         self.max_datagram_payload = max_datagram_payload
         self._statistics = statistics
         self._unacknowledged = unacknowledged
         self._unread = unread
         self._consumed = 0
+
+    @property
+    def peer_certificate(self) -> Certificate | None:
+        """The peer's certificate, if it was accepted."""
+        return self.peer_certificate_chain[0] if self.peer_certificate_chain else None
 
     def statistics(
         self,

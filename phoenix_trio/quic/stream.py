@@ -72,6 +72,11 @@ class BidirectionalStream(
         """The receiving direction."""
         return self._receive
 
+    @property
+    def is_readable(self) -> bool:
+        """See :attr:`ReceiveStream.is_readable`."""
+        return self._receive.is_readable
+
     # The calls of every exchange return the coroutine of their direction, instead of awaiting it
     # in one of their own.
 

@@ -83,6 +83,24 @@ def started(
     assert "Traceback" not in errors.replace("KeyboardInterrupt", ""), errors
 
 
+def test_peers_know_each_other_by_their_keys(tmp_path: Path) -> None:
+    keys = {
+        name: run(tmp_path, "known_keys.py", "identity", f"{name}.pem").strip()
+        for name in ("alice", "bob", "eve")
+    }
+    assert len(set(keys.values())) == 3
+    serving = [sys.executable, str(EXAMPLES / "known_keys.py"), "listen", "alice.pem"]
+    with started(tmp_path, [*serving, "--known", keys["bob"], "--port", "0"]) as (port, _):
+
+        def ask(name: str, known: str) -> str:
+            arguments = "ask", f"{name}.pem", "--known", keys[known], "localhost", port, "hello"
+            return run(tmp_path, "known_keys.py", *arguments)
+
+        assert ask("bob", "alice") == f"hello, {keys['bob'][:8]}\n"
+        assert "certificate_unknown" in ask("eve", "alice"), "a stranger is told so"
+        assert f"nobody here knows the key {keys['alice']}" in ask("bob", "eve")
+
+
 def test_echo(certificates: Path) -> None:
     with server(certificates, "echo_server.py") as (port, _):
         output = run(certificates, "echo_client.py", "localhost", port, "one", "two", "three")
@@ -236,6 +254,33 @@ def test_http3(certificates: Path) -> None:
         arguments = ("localhost", port, "/", "--post", "upload", "--show")
         posted = run(certificates, "http3_client.py", *arguments)
         assert f"1000000 {hashlib.sha256(upload.read_bytes()).hexdigest()}" in posted
+
+
+def test_httpcore_and_h11(certificates: Path) -> None:
+    with server(certificates, "h11_server.py") as (port, _):
+        urls = [f"https://localhost:{port}/{size}" for size in (0, 10, 300_000)]
+        got = run(certificates, "httpcore_backend.py", *urls)
+    assert sorted(got.splitlines()) == [
+        f"{urls[0]}: 200, 0 bytes",
+        f"{urls[1]}: 200, 10 bytes",
+        f"{urls[2]}: 200, 300000 bytes",
+    ]
+
+
+def test_websockets_on_streams(certificates: Path) -> None:
+    with server(certificates, "websocket_streams.py", "serve") as (port, _):
+        got = run(certificates, "websocket_streams.py", "talk", "one", "two", "--port", port)
+    assert sorted(got.splitlines()) == [
+        f"{number}: {text}" for number in range(3) for text in ("one", "two")
+    ]
+
+
+def test_actor_channel(certificates: Path) -> None:
+    with server(certificates, "actor_channel.py", "serve") as (port, _):
+        got = run(certificates, "actor_channel.py", "ask", "3", "one", "two", "--port", port)
+    lines = sorted(got.splitlines())
+    assert lines[0].startswith("3: {'error': ")
+    assert lines[1:] == ["one: {'return': 'ONE'}", "two: {'return': 'TWO'}"]
 
 
 def test_hq_interop(certificates: Path) -> None:

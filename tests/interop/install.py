@@ -109,6 +109,10 @@ def _curl(install: bool) -> Installed:
     return _python_package("curl_cffi", interpreter=sys.executable, install=install)
 
 
+def _libp2p(install: bool) -> Installed:
+    return _python_package("libp2p", interpreter=sys.executable, install=install)
+
+
 def _quiche(install: bool) -> Installed:
     node, npm = shutil.which("node", path=_SEARCH), shutil.which("npm", path=_SEARCH)
     if node is None:
@@ -165,6 +169,7 @@ _FINDERS = {
     "ngtcp2": _ngtcp2,
     "curl": _curl,
     "chromium": _chromium,
+    "libp2p": _libp2p,  # for test_libp2p.py; no column of the matrix
 }
 
 

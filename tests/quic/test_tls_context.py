@@ -436,7 +436,7 @@ def test_an_intermediate_authority_comes_with_the_chain() -> None:
     chain, key = pem(intermediate.issue_cert(NAME))
     pair = connect(client(), ServerTLS(chain, key))
     assert pair.is_established
-    assert len(pair.client.context.peer_certificate_chain) == 1
+    assert len(pair.client.context.peer_certificate_chain) == 2
     # The same without the intermediate certificate leads nowhere.
     leaf_only = chain[: chain.index(b"-----END") + len(b"-----END CERTIFICATE-----\n")]
     pair = connect(client(), ServerTLS(leaf_only, key))
@@ -657,7 +657,7 @@ def test_a_client_certificate_comes_with_its_chain() -> None:
     chain, key = pem(authority().create_child_ca().issue_cert("client.example"))
     pair = connect(client(certificate=chain, private_key=key), server(client_ca=authority_pem()))
     assert pair.is_established
-    assert len(pair.server.context.peer_certificate_chain) == 1
+    assert len(pair.server.context.peer_certificate_chain) == 2
 
 
 def test_a_client_certificate_is_not_shown_to_servers_which_do_not_ask() -> None:

@@ -127,6 +127,7 @@ async def connections(connection: QuicConnection) -> None:
     assert_type(await connection.ping(), float)
     assert_type(connection.alpn_protocol, str | None)
     assert_type(connection.peer_certificate, Certificate | None)
+    assert_type(connection.peer_certificate_chain, tuple[Certificate, ...])
     assert_type(connection.is_closed, bool)
     assert_type(connection.idle_timeout, float)
     assert_type(connection.keep_alive, float | None)
@@ -154,6 +155,7 @@ async def streams(stream: QuicStream, sender: SendStream, receiver: ReceiveStrea
     assert_type(stream.connection, QuicConnection)
     assert_type(stream.send_stream, SendStream)
     assert_type(stream.receive_stream, ReceiveStream)
+    assert_type(stream.is_readable, bool)
     await stream.send_all(b"bytes")
     await stream.send_all(bytearray(b"bytes"))
     await stream.send_all(memoryview(b"bytes"))
@@ -264,6 +266,9 @@ async def broadcasts(stream: QuicStream) -> None:
     assert_type(phoenix_trio.Broadcast(when_slow="end"), phoenix_trio.Broadcast[Buffer])
 
 
+def accept(chain: list[Certificate], server_name: str | None) -> None: ...
+
+
 def transport_layer_security() -> None:
     ServerTLS("server.pem", "server.key")
     ServerTLS(b"-----BEGIN...", b"-----BEGIN...", client_ca="authority.pem")
@@ -277,6 +282,8 @@ def transport_layer_security() -> None:
         early_data=True,
     )
     ClientTLS(danger_accept_any_certificate=True)
+    ClientTLS(verify=accept)
+    ServerTLS("server.pem", "server.key", verify=accept)
 
 
 def configuration(config: TransportConfig) -> None:

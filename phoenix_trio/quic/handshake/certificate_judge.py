@@ -1,4 +1,5 @@
-"""Whether to trust a peer's certificate: dates, chain, purpose, name, or a pinned fingerprint.
+"""Whether to trust a peer's certificate: dates, chain, purpose, name, or a pinned
+fingerprint; or a function of the application decides.
 
 Floor 1, sans-IO.  Replaces aioquic's own verification (``tls.py`` 1525 and 2244 of
 version 1.7.2).  Every fault of a peer leads to a ``tls.Alert`` and nothing else, and leaves
@@ -25,19 +26,23 @@ from ...errors import (
     CertificateNameMismatch,
     CertificatePinMismatch,
     CertificateUntrusted,
+    ClientCertificateRequired,
     HandshakeFailed,
 )
 from ..wire.errors import CRYPTO_ERROR
 from .hello_context import HelloContext
 from .policies import Policy, ServerPolicy
 from .tls_failures import (
+    AlertCertificateRequired,
     AlertCertificateRevoked,
+    AlertCertificateUnknown,
     AlertUnknownCA,
     describe,
     names_of,
     quote,
 )
 from .verdicts import Verdict
+from .verifiers import Verifier, ask_verifier
 
 __all__ = ["JudgingContext"]
 
@@ -78,6 +83,8 @@ class JudgingContext(HelloContext):
     """What the peer has sent, in DER form."""
     _verdict: Verdict | None
     """The verdict about it, from an earlier handshake."""
+    _rejection: Exception | None
+    """That by which a function of the application has rejected the peer."""
 
     # ------------------------------------------------------------ overrides of aioquic
 
@@ -172,6 +179,9 @@ class JudgingContext(HelloContext):
         certificate = self._peer_certificate
         assert certificate is not None
         policy = self.policy
+        if policy.verify is not None:
+            self._ask_verifier(policy.verify)
+            return
         if self._verdict is not None and self._verdict.is_valid(dt.datetime.now(dt.UTC)):
             return
         if isinstance(policy, ServerPolicy):
@@ -196,6 +206,32 @@ class JudgingContext(HelloContext):
         if policy.verdicts is not None:
             verdict = Verdict(certificate, self._peer_certificate_chain, verified)
             policy.verdicts.add(self._expected_name, self._peer_certificates, verdict)
+
+    def _ask_verifier(self, verify: Verifier) -> None:
+        """The application decides; its chain is empty where a client has shown none."""
+        own = self._peer_certificate
+        chain = [] if own is None else [own, *self._peer_certificate_chain]
+        policy = self.policy
+        name = None if isinstance(policy, ServerPolicy) else policy.server_name
+        rejection = self._rejection = ask_verifier(verify, chain, name)
+        if rejection is None:
+            return
+        why = f"{type(rejection).__name__}: {quote(str(rejection))}"
+        if own is None:
+            self._refuse(
+                AlertCertificateRequired("A client certificate is required"),
+                ClientCertificateRequired,
+                f"the client showed no certificate, and verify rejected it for that: {why}",
+                rejection,
+            )
+        self._refuse(
+            AlertCertificateUnknown("Certificate was not accepted"),
+            CertificateUntrusted,
+            # (Its names may be malformed; the fingerprint is always there.)
+            f"verify rejected {self._their}'s certificate, whose SHA-256 fingerprint is "
+            f"{own.fingerprint(hashes.SHA256()).hex()}: {why}",
+            rejection,
+        )
 
     def _check_pin(self, certificate: x509.Certificate, pinned: bytes) -> None:
         actual = certificate.fingerprint(hashes.SHA256())

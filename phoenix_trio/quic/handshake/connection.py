@@ -265,6 +265,12 @@ class Handshake:
         return None if context is None else context.peer_certificate
 
     @property
+    def peer_certificate_chain(self) -> tuple[Certificate, ...]:
+        """The certificates which the peer sent, its own first, if they were accepted."""
+        context = self._link.context
+        return () if context is None else context.peer_certificate_chain
+
+    @property
     def client_certificate_requested(self) -> bool:
         """Client: whether the server has asked for a certificate."""
         context = self._link.context

@@ -31,6 +31,7 @@ from .server_names import normalize_server_name
 from .session_tickets import ServerTicketStore, SessionStore, TrustScopedSessions
 from .trust_stores import store_of, system_store
 from .verdicts import Verdicts
+from .verifiers import Verifier, check_verifier
 
 __all__ = [
     "DEFAULT_GROUPS",
@@ -44,6 +45,7 @@ __all__ = [
     "ServerTicketStore",
     "SessionStore",
     "TrustScopedSessions",
+    "Verifier",
     "normalize_server_name",
 ]
 
@@ -69,6 +71,16 @@ class ServerTLS:
       client_ca: authorities for client certificates.  If given, clients *must*
         show a certificate which one of them has signed, and every connection
         makes a full handshake, because a resumed one shows no certificate.
+      verify: a function which decides about client certificates instead of
+        `client_ca`.  Clients are asked for a certificate, and
+        ``verify(chain, None)`` is called once for each handshake, after the client
+        has proved that it has the private key.  `chain` is a list of
+        ``cryptography.x509.Certificate``, the client's own first (16 at most);
+        it is empty where the client shows none.  Returning ``None`` accepts the
+        client; any exception rejects it.  Nothing else is verified: no
+        authority, no dates, no purpose.  Every connection makes a full
+        handshake, as with `client_ca`.  The function must be synchronous and
+        quick: all connections of the socket wait for it.
       early_data: let clients which come back send data in their first flight
         (0-RTT).  **An attacker can replay it** (RFC 8446 section 8, RFC 9001
         section 9.2).  Tickets can be used once, which stops replays within one
@@ -81,8 +93,8 @@ class ServerTLS:
         on); the text names the argument and the file.
       TypeError: an argument has the wrong type.
       ValueError: something cannot be parsed, the key does not belong to the
-        certificate, or is of a kind which TLS 1.3 here cannot use; the text
-        names the argument and the file.
+        certificate, or is of a kind which TLS 1.3 here cannot use, or `client_ca`
+        and `verify` are both given; the text names the argument and the file.
     """
 
     def __init__(
@@ -91,11 +103,16 @@ class ServerTLS:
         private_key: PEMSource,
         *,
         client_ca: PEMSource | None = None,
+        verify: Verifier | None = None,
         early_data: bool = False,
         password: bytes | str | None = None,
     ) -> None:
         if not isinstance(early_data, bool):
             raise TypeError(f"early_data must be True or False, not {early_data!r}")
+        if verify is not None:
+            check_verifier(verify)
+        #: Decides about client certificates; ``None``: `client_ca` does, if it is given.
+        self.verify: Final = verify
         self._sources: tuple[PEMSource, PEMSource, PEMSource | None] = (
             certificate,
             private_key,
@@ -109,14 +126,20 @@ class ServerTLS:
     def __repr__(self) -> str:
         certificate, private_key, client_ca = self._sources
         authority = "None" if client_ca is None else name_of(client_ca)
+        verify = "" if self.verify is None else f"verify={self.verify!r}, "
         return (
             f"ServerTLS({name_of(certificate)}, {name_of(private_key)}, "
-            f"client_ca={authority}, early_data={self.early_data})"
+            f"client_ca={authority}, {verify}early_data={self.early_data})"
         )
 
     def _load(
         self, certificate: PEMSource, private_key: PEMSource, client_ca: PEMSource | None
     ) -> ServerIdentity:
+        if client_ca is not None and self.verify is not None:
+            raise ValueError(
+                "client_ca and verify contradict each other: each says by itself which clients "
+                "to accept"
+            )
         certificates = load_certificates("certificate", certificate)
         key = load_private_key("private_key", private_key, self._password)
         check_pair(certificates, certificate, key, private_key)
@@ -212,6 +235,16 @@ class ClientTLS:
         (32 bytes, or hexadecimal digits with or without colons), with any
         signature and any name; it still has to be valid now.
       session_store: where tickets are kept, to resume sessions.
+      verify: a function which decides about the server's certificates instead of
+        authorities.  ``verify(chain, server_name)`` is called once for each
+        handshake, after the server has proved that it has the private key.  `chain`
+        is a list of ``cryptography.x509.Certificate``, the server's own first (16 at
+        most), `server_name` the name or address which was dialled, or the argument
+        `server_name`.  Returning ``None`` accepts the server; any exception
+        rejects it, and is the ``__cause__`` of the error.  Nothing else is
+        verified: no authority, no dates, no name.  The function must be synchronous
+        and quick: all connections of the socket wait for it.  It excludes a
+        `session_store`, because a resumed session shows no certificates.
       early_data: send data in the first flight to servers which allow it.  **An
         attacker can replay it** (RFC 8446 section 8); needs a `session_store`.
       danger_accept_any_certificate: verify nothing but that the server has the key
@@ -240,6 +273,7 @@ class ClientTLS:
         certificate: PEMSource | None = None,
         private_key: PEMSource | None = None,
         pinned_sha256: str | bytes | None = None,
+        verify: Verifier | None = None,
         session_store: SessionStore | None = None,
         early_data: bool = False,
         danger_accept_any_certificate: bool = False,
@@ -259,6 +293,7 @@ class ClientTLS:
             for name, is_given in (
                 ("ca", ca is not None),
                 ("pinned_sha256", pinned_sha256 is not None),
+                ("verify", verify is not None),
                 ("danger_accept_any_certificate", danger_accept_any_certificate),
             )
             if is_given
@@ -268,6 +303,13 @@ class ClientTLS:
                 f"{' and '.join(kinds_of_trust)} contradict each other: each says by itself "
                 "which servers to trust"
             )
+        if verify is not None:
+            check_verifier(verify)
+            if session_store is not None:
+                raise ValueError(
+                    "verify and session_store contradict each other: a resumed session shows no "
+                    "certificates which verify could judge"
+                )
         if early_data and session_store is None:
             raise ValueError("early_data needs a session_store: 0-RTT resumes an earlier session")
         if (certificate is None) != (private_key is None):
@@ -287,6 +329,8 @@ class ClientTLS:
         self.early_data: Final = early_data
         self.groups: Final = _check_groups(groups)
         self.accepts_any_certificate: Final = danger_accept_any_certificate
+        #: Decides about the server's certificates; ``None``: the other settings do.
+        self.verify: Final = verify
 
         trusted: tuple[x509.Certificate, ...] = ()
         store: crypto.X509Store | None = None
@@ -346,6 +390,8 @@ class ClientTLS:
             fields.append(f"certificate=<{subject}>")
         if self.pinned_sha256 is not None:
             fields.append(f"pinned_sha256={self.pinned_sha256.hex()!r}")
+        if self.verify is not None:
+            fields.append(f"verify={self.verify!r}")
         if self.session_store is not None:
             fields.append(f"session_store={self.session_store.store!r}")
         if self.early_data:

@@ -150,8 +150,12 @@ class PhoenixTLSContext(JudgingContext):
 
     @property
     def peer_certificate_chain(self) -> tuple[x509.Certificate, ...]:
-        """The further certificates which the peer sent with its own, as it sent them."""
-        return tuple(self._peer_certificate_chain) if self._accepted_peer else ()
+        """What the peer sent: its own certificate, then the others in their order.
+
+        Empty where :attr:`peer_certificate` is ``None``.
+        """
+        own = self.peer_certificate
+        return () if own is None else (own, *self._peer_certificate_chain)
 
     @property
     def client_certificate_requested(self) -> bool:
@@ -208,8 +212,8 @@ class PhoenixTLSContext(JudgingContext):
                 self.failure.__cause__ = alert
             # Tracebacks refer to all that took part, some of it in circles (line 1197), and
             # the failure may be kept for long.
-            _forget_tracebacks(alert)
-            _forget_tracebacks(self.failure)
+            _forget_tracebacks(alert, self._rejection)
+            _forget_tracebacks(self.failure, self._rejection)
             raise type(alert)(*alert.args) from None
 
     def _server_handle_hello(
@@ -230,9 +234,15 @@ class PhoenixTLSContext(JudgingContext):
             )
 
     def _server_handle_certificate(self, input_buf: Buffer) -> None:
-        """Line 2166: an empty certificate message is not enough where one is required."""
+        """Line 2166: an empty certificate message is not enough where one is required.
+
+        Where the application decides, it may accept that.
+        """
         super()._server_handle_certificate(input_buf)
         if self._peer_certificate is None:
+            if self.policy.verify is not None:
+                self._ask_verifier(self.policy.verify)
+                return
             self._refuse(
                 AlertCertificateRequired("A client certificate is required"),
                 ClientCertificateRequired,
@@ -285,9 +295,12 @@ class PhoenixTLSContext(JudgingContext):
         )
 
 
-def _forget_tracebacks(error: BaseException | None) -> None:
-    """Of an exception and of those which led to it."""
-    while error is not None:
+def _forget_tracebacks(error: BaseException | None, rejection: Exception | None) -> None:
+    """Of an exception and of those which led to it.
+
+    The application's own is kept as it is: its traceback shows mistakes in the application.
+    """
+    while error is not None and error is not rejection:
         error.__traceback__ = None
         error = error.__cause__ or error.__context__
 
@@ -325,6 +338,7 @@ def adopt(
     context._accepted_peer = False
     context._peer_certificates = ()
     context._verdict = None
+    context._rejection = None
     context.prepare(certificate_message)
     context._early_data_accepted = early_data_accepted
     context._early_data_allowed = False
@@ -351,7 +365,7 @@ def _adopt_client(context: PhoenixTLSContext, policy: ClientPolicy) -> None:
 def _adopt_server(context: PhoenixTLSContext, policy: ServerPolicy) -> None:
     if not policy.early_data:
         context._max_early_data = None
-    if policy.client_store is not None:
+    if policy.client_store is not None or policy.verify is not None:
         context._request_client_certificate = True
         # After a resumption aioquic would wait for a client certificate (line 2161), which TLS
         # does not send then (RFC 8446 section 4.3.2): so every handshake is a full one.

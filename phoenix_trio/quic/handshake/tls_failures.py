@@ -22,6 +22,7 @@ from ..wire.errors import CONNECTION_REFUSED, CRYPTO_ERROR
 __all__ = [
     "AlertCertificateRequired",
     "AlertCertificateRevoked",
+    "AlertCertificateUnknown",
     "AlertUnknownCA",
     "describe",
     "handshake_error",
@@ -46,6 +47,12 @@ class AlertCertificateRevoked(tls.Alert):
     """The peer's certificate was revoked."""
 
     description = tls.AlertDescription.certificate_revoked
+
+
+class AlertCertificateUnknown(tls.Alert):
+    """The application did not accept the peer's certificate (RFC 8446 section 6.2)."""
+
+    description = tls.AlertDescription.certificate_unknown
 
 
 def quote(text: str, limit: int = 200) -> str:
@@ -112,7 +119,10 @@ _BY_ALERT: dict[int, tuple[type[HandshakeFailed], str]] = {
     ),
     tls.AlertDescription.certificate_unknown: (
         CertificateUntrusted,
-        ("the peer rejected our certificate (certificate_unknown)"),
+        (
+            "the peer rejected our certificate (certificate_unknown): it has reasons of its own, "
+            "which it does not tell"
+        ),
     ),
     tls.AlertDescription.unknown_ca: (
         CertificateUntrusted,
