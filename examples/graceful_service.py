@@ -67,6 +67,8 @@ async def ask(options: argparse.Namespace) -> None:
         answers += 1
 
     async with phoenix_trio.open_phoenix("clients", tls=tls) as phoenix:
+        async with phoenix.connect((options.host, options.port)):
+            print("connected", flush=True)
         async with trio.open_nursery() as nursery:
             for number in range(options.calls):
                 nursery.start_soon(call, phoenix, number)

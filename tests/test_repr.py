@@ -89,6 +89,7 @@ async def low_floor(network: SimulatedNetwork) -> AsyncIterator[list[Any]]:
                     phoenix_trio.streams.PeerLimits(client, is_awaited=True),
                     *await broadcasting(other),
                     client.statistics(),
+                    *client.paths(),
                     endpoint.statistics(),
                 ]
         await listener.aclose()

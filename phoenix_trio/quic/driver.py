@@ -30,6 +30,7 @@ from . import events
 from .connection_timers import ConnectionTimers
 from .datagram_socket import DatagramSocket, ReceivedRun
 from .dialling import Dialling
+from .endpoint_statistics import endpoint_statistics
 from .engine import Engine
 from .established.memory_budget import EndpointMemory
 from .established.stalls import Arrivals
@@ -390,33 +391,14 @@ class SocketDriver:
 
     def statistics(self) -> EndpointStatistics:
         """A snapshot of the endpoint's counters."""
-        counters, incoming = self.sockets.statistics, self._incoming
-        answers = incoming.answers
-        return EndpointStatistics(
-            bytes_sent=counters.bytes_sent,
-            bytes_received=counters.bytes_received,
-            datagrams_sent=counters.datagrams_sent,
-            datagrams_received=counters.datagrams_received,
-            send_blocked=counters.send_blocked,
-            send_calls=counters.send_calls,
-            receive_calls=counters.receive_calls,
-            pooled_receives=counters.pooled_receives,
-            soft_errors=counters.soft_errors,
-            datagrams_unroutable=incoming.datagrams_unroutable,
-            receives_dropped=self._budget.dropped,
+        return endpoint_statistics(
+            self.sockets.statistics,
+            self._incoming,
+            self._admission,
+            self.memory,
             connections=len(self._routes),
-            handshakes=self._admission.places.handshakes,
-            connections_accepted=incoming.connections_accepted,
-            connections_refused=incoming.connections_refused + answers.get("refusal", 0),
-            handshakes_failed=incoming.handshakes_failed,
-            retries_sent=answers.get("retry", 0),
-            version_negotiations_sent=answers.get("version negotiation", 0),
-            stateless_resets_sent=answers.get("stateless reset", 0),
-            stateless_resets_received=self._receiver.resets_received,
-            receive_memory_used=self.memory.receive.used,
-            receive_memory_limit=self.memory.receive.limit,
-            send_memory_used=self.memory.send.used,
-            send_memory_limit=self.memory.send.limit,
+            receives_dropped=self._budget.dropped,
+            resets_received=self._receiver.resets_received,
         )
 
     def note_refused(self) -> None:

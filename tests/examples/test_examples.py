@@ -427,7 +427,9 @@ def test_graceful_service(certificates: Path) -> None:
             stdout=subprocess.PIPE,
             text=True,
         )
-        time.sleep(1)
+        assert asking.stdout is not None
+        assert asking.stdout.readline() == "connected\n"
+        time.sleep(0.5)
     told, _ = asking.communicate(timeout=20)
     assert told == "50 of 50 calls were answered\n"
     assert output == ["50 answers, 0 handlers were cancelled\n"]
