@@ -419,6 +419,22 @@ class TransportConfig:
     least 16 bytes.  ``None``: derived from the server's private key, so that a
     restarted server still resets its old connections; random for clients."""
 
+    connection_id_server_id: bytes | None = attrs.field(
+        default=None,
+        repr=False,
+        validator=attrs.validators.optional(attrs.validators.instance_of(bytes)),
+    )
+    """Server: its ID in connection IDs, 1 or 2 bytes (1 in the processes of
+    :func:`~phoenix_trio.run_workers`), by which load balancers find it although clients move
+    (draft-ietf-quic-load-balancers, plaintext; connection IDs have 8 bytes).
+
+    ``None``: connection IDs say nothing.  Observers can read the ID as well, and see which
+    connections go to the same server."""
+
+    connection_id_rotation: int = attrs.field(default=0, validator=_integer(0, 6))
+    """The configuration of the load balancers to which `connection_id_server_id` belongs (0 to
+    6): the first three bits of connection IDs.  Without a server ID it means nothing."""
+
     keylog_file: str | None = attrs.field(
         default=None,
         converter=attrs.Converter(_path, takes_field=True),  # type: ignore[misc]
@@ -548,6 +564,11 @@ class TransportConfig:
     def __attrs_post_init__(self) -> None:
         if self.stateless_reset_key is not None and len(self.stateless_reset_key) < 16:
             raise ValueError("stateless_reset_key must have at least 16 bytes")
+        server_id = self.connection_id_server_id
+        if server_id is not None and not 1 <= len(server_id) <= 2:
+            raise ValueError(
+                f"connection_id_server_id must have 1 or 2 bytes, not {len(server_id)}"
+            )
         if self.keep_alive is not None and self.keep_alive >= self.max_idle_timeout:
             raise ValueError(
                 f"keep_alive ({self.keep_alive:g} s) must be below "

@@ -27,6 +27,7 @@ from ..config import TransportConfig
 from ..errors import ApplicationErrorCode
 from ..metrics import EndpointStatistics
 from . import events
+from .connection_id_format import ConnectionIdFormat
 from .connection_timers import ConnectionTimers
 from .datagram_socket import DatagramSocket, ReceivedRun
 from .dialling import Dialling
@@ -40,6 +41,7 @@ from .incoming import Incoming
 from .logs import bounded_logger
 from .path_address import SocketAddress
 from .receiving import Receiver
+from .relay import Relay
 from .route import NO_SINK, Route, Sink
 from .routing_table import RESET_TOKEN_LENGTH, RoutingTable
 from .sending import Sender
@@ -76,9 +78,20 @@ class SocketDriver:
       socket: bound and non-blocking; closed by :meth:`close`.
       config: limits of the endpoint.
       reset_key: secret for stateless reset tokens, at least 16 bytes.
+      relay: the way to other processes on the same port; ``None``: there are none.  It stays
+        open.
+
+    Raises:
+      ValueError: the server ID of the configuration is too long beside other processes.
     """
 
-    def __init__(self, socket: DatagramSocket, config: TransportConfig, reset_key: bytes) -> None:
+    def __init__(
+        self,
+        socket: DatagramSocket,
+        config: TransportConfig,
+        reset_key: bytes,
+        relay: Relay | None = None,
+    ) -> None:
         self.socket = socket
         self.config = config
         self.memory = EndpointMemory(config)
@@ -86,13 +99,23 @@ class SocketDriver:
         # (Linux reserves twice what it grants, for its own records.)
         self._arrivals = Arrivals(2 * socket.statistics.receive_buffer_size)
         self._reset_key = reset_key
-        self._admission = Admission(config, self.reset_token)
+        self._ids = ConnectionIdFormat(
+            config.connection_id_server_id or b"",
+            config.connection_id_rotation,
+            worker=0 if relay is None else relay.number,
+            workers=1 if relay is None else relay.count,
+            secret=b"" if relay is None else relay.secret,
+        )
+        self._relay = relay
+        self._admission = Admission(config, self.reset_token, self.make_connection_id)
         self._table = RoutingTable()
         self._routes = self._table.routes
         self._dialling = Dialling(socket, self._table)
         self._incoming = Incoming(socket, config, self._admission, self._register)
         self._budget: TurnBudget[ReceivedRun] = TurnBudget(config.backlog_size)
-        self._receiver = Receiver(socket, config, self._table, self._budget, self._incoming)
+        self._receiver = Receiver(
+            socket, config, self._table, self._budget, self._incoming, relay, self._ids
+        )
         self._sender = Sender(
             socket, on_transmitted=self._on_transmitted, on_blocked=self._end_or_schedule
         )
@@ -118,6 +141,17 @@ class SocketDriver:
         """The stateless reset token of one of our connection IDs (RFC 9000 section 10.3.2)."""
         digest = hmac.new(self._reset_key, b"stateless reset" + connection_id, hashlib.sha256)
         return digest.digest()[:RESET_TOKEN_LENGTH]
+
+    def make_connection_id(self) -> bytes:
+        """A new connection ID for a client to address us by."""
+        while (made := self._ids.make()) in self._table.by_connection_id:
+            pass  # (With a server ID it has fewer random bytes, and may be in use.)
+        return made
+
+    @property
+    def shares_port(self) -> bool:
+        """Whether other processes receive a part of what is sent to the port."""
+        return self._relay is not None
 
     @property
     def accept(self) -> Callable[[Admit, SocketAddress], tuple[Engine, Sink]] | None:
@@ -249,6 +283,8 @@ class SocketDriver:
                         self._run_until_closed, self._sender.run, nursery.cancel_scope
                     )
                     nursery.start_soon(self._watch_timers)
+                    if self._relay is not None:
+                        nursery.start_soon(self._watch_relay, self._relay)
                     await self._run_until_closed(self._receive_forever, nursery.cancel_scope)
         except Exception as error:
             self._fail(error)
@@ -361,6 +397,8 @@ class SocketDriver:
             version_negotiations_sent=answers.get("version negotiation", 0),
             stateless_resets_sent=answers.get("stateless reset", 0),
             stateless_resets_received=self._receiver.resets_received,
+            datagrams_passed_on=0 if self._relay is None else self._relay.passed_on,
+            datagrams_not_passed_on=0 if self._relay is None else self._relay.dropped,
             receive_memory_used=self.memory.receive.used,
             receive_memory_limit=self.memory.receive.limit,
             send_memory_used=self.memory.send.used,
@@ -388,6 +426,11 @@ class SocketDriver:
             await self._timers.sleep()
             # (A whole turn: what has arrived meanwhile is read before timers are run.)
             self._was_idle = True
+            self._turn()
+
+    async def _watch_relay(self, relay: Relay) -> None:
+        while True:
+            await relay.wait_readable()
             self._turn()
 
     def _turn(self) -> bool:
