@@ -82,6 +82,8 @@ from .streams import (
 )
 from .transport import PhoenixTransport, open_phoenix
 from .transport_connection import PhoenixConnection
+from .worker import Worker
+from .workers import WorkersFailed, run_workers
 
 __version__ = "0.1.0"
 
@@ -168,4 +170,7 @@ __all__ = [
     "PhoenixTransport",
     "open_phoenix",
     "PhoenixConnection",
+    "Worker",
+    "WorkersFailed",
+    "run_workers",
 ]

@@ -34,6 +34,9 @@ MAX_RUN_SEGMENTS = 64
 MAX_RUN_BYTES = 65_487
 
 
+_OPTIONAL_BYTES = attrs.validators.optional(attrs.validators.instance_of(bytes))
+
+
 def _integer(minimum: int, maximum: int) -> Any:
     def check(instance: object, attribute: attrs.Attribute[int], value: object) -> None:
         if not isinstance(value, int) or isinstance(value, bool):
@@ -435,13 +438,22 @@ class TransportConfig:
     reported."""
 
     stateless_reset_key: bytes | None = attrs.field(
-        default=None,
-        repr=False,
-        validator=attrs.validators.optional(attrs.validators.instance_of(bytes)),
+        default=None, repr=False, validator=_OPTIONAL_BYTES
     )
     """Secret for deriving stateless reset tokens (RFC 9000 section 10.3.2), at
     least 16 bytes.  ``None``: derived from the server's private key, so that a
     restarted server still resets its old connections; random for clients."""
+
+    connection_id_server_id: bytes | None = attrs.field(
+        default=None, repr=False, validator=_OPTIONAL_BYTES
+    )
+    """Server: its ID in connection IDs, 1 or 2 bytes (1 in the processes of
+    :func:`~phoenix_trio.run_workers`), by which load balancers find it although clients move
+    (draft-ietf-quic-load-balancers, plaintext; connection IDs have 8 bytes).  Observers can read it, too, and see which connections go to the same server."""
+
+    connection_id_rotation: int = attrs.field(default=0, validator=_integer(0, 6))
+    """The configuration of the load balancers to which `connection_id_server_id` belongs (0 to
+    6): the first three bits of connection IDs.  Without a server ID it means nothing."""
 
     keylog_file: str | None = attrs.field(
         default=None,
@@ -572,6 +584,9 @@ class TransportConfig:
     def __attrs_post_init__(self) -> None:
         if self.stateless_reset_key is not None and len(self.stateless_reset_key) < 16:
             raise ValueError("stateless_reset_key must have at least 16 bytes")
+        server_id = self.connection_id_server_id
+        if server_id is not None and not 1 <= len(server_id) <= 2:
+            raise ValueError("connection_id_server_id must have 1 or 2 bytes")
         if self.keep_alive is not None and self.keep_alive >= self.max_idle_timeout:
             raise ValueError(
                 f"keep_alive ({self.keep_alive:g} s) must be below "

@@ -170,6 +170,10 @@ class EndpointStatistics:
     version_negotiations_sent: int
     stateless_resets_sent: int
     stateless_resets_received: int
+    datagrams_passed_on: int
+    """Datagrams of other workers' connections, passed on to these (:func:`run_workers`)."""
+    datagrams_not_passed_on: int
+    """The same, dropped because too many waited for that worker."""
     receive_memory_used: int
     """Bytes that peers may send, or have sent, and the application has not read, above each
     connection's minimum."""

@@ -6,6 +6,7 @@ its block.
 
 from __future__ import annotations
 
+import socket as sockets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
@@ -197,9 +198,10 @@ class PhoenixTransport(TransferCalls, trio.abc.AsyncResource, metaclass=NoPublic
     async def serve(
         self,
         handler: Handler,
-        port: int,
+        port: int | None = None,
         *,
         host: str | None = None,
+        socket: sockets.socket | None = None,
         tls: ServerTLS | None = None,
         alpn: Sequence[str] | None = None,
         on_error: Callable[[Exception], object] | None = None,
@@ -219,8 +221,10 @@ class PhoenixTransport(TransferCalls, trio.abc.AsyncResource, metaclass=NoPublic
 
         Args:
           handler: an async function.
-          port: the UDP port; 0: any free one.
+          port: the UDP port; 0: any free one.  To be left out only with `socket`.
           host: the local address; ``None``: all.
+          socket: a bound UDP socket to use instead of a new one, see
+            :func:`phoenix_trio.serve`.
           tls: the server's identity; ``None``: that of :func:`open_phoenix`.
           alpn: protocol names, the preferred one first; ``None``: those of
             :func:`open_phoenix`.
@@ -231,6 +235,8 @@ class PhoenixTransport(TransferCalls, trio.abc.AsyncResource, metaclass=NoPublic
         Raises:
           ValueError: no `tls` was given here or to :func:`open_phoenix`, or `grace_period` is
             negative.
+          TypeError, ValueError: there is neither a port nor a socket, or it is not fit; see
+            :func:`phoenix_trio.serve`.
           OSError: the address is not local, or the port is in use.
           ShuttingDown: the transport was closed, or is shutting down.
         """
@@ -247,7 +253,14 @@ class PhoenixTransport(TransferCalls, trio.abc.AsyncResource, metaclass=NoPublic
 
         server = Server(
             handle,
-            partial(open_endpoints, host, port, config=self._config, network=self._network),
+            partial(
+                open_endpoints,
+                host,
+                port,
+                socket=socket,
+                config=self._config,
+                network=self._network,
+            ),
             tls=tls,
             alpn=self._alpn if alpn is None else alpn,
             on_error=on_error,

@@ -384,6 +384,16 @@ def own_connection_id_numbers(engine: Engine) -> list[int]:
     return [each.number for each in engine.state.local_ids.all]
 
 
+def own_connection_ids(engine: Engine) -> list[bytes]:
+    """The engine's own connection IDs which are not retired."""
+    return [each.cid for each in engine.state.local_ids.all]
+
+
+def peer_reset_tokens(engine: Engine) -> set[bytes]:
+    """The stateless reset tokens of the peer's connection IDs."""
+    return engine.peer_ids.reset_tokens()
+
+
 def next_connection_id_number(engine: Engine) -> int:
     """The sequence number of the connection ID that the engine issues next."""
     return engine.state.local_ids._next_number

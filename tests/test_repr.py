@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import inspect
+import socket as sockets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -19,7 +20,9 @@ import phoenix_trio.pool
 import phoenix_trio.streams
 import phoenix_trio.testing
 from phoenix_trio import PhoenixConnection
+from phoenix_trio.quic.relay import open_inbox
 from phoenix_trio.testing import SimulatedNetwork
+from phoenix_trio.worker import Equipment
 from tests.support import (
     ALPN,
     CLIENT,
@@ -158,12 +161,19 @@ async def test_every_public_object_says_what_it_is_and_no_secrets(
         phoenix_trio.testing.Conditions(),
         phoenix_trio.testing.Datagram((CLIENT, 1), (SERVER, 2), b"data"),
     ]
+    bound = sockets.socket(sockets.AF_INET, sockets.SOCK_DGRAM)
+    bound.bind(("127.0.0.1", 0))
+    inbox, sender = open_inbox()
+    equipment = Equipment(0, bound, inbox, [sender], bytes(32))
+    others.append(equipment.unpack())
     async with low_floor(network) as low, high_floor(network) as high:
         objects = [*low, *high, *others]
         missing = public_classes() - {type(each) for each in objects}
         while_open = check(objects)
     socket.close()
     after = check(objects)
+    for each in (others[-1].socket, inbox, sender):
+        each.close()
     assert not missing
     # Objects that live and end say so.
     for each in (*low[:8], *high[:3], *high[4:6]):

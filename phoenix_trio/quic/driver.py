@@ -27,6 +27,7 @@ from ..config import TransportConfig
 from ..errors import ApplicationErrorCode
 from ..metrics import EndpointStatistics
 from . import events
+from .connection_id_format import ConnectionIdFormat
 from .connection_timers import ConnectionTimers
 from .datagram_socket import DatagramSocket, ReceivedRun
 from .dialling import Dialling
@@ -34,6 +35,7 @@ from .endpoint_statistics import endpoint_statistics
 from .engine import Engine
 from .established.memory_budget import EndpointMemory
 from .established.stalls import Arrivals
+from .flushing import Flushing
 from .groups import unwrap_lone
 from .hand_over import HandOver
 from .handshake.admission import Admission, Admit
@@ -43,6 +45,7 @@ from .logs import bounded_logger
 from .path_address import SocketAddress, SocketPath
 from .rebinding import Rebinding
 from .receiving import Receiver
+from .relay import Relay
 from .route import NO_SINK, Route, Sink
 from .routing_table import RESET_TOKEN_LENGTH, RoutingTable
 from .sending import Sender
@@ -52,13 +55,6 @@ from .waiter import Lot
 __all__ = ["SocketDriver"]
 
 logger = bounded_logger("phoenix_trio.quic")
-
-#: Flushes in a row while no task drives.  Two: what the first holds back because more may be
-#: written (:meth:`Engine.begin_pass`) would wait for a driver that may not come.
-FLUSHES_WITHOUT_DRIVER = 2
-
-#: Flushes of the last packets before the socket closes, at most.
-LAST_FLUSHES = 100
 
 #: Events that the driver itself acts on; see :meth:`SocketDriver._act_on_event`.
 _RARE_EVENTS = frozenset(
@@ -72,16 +68,27 @@ _RARE_EVENTS = frozenset(
 )
 
 
-class SocketDriver:
+class SocketDriver(Flushing):
     """Drives the connections of one socket.
 
     Args:
       socket: bound and non-blocking; closed by :meth:`close`.
       config: limits of the endpoint.
       reset_key: secret for stateless reset tokens, at least 16 bytes.
+      relay: the way to other processes on the same port; ``None``: there are none.  It stays
+        open.
+
+    Raises:
+      ValueError: the server ID of the configuration is too long beside other processes.
     """
 
-    def __init__(self, socket: DatagramSocket, config: TransportConfig, reset_key: bytes) -> None:
+    def __init__(
+        self,
+        socket: DatagramSocket,
+        config: TransportConfig,
+        reset_key: bytes,
+        relay: Relay | None = None,
+    ) -> None:
         self.socket = socket
         self.config = config
         self.memory = EndpointMemory(config)
@@ -89,13 +96,23 @@ class SocketDriver:
         # (Linux reserves twice what it grants, for its own records.)
         self._arrivals = Arrivals(2 * socket.statistics.receive_buffer_size)
         self._reset_key = reset_key
-        self._admission = Admission(config, self.reset_token)
+        self._ids = ConnectionIdFormat(
+            config.connection_id_server_id or b"",
+            config.connection_id_rotation,
+            worker=0 if relay is None else relay.number,
+            workers=1 if relay is None else relay.count,
+            secret=b"" if relay is None else relay.secret,
+        )
+        self._relay = relay
+        self._admission = Admission(config, self.reset_token, self.make_connection_id)
         self._table = RoutingTable()
         self._routes = self._table.routes
         self._dialling = Dialling(socket, self._table)
         self._incoming = Incoming(socket, config, self._admission, self._register)
         self._budget: TurnBudget[ReceivedRun] = TurnBudget(config.backlog_size)
-        self._receiver = Receiver(socket, config, self._table, self._budget, self._incoming)
+        self._receiver = Receiver(
+            socket, config, self._table, self._budget, self._incoming, relay, self._ids
+        )
         self._sender = Sender(
             socket, on_transmitted=self._on_transmitted, on_blocked=self._end_or_schedule
         )
@@ -129,6 +146,17 @@ class SocketDriver:
         """The stateless reset token of one of our connection IDs (RFC 9000 section 10.3.2)."""
         digest = hmac.new(self._reset_key, b"stateless reset" + connection_id, hashlib.sha256)
         return digest.digest()[:RESET_TOKEN_LENGTH]
+
+    def make_connection_id(self) -> bytes:
+        """A new connection ID for a client to address us by."""
+        while (made := self._ids.make()) in self._table.by_connection_id:
+            pass  # (With a server ID it has fewer random bytes, and may be in use.)
+        return made
+
+    @property
+    def shares_port(self) -> bool:
+        """Whether other processes receive a part of what is sent to the port."""
+        return self._relay is not None
 
     @property
     def accept(self) -> Callable[[Admit, SocketAddress], tuple[Engine, Sink]] | None:
@@ -185,82 +213,6 @@ class SocketDriver:
                 self.rebinding.add(route, socket)
         return address
 
-    def flush_soon(self, route: Route) -> None:
-        """Send what the connection has to say, and deliver its events.
-
-        That is done a few passes of the scheduler later, for all connections together; at
-        once if no task drives.
-        """
-        if self._is_closed:
-            return
-        sender = self._sender
-        sender.is_quiet = False
-        if not self._hand_over.is_running:
-            sender.dirty[route] = None
-            self._flush_without_driver()
-            self.close_if_unused()
-            return
-        if route not in sender.dirty:
-            if not sender.dirty:
-                sender.wake()
-            sender.dirty[route] = None
-
-    def flush_at_once(self, route: Route) -> None:
-        """Send what the running task has written, unless other tasks are writing as well.
-
-        What cannot be sent at once is sent soon.
-        """
-        sender = self._sender
-        if route in sender.dirty:
-            self.flush_if_writers_idle(route)
-        elif self._is_closed or sender.unsent or not self._hand_over.is_running:
-            self.flush_soon(route)
-        else:
-            sender.is_quiet = False
-            sender.dirty[route] = None
-            self.flush_if_writers_idle(route)
-            if route in sender.dirty:
-                sender.wake()
-
-    def _flush_without_driver(self) -> None:
-        """Flush at once, in the running task."""
-        try:
-            self._sender.flush_dirty(trio.current_time(), passes=FLUSHES_WITHOUT_DRIVER)
-        except OSError as error:
-            self._fail(error)
-
-    def flush_if_writers_idle(self, route: Route) -> None:
-        """Note that the running task writes no more on this connection for now.
-
-        Once that is true of all tasks that have written, waiting for more gains nothing, so
-        packets leave at once.  No events are delivered here: the task is about to wait for
-        one, and would miss it.
-        """
-        writers = route.writers
-        writers.discard(trio.lowlevel.current_task())
-        sender = self._sender
-        if writers or route not in sender.dirty or sender.unsent or not self._hand_over.is_running:
-            return
-        now = trio.current_time()
-        try:
-            sender.transmit(route, now)
-        except OSError as error:
-            sender.error = error  # raised in the task that drives
-            return
-        engine = route.engine
-        if engine.has_events or engine.is_ending or engine.has_more_to_send(now):
-            return  # it stays dirty, so the sender's task goes on with it
-        del sender.dirty[route]
-        self._end_or_schedule(route, now)
-
-    def flush_now(self) -> None:
-        """Send what can be sent without waiting: the last packets before the socket closes."""
-        if not self._is_closed:
-            try:
-                self._sender.flush_dirty(trio.current_time(), passes=LAST_FLUSHES)
-            except OSError:
-                logger.exception("the last packets could not be sent")
-
     async def wait(self, lot: Lot) -> None:
         """Park in `lot` until unparked, perhaps early; drive meanwhile if no other task does.
 
@@ -299,6 +251,8 @@ class SocketDriver:
                         self._run_until_closed, self._sender.run, nursery.cancel_scope
                     )
                     nursery.start_soon(self._watch_timers)
+                    if self._relay is not None:
+                        nursery.start_soon(self._watch_relay, self._relay)
                     await self._run_until_closed(self._receive_forever, nursery.cancel_scope)
         except Exception as error:
             self._fail(error)
@@ -399,6 +353,7 @@ class SocketDriver:
             connections=len(self._routes),
             receives_dropped=self._budget.dropped,
             resets_received=self._receiver.resets_received,
+            relay=self._relay,
         )
 
     def note_refused(self) -> None:
@@ -433,6 +388,11 @@ class SocketDriver:
             await self._timers.sleep()
             # (A whole turn: what has arrived meanwhile is read before timers are run.)
             self._was_idle = True
+            self._turn()
+
+    async def _watch_relay(self, relay: Relay) -> None:
+        while True:
+            await relay.wait_readable()
             self._turn()
 
     def _turn(self) -> bool:

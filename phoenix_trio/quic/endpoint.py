@@ -6,6 +6,7 @@ configuration, key log and traces.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket as sockets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -32,6 +33,7 @@ from .listener import QuicListener
 from .packet_io import UdpNetwork
 from .path_address import SocketAddress, display_address
 from .setup import check_alpn, make_client_engine, make_server_engine
+from .worker_socket import WorkerSocket
 
 __all__ = ["DEFAULT_ALPN", "Endpoint", "open_connection"]
 
@@ -100,6 +102,7 @@ class Endpoint(metaclass=NoPublicConstructor):
           reuse_port: let other sockets be bound to the same port (``SO_REUSEPORT``), so that
             processes share it.  The system gives each a part of the peers, by their
             addresses: a client which moves can come to another process, which resets it.
+            With :func:`run_workers` it is passed on instead.
           config: the default for the endpoint's connections.
           network: where sockets come from; ``None``: the real UDP.
             :class:`phoenix_trio.testing.SimulatedNetwork` has others.
@@ -156,6 +159,9 @@ class Endpoint(metaclass=NoPublicConstructor):
             check_socket(socket)
             await trio.lowlevel.checkpoint()
         config = TransportConfig() if config is None else config
+        relay = socket.relay if isinstance(socket, WorkerSocket) else None
+        if relay is not None and len(config.connection_id_server_id or b"") > 1:
+            raise ValueError("connection_id_server_id must have 1 byte in a worker")
         network = UdpNetwork() if network is None else network
         traces = TraceDirectory(config.qlog_dir, trio.current_time) if config.qlog_dir else None
         key_log_path = config.keylog_file or os.environ.get("SSLKEYLOGFILE")
@@ -173,7 +179,7 @@ class Endpoint(metaclass=NoPublicConstructor):
                 key_log.close()
             raise
         key = config.stateless_reset_key or os.urandom(32)
-        driver = SocketDriver(own, config, key)
+        driver = SocketDriver(own, config, key, relay)
         endpoint: Endpoint = cls._create(driver, network, key_log, traces)
         driver.on_close = endpoint._close_logs
         driver.rebinding.open_socket = partial(
@@ -226,7 +232,8 @@ class Endpoint(metaclass=NoPublicConstructor):
         Cancellation: the attempt is given up; nothing stays behind.
 
         Raises:
-          OSError: the name is unknown, or no address of it can be reached from this socket.
+          OSError: the name is unknown, or no address of it can be reached from this socket; or
+            the socket is that of a :class:`Worker`, to which answers need not come.
           ServerUnreachable: the network says that nothing listens there, or that there is no
             way to the address; on Linux, and where ICMP messages come through.
           HandshakeTimedOut: no answer in ``TransportConfig.handshake_timeout``.
@@ -279,6 +286,7 @@ class Endpoint(metaclass=NoPublicConstructor):
                 alpn=names,
                 admit=admit,
                 reset_token=driver.reset_token,
+                make_connection_id=driver.make_connection_id,
                 memory=driver.memory,
                 key_log=self._key_log,
                 trace_logger=self._traces,
@@ -331,6 +339,12 @@ class Endpoint(metaclass=NoPublicConstructor):
         driver = self._driver
         if driver.is_closed:
             raise trio.ClosedResourceError("this endpoint was closed")
+        if driver.shares_port:
+            raise OSError(
+                errno.EOPNOTSUPP,
+                "a worker's socket cannot dial, since answers may come to another worker;"
+                " dial from another endpoint",
+            )
         resolved = await self._network.resolve(host, port)
         targets = [t for a in resolved if (t := driver.socket.reachable(a)) is not None]
         if not targets:

@@ -11,6 +11,7 @@ from .datagram_socket import SocketStatistics
 from .established.memory_budget import EndpointMemory
 from .handshake.admission import Admission
 from .incoming import Incoming
+from .relay import Relay
 
 __all__ = ["endpoint_statistics"]
 
@@ -24,8 +25,9 @@ def endpoint_statistics(
     connections: int,
     receives_dropped: int,
     resets_received: int,
+    relay: Relay | None,
 ) -> EndpointStatistics:
-    """A snapshot of an endpoint's counters; the last three are counted by the driver's parts."""
+    """A snapshot of an endpoint's counters; the rest is counted by the driver's parts."""
     answers = incoming.answers
     return EndpointStatistics(
         bytes_sent=counters.bytes_sent,
@@ -48,6 +50,8 @@ def endpoint_statistics(
         version_negotiations_sent=answers.get("version negotiation", 0),
         stateless_resets_sent=answers.get("stateless reset", 0),
         stateless_resets_received=resets_received,
+        datagrams_passed_on=0 if relay is None else relay.passed_on,
+        datagrams_not_passed_on=0 if relay is None else relay.dropped,
         receive_memory_used=memory.receive.used,
         receive_memory_limit=memory.receive.limit,
         send_memory_used=memory.send.used,

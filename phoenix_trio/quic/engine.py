@@ -98,6 +98,7 @@ class Engine(ConnectionEnd):
             local_cid=self.handshake.host_cid,
             peer_cid=self.handshake.peer_cid,
             reset_token=reset_token,
+            make_connection_id=settings.make_connection_id,
             rtt=self.rtt,
             control=self.control,
             paths=self.paths,

@@ -37,7 +37,7 @@ from .path_address import (
 from .receive_pool import LARGEST_DATAGRAM, ReceivePool
 from .socket_options import SOL_UDP, UDP_GRO, UDP_SEGMENT
 
-__all__ = ["UdpNetwork", "UdpSocket"]
+__all__ = ["UdpNetwork", "UdpSocket", "bind_raw"]
 
 logger = bounded_logger("phoenix_trio.quic")
 
@@ -483,6 +483,21 @@ class UdpNetwork:
 
 
 def _bind(address: SocketAddress, buffer_size: int, reuse_port: bool) -> UdpSocket:
+    raw = bind_raw(address, buffer_size, reuse_port=reuse_port)
+    return UdpSocket(raw, dual_stack=address[0] == "::")
+
+
+def bind_raw(address: SocketAddress, buffer_size: int | None, *, reuse_port: bool) -> socket.socket:
+    """A non-blocking UDP socket bound to `address`.
+
+    Args:
+      address: ``::`` means IPv4 as well.
+      buffer_size: asked of the system for both buffers; ``None``: its default.
+      reuse_port: let other sockets be bound to the same address.
+
+    Raises:
+      OSError: the address is not local, or the port is in use; the text names both.
+    """
     family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
     dual_stack = address[0] == "::"
     try:
@@ -494,7 +509,8 @@ def _bind(address: SocketAddress, buffer_size: int, reuse_port: bool) -> UdpSock
         if family == socket.AF_INET6:
             raw.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not dual_stack)
         socket_options.forbid_fragments(raw, family)
-        socket_options.set_buffers(raw, buffer_size)
+        if buffer_size is not None:
+            socket_options.set_buffers(raw, buffer_size)
         if reuse_port:
             socket_options.reuse_port(raw)
         raw.bind(address)
@@ -506,4 +522,4 @@ def _bind(address: SocketAddress, buffer_size: int, reuse_port: bool) -> UdpSock
     except BaseException:
         raw.close()
         raise
-    return UdpSocket(raw, dual_stack=dual_stack)
+    return raw

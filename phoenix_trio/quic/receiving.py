@@ -3,17 +3,21 @@
 Floor 2.  The common case is short: a run of datagrams with short headers, all of one
 connection, goes to its engine in one call.  Datagrams that cost much more than ordinary
 ones are held back while other connections are active
-(:mod:`~phoenix_trio.quic.turn_budget`).
+(:mod:`~phoenix_trio.quic.turn_budget`).  Where processes share the port, those of a connection of
+another process are passed on to it (:mod:`~phoenix_trio.quic.relay`).
 """
 
 from __future__ import annotations
 
 from ..config import TransportConfig
+from .connection_id_format import CONNECTION_ID_LENGTH, ConnectionIdFormat
 from .datagram_socket import ReceivedRun, RunReceiver
-from .handshake.admission import CONNECTION_ID_LENGTH, destination_connection_id
+from .handshake.admission import destination_connection_id
+from .handshake.packets import HANDSHAKE, parse_long
 from .incoming import Incoming
 from .path_address import Address, PathAddress, SocketPath
 from .receive_pool import receive_pool
+from .relay import Relay
 from .route import Route
 from .routing_table import RoutingTable
 from .turn_budget import Account, TurnBudget
@@ -38,10 +42,12 @@ class Receiver:
       table: finds connections.
       budget: bounds the time that expensive datagrams take.
       incoming: takes datagrams that belong to no connection.
+      relay: passes on what belongs to other processes; ``None``: there are none.
+      ids: finds the process in a connection ID; needed with a `relay`.
     """
 
-    __slots__ = ("_budget", "_by_connection_id", "_incoming", "_pool", "_socket", "_table",
-                 "resets_received")  # fmt: skip
+    __slots__ = ("_budget", "_by_connection_id", "_ids", "_incoming", "_pool", "_relay", "_socket",
+                 "_table", "resets_received")  # fmt: skip
 
     def __init__(
         self,
@@ -50,12 +56,16 @@ class Receiver:
         table: RoutingTable,
         budget: TurnBudget[ReceivedRun],
         incoming: Incoming,
+        relay: Relay | None = None,
+        ids: ConnectionIdFormat | None = None,
     ) -> None:
         self._socket = socket
         self._table = table
         self._by_connection_id = table.by_connection_id
         self._budget = budget
         self._incoming = incoming
+        self._relay = relay
+        self._ids = ids
         self._pool = receive_pool(config.memory_pool_size) if config.enable_memory_pool else None
         self.resets_received = 0
 
@@ -92,12 +102,23 @@ class Receiver:
         if budget.has_held:
             while (held := budget.take_held()) is not None:
                 self.dispatch_run(held, now, touched, was_held=True)
+        if self._relay is not None:
+            for run in self._relay.take(RUNS_PER_TURN):
+                self.dispatch_run(run, now, touched, was_passed_on=True)
         return None if drained else size
 
     def dispatch_run(
-        self, run: ReceivedRun, now: float, touched: dict[Route, None], *, was_held: bool = False
+        self,
+        run: ReceivedRun,
+        now: float,
+        touched: dict[Route, None],
+        *,
+        was_held: bool = False,
+        was_passed_on: bool = False,
     ) -> bool:
         """Hand the datagrams of a run to their connections, and add these to `touched`.
+
+        Those which another process has passed on (`was_passed_on`) are not passed on again.
 
         Returns whether some of them have to wait, or were dropped, because their
         connection's datagrams are expensive.
@@ -129,6 +150,11 @@ class Receiver:
                     spent = budget.charge if account.watched else budget.note
                     spent(account, -(-(start - begin) // size), start - begin)
             else:
+                if self._relay is not None and not was_passed_on:
+                    end = self._pass_on(self._relay, run, start)
+                    if end > start:
+                        start = end
+                        continue
                 end = min(start + size, stop)
                 route = self.dispatch(bytes(data[start:end]), address, now, mark)
                 start = end
@@ -162,6 +188,43 @@ class Receiver:
             return None
         self._incoming.take_short(data, address, now)
         return None
+
+    def _pass_on(self, relay: Relay, run: ReceivedRun, start: int) -> int:
+        """Give the datagrams of a run, from `start` on, to the process of their connection.
+
+        These have a connection ID which is unknown here, and which another process has made.
+        They are not answered here in any case: a stateless reset would end a connection which
+        the other process knows (RFC 9000 section 10.3.2).
+
+        Returns where they end; `start`: the first one belongs here, if anywhere.
+        """
+        data, address, size, mark, stop = run
+        end = min(start + size, stop)
+        first = bytes(data[start:end])
+        connection_id = destination_connection_id(first)
+        if connection_id is None or connection_id in self._by_connection_id:
+            return start
+        assert self._ids is not None
+        worker = self._ids.worker_of(connection_id)
+        if worker in (relay.number, -1):
+            return start
+        if first[0] & 0x80:
+            # Clients choose the connection IDs of their first packets, but not of these.
+            header = parse_long(first, 0)
+            if header is None or header.kind != HANDSHAKE:
+                return start
+        elif self._table.find_reset(first) is not None:
+            return start
+        else:
+            head = 1 + CONNECTION_ID_LENGTH
+            while (
+                end + head <= stop
+                and not data[end] & 0x80
+                and data[end + 1 : end + head] == connection_id
+            ):
+                end = min(end + size, stop)
+        relay.pass_on(worker, memoryview(data)[start:end], address, size, mark)
+        return end
 
     def _hold(self, account: Account, run: ReceivedRun, start: int) -> None:
         """Put the datagrams of a run from `start` on in line, in small portions."""

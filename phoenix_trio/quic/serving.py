@@ -65,7 +65,7 @@ async def serve(
       host: the local address or name; ``None``: all, IPv4 and IPv6.  A name with
         several addresses gets a listener for each.
       socket: a bound UDP socket to use instead of new ones, as systemd hands one to a
-        service; closed at the end, see :meth:`Endpoint.open`.
+        service, or that of a :class:`Worker`; closed at the end, see :meth:`Endpoint.open`.
       reuse_port: let other processes be bound to the same port, see :meth:`Endpoint.open`.
       alpn: protocol names, the preferred one first.
       config: limits, buffers, timers.

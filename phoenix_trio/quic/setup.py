@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TextIO
 
 from ..config import TransportConfig
+from .connection_id_format import random_connection_id
 from .engine import Engine
 from .established.memory_budget import EndpointMemory
 from .handshake.admission import Admit
@@ -75,6 +76,7 @@ def make_server_engine(
     key_log: TextIO | None,
     trace_logger: TraceLogger | None,
     memory: EndpointMemory | None = None,
+    make_connection_id: Callable[[], bytes] = random_connection_id,
 ) -> Engine:
     """An engine for an admitted client, with the server's present identity."""
     settings = server_settings(
@@ -82,6 +84,7 @@ def make_server_engine(
         alpn=alpn,
         admit=admit,
         reset_token=reset_token,
+        make_connection_id=make_connection_id,
         key_log=key_log,
         trace_logger=trace_logger,
     )

@@ -433,3 +433,12 @@ def test_graceful_service(certificates: Path) -> None:
     told, _ = asking.communicate(timeout=20)
     assert told == "50 of 50 calls were answered\n"
     assert output == ["50 answers, 0 handlers were cancelled\n"]
+
+
+def test_workers(certificates: Path) -> None:
+    with server(certificates, "workers.py", "serve", "--workers", "2") as (port, _):
+        asked = run(certificates, "workers.py", "ask", "--port", port, "--clients", "20")
+    lines = sorted(asked.splitlines())
+    found = [re.fullmatch(r"worker (\d) of 2 has served (\d+) clients", line) for line in lines]
+    assert sum(int(each[2]) for each in found if each is not None) == 20
+    assert {each[1] for each in found if each is not None} == {"0", "1"}, asked

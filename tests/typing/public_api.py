@@ -71,6 +71,16 @@ async def serving(tls: ServerTLS) -> None:
     assert_type(await phoenix_trio.open_stream_listener(4433, tls=tls), StreamListener)
 
 
+async def work(worker: phoenix_trio.Worker) -> None:
+    assert_type(worker.number, int)
+    assert_type(worker.port, int)
+    assert_type(worker.socket, socket.socket)
+
+
+def several_processes() -> None:
+    phoenix_trio.run_workers(work, 4433, workers=4, host="::", stop_timeout=60.0, max_crashes=3)
+
+
 async def listeners_are_trios(
     connections: QuicListener, streams: StreamListener, nursery: trio.Nursery
 ) -> None:

@@ -7,10 +7,10 @@ Floor 1, sans-IO.  :class:`LocalIds` are those by which the peer addresses this 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 
 from .. import events
+from ..connection_id_format import random_connection_id
 from ..rate_limit import RateLimit
 from ..wire import frames
 from ..wire.errors import CONNECTION_ID_LIMIT_ERROR, PROTOCOL_VIOLATION, TransportError
@@ -55,11 +55,12 @@ class LocalIds:
       first: that of the handshake, with sequence number 0.
       reset_token: derives the stateless reset token of a connection ID.
       queue: takes the events.
+      make: makes further ones, as long as the first one.
     """
 
     __slots__ = (
-        "_length",
         "_limit",
+        "_make",
         "_next_number",
         "_queue",
         "_replacements",
@@ -72,7 +73,11 @@ class LocalIds:
     )
 
     def __init__(
-        self, first: bytes, reset_token: Callable[[bytes], bytes], queue: list[events.Event]
+        self,
+        first: bytes,
+        reset_token: Callable[[bytes], bytes],
+        queue: list[events.Event],
+        make: Callable[[], bytes] = random_connection_id,
     ) -> None:
         known = LocalId(0, first)
         known.is_sent = True
@@ -85,8 +90,8 @@ class LocalIds:
         """The largest sequence number of which the peer was told."""
         self.replace_at = math.inf
         """When to replace retired ones, if the peer has retired many at once; else infinite."""
-        self._length = len(first)
         self._limit = 0
+        self._make = make
         self._next_number = 1
         self._queue = queue
         self._replacements = RateLimit(_REPLACEMENTS_A_SECOND, _REPLACEMENTS_AT_ONCE)
@@ -100,7 +105,7 @@ class LocalIds:
     def replenish(self) -> None:
         """Issue as many as the peer keeps."""
         while len(self.all) < self._limit:
-            self.all.append(LocalId(self._next_number, os.urandom(self._length)))
+            self.all.append(LocalId(self._next_number, self._make()))
             self._next_number += 1
             self.has_pending = True
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from ...config import LARGEST_UDP_PAYLOAD, SMALLEST_UDP_PAYLOAD, TransportConfig
 from .. import events
+from ..connection_id_format import random_connection_id
 from ..path_address import Address
 from ..rate_limit import RateLimit
 from ..wire.errors import TransportError
@@ -77,6 +78,7 @@ class State:
       local_cid: this side's first connection ID.
       peer_cid: the peer's first connection ID, as far as it is known.
       reset_token: derives the stateless reset token of a connection ID.
+      make_connection_id: makes further connection IDs of this side, as long as the first one.
       rtt: the round-trip estimator, shared with the handshake.
       control: congestion control, shared with the handshake.
       paths: the network paths, shared with the handshake.
@@ -164,6 +166,7 @@ class State:
         paths: Paths,
         queue: list[events.Event],
         trace: Trace | None,
+        make_connection_id: Callable[[], bytes] = random_connection_id,
     ) -> None:
         self.is_client = is_client
         self.config = config
@@ -183,7 +186,7 @@ class State:
 
         # Parts.
         self.paths = paths
-        self.local_ids = LocalIds(local_cid, reset_token, queue)
+        self.local_ids = LocalIds(local_cid, reset_token, queue, make_connection_id)
         self.peer_ids = PeerIds(peer_cid)
         self.rtt = rtt
         self.control = control

@@ -21,6 +21,7 @@ from collections.abc import Callable
 import attrs
 
 from ...config import SMALLEST_UDP_PAYLOAD, TransportConfig
+from ..connection_id_format import CONNECTION_ID_LENGTH, random_connection_id
 from ..path_address import Address, SocketAddress, remote_of
 from ..rate_limit import RateLimit
 from ..wire.errors import CONNECTION_REFUSED
@@ -46,9 +47,6 @@ __all__ = [
     "Drop",
     "destination_connection_id",
 ]
-
-#: Bytes of the connection IDs which we choose, so that short headers can be parsed.
-CONNECTION_ID_LENGTH = 8
 
 #: In the order of preference.
 SUPPORTED_VERSIONS: tuple[int, ...] = (VERSION_1, VERSION_2)
@@ -124,11 +122,18 @@ class Admission:
     Args:
       config: limits and the Retry policy.
       reset_token: derives the stateless reset token of a connection ID.
+      make_connection_id: makes those by which clients address this endpoint.
     """
 
-    def __init__(self, config: TransportConfig, reset_token: Callable[[bytes], bytes]) -> None:
+    def __init__(
+        self,
+        config: TransportConfig,
+        reset_token: Callable[[bytes], bytes],
+        make_connection_id: Callable[[], bytes] = random_connection_id,
+    ) -> None:
         self._config = config
         self._reset_token = reset_token
+        self._make_connection_id = make_connection_id
         self._tokens = AddressTokens()
         self._return_tokens = ReturnTokens(config.address_token_lifetime)
         self.places = Places(config)
@@ -282,7 +287,7 @@ class Admission:
     def _retry(self, header: LongHeader, address: SocketAddress, now: float) -> Drop | Answer:
         if not self._retries.allows(now):
             return Drop("rate limit")
-        source_cid = os.urandom(CONNECTION_ID_LENGTH)
+        source_cid = self._make_connection_id()
         token = self._tokens.seal(address, header.destination_cid, source_cid, now)
         return Answer("retry", _retry_packet(header, source_cid, token))
 
@@ -297,7 +302,7 @@ class Admission:
             INITIAL,
             version,
             header.source_cid,
-            os.urandom(CONNECTION_ID_LENGTH),
+            self._make_connection_id(),
             b"",
             0,
             build_transport_close(CONNECTION_REFUSED, PADDING, reason, _CLOSE_ROOM),

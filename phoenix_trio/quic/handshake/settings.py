@@ -12,10 +12,11 @@ from typing import Final, TextIO
 from aioquic import tls
 from aioquic.tls import SessionTicket
 
+from ..connection_id_format import CONNECTION_ID_LENGTH, random_connection_id
 from ..path_address import Address
 from ..wire.protection import VERSION_1
 from ..wire.qlog import TraceLogger
-from .admission import CONNECTION_ID_LENGTH, SUPPORTED_VERSIONS, Admit
+from .admission import SUPPORTED_VERSIONS, Admit
 from .identities import Identity
 from .initial_protection import InitialKeys
 from .server_names import normalize_server_name
@@ -53,6 +54,7 @@ class HandshakeSettings:
         "keep_ticket",
         "keep_token",
         "key_log",
+        "make_connection_id",
         "make_token",
         "original_destination_cid",
         "policy",
@@ -85,6 +87,8 @@ class HandshakeSettings:
         """Client: of its first packets; 0: the preferred one.  A server which knows a preferred
         version goes over to it without another round trip (RFC 9368 section 2.3)."""
         self.cid_length = CONNECTION_ID_LENGTH
+        self.make_connection_id: Callable[[], bytes] = random_connection_id
+        """Makes this side's connection IDs, of `cid_length` bytes."""
 
         # Clients.
         self.server_name: str | None = None
@@ -194,6 +198,7 @@ def server_settings(
     alpn: Sequence[str],
     admit: Admit,
     reset_token: Callable[[bytes], bytes],
+    make_connection_id: Callable[[], bytes] = random_connection_id,
     key_log: TextIO | None = None,
     trace_logger: TraceLogger | None = None,
 ) -> HandshakeSettings:
@@ -216,4 +221,5 @@ def server_settings(
     settings.is_validated = admit.is_validated
     settings.make_token = admit.make_token
     settings.reset_token = reset_token
+    settings.make_connection_id = make_connection_id
     return settings

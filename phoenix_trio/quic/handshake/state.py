@@ -73,7 +73,7 @@ class HandshakeState:
         self.host = host
         self.settings = settings
         self.is_client = settings.is_client
-        self.host_cid = os.urandom(settings.cid_length)
+        self.host_cid = settings.make_connection_id()
         """By which the peer addresses this side."""
         self.version = settings.first_version or settings.versions[0]
         """The QUIC version in use; a server's is that of the client's first packet at first."""

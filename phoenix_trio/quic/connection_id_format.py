@@ -1,0 +1,122 @@
+"""What the connection IDs of a server say: which server and which process of it have made them.
+
+Floor 0, sans-IO.  For load balancers, which find the server in them, and for the processes that
+share a port, which find each other.  The bytes of one (docs: workers):
+
+======  ===========================================================================
+first   three bits of a load balancer's configuration, five random bits
+next    the server ID, 0 to 2 bytes
+rest    random, 5 bytes at least; where processes share the port, one byte more at the end
+        which holds the number of the process, masked
+======  ===========================================================================
+
+The mask is a keyed hash of the bytes before it, so a connection ID tells nobody else the number.
+Without a server ID and without processes, all 8 bytes are random.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+
+__all__ = [
+    "CONNECTION_ID_LENGTH",
+    "LARGEST_ROTATION",
+    "LONGEST_SERVER_ID",
+    "MOST_WORKERS",
+    "ConnectionIdFormat",
+    "random_connection_id",
+]
+
+#: Bytes of the connection IDs which we choose, so that short headers can be parsed.
+CONNECTION_ID_LENGTH = 8
+
+#: draft-ietf-quic-load-balancers: 7 means that a load balancer cannot tell the server.
+LARGEST_ROTATION = 6
+
+#: Bytes of a connection ID which are random in any case: as many as a nonce needs so that the
+#: IDs of a connection cannot be guessed.
+_SMALLEST_NONCE = 5
+
+LONGEST_SERVER_ID = CONNECTION_ID_LENGTH - 1 - _SMALLEST_NONCE
+
+#: The number of a process is one byte.
+MOST_WORKERS = 256
+
+_ROTATION_SHIFT = 5
+_RANDOM_BITS = (1 << _ROTATION_SHIFT) - 1
+
+
+def random_connection_id() -> bytes:
+    """A connection ID which says nothing."""
+    return os.urandom(CONNECTION_ID_LENGTH)
+
+
+class ConnectionIdFormat:
+    """Makes connection IDs, and finds in them which process has made them.
+
+    Args:
+      server_id: by which load balancers know this server, up to 2 bytes; empty: they do not.
+      rotation: the configuration of load balancers to which it belongs, 0 to 6.
+      worker: the number of this process.
+      workers: how many processes share the port, 1 to 256.
+      secret: that of these processes, 16 to 64 bytes; empty if there is one.
+
+    Raises:
+      ValueError: the connection ID has no room for all of that.
+    """
+
+    __slots__ = ("_says_nothing", "_secret", "_server_id", "_top", "worker", "workers")
+
+    def __init__(
+        self,
+        server_id: bytes = b"",
+        rotation: int = 0,
+        *,
+        worker: int = 0,
+        workers: int = 1,
+        secret: bytes = b"",
+    ) -> None:
+        room = LONGEST_SERVER_ID - (1 if workers > 1 else 0)
+        if len(server_id) > room:
+            raise ValueError(
+                f"connection_id_server_id must have at most {room} bytes"
+                f"{' where workers share a port' if workers > 1 else ''}, not {len(server_id)}"
+            )
+        if workers > 1 and len(secret) < 16:
+            raise ValueError("the secret of workers must have at least 16 bytes")
+        self.worker = worker
+        """The number of this process."""
+        self.workers = workers
+        """How many processes share the port."""
+        self._server_id = server_id
+        self._top = rotation << _ROTATION_SHIFT
+        self._secret = secret
+        self._says_nothing = not server_id and workers == 1
+
+    def make(self) -> bytes:
+        """A new connection ID of this process."""
+        if self._says_nothing:
+            return random_connection_id()
+        made = bytearray(os.urandom(CONNECTION_ID_LENGTH))
+        if self._server_id:
+            made[0] = self._top | made[0] & _RANDOM_BITS
+            made[1 : 1 + len(self._server_id)] = self._server_id
+        if self.workers > 1:
+            made[-1] = self.worker ^ self._mask(bytes(made[:-1]))
+        return bytes(made)
+
+    def worker_of(self, connection_id: bytes) -> int:
+        """The number of the process which has made it; -1: none of these has.
+
+        A connection ID that another program has chosen gives any of these numbers.
+        """
+        if len(connection_id) != CONNECTION_ID_LENGTH:
+            return -1
+        if self.workers == 1:
+            return self.worker
+        found = connection_id[-1] ^ self._mask(connection_id[:-1])
+        return found if found < self.workers else -1
+
+    def _mask(self, before: bytes) -> int:
+        return hashlib.blake2b(before, key=self._secret, digest_size=1).digest()[0]
