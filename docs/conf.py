@@ -22,7 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import phoenix_trio
 import phoenix_trio.testing
+from phoenix_trio.pool.reception import Reception
 from phoenix_trio.quic.connection_datagrams import DatagramCalls
+from phoenix_trio.quic.connection_paths import PathCalls
 from phoenix_trio.quic.connection_state import ConnectionState
 from phoenix_trio.quic.construction import NoPublicConstructor
 from phoenix_trio.quic.receiving_part import ReceivingPart
@@ -79,13 +81,18 @@ nitpick_ignore = [
     ("py:class", "Certificate"),  # cryptography.x509's, imported for types only
     ("py:class", "phoenix_trio.transport_connection.R"),  # a type variable
     ("py:class", "phoenix_trio.pool.retry.T"),  # a type variable
+    ("py:class", "phoenix_trio.streams.limits.Limits"),  # for other implementations
+    ("py:class", "StrPath"),  # text or a path
     # Between the driver and its sockets; users of simulated ones do not meet it.
     ("py:class", "phoenix_trio.quic.path_address.PathAddress"),
     ("py:class", "phoenix_trio.quic.receive_pool.ReceivePool"),
+    ("py:class", "phoenix_trio.quic.datagram_socket.DeliveryFailure"),
 ]
 # Names of other projects resolve with intersphinx only.  Names of ours have to resolve.
 nitpick_ignore_regex = [
-    (r"py:class", r"phoenix_trio\.quic\.\w+\.(Connection|Sending|Receiving)T"),  # type variables
+    # Type variables.
+    (r"py:class", r"phoenix_trio\.quic\.\w+\.(Connection|Sending|Receiving)T"),
+    (r"py:\w+", r"phoenix_trio\.(\w+\.)+(S|T|T_co|T_contra|SentT|ReceivedT)"),
     (r"py:.*", r"(?!phoenix_trio\b)[a-z_]\w*(\.\w+)+"),  # trio.abc.Stream, collections.abc...
     (r"py:exc", r"[A-Z]\w*(Error|Warning)"),  # ValueError
     (r"py:.*", r".*[ ,`].*"),  # prose where a section has names as a rule
@@ -181,6 +188,8 @@ _PRIVATE_BASES = (
     SendingPart,
     ReceivingPart,
     TransferCalls,
+    PathCalls,
+    Reception,
 )
 
 

@@ -411,7 +411,7 @@ class TransportConfig:
     that sending a part of a large object does not keep the whole object in memory."""
 
     preferred_version: Literal[1, 2] = attrs.field(default=1, validator=_integer(1, 2))
-    """Client: the QUIC version to use if the server knows it, 1 (RFC 9000) or 2 (RFC 9369).
+    """The QUIC version that a client uses if the server knows it, 1 (RFC 9000) or 2 (RFC 9369).
 
     The first packets are of version 1, unless a session of version 2 is resumed.  A server
     that knows version 2 goes over to it in its answer (RFC 9368 section 2.3), so asking for
@@ -422,7 +422,7 @@ class TransportConfig:
     leave_lost_address: bool = attrs.field(
         default=False, validator=attrs.validators.instance_of(bool)
     )
-    """Client: whether a connection goes on from another address when its socket is bound to one
+    """Whether a client's connection goes on from another address when its socket is bound to one
     address, and the host has lost that.
 
     It opens one socket, bound to all addresses, when the first packet cannot leave; so the
@@ -447,9 +447,10 @@ class TransportConfig:
     connection_id_server_id: bytes | None = attrs.field(
         default=None, repr=False, validator=_OPTIONAL_BYTES
     )
-    """Server: its ID in connection IDs, 1 or 2 bytes (1 in the processes of
+    """A server's ID in connection IDs, 1 or 2 bytes (1 in the processes of
     :func:`~phoenix_trio.run_workers`), by which load balancers find it although clients move
-    (draft-ietf-quic-load-balancers, plaintext; connection IDs have 8 bytes).  Observers can read it, too, and see which connections go to the same server."""
+    (draft-ietf-quic-load-balancers, plaintext; connection IDs have 8 bytes).  Observers can
+    read it, too, and see which connections go to the same server.  ``None``: there is none."""
 
     connection_id_rotation: int = attrs.field(default=0, validator=_integer(0, 6))
     """The configuration of the load balancers to which `connection_id_server_id` belongs (0 to

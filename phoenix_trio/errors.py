@@ -240,7 +240,7 @@ class ServerUnreachable(HandshakeFailed):
     only before the server has answered, and only if it is about a datagram sent earlier.
 
     Attributes:
-      errno: the system's number of the error, one of :mod:`errno`: ``ECONNREFUSED`` if nothing
+      errno: the system's number of the error, of the module ``errno``: ``ECONNREFUSED`` if nothing
         listens on the port, ``EHOSTUNREACH`` or ``ENETUNREACH`` if there is no way to the
         host, ``EACCES`` if a firewall on the way forbids it.
     """
