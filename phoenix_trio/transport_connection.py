@@ -21,6 +21,7 @@ from .pool.hub import TransferHub
 from .pool.receiving import IncomingTransfer
 from .quic.connection import QuicConnection, QuicStream, ReceiveStream, SendStream
 from .quic.construction import NoPublicConstructor
+from .quic.until_closed import UntilClosed
 from .streams.batching import BatchReceiver, BatchSender, open_batching_channel
 from .streams.framing import FramingError, encode_varint
 from .streams.generator import SequenceReceiver, SequenceSource, send_sequence
@@ -42,7 +43,7 @@ from .streams.messages import (
     send_message,
 )
 from .streams.reader import StreamReader
-from .transport_incoming import IncomingQueue, Until
+from .transport_incoming import IncomingQueue
 
 __all__ = ["PhoenixConnection"]
 
@@ -325,7 +326,7 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
 
     def incoming_streams(self) -> AsyncIterator[QuicStream]:
         """Iterate over :meth:`accept_stream`; see :meth:`QuicConnection.incoming_streams`."""
-        return Until(self.accept_stream)
+        return UntilClosed(self.accept_stream)
 
     def incoming_transfers(self) -> AsyncIterator[IncomingTransfer]:
         """Striped transfers which the peer begins on this connection."""
@@ -544,7 +545,7 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
             stream.close()
 
 
-class _Messages(Until[Any]):
+class _Messages(UntilClosed[Any]):
     def __init__(
         self, connection: PhoenixConnection, max_size: int | None, decode: Decode | None
     ) -> None:

@@ -1,4 +1,4 @@
-"""What has come on a connection and waits for the application: a queue, and an iterator.
+"""Keeps incoming streams which wait for the application.
 
 Floor 5.  For :class:`~phoenix_trio.PhoenixConnection`.
 """
@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
 import trio
 
-from .errors import ConnectionClosedByPeer
-
-__all__ = ["IncomingQueue", "Until"]
+__all__ = ["IncomingQueue"]
 
 R = TypeVar("R")
 
@@ -43,23 +40,3 @@ class IncomingQueue(Generic[R]):
             return None
         stream_id, _, item = heapq.heappop(self._heap)
         return stream_id, item
-
-
-class Until(Generic[R]):
-    """An iterator rather than an async generator, so that a loop can be left at any point."""
-
-    def __init__(self, accept: Callable[[], Awaitable[R]]) -> None:
-        self._accept = accept
-
-    def __aiter__(self) -> Until[R]:
-        return self
-
-    async def __anext__(self) -> R:
-        try:
-            return await self._accept()
-        except trio.ClosedResourceError:
-            raise StopAsyncIteration from None
-        except ConnectionClosedByPeer as error:
-            if error.is_clean:
-                raise StopAsyncIteration from None
-            raise

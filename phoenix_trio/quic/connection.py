@@ -16,15 +16,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
+from typing import TYPE_CHECKING, Any, TypeVar, final
 
 import trio
 
 from ..errors import (
     ApplicationErrorCode,
     ConnectionBroken,
-    ConnectionClosedByPeer,
     ShuttingDown,
 )
 from . import events
@@ -35,6 +35,7 @@ from .receiving_part import ReceivingPart
 from .sending_part import SendingPart
 from .stream import BidirectionalStream
 from .stream_errors import check_error_code, check_limit
+from .until_closed import UntilClosed
 
 if TYPE_CHECKING:
     from .driver import SocketDriver
@@ -264,11 +265,11 @@ class QuicConnection(PathCalls, trio.abc.AsyncResource, metaclass=NoPublicConstr
         That is: closed here, or by the peer with code 0.  It ends also when this side is
         shutting down.  Any other end raises :class:`ConnectionBroken`.
         """
-        return _Incoming(self, self._incoming)
+        return UntilClosed(partial(self._accept, self._incoming))
 
     def incoming_receive_streams(self) -> AsyncIterator[ReceiveStream]:
         """Iterate over :meth:`accept_receive_stream`; see :meth:`incoming_streams`."""
-        return _Incoming(self, self._incoming_one_way)
+        return UntilClosed(partial(self._accept, self._incoming_one_way))
 
     def refuse_streams(self) -> int:
         """From now on, refuse bidirectional streams which the peer opens; idempotent.
@@ -476,27 +477,6 @@ def refuse(stream: QuicStream) -> None:
     """Tell the peer that no task here sees anything of this stream."""
     stream.reset(ApplicationErrorCode.NOT_PROCESSED)
     stream.stop_receiving(ApplicationErrorCode.NOT_PROCESSED)
-
-
-class _Incoming(Generic[S]):
-    """An iterator rather than an async generator, so that a loop can be left at any point."""
-
-    def __init__(self, connection: QuicConnection, queue: deque[S]) -> None:
-        self._connection = connection
-        self._queue: deque[S] = queue
-
-    def __aiter__(self) -> _Incoming[S]:
-        return self
-
-    async def __anext__(self) -> S:
-        try:
-            return await self._connection._accept(self._queue)
-        except trio.ClosedResourceError:
-            raise StopAsyncIteration from None
-        except ConnectionClosedByPeer as error:
-            if error.is_clean:
-                raise StopAsyncIteration from None
-            raise
 
 
 _HANDLERS: dict[type, Callable[[QuicConnection, Any], None]] = {

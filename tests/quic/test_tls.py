@@ -661,14 +661,14 @@ class SessionStoreMachine(RuleBasedStateMachine):
         found = self.store.take(name, port, ("x",))
         if found is None:
             assert len(self.store) == before
-            assert (b"", name, port, ("x",)) not in self.store._tickets
+            assert (b"", name, port, ("x",)) not in self.store._tickets._values
         else:
             assert len(self.store) == before - 1
             assert self.given.pop(found.ticket) == (name, port)
 
     @invariant()
     def the_count_is_right_and_bounded(self) -> None:
-        lists = self.store._tickets.values()
+        lists = self.store._tickets._values.values()
         assert len(self.store) == sum(map(len, lists)) <= 7
         assert all(1 <= len(tickets) <= 4 for tickets in lists)
 

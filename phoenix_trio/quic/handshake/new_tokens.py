@@ -27,20 +27,18 @@ import os
 import struct
 from typing import Any, Final
 
-from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from .retry import InvalidToken, packed_address
+from .retry import NONCE_LENGTH, InvalidToken, packed_address, unseal
 
 __all__ = ["NEW_TOKEN_SIZE", "ReturnTokens"]
 
-_NONCE: Final = 12
 _TAG: Final = 16
 _CONTENT: Final = struct.Struct("!I16sI")
 _NUMBERS: Final = 1 << 32
 
 #: Bytes of a token.
-NEW_TOKEN_SIZE: Final = _NONCE + _CONTENT.size + _TAG
+NEW_TOKEN_SIZE: Final = NONCE_LENGTH + _CONTENT.size + _TAG
 
 #: Tokens of which is known whether they were used: 16 KiB of bits.
 _WINDOW: Final = 1 << 17
@@ -80,7 +78,7 @@ class ReturnTokens:
         number = self._next
         self._next = (number + 1) % _NUMBERS
         self._mark(number, used=False)
-        nonce = os.urandom(_NONCE)
+        nonce = os.urandom(NONCE_LENGTH)
         content = _CONTENT.pack(int(now) % _NUMBERS, ip, number)
         return nonce + self._cipher.encrypt(nonce, content, _ASSOCIATED_DATA)
 
@@ -93,11 +91,7 @@ class ReturnTokens:
         """
         if len(token) != NEW_TOKEN_SIZE:
             raise InvalidToken(f"a token of {len(token)} bytes is not one of ours")
-        nonce = bytes(token[:_NONCE])
-        try:
-            content = self._cipher.decrypt(nonce, bytes(token[_NONCE:]), _ASSOCIATED_DATA)
-        except InvalidTag:
-            raise InvalidToken("the token was not sealed here, or was changed") from None
+        content = unseal(self._cipher, token, _ASSOCIATED_DATA)
         sealed_at: int
         number: int
         sealed_at, ip, number = _CONTENT.unpack(content)

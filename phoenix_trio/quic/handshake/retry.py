@@ -16,19 +16,20 @@ from typing import Any
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-__all__ = ["AddressTokens", "InvalidToken", "packed_address"]
+__all__ = ["NONCE_LENGTH", "AddressTokens", "InvalidToken", "packed_address", "unseal"]
 
 #: RFC 9000 section 17.2: connection IDs have at most 20 bytes in QUIC versions 1 and 2.
 _LONGEST_CONNECTION_ID = 20
 
-_NONCE_LENGTH = 12
+#: Bytes of the nonce at the beginning of a token.
+NONCE_LENGTH = 12
 _TAG_LENGTH = 16
 
 #: When it was sealed; IP address as IPv6; port; length of the original destination
 #: connection ID.  That ID and the Retry packet's source connection ID follow.
 _HEAD = struct.Struct("!d16sHB")
 
-_SHORTEST_TOKEN = _NONCE_LENGTH + _HEAD.size + _TAG_LENGTH
+_SHORTEST_TOKEN = NONCE_LENGTH + _HEAD.size + _TAG_LENGTH
 _LONGEST_TOKEN = _SHORTEST_TOKEN + 2 * _LONGEST_CONNECTION_ID
 
 #: Separates these tokens from anything else which may ever be sealed with such a key.
@@ -52,6 +53,19 @@ def packed_address(address: tuple[Any, ...]) -> tuple[bytes, int]:
     return ip.packed, port
 
 
+def unseal(cipher: AESGCM, token: bytes, associated_data: bytes) -> bytes:
+    """The content of a token, which begins with its nonce.
+
+    Raises:
+      InvalidToken: it was not sealed with this key and `associated_data`, or was changed.
+    """
+    nonce, sealed = bytes(token[:NONCE_LENGTH]), bytes(token[NONCE_LENGTH:])
+    try:
+        return cipher.decrypt(nonce, sealed, associated_data)
+    except InvalidTag:
+        raise InvalidToken("the token was not sealed here, or was changed") from None
+
+
 class AddressTokens:
     """Seals and opens the tokens of Retry packets.
 
@@ -73,7 +87,7 @@ class AddressTokens:
         self._cipher = AESGCM(AESGCM.generate_key(bit_length=256))
         # A counter cannot repeat, unlike random nonces under a long-lived key; its
         # random start hides how many tokens were sealed.
-        self._next_nonce = int.from_bytes(os.urandom(_NONCE_LENGTH), "big")
+        self._next_nonce = int.from_bytes(os.urandom(NONCE_LENGTH), "big")
 
     def __repr__(self) -> str:
         return f"AddressTokens(lifetime={self._lifetime:g})"
@@ -109,8 +123,8 @@ class AddressTokens:
                     f"not {len(connection_id)}"
                 )
         ip, port = packed_address(address)
-        nonce = self._next_nonce.to_bytes(_NONCE_LENGTH, "big")
-        self._next_nonce = (self._next_nonce + 1) % (1 << (8 * _NONCE_LENGTH))
+        nonce = self._next_nonce.to_bytes(NONCE_LENGTH, "big")
+        self._next_nonce = (self._next_nonce + 1) % (1 << (8 * NONCE_LENGTH))
         head = _HEAD.pack(now, ip, port, len(original_destination_cid))
         plaintext = head + original_destination_cid + retry_source_cid
         return nonce + self._cipher.encrypt(nonce, plaintext, _ASSOCIATED_DATA)
@@ -135,11 +149,7 @@ class AddressTokens:
         """
         if not _SHORTEST_TOKEN <= len(token) <= _LONGEST_TOKEN:
             raise InvalidToken(f"a token of {len(token)} bytes is not one of ours")
-        nonce = bytes(token[:_NONCE_LENGTH])
-        try:
-            plaintext = self._cipher.decrypt(nonce, bytes(token[_NONCE_LENGTH:]), _ASSOCIATED_DATA)
-        except InvalidTag:
-            raise InvalidToken("the token was not sealed here, or was changed") from None
+        plaintext = unseal(self._cipher, token, _ASSOCIATED_DATA)
         # Authentic from here on, so it has the shape which `seal` gave it.
         sealed_at, ip, port, length = _HEAD.unpack_from(plaintext)
         original_destination_cid = plaintext[_HEAD.size : _HEAD.size + length]

@@ -11,7 +11,7 @@ import datetime as dt
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Final, TypeAlias, final
+from typing import Final, Generic, TypeAlias, TypeVar, final
 
 import attrs
 from aioquic.tls import SessionTicket
@@ -102,6 +102,62 @@ class ServerTicketStore:
 _SessionKey: TypeAlias = tuple[bytes, str, int, tuple[str, ...]]
 _TokenKey: TypeAlias = tuple[bytes, str, int]
 
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class _NewestOfEach(Generic[K, V]):
+    """The newest few values of each key, and so many in all.
+
+    Args:
+      each: how many are kept of one key.
+      maximum: how many are kept in all; further ones take the places of the oldest of the
+        key which was used least recently.
+    """
+
+    def __init__(self, each: int, maximum: int) -> None:
+        self._each = each
+        self._maximum = maximum
+        # Of each key the oldest first; keys in the order of their last use.
+        self._values: OrderedDict[K, list[V]] = OrderedDict()
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def put(self, key: K, value: V) -> None:
+        """Add the newest value of a key."""
+        values = self._values.setdefault(key, [])
+        self._values.move_to_end(key)
+        values.append(value)
+        self._count += 1
+        if len(values) > self._each:
+            del values[0]
+            self._count -= 1
+        while self._count > self._maximum:
+            oldest_key, oldest = next(iter(self._values.items()))
+            del oldest[0]
+            self._count -= 1
+            if not oldest:
+                del self._values[oldest_key]
+
+    def take(self, key: K) -> V | None:
+        """Remove and return the newest value of a key; ``None``: there is none."""
+        values = self._values.get(key)
+        if values is None:
+            return None
+        self._values.move_to_end(key)
+        value = values.pop()
+        self._count -= 1
+        if not values:
+            del self._values[key]
+        return value
+
+    def clear(self) -> None:
+        """Forget all values."""
+        self._values.clear()
+        self._count = 0
+
 
 @final
 class SessionStore:
@@ -133,17 +189,18 @@ class SessionStore:
         if max_tickets < 1:
             raise ValueError(f"max_tickets must be at least 1, not {max_tickets}")
         self._max_tickets = max_tickets
-        # Per server the oldest first; servers in the order of their last use.
-        self._tickets: OrderedDict[_SessionKey, list[SessionTicket]] = OrderedDict()
-        self._count = 0
-        self._tokens: OrderedDict[_TokenKey, list[bytes]] = OrderedDict()
-        self._token_count = 0
+        self._tickets: _NewestOfEach[_SessionKey, SessionTicket] = _NewestOfEach(
+            self.TICKETS_PER_SERVER, max_tickets
+        )
+        self._tokens: _NewestOfEach[_TokenKey, bytes] = _NewestOfEach(
+            self.TOKENS_PER_SERVER, max_tickets
+        )
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._tickets)
 
     def __repr__(self) -> str:
-        return f"<SessionStore with {self._count} of {self._max_tickets} tickets>"
+        return f"<SessionStore with {len(self)} of {self._max_tickets} tickets>"
 
     def put(
         self,
@@ -168,39 +225,17 @@ class SessionStore:
         latest = ticket.not_valid_before + _LONGEST_TICKET_LIFETIME
         if ticket.not_valid_after > latest:
             ticket = replace(ticket, not_valid_after=latest)
-        key = (scope, server, port, tuple(alpn))
-        tickets = self._tickets.setdefault(key, [])
-        self._tickets.move_to_end(key)
-        tickets.append(ticket)
-        self._count += 1
-        if len(tickets) > self.TICKETS_PER_SERVER:
-            del tickets[0]
-            self._count -= 1
-        while self._count > self._max_tickets:
-            oldest_key, oldest = next(iter(self._tickets.items()))
-            del oldest[0]
-            self._count -= 1
-            if not oldest:
-                del self._tickets[oldest_key]
+        self._tickets.put((scope, server, port, tuple(alpn)), ticket)
 
     def take(
         self, server: str, port: int, alpn: Sequence[str], *, scope: bytes = b""
     ) -> SessionTicket | None:
         """The newest valid ticket for this server, which is removed; ``None``: there is none."""
         key = (scope, server, port, tuple(alpn))
-        tickets = self._tickets.get(key)
-        if tickets is None:
-            return None
-        self._tickets.move_to_end(key)
-        found = None
-        while tickets and found is None:
-            ticket = tickets.pop()
-            self._count -= 1
+        while (ticket := self._tickets.take(key)) is not None:
             if ticket.is_valid:
-                found = ticket
-        if not tickets:
-            del self._tickets[key]
-        return found
+                return ticket
+        return None
 
     def put_token(self, server: str, port: int, token: bytes, *, scope: bytes = b"") -> None:
         """Remember a token of a server; one which is larger than 512 bytes is not kept.
@@ -209,40 +244,16 @@ class SessionStore:
         """
         if not 0 < len(token) <= _LARGEST_TOKEN:
             return
-        key = (scope, server, port)
-        tokens = self._tokens.setdefault(key, [])
-        self._tokens.move_to_end(key)
-        tokens.append(token)
-        self._token_count += 1
-        if len(tokens) > self.TOKENS_PER_SERVER:
-            del tokens[0]
-            self._token_count -= 1
-        while self._token_count > self._max_tickets:
-            oldest_key, oldest = next(iter(self._tokens.items()))
-            del oldest[0]
-            self._token_count -= 1
-            if not oldest:
-                del self._tokens[oldest_key]
+        self._tokens.put((scope, server, port), token)
 
     def take_token(self, server: str, port: int, *, scope: bytes = b"") -> bytes:
         """The newest token of this server, which is removed; empty: there is none."""
-        key = (scope, server, port)
-        tokens = self._tokens.get(key)
-        if tokens is None:
-            return b""
-        self._tokens.move_to_end(key)
-        token = tokens.pop()
-        self._token_count -= 1
-        if not tokens:
-            del self._tokens[key]
-        return token
+        return self._tokens.take((scope, server, port)) or b""
 
     def clear(self) -> None:
         """Forget all tickets and tokens."""
         self._tickets.clear()
-        self._count = 0
         self._tokens.clear()
-        self._token_count = 0
 
 
 @attrs.frozen(eq=False)
