@@ -901,7 +901,7 @@ def test_early_data_are_refused_once_they_are_not_welcome_any_more() -> None:
 def insist_on_early_data(dialler: ClientTLS) -> None:
     """Forge the client's tickets, as a hostile client could."""
     assert dialler.session_store is not None
-    for tickets in dialler.session_store.store._tickets.values():
+    for tickets in dialler.session_store.store._tickets._values.values():
         for ticket in tickets:
             ticket.max_early_data_size = 0xFFFFFFFF
 

@@ -180,7 +180,7 @@ async def test_a_ticket_of_one_version_does_not_resume_the_other(
     async with serving(network, 2, session_store=store, early_data=True) as dial:
         async with dial() as first:
             await first.request(b"hello")
-        for tickets in store._tickets.values():
+        for tickets in store._tickets._values.values():
             tickets[:] = [
                 replace(ticket, other_extensions=ticket.other_extensions[:-1]) for ticket in tickets
             ]
