@@ -50,7 +50,8 @@ class Outcome:
 async def fan_out(slow: int, when_slow: WhenSlow) -> Outcome:
     """A relay with producers and subscribers on hosts of their own; some subscribers are slow."""
     outcome = Outcome()
-    network = SimulatedNetwork(delay=0.01, jitter=0.002, loss=0.001, bandwidth=100e6, seed=5)
+    # No loss: a lost packet delays about 1 % of the messages, so that chance alone would move p99.
+    network = SimulatedNetwork(delay=0.01, jitter=0.002, bandwidth=100e6, seed=5)
     broadcast = Broadcast(max_queued_bytes=QUEUE, when_slow=when_slow)
     ready = trio.Event()
     subscribed = 0
@@ -153,7 +154,7 @@ def test_slow_subscribers_delay_no_others_and_cost_bounded_memory(
     assert without_slow_ones.counts == [PRODUCERS * EACH] * SUBSCRIBERS
     outcome = trio.run(fan_out, 3, when_slow, clock=MockClock(autojump_threshold=0))
     assert outcome.counts == [PRODUCERS * EACH] * (SUBSCRIBERS - 3)
-    assert outcome.p99 <= 2 * without_slow_ones.p99
+    assert outcome.p99 <= 1.2 * without_slow_ones.p99
     assert QUEUE / 2 < outcome.largest_queue <= QUEUE
     slow = [each for each in outcome.summaries if each.messages_dropped]
     assert len(slow) == 3
