@@ -138,7 +138,11 @@ class Relay:
             socket.setsockopt(stdlib.IPPROTO_IPV6, stdlib.IPV6_RECVTCLASS, 1)
         else:
             socket.setsockopt(stdlib.IPPROTO_IP, stdlib.IP_RECVTOS, 1)
-        await socket.bind((host, 0))
+        try:
+            await socket.bind((host, 0))  # (a checkpoint: the relay may be cancelled here)
+        except BaseException:
+            socket.close()
+            raise
         return socket
 
     async def _welcome(
