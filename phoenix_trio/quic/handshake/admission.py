@@ -95,7 +95,7 @@ class Admit:
     has_returned: bool = False
     """Whether a token of an earlier connection has proved the client's address."""
     make_token: Callable[[Address, float], bytes] | None = attrs.field(default=None, repr=False)
-    """Makes a token for a later connection from an address which is proved, at a time."""
+    """Makes a token for a later connection from a proved address, at a time."""
 
     @property
     def is_validated(self) -> bool:
@@ -188,7 +188,7 @@ class Admission:
         return self._initial(data, header, address, now, leaving=leaving)
 
     def enter(self, verdict: Admit, address: SocketAddress, now: float) -> Place:
-        """Take a place for the client which was admitted by `verdict`."""
+        """Take a place for the client that `verdict` has admitted."""
         if not verdict.is_validated:
             self._unvalidated.count(now)
         return self.places.enter(address, is_validated=verdict.is_validated)

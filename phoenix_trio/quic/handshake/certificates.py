@@ -297,7 +297,7 @@ def issue_certificate(
         authority_identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(
             authority_key.public_key()
         )
-    # The subject is for humans; names which are too long for it are in the extension anyway.
+    # The subject is for humans; the extension has the names that are too long for it.
     common_name = str(general_names[0].value)
     is_short = len(common_name) <= _LONGEST_COMMON_NAME
     certificate = (

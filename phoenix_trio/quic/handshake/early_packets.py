@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 __all__ = ["MAX_BYTES", "MAX_PACKETS", "EarlyPacket", "EarlyPackets"]
 
-#: Packets which are kept for each level: an initial congestion window (RFC 9002 section 7.2).
+#: Packets kept for each level: an initial congestion window (RFC 9002 section 7.2).
 MAX_PACKETS = 10
 
-#: Bytes which are kept for each level: so many packets of an Ethernet's size.
+#: Bytes kept for each level: so many packets of an Ethernet's size.
 MAX_BYTES = 15_000
 
 

@@ -77,7 +77,7 @@ class HandshakeHost(Protocol):
           level: as above.
           packet: as it came, without what was coalesced with it.
           address: where it came from.
-          now: when it came, for one which has waited for its keys an earlier time.
+          now: when it came: an earlier time, if it has waited for its keys.
           mark: the ECN codepoint of its datagram.
         """
 
@@ -97,7 +97,7 @@ class HandshakeHost(Protocol):
         """TLS is complete (RFC 9001 section 4.1.1); for a server, it is confirmed as well."""
 
     def on_early_data_refused(self) -> None:
-        """What was sent in 0-RTT packets is to be sent again in 1-RTT packets, and no more is.
+        """Send all 0-RTT data again in 1-RTT packets, and send no more 0-RTT packets.
 
         Called before :meth:`on_complete`.
         """

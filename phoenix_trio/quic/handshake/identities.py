@@ -23,7 +23,7 @@ class Identity:
 
     certificate: x509.Certificate
     chain: tuple[x509.Certificate, ...]
-    """The authorities' certificates which are sent along, without the certificate itself."""
+    """The authorities' certificates sent along, without the certificate itself."""
     private_key: PrivateKey = attrs.field(repr=False)
     certificate_message: bytes = attrs.field(init=False, repr=False)
     """The TLS message which shows the certificates, for a server."""
@@ -36,7 +36,7 @@ class Identity:
 
 @attrs.frozen(eq=False)
 class ServerIdentity(Identity):
-    """What a new connection takes from a :class:`ServerTLS`; it never changes."""
+    """The facts that a new connection takes from a :class:`ServerTLS`; they never change."""
 
     client_store: crypto.X509Store | None = attrs.field(default=None, repr=False)
     """The authorities of client certificates; ``None``: no certificates are asked for."""

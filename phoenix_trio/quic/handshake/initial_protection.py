@@ -3,7 +3,7 @@
 Floor 1, sans-IO.  For the endpoint's admission, which looks before anything is built,
 and for the handshake, which takes over the keys that admission has derived.  The keys of
 Initial packets follow from their destination connection ID (RFC 9001 section 5.2), so
-any host can make an authentic one; but a packet which is not authentic cannot begin a
+any host can make an authentic one; but a packet that fails the check cannot begin a
 connection.  The check derives the client's keys only, and costs some 20 microseconds;
 an engine costs half a millisecond.
 """

@@ -71,7 +71,7 @@ class KeySchedule(tls.KeySchedule):
     """The secrets of one handshake.
 
     Args:
-      cipher_suite: the one which was negotiated, or that of a session ticket.
+      cipher_suite: the negotiated one, or that of a session ticket.
     """
 
     # (Nothing of the base class is used, except as the type of an attribute of aioquic's.)
@@ -115,11 +115,11 @@ class KeySchedule(tls.KeySchedule):
         return self._suite.expand(self.secret, label, self._transcript())
 
     def finished_verify_data(self, secret: bytes) -> bytes:
-        """What a Finished message proves to know (RFC 8446 section 4.4.4)."""
+        """The contents of a Finished message (RFC 8446 section 4.4.4)."""
         suite = self._suite
         key = suite.expand(secret, b"finished", b"")
         return hmac_digest(suite.algorithm, key, self._transcript())
 
     def certificate_verify_data(self, context_string: bytes) -> bytes:
-        """What a CertificateVerify message signs (RFC 8446 section 4.4.3)."""
+        """The bytes that a CertificateVerify message signs (RFC 8446 section 4.4.3)."""
         return _SIGNATURE_PADDING + context_string + b"\0" + self._transcript()

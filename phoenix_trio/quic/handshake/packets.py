@@ -36,9 +36,9 @@ __all__ = [
     "retry_tag",
 ]
 
-#: Besides the packet types which have a number.
+#: Besides the numbered packet types.
 NEGOTIATION: Final = 4
-#: A packet of a version which is not known here: nothing else of it can be read (RFC 8999).
+#: A packet of an unknown version: nothing else of it can be read (RFC 8999).
 UNKNOWN: Final = 5
 
 #: Of the types which this side sends in the handshake, as qlog names them.
@@ -47,7 +47,7 @@ NAMES: Final = {INITIAL: "initial", HANDSHAKE: "handshake"}
 _FIXED: Final = 0x40
 _RESERVED: Final = 0x0C
 
-#: RFC 9000 section 17.2: of connection IDs in the versions which are known here.
+#: RFC 9000 section 17.2: of connection IDs in the known versions.
 _LONGEST_CID: Final = 20
 _RETRY_TAG_SIZE: Final = 16
 
@@ -68,7 +68,7 @@ _RETRY_SECRETS: Final = {
 
 
 class LongHeader:
-    """What a long header says before its protection is removed.
+    """The fields of a long header that can be read before its protection is removed.
 
     Attributes:
       kind: the packet's type.
@@ -164,7 +164,7 @@ def retry_tag(packet: bytes, original_destination_cid: bytes, version: int) -> b
     Args:
       packet: from its first byte up to the tag.
       original_destination_cid: to which the client has sent its first Initial packet.
-      version: one which is known here.
+      version: a known one.
     """
     cipher, nonce = _RETRY_SECRETS[version]
     pseudo = bytes((len(original_destination_cid),)) + original_destination_cid + packet
@@ -177,7 +177,7 @@ def has_reserved_bits(first: int) -> bool:
 
 
 def long_overhead(destination_cid: bytes, source_cid: bytes, token: bytes | None) -> int:
-    """Bytes of a packet which are not payload.
+    """Bytes of a packet besides its payload.
 
     Args:
       destination_cid: the peer's connection ID.

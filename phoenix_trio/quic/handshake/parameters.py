@@ -63,17 +63,17 @@ _INTEGERS: Final = frozenset(
     )
 )
 
-#: What this side announces besides its configuration.
+#: Announced by this side besides its configuration.
 ACK_DELAY_EXPONENT: Final = 3
 _OWN_MAX_ACK_DELAY: Final = 25  # milliseconds
 _OWN_CONNECTION_ID_LIMIT: Final = 8
 
-#: Seconds which are as good as no idle timeout: 31 years.
+#: Seconds that stand for no idle timeout: 31 years.
 _ENDLESS: Final = 1e9
 
 
 class LocalParameters:
-    """What this side announces.
+    """The transport parameters that this side announces.
 
     Args:
       idle_timeout: in seconds; infinite: there is none.
@@ -129,7 +129,7 @@ class LocalParameters:
         Args:
           source_cid: of this side's first packet (RFC 9000 section 7.3).
           version: the QUIC version in use.
-          versions: those which are available here, in the order of preference.
+          versions: the available ones, in the order of preference.
           original_destination_cid: server: of the client's first packet.
           retry_source_cid: server: of its Retry packet, if there was one.
           reset_token: server: of `source_cid`.

@@ -3,13 +3,13 @@
 Floor 0, sans-IO.  For admission.  An endpoint has a limited number of places, and no
 client address may take them all:
 
-* an address whose Initial packets carry a valid Retry token, or which has completed a
+* an address whose Initial packets carry a valid Retry token, or that has completed a
   handshake, is *validated* (RFC 9000 section 8.1).  Each has a share of the places;
 * an address which proved nothing may be forged.  Such handshakes are counted apart, so
   that they never use up the share of the address which they claim to come from, and
   they get half of all places at most.
 
-A table of addresses holds only those which have a place, so the number of places bounds
+The table of addresses holds only those with a place, so the number of places bounds
 it as well.
 """
 
@@ -28,8 +28,8 @@ _IPV4_MAPPED = bytes(10) + b"\xff\xff"
 
 
 def peer_of(address: tuple[Any, ...]) -> str:
-    """The unit which has a share: the host of an IPv4 address, or the /64 network of an IPv6
-    address, which hosts have as a whole.
+    """The unit of fair shares: the host of an IPv4 address, or the /64 network of an IPv6
+    address, as one host usually has all of it.
     """
     host = str(address[0]).partition("%")[0]
     if not host:
@@ -169,7 +169,7 @@ class Places:
         )
 
     def has_share_left(self, address: tuple[Any, ...], now: float) -> bool:
-        """Whether a client which has proved `address` may have one more place."""
+        """Whether a client with the proved address `address` may have one more place."""
         peer = self._peers.get(peer_of(address))
         return peer is None or self._may_have_more(peer, peer.handshakes, peer.connections, now)
 

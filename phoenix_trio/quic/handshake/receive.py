@@ -72,7 +72,7 @@ class HandshakeReceiver:
         self._has_negotiated = False
 
     def receive(self, data: bytes, address: Address, now: float, mark: int) -> None:
-        """Take one datagram, and packets which have waited for keys that it has brought."""
+        """Take one datagram, and the packets that were waiting for keys in it."""
         state = self._state
         paths = state.host.paths
         if state.is_client and not paths.knows(address):
@@ -114,7 +114,7 @@ class HandshakeReceiver:
     # -- packets
 
     def _take_packets(self, data: bytes, path: Path, now: float, mark: int) -> None:
-        """The packets which were coalesced in a datagram (RFC 9000 section 12.2)."""
+        """Take the packets coalesced in a datagram (RFC 9000 section 12.2)."""
         state = self._state
         self._now = now
         at, size = 0, len(data)
@@ -369,7 +369,7 @@ class HandshakeReceiver:
         ):
             self._answers_left -= state.repeat()
 
-    # -- packets which are not protected
+    # -- unprotected packets
 
     def _take_retry(self, header: LongHeader, data: bytes, start: int) -> None:
         """Client: a Retry packet (RFC 9000 section 17.2.5).

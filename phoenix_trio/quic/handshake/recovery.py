@@ -91,7 +91,7 @@ class HandshakeRecovery:
           now: the time.
 
         Raises:
-          TransportError: it acknowledges a packet which was never sent (RFC 9000 section 13.1).
+          TransportError: it acknowledges a packet never sent (RFC 9000 section 13.1).
         """
         largest = ranges[0][1] - 1
         if largest >= space.next_number:
@@ -184,11 +184,11 @@ class HandshakeRecovery:
         self.pto_count = 0
 
     def repeat(self) -> int:
-        """Queue all CRYPTO data again which is neither acknowledged nor lost.
+        """Queue all CRYPTO data again that is neither acknowledged nor lost.
 
         Its packets leave the congestion window, which the copies enter in their place.
 
-        Returns the bytes of data which are queued; several copies of the same count once.
+        Returns the bytes of queued data; several copies of the same count once.
         """
         size = expired = 0
         for space in self.spaces:
@@ -212,7 +212,7 @@ class HandshakeRecovery:
         return self._rtt.probe_timeout(0.0)
 
     def _patience(self) -> float:
-        """Seconds of silence which are nothing unusual."""
+        """The longest usual silence, in seconds."""
         return self._rtt.probe_timeout(self.max_ack_delay)
 
     def loss_time(self) -> float:

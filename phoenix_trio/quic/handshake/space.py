@@ -31,7 +31,7 @@ class Keys:
 
 
 class HandshakePacket:
-    """An Initial or Handshake packet which was sent.
+    """A sent Initial or Handshake packet.
 
     Args:
       number: its packet number.

@@ -42,7 +42,7 @@ _LOG_LABELS: Final = {
 
 
 class _Output(dict[tls.Epoch, Buffer]):
-    """What TLS writes, in buffers which are made when they are needed."""
+    """The output of TLS, in one buffer for each level, made on first use."""
 
     def __missing__(self, epoch: tls.Epoch) -> Buffer:
         buffer = self[epoch] = Buffer(capacity=_FLIGHT)
@@ -242,7 +242,7 @@ class TlsLink:
         return parameters.available_versions
 
     def _choose_version(self, available: tuple[int, ...]) -> None:
-        """Server: the first version of the client's which is known here (RFC 9368 section 2.3)."""
+        """Server: the first known version of the client's (RFC 9368 section 2.3)."""
         state, context = self._state, self.context
         assert context is not None
         if self._is_version_settled:

@@ -80,6 +80,6 @@ class TraceDirectory:
         self._open.discard(trace)
 
     def close(self) -> None:
-        """Close the traces of connections which were dropped without their end."""
+        """Close the traces of connections dropped without their end."""
         for trace in list(self._open):
             self.end_trace(trace)

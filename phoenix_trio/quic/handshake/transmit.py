@@ -49,7 +49,7 @@ class _Budget:
         self.flight = flight
         """Bytes in flight, by congestion control."""
         self.total = total
-        """Bytes to an address which is not validated (RFC 9000 section 8.1)."""
+        """Bytes to an unvalidated address (RFC 9000 section 8.1)."""
 
 
 def can_probe(s: HandshakeState) -> bool:
@@ -257,7 +257,7 @@ def begin_probes(s: HandshakeState) -> None:
 
 
 def build_close(s: HandshakeState, now: float) -> list[tuple[bytes, Address]]:
-    """One datagram with a CONNECTION_CLOSE at each level which has keys (RFC 9000 section 10.2.3).
+    """One datagram with a CONNECTION_CLOSE at each level with keys (RFC 9000 section 10.2.3).
 
     The caller has to see whether the anti-amplification limit permits it.
     """

@@ -1,7 +1,7 @@
 """Remembers which certificate chains were accepted, so that they are not verified again.
 
 Floor 0.  Verifying a chain costs more than all else that a client computes in a handshake.
-A chain which was accepted once by the same settings is good until one of its certificates expires;
+A chain that the same settings have accepted once is good until one of its certificates expires;
 the peer still has to prove that it has the private key.
 """
 
