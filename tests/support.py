@@ -67,8 +67,13 @@ def server_tls(**arguments: Any) -> phoenix_trio.ServerTLS:
     return phoenix_trio.ServerTLS(certificate, key, **arguments)
 
 
+#: With these, a client's hello takes one datagram, as many tests of packets need it.
+SMALL_GROUPS = ("x25519", "secp256r1")
+
+
 def client_tls(**arguments: Any) -> phoenix_trio.ClientTLS:
     arguments.setdefault("ca", authority_pem())
+    arguments.setdefault("groups", SMALL_GROUPS)
     return phoenix_trio.ClientTLS(**arguments)
 
 

@@ -79,6 +79,11 @@ class ApplicationCalls:
         return self.handshake.cipher
 
     @property
+    def key_exchange(self) -> str | None:
+        """The name of the group in which keys were exchanged; ``None``: not agreed yet."""
+        return self.handshake.key_exchange
+
+    @property
     def came_from_one_address(self) -> bool:
         """Server: whether the whole handshake came from the address of its first packet."""
         return self.handshake.came_from_one_address

@@ -309,6 +309,7 @@ class ConnectionEnd(ApplicationCalls):
             ),
             quic_version=self.quic_version,
             cipher=self.cipher,
+            key_exchange=self.key_exchange,
             peer_certificate_chain=self.peer_certificate_chain,
             max_datagram_payload=self.max_datagram_payload,
             unacknowledged=self.streams.unacknowledged(),

@@ -158,6 +158,15 @@ class ConnectionState:
         return self._engine.cipher
 
     @property
+    def key_exchange(self) -> str | None:
+        """The group in which keys were exchanged (RFC 8446 section 4.2.7), as ``groups`` names it.
+
+        ``"x25519mlkem768"`` protects against quantum computers, too.  ``None`` until it is
+        agreed; known after the end, too.
+        """
+        return self._engine.key_exchange
+
+    @property
     def peer_certificate(self) -> Certificate | None:
         """The peer's certificate (``cryptography.x509.Certificate``).
 

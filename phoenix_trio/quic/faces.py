@@ -162,6 +162,10 @@ class ApplicationFace(Protocol):
         """The name of the TLS cipher suite; ``None``: not agreed yet."""
 
     @property
+    def key_exchange(self) -> str | None:
+        """The name of the group in which keys were exchanged; ``None``: not agreed yet."""
+
+    @property
     def peer_certificate(self) -> Certificate | None:
         """The peer's certificate, if it was accepted."""
 

@@ -59,6 +59,7 @@ class ConnectionRemains:
       statistics: its counters and estimates at the end.
       quic_version: the QUIC version, 1 or 2.
       cipher: the name of the cipher suite; ``None``: none was agreed.
+      key_exchange: the name of the group in which keys were exchanged; ``None``: in none.
       peer_certificate_chain: the certificates of the peer, its own first, if they were accepted.
       max_datagram_payload: the largest payload of a datagram at the end.
       unacknowledged: for each stream with unacknowledged data: the bytes written, and the offset
@@ -73,6 +74,7 @@ class ConnectionRemains:
         "_unread",
         "cipher",
         "config",
+        "key_exchange",
         "max_datagram_payload",
         "peer_certificate_chain",
         "quic_version",
@@ -97,6 +99,7 @@ class ConnectionRemains:
         statistics: ConnectionStatistics,
         quic_version: int,
         cipher: str | None,
+        key_exchange: str | None,
         peer_certificate_chain: tuple[Certificate, ...],
         max_datagram_payload: int | None,
         unacknowledged: dict[int, tuple[int, int]],
@@ -105,6 +108,7 @@ class ConnectionRemains:
         self.config = config
         self.quic_version = quic_version
         self.cipher = cipher
+        self.key_exchange = key_exchange
         self.peer_certificate_chain = peer_certificate_chain
         self.max_datagram_payload = max_datagram_payload
         self._statistics = statistics

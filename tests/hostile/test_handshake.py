@@ -119,8 +119,13 @@ async def test_a_server_waits_for_the_hello_of_a_client_whose_first_packet_has_n
         nursery.cancel_scope.cancel()
 
 
+#: The beginning of a hello with post-quantum keys, which takes two datagrams.
+HALF_A_HELLO = crypto_frame(0, b"\x01\0\x06\xb0\x03\x03" + bytes(1000))
+
+
+@pytest.mark.parametrize("frames", [b"\x01", HALF_A_HELLO], ids=["PING", "half a hello"])
 async def test_first_packets_without_a_hello_hold_their_places_for_the_handshake_timeout_only(
-    autojump_clock: MockClock,
+    frames: bytes, autojump_clock: MockClock
 ) -> None:
     async with trio.open_nursery() as nursery:
         world = await World(
@@ -128,7 +133,7 @@ async def test_first_packets_without_a_hello_hold_their_places_for_the_handshake
         ).start()
         sent = received = 0
         for number in range(60):
-            packet = sealed_initial(b"\x01", destination_cid=b"%08d" % number)
+            packet = sealed_initial(frames, destination_cid=b"%08d" % number)
             sent += len(packet)
             received += sum(map(len, await world.say(packet)))
         assert world.listener.statistics().handshakes <= 40

@@ -1,8 +1,9 @@
 """The cases as a table: for each case the request, the network's faults, and the proof.
 
-The list is that of the public QUIC interop runner.  Every cell compares each received file
-with the original.  Beyond that, `proof` examines the wire's record and our own program's
-facts, so that no cell is good because a fault or a feature did not happen.
+The list is that of the public QUIC interop runner, and post-quantum key exchange.  Every
+cell compares each received file with the original.  Beyond that, `proof` examines the wire's
+record and our own program's facts, so that no cell is good because a fault or a feature did
+not happen.
 """
 
 from __future__ import annotations
@@ -146,6 +147,11 @@ def _long_round_trip(evidence: Evidence) -> str | None:
 def _http3(evidence: Evidence) -> str | None:
     protocols = {facts["alpn"] for facts in evidence.ours}
     return None if protocols == {"h3"} else f"application protocols: {sorted(protocols)}"
+
+
+def _post_quantum(evidence: Evidence) -> str | None:
+    groups = {str(facts["key_exchange"]) for facts in evidence.ours}
+    return None if groups == {"x25519mlkem768"} else f"groups: {sorted(groups)}"
 
 
 def _blackout(evidence: Evidence) -> str | None:
@@ -349,6 +355,12 @@ CASES = {
             flags=frozenset({"h3"}),
             server_flags=frozenset({"h3"}),
             proof=_http3,
+            quick=True,
+        ),
+        Case(
+            name="post-quantum",
+            sizes=[1024],
+            proof=_both(_one_connection, _post_quantum),
             quick=True,
         ),
     )

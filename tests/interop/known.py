@@ -13,6 +13,10 @@ KNOWN: dict[tuple[str, Role, str], str] = {
         "theirs: it acknowledges the ServerHello by which it changes to version 2, but drops the "
         "message, and our server does not send again what was acknowledged"
     ),
+    ("quiche", "server", "amplification limit"): (
+        "theirs: it does not count the zeros which fill up the datagram by which it acknowledges "
+        "the first half of a large hello"
+    ),
     ("chromium", "client", "handshake loss"): (
         "theirs: it gives up a connection of which nothing came for 4 s (its own log says so), "
         "which happens now and then when three in ten datagrams are lost"

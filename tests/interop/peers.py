@@ -222,6 +222,8 @@ PEERS = {
             server=_asyncio_server("aioquic"),
             has_h3=True,
             cannot={
+                ("client", "post-quantum"): "aioquic has no ML-KEM",
+                ("server", "post-quantum"): "aioquic has no ML-KEM",
                 ("client", "ECN"): "aioquic does not mark packets",
                 ("server", "ECN"): "aioquic does not mark packets",
             },
@@ -243,6 +245,7 @@ PEERS = {
             client=_picoquic_client,
             server=_picoquic_server,
             cannot={
+                ("client", "post-quantum"): "its client offers X25519 alone",
                 ("client", "HTTP/3"): "the binding has no HTTP/3 requests",
                 ("server", "HTTP/3"): "the binding has no HTTP/3 requests",
                 ("client", "migration"): "the binding has no call for it",
@@ -255,6 +258,8 @@ PEERS = {
             client=_quiche("client"),
             server=_quiche("server"),
             cannot={
+                ("client", "post-quantum"): "the binding does not switch it on",
+                ("server", "post-quantum"): "the binding does not switch it on",
                 ("client", "HTTP/3"): "the binding has no HTTP/3",
                 ("server", "HTTP/3"): "the binding has no HTTP/3",
                 ("client", "key update"): "the binding has no call for it",
@@ -275,6 +280,8 @@ PEERS = {
             suffix=".bin",  # for /1000 it makes up 1,000 bytes by itself
             has_h3=True,
             cannot={
+                ("client", "post-quantum"): "the GnuTLS of this version has no ML-KEM",
+                ("server", "post-quantum"): "the GnuTLS of this version has no ML-KEM",
                 ("client", "v2"): "this version knows only a draft of QUIC version 2",
                 ("server", "v2"): "this version knows only a draft of QUIC version 2",
             },
@@ -286,6 +293,7 @@ PEERS = {
             only_h3=True,
             has_h3=True,
             cannot={
+                ("client", "post-quantum"): "the program does not offer it over QUIC",
                 **{("client", case): why for case, why in _FIXED_CLIENT.items()},
                 ("client", "ECN"): "curl does not mark packets",
             },

@@ -39,6 +39,7 @@ from phoenix_trio.errors import (
 )
 from phoenix_trio.quic.handshake import tls_context
 from phoenix_trio.quic.handshake.certificates import fingerprint
+from phoenix_trio.quic.handshake.key_exchange import X25519MLKEM768
 from phoenix_trio.quic.handshake.tls import ClientTLS, ServerTLS, SessionStore
 from phoenix_trio.quic.handshake.tls_context import (
     RELIED_ON,
@@ -371,14 +372,15 @@ def test_a_client_policy_without_any_trust_cannot_be_made() -> None:
         ClientPolicy(server_name=NAME)
 
 
-def test_the_client_offers_x25519_first_and_what_every_server_knows() -> None:
+def test_the_client_offers_the_hybrid_group_first_and_what_every_server_knows() -> None:
     adopted = adopt(tls.Context(is_client=True), ClientPolicy(server_name=NAME, accept_any=True))
     output = {tls.Epoch.INITIAL: Buffer(capacity=4096)}
     adopted.handle_message(b"", output)
     hello = tls.pull_client_hello(Buffer(data=output[tls.Epoch.INITIAL].data))
-    assert hello.supported_groups == [tls.Group.X25519, tls.Group.SECP256R1]
+    groups = [X25519MLKEM768, tls.Group.X25519, tls.Group.SECP256R1]
+    assert hello.supported_groups == groups
     assert hello.key_share is not None
-    assert [group for group, _ in hello.key_share] == [tls.Group.X25519]
+    assert [group for group, _ in hello.key_share] == groups[:2]
 
 
 @pytest.mark.parametrize("group", ["x25519", "secp256r1", "secp384r1", "x448"])
@@ -392,11 +394,15 @@ def test_the_client_offers_the_groups_it_is_told(group: str) -> None:
 def test_groups_which_are_not_known_are_named(groups: list[str]) -> None:
     with pytest.raises(ValueError, match="groups must be some of x25519"):
         ClientTLS(groups=groups)
+    with pytest.raises(ValueError, match="groups must be some of x25519"):
+        server(groups=groups)
 
 
 def test_groups_are_names() -> None:
     with pytest.raises(TypeError, match="groups must be a sequence"):
         ClientTLS(groups="x25519")
+    with pytest.raises(TypeError, match="groups must be a sequence"):
+        server(groups="x25519")
 
 
 # --------------------------------------------------------------- the server's identity

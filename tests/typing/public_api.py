@@ -124,6 +124,7 @@ async def connections(connection: QuicConnection) -> None:
     connection.send_datagram_nowait(memoryview(b"reading"))
     assert_type(connection.version, int)
     assert_type(connection.cipher, str | None)
+    assert_type(connection.key_exchange, str | None)
     await connection.send_datagram(b"frame", expires_after=0.1, priority=1)
     connection.send_datagram_nowait(b"frame", expires_after=1, priority=-1)
     assert_type(await connection.receive_datagram(), bytes)
@@ -294,6 +295,7 @@ def transport_layer_security() -> None:
     ClientTLS(danger_accept_any_certificate=True)
     ClientTLS(verify=accept)
     ServerTLS("server.pem", "server.key", verify=accept)
+    ServerTLS("server.pem", "server.key", groups=("x25519mlkem768", "x25519"))
 
 
 def configuration(config: TransportConfig) -> None:

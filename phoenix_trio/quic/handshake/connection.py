@@ -17,6 +17,7 @@ from ..established.ecn import NOT_ECT
 from ..path_address import Address
 from ..wire.qlog import Trace
 from .host import HandshakeHost
+from .key_exchange import group_name
 from .parameters import LocalParameters
 from .receive import HandshakeReceiver
 from .settings import HandshakeSettings
@@ -171,6 +172,12 @@ class Handshake:
         """The name of the cipher suite (RFC 8446 appendix B.4); ``None``: not agreed yet."""
         suite = self._state.cipher_suite
         return f"TLS_{CipherSuite(suite).name}" if suite else None
+
+    @property
+    def key_exchange(self) -> str | None:
+        """The name of the group in which keys were exchanged; ``None``: they were not yet."""
+        context = self._link.context
+        return None if context is None else group_name(context.key_group)
 
     @property
     def host_cid(self) -> bytes:

@@ -3,8 +3,9 @@
 Floor 1, sans-IO.  Replaces aioquic's methods (``tls.py`` 1569-1756 and 1925-2157 of
 version 1.7.2) it
 
-* makes one key share only: a server which wants another group asks for it
-  (HelloRetryRequest, RFC 8446 section 4.1.4), which aioquic neither answers nor sends;
+* makes one key share only, or two where the first is X25519MLKEM768, which aioquic does
+  not know: a server which wants another group asks for it (HelloRetryRequest, RFC 8446
+  section 4.1.4), which aioquic neither answers nor sends;
 * builds and parses messages in one piece, and builds those parts once which are the same
   for every connection: aioquic's calls for each field take half the time of a handshake;
 * computes the key schedule for the cipher suite which is chosen alone.
@@ -23,7 +24,7 @@ from aioquic import tls
 from aioquic.buffer import Buffer
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from .key_exchange import KeyExchange, begin_exchange
+from .key_exchange import KeyExchange, answer_exchange, begin_exchange, begin_offer
 from .key_schedule import KeySchedule, message_hash
 from .tls_messages import (
     PSK_WITH_KEY_EXCHANGE,
@@ -48,21 +49,18 @@ __all__ = ["HelloContext"]
 
 _TLS_1_3: Final = 0x0304
 
-#: For which group a server asks, the preferred one first.
-_PREFERRED_GROUPS: Final = (
-    tls.Group.X25519,
-    tls.Group.SECP256R1,
-    tls.Group.SECP384R1,
-    tls.Group.X448,
-)
-
 _SERVER_CONTEXT: Final = b"TLS 1.3, server CertificateVerify"
 
 
 class HelloContext(tls.Context):
     """A TLS context with hellos of its own; :meth:`prepare` comes first."""
 
-    _exchange: KeyExchange | None
+    _exchanges: list[KeyExchange]
+    """Client: the keys of its latest hello."""
+    _supported_groups: list[int]  # type: ignore[assignment]
+    """The preferred one first; aioquic's enumeration lacks some."""
+    _key_group: int
+    """The group in which keys were exchanged; 0: none yet."""
     _messages: bytes
     """Those of the transcript before its hash function is known."""
     _psk_schedule: KeySchedule | None
@@ -79,7 +77,8 @@ class HelloContext(tls.Context):
         Args:
           certificate_message: server: what it shows, if it was built before.
         """
-        self._exchange = None
+        self._exchanges = []
+        self._key_group = 0
         self._messages = b""
         self._psk_schedule = None
         self._retry_suite = self._retry_group = 0
@@ -90,17 +89,20 @@ class HelloContext(tls.Context):
         """Client: whether the server has asked for another hello, which refuses 0-RTT data."""
         return self._retry_suite != 0
 
+    @property
+    def key_group(self) -> int:
+        """The group in which keys were exchanged (RFC 8446 section 4.2.7); 0: none yet."""
+        return self._key_group
+
     # ------------------------------------------------------------------ client
 
     def _client_send_hello(self, output_buf: Buffer) -> None:
-        """Line 1569: with a share of the preferred group alone."""
-        self._exchange = begin_exchange(self._supported_groups[0])
+        """Line 1569: with few shares, see :func:`~.key_exchange.begin_offer`."""
+        self._exchanges = begin_offer(self._supported_groups)
         self._write_client_hello(output_buf, b"")
         self._set_state(tls.State.CLIENT_EXPECT_SERVER_HELLO)
 
     def _write_client_hello(self, output_buf: Buffer, cookie: bytes) -> None:
-        exchange = self._exchange
-        assert exchange is not None
         ticket = self._usable_ticket()
         schedule: KeySchedule | None = None
         offer: tuple[bytes, int, int] | None = None
@@ -125,7 +127,7 @@ class HelloContext(tls.Context):
                 signature_algorithms=tuple(self._signature_algorithms),
                 with_tickets=ticket is not None or self.new_session_ticket_cb is not None,
             ),
-            key_share=(exchange.group, exchange.public),
+            key_shares=[(each.group, each.public) for each in self._exchanges],
             other=self.handshake_extensions,
             cookie=cookie,
             with_early_data=with_early_data,
@@ -163,8 +165,6 @@ class HelloContext(tls.Context):
         if hello.is_retry:
             self._answer_retry(hello, cipher_suite, data, output_buf)
             return
-        exchange = self._exchange
-        assert exchange is not None
         if hello.key_share is None:
             # No other way of key exchange was offered (RFC 8446 section 9.2).
             raise tls.AlertMissingExtension("ServerHello has no key share")
@@ -178,14 +178,17 @@ class HelloContext(tls.Context):
             schedule.extract(None)
             schedule.update_hash(self._messages)
         group, public_key = hello.key_share
-        if group != exchange.group:
+        exchange = _find(self._exchanges, group)
+        if exchange is None:
             raise tls.AlertIllegalParameter("ServerHello has a key share we did not advertise")
         try:
             shared_key = exchange.finish(public_key)
         except ValueError:
             raise tls.AlertIllegalParameter("ServerHello has an invalid key share") from None
         self.key_schedule = schedule
-        self._psk_schedule = self._exchange = None
+        self._psk_schedule = None
+        self._exchanges = []
+        self._key_group = group
         self._messages = b""
         schedule.update_hash(data)
         schedule.extract(shared_key)
@@ -219,13 +222,12 @@ class HelloContext(tls.Context):
         """A HelloRetryRequest (RFC 8446 section 4.1.4)."""
         if self._retry_suite:
             raise tls.AlertUnexpectedMessage("A second HelloRetryRequest")
-        exchange = self._exchange
-        assert exchange is not None
         if hello.key_share is not None:
             group = hello.key_share[0]
-            if group == exchange.group or group not in self._supported_groups:
+            is_offered = _find(self._exchanges, group) is not None
+            if is_offered or group not in self._supported_groups:
                 raise tls.AlertIllegalParameter("HelloRetryRequest has a group of no use")
-            self._exchange = begin_exchange(group)
+            self._exchanges = [begin_exchange(group)]
         elif not hello.cookie:
             raise tls.AlertIllegalParameter("HelloRetryRequest asks for nothing")
         self._retry_suite = cipher_suite
@@ -292,7 +294,11 @@ class HelloContext(tls.Context):
         return cipher_suite
 
     def _choose_share(self, hello: ClientHello) -> tuple[int, bytes] | None:
-        """The first share of the client's in a group which is known here."""
+        """The client's share in the group which is preferred here; ``None``: it has none.
+
+        A client which knows a better group, and has sent no share of it, prefers to save the
+        round trip that asking for it takes.
+        """
         if hello.key_shares is None:
             # No other way of key exchange is known here (RFC 8446 section 9.2).
             raise tls.AlertMissingExtension("ClientHello has no key share")
@@ -300,18 +306,19 @@ class HelloContext(tls.Context):
             if [group for group, _ in hello.key_shares] != [self._retry_group]:
                 raise tls.AlertIllegalParameter("ClientHello has not the group it was asked for")
             return hello.key_shares[0]
-        for share in hello.key_shares:
-            if share[0] in self._supported_groups:
-                return share
+        shares = dict(hello.key_shares)
+        if len(shares) != len(hello.key_shares):
+            raise tls.AlertIllegalParameter("ClientHello has two key shares of one group")
+        for group in self._supported_groups:
+            if group in shares:
+                return group, shares[group]
         return None
 
     def _ask_for_share(
         self, hello: ClientHello, cipher_suite: tls.CipherSuite, data: bytes, initial_buf: Buffer
     ) -> None:
         """Send a HelloRetryRequest (RFC 8446 section 4.1.4)."""
-        group = _choose(
-            [each for each in _PREFERRED_GROUPS if each in self._supported_groups], hello.groups
-        )
+        group = _choose(self._supported_groups, hello.groups)
         if group is None:
             raise tls.AlertHandshakeFailure("No supported key share")
         request = build_server_hello(
@@ -360,16 +367,16 @@ class HelloContext(tls.Context):
         schedule = self.key_schedule
         assert schedule is not None
         group, public_key = share
-        exchange = begin_exchange(group)
         try:
-            shared_key = exchange.finish(public_key)
+            public, shared_key = answer_exchange(group, public_key)
         except ValueError:
             raise tls.AlertIllegalParameter("ClientHello has an invalid key share") from None
+        self._key_group = group
         message = build_server_hello(
             random=self.server_random,
             session_id=self.legacy_session_id,
             cipher_suite=schedule.cipher_suite,
-            key_share=key_share_of_server(group, exchange.public),
+            key_share=key_share_of_server(group, public),
             with_ticket=self._session_resumed,
         )
         initial_buf.push_bytes(message)
@@ -424,6 +431,14 @@ def _whole(buffer: Buffer) -> bytes:
     data: bytes = buffer.data_slice(0, buffer.capacity)
     buffer.seek(buffer.capacity)
     return data
+
+
+def _find(exchanges: Sequence[KeyExchange], group: int) -> KeyExchange | None:
+    """The one in this group."""
+    for each in exchanges:
+        if each.group == group:
+            return each
+    return None
 
 
 def _choose(ours: Sequence[int], theirs: Sequence[int]) -> int | None:

@@ -12,7 +12,7 @@ from OpenSSL import crypto
 
 from .identities import Identity, ServerIdentity
 from .server_names import normalize_server_name
-from .tls import DEFAULT_GROUPS, ClientTLS, ServerTLS
+from .tls import DEFAULT_GROUPS, KNOWN_GROUPS, ClientTLS, ServerTLS
 from .verdicts import Verdicts
 from .verifiers import Verifier
 
@@ -28,6 +28,8 @@ class ServerPolicy:
     verify: Verifier | None = None
     """Decides about client certificates instead.  Without either, none are asked for."""
     early_data: bool = False
+    groups: tuple[str, ...] = KNOWN_GROUPS
+    """For key exchange, the preferred one first."""
     verdicts: Verdicts | None = None
     """About chains which `client_store` has verified; ``None``: they are not remembered."""
 
@@ -68,6 +70,7 @@ def server_policy(identity: ServerIdentity, server_tls: ServerTLS) -> ServerPoli
         client_store=identity.client_store,
         verify=server_tls.verify,
         early_data=server_tls.early_data,
+        groups=server_tls.groups,
         verdicts=identity.verdicts if server_tls.verify is None else None,
     )
 

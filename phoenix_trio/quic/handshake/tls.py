@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from OpenSSL import crypto
 
 from .identities import Identity, ServerIdentity
+from .key_exchange import GROUPS
 from .pem import (
     PEMSource,
     PrivateKey,
@@ -49,10 +50,12 @@ __all__ = [
     "normalize_server_name",
 ]
 
-#: The names of groups for key exchange (RFC 8446 section 4.2.7) which are known here.
-KNOWN_GROUPS = ("x25519", "secp256r1", "secp384r1", "x448")
+#: The names of the known groups for key exchange (RFC 8446 section 4.2.7), in the order of a
+#: server's preference.
+KNOWN_GROUPS = tuple(GROUPS)
 
-DEFAULT_GROUPS = ("x25519", "secp256r1")
+#: Those which a client offers.
+DEFAULT_GROUPS = tuple(name for name in ("x25519mlkem768", "x25519", "secp256r1") if name in GROUPS)
 
 _RESET_SECRET_LABEL = b"phoenix_trio stateless reset secret"
 
@@ -87,6 +90,10 @@ class ServerTLS:
         process; several processes with the same key do not know of each other's.
         Open it only to what may happen twice, or wait for the confirmed handshake.
       password: of an encrypted `private_key`.
+      groups: the groups for key exchange which the server accepts, the preferred one first;
+        by default all those of :class:`ClientTLS`.  A client's first message has keys in
+        some groups; the server takes the one it prefers, and asks for another one only if
+        none of them is of use.
 
     Raises:
       OSError: a file cannot be read (FileNotFoundError, PermissionError and so
@@ -106,9 +113,11 @@ class ServerTLS:
         verify: Verifier | None = None,
         early_data: bool = False,
         password: bytes | str | None = None,
+        groups: Sequence[str] = KNOWN_GROUPS,
     ) -> None:
         if not isinstance(early_data, bool):
             raise TypeError(f"early_data must be True or False, not {early_data!r}")
+        self.groups: Final = _check_groups(groups)
         if verify is not None:
             check_verifier(verify)
         #: Decides about client certificates; ``None``: `client_ca` does, if it is given.
@@ -212,6 +221,10 @@ def _check_groups(groups: Sequence[str]) -> tuple[str, ...]:
     if isinstance(groups, str) or not all(isinstance(each, str) for each in groups):
         raise TypeError(f"groups must be a sequence of names, not {groups!r}")
     unknown = [each for each in groups if each not in KNOWN_GROUPS]
+    if "x25519mlkem768" in unknown:
+        raise ValueError(
+            "groups: x25519mlkem768 needs a cryptography package whose OpenSSL has ML-KEM"
+        )
     if unknown or not groups:
         raise ValueError(f"groups must be some of {', '.join(KNOWN_GROUPS)}, not {groups!r}")
     return tuple(dict.fromkeys(groups))
@@ -252,10 +265,16 @@ class ClientTLS:
         experiments alone.
       password: of an encrypted `private_key`.
       groups: the groups for key exchange which are offered, the preferred one first:
-        of ``"x25519"``, ``"secp256r1"``, ``"secp384r1"``, ``"x448"``.  Every server
+        of ``"x25519mlkem768"``, ``"x25519"``, ``"secp256r1"``, ``"secp384r1"``,
+        ``"x448"``; the first three by default.  ``"x25519mlkem768"`` (RFC 10024) also
+        protects against quantum computers of the future, which could decrypt traffic
+        recorded now.  Its keys are large, so the first message takes two datagrams
+        instead of one: ``groups=("x25519", "secp256r1")`` switches it off.  The default
+        leaves it out where the ``cryptography`` package has no ML-KEM.  Every server
         has to know ``"secp256r1"`` (RFC 8446 section 9.1), unless its profile forbids
-        that.  The first message has a key of the preferred group alone: a server which does
-        not know that group asks for another one, which takes one more round trip and refuses
+        that.  The first message has a key of the preferred group alone (and of the next one, if
+        that is ``"x25519mlkem768"``): a server which does
+        not know these groups asks for another one, which takes one more round trip and refuses
         early data.
 
     Raises:

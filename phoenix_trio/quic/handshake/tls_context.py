@@ -29,6 +29,7 @@ from cryptography import x509
 from ...errors import ClientCertificateRequired, NoCommonProtocol
 from ..wire.errors import CRYPTO_ERROR
 from .certificate_judge import JudgingContext
+from .key_exchange import GROUPS
 from .policies import ClientPolicy, Policy, ServerPolicy, client_policy, server_policy
 from .tls_failures import (
     AlertCertificateRequired,
@@ -340,6 +341,7 @@ def adopt(
     context._verdict = None
     context._rejection = None
     context.prepare(certificate_message)
+    context._supported_groups = [GROUPS[name] for name in policy.groups]
     context._early_data_accepted = early_data_accepted
     context._early_data_allowed = False
     if isinstance(policy, ClientPolicy):
@@ -356,10 +358,6 @@ def _adopt_client(context: PhoenixTLSContext, policy: ClientPolicy) -> None:
         context.certificate = policy.identity.certificate
         context.certificate_chain = list(policy.identity.chain)
         context.certificate_private_key = policy.identity.private_key
-    known = context._supported_groups
-    context._supported_groups = [
-        group for name in policy.groups if (group := tls.Group[name.upper()]) in known
-    ]
 
 
 def _adopt_server(context: PhoenixTLSContext, policy: ServerPolicy) -> None:

@@ -149,7 +149,7 @@ def build_client_hello(
     session_id: bytes,
     cipher_suites: Sequence[int],
     fixed: bytes,
-    key_share: tuple[int, bytes],
+    key_shares: Sequence[tuple[int, bytes]],
     other: Sequence[tuple[int, bytes]],
     cookie: bytes = b"",
     with_early_data: bool = False,
@@ -162,17 +162,19 @@ def build_client_hello(
       session_id: empty with QUIC.
       cipher_suites: the preferred one first.
       fixed: see :func:`fixed_extensions`.
-      key_share: a group, and this side's public key in it.
+      key_shares: groups, and this side's public key in each.
       other: further extensions.
       cookie: that of a HelloRetryRequest.
       with_early_data: whether 0-RTT data follows.
       ticket: label, obfuscated age and size of the binder.  The binder, which is the end of
         the message, is left at zero: see :func:`binders_size`.
     """
-    group, public_key = key_share
-    share = group.to_bytes(2, "big") + _block(2, public_key)
-    parts = [_extension(_KEY_SHARE, _block(2, share)), fixed]
+    parts = [fixed]
     parts += [_extension(kind, content) for kind, content in other]
+    # Behind the server's name and the protocols, which load balancers look for in the first
+    # datagram: keys with ML-KEM fill one.
+    shares = [group.to_bytes(2, "big") + _block(2, public) for group, public in key_shares]
+    parts.append(_extension(_KEY_SHARE, _block(2, b"".join(shares))))
     if cookie:
         parts.append(_extension(_COOKIE, _block(2, cookie)))
     if with_early_data:

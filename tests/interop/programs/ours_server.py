@@ -49,6 +49,7 @@ def facts(connection: phoenix_trio.QuicConnection) -> str:
             "alpn": connection.alpn_protocol,
             "resumed": connection.session_resumed,
             "early_data_accepted": connection.early_data_accepted,
+            "key_exchange": connection.key_exchange,
             "ecn_validated": statistics.ecn_validated,
             "key_updates": statistics.key_updates,
             "packets_lost": statistics.packets_lost,

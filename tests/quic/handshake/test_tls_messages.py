@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.hashes import SHA256, SHA384
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phoenix_trio.quic.handshake.key_exchange import begin_exchange
+from phoenix_trio.quic.handshake.key_exchange import X25519MLKEM768, begin_exchange
 from phoenix_trio.quic.handshake.key_schedule import KeySchedule, message_hash
 from phoenix_trio.quic.handshake.policies import ClientPolicy
 from phoenix_trio.quic.handshake.tls_context import PhoenixTLSContext, adopt
@@ -56,7 +56,7 @@ def hello(**changes: Any) -> bytes:
         "session_id": b"",
         "cipher_suites": SUITES,
         "fixed": fixed(),
-        "key_share": (tls.Group.X25519, b"k" * 32),
+        "key_shares": [(tls.Group.X25519, b"k" * 32)],
         "other": [(57, b"parameters")],
     }
     return build_client_hello(**{**arguments, **changes})
@@ -399,6 +399,7 @@ def new_client() -> PhoenixTLSContext:
     "message",
     [
         retry_request(key_share=tls.Group.X25519.to_bytes(2, "big")),  # was offered
+        retry_request(key_share=X25519MLKEM768.to_bytes(2, "big")),  # was offered, too
         retry_request(key_share=tls.Group.X448.to_bytes(2, "big")),  # is not known
         retry_request(session_id=b"x"),
     ],
@@ -439,5 +440,5 @@ def test_a_retry_request_with_a_cookie() -> None:
     second = hello_of(client, b"\x02" + len(body).to_bytes(3, "big") + body)
     parsed = parse_client_hello(second)
     assert parsed.key_shares is not None
-    assert [group for group, _ in parsed.key_shares] == [tls.Group.X25519]
+    assert [group for group, _ in parsed.key_shares] == [X25519MLKEM768, tls.Group.X25519]
     assert cookie in second
