@@ -312,7 +312,7 @@ class TransportConfig:
     again (0 to 604,800, a week; RFC 9000 section 8.1.3).
 
     A server gives each client one token when its handshake is complete.  It holds once, at
-    the same endpoint; the newest 131,072 hold.  0: no tokens are given."""
+    the same endpoint (and at each with its `ticket_keys`); the newest 131,072 hold.  0: none."""
 
     max_handshakes: int = attrs.field(default=1024, validator=_integer(1, 1_000_000))
     """Unfinished handshakes an endpoint keeps at most; further ones are refused."""
