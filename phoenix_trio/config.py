@@ -6,11 +6,14 @@ default.  ``attrs.evolve(config, field=value)`` derives a changed copy.
 
 from __future__ import annotations
 
-import math
-import os
-from typing import Any, Literal
+from typing import Literal
 
 import attrs
+
+from .field_checks import OPTIONAL_BYTES as _OPTIONAL_BYTES
+from .field_checks import integer as _integer
+from .field_checks import path as _path
+from .field_checks import seconds as _seconds
 
 __all__ = ["RetryPolicy", "TransportConfig"]
 
@@ -32,48 +35,6 @@ LARGEST_UDP_PAYLOAD = 65507
 #: less its headers).
 MAX_RUN_SEGMENTS = 64
 MAX_RUN_BYTES = 65_487
-
-
-_OPTIONAL_BYTES = attrs.validators.optional(attrs.validators.instance_of(bytes))
-
-
-def _integer(minimum: int, maximum: int) -> Any:
-    def check(instance: object, attribute: attrs.Attribute[int], value: object) -> None:
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"{attribute.name} must be an integer, not {value!r}")
-        if not minimum <= value <= maximum:
-            raise ValueError(
-                f"{attribute.name} must be between {minimum} and {maximum}, not {value}"
-            )
-
-    return check
-
-
-def _seconds(
-    minimum: float, maximum: float, *, exclusive: bool = False, infinite: bool = False
-) -> Any:
-    def check(instance: object, attribute: attrs.Attribute[float], value: object) -> None:
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
-            raise TypeError(f"{attribute.name} must be a number of seconds, not {value!r}")
-        if infinite and value == math.inf:
-            return
-        if math.isnan(value) or not minimum <= value <= maximum or (exclusive and value == minimum):
-            lower = "more than" if exclusive else "at least"
-            raise ValueError(
-                f"{attribute.name} must be {lower} {minimum:g} and at most {maximum:g} seconds"
-                f"{' or math.inf' if infinite else ''}, not {value!r}"
-            )
-
-    return check
-
-
-def _path(value: object, field: attrs.Attribute[Any]) -> str | None:
-    if value is None:
-        return None
-    if not isinstance(value, (str, os.PathLike)):
-        raise TypeError(f"{field.name} must be a path, not {value!r}")
-    path = os.fspath(value)
-    return os.fsdecode(path)
 
 
 @attrs.frozen(kw_only=True)
