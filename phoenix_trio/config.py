@@ -410,8 +410,16 @@ class TransportConfig:
     )
     """A server's ID in connection IDs, 1 or 2 bytes (1 in the processes of
     :func:`~phoenix_trio.run_workers`), by which load balancers find it although clients move
-    (draft-ietf-quic-load-balancers, plaintext; connection IDs have 8 bytes).  Observers can
-    read it, too, and see which connections go to the same server.  ``None``: there is none."""
+    (draft-ietf-quic-load-balancers; connection IDs have 8 bytes).  Without
+    `connection_id_key`, observers can read it, too, and see which connections go to the same
+    server.  ``None``: there is none."""
+
+    connection_id_key: bytes | None = attrs.field(
+        default=None, repr=False, validator=_OPTIONAL_BYTES
+    )
+    """Encrypts `connection_id_server_id`: 16 random bytes, the same at all servers and load
+    balancers of one rotation (draft-ietf-quic-load-balancers section 5.4).  Observers see
+    random bytes.  ``None``: the server ID is in plaintext."""
 
     connection_id_rotation: int = attrs.field(default=0, validator=_integer(0, 6))
     """The configuration of the load balancers to which `connection_id_server_id` belongs (0 to
@@ -549,6 +557,11 @@ class TransportConfig:
         server_id = self.connection_id_server_id
         if server_id is not None and not 1 <= len(server_id) <= 2:
             raise ValueError("connection_id_server_id must have 1 or 2 bytes")
+        if self.connection_id_key is not None:
+            if len(self.connection_id_key) != 16:
+                raise ValueError("connection_id_key must have 16 bytes")
+            if server_id is None:
+                raise ValueError("connection_id_key is of no use without connection_id_server_id")
         if self.keep_alive is not None and self.keep_alive >= self.max_idle_timeout:
             raise ValueError(
                 f"keep_alive ({self.keep_alive:g} s) must be below "

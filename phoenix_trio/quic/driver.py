@@ -100,6 +100,7 @@ class SocketDriver(Flushing):
         self._ids = ConnectionIdFormat(
             config.connection_id_server_id or b"",
             config.connection_id_rotation,
+            key=config.connection_id_key or b"",
             worker=0 if relay is None else relay.number,
             workers=1 if relay is None else relay.count,
             secret=b"" if relay is None else relay.secret,
