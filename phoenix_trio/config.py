@@ -6,11 +6,14 @@ default.  ``attrs.evolve(config, field=value)`` derives a changed copy.
 
 from __future__ import annotations
 
-import math
-import os
-from typing import Any, Literal
+from typing import Literal
 
 import attrs
+
+from .field_checks import OPTIONAL_BYTES as _OPTIONAL_BYTES
+from .field_checks import integer as _integer
+from .field_checks import path as _path
+from .field_checks import seconds as _seconds
 
 __all__ = ["RetryPolicy", "TransportConfig"]
 
@@ -32,48 +35,6 @@ LARGEST_UDP_PAYLOAD = 65507
 #: less its headers).
 MAX_RUN_SEGMENTS = 64
 MAX_RUN_BYTES = 65_487
-
-
-_OPTIONAL_BYTES = attrs.validators.optional(attrs.validators.instance_of(bytes))
-
-
-def _integer(minimum: int, maximum: int) -> Any:
-    def check(instance: object, attribute: attrs.Attribute[int], value: object) -> None:
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"{attribute.name} must be an integer, not {value!r}")
-        if not minimum <= value <= maximum:
-            raise ValueError(
-                f"{attribute.name} must be between {minimum} and {maximum}, not {value}"
-            )
-
-    return check
-
-
-def _seconds(
-    minimum: float, maximum: float, *, exclusive: bool = False, infinite: bool = False
-) -> Any:
-    def check(instance: object, attribute: attrs.Attribute[float], value: object) -> None:
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
-            raise TypeError(f"{attribute.name} must be a number of seconds, not {value!r}")
-        if infinite and value == math.inf:
-            return
-        if math.isnan(value) or not minimum <= value <= maximum or (exclusive and value == minimum):
-            lower = "more than" if exclusive else "at least"
-            raise ValueError(
-                f"{attribute.name} must be {lower} {minimum:g} and at most {maximum:g} seconds"
-                f"{' or math.inf' if infinite else ''}, not {value!r}"
-            )
-
-    return check
-
-
-def _path(value: object, field: attrs.Attribute[Any]) -> str | None:
-    if value is None:
-        return None
-    if not isinstance(value, (str, os.PathLike)):
-        raise TypeError(f"{field.name} must be a path, not {value!r}")
-    path = os.fspath(value)
-    return os.fsdecode(path)
 
 
 @attrs.frozen(kw_only=True)
@@ -312,7 +273,7 @@ class TransportConfig:
     again (0 to 604,800, a week; RFC 9000 section 8.1.3).
 
     A server gives each client one token when its handshake is complete.  It holds once, at
-    the same endpoint; the newest 131,072 hold.  0: no tokens are given."""
+    the same endpoint (and at each with its `ticket_keys`); the newest 131,072 hold.  0: none."""
 
     max_handshakes: int = attrs.field(default=1024, validator=_integer(1, 1_000_000))
     """Unfinished handshakes an endpoint keeps at most; further ones are refused."""
@@ -449,8 +410,16 @@ class TransportConfig:
     )
     """A server's ID in connection IDs, 1 or 2 bytes (1 in the processes of
     :func:`~phoenix_trio.run_workers`), by which load balancers find it although clients move
-    (draft-ietf-quic-load-balancers, plaintext; connection IDs have 8 bytes).  Observers can
-    read it, too, and see which connections go to the same server.  ``None``: there is none."""
+    (draft-ietf-quic-load-balancers; connection IDs have 8 bytes).  Without
+    `connection_id_key`, observers can read it, too, and see which connections go to the same
+    server.  ``None``: there is none."""
+
+    connection_id_key: bytes | None = attrs.field(
+        default=None, repr=False, validator=_OPTIONAL_BYTES
+    )
+    """Encrypts `connection_id_server_id`: 16 random bytes, the same at all servers and load
+    balancers of one rotation (draft-ietf-quic-load-balancers section 5.4).  Observers see
+    random bytes.  ``None``: the server ID is in plaintext."""
 
     connection_id_rotation: int = attrs.field(default=0, validator=_integer(0, 6))
     """The configuration of the load balancers to which `connection_id_server_id` belongs (0 to
@@ -588,6 +557,11 @@ class TransportConfig:
         server_id = self.connection_id_server_id
         if server_id is not None and not 1 <= len(server_id) <= 2:
             raise ValueError("connection_id_server_id must have 1 or 2 bytes")
+        if self.connection_id_key is not None:
+            if len(self.connection_id_key) != 16:
+                raise ValueError("connection_id_key must have 16 bytes")
+            if server_id is None:
+                raise ValueError("connection_id_key is of no use without connection_id_server_id")
         if self.keep_alive is not None and self.keep_alive >= self.max_idle_timeout:
             raise ValueError(
                 f"keep_alive ({self.keep_alive:g} s) must be below "

@@ -19,6 +19,7 @@ from .quic.construction import NoPublicConstructor
 from .quic.groups import unwrap_lone
 from .quic.path_address import SocketAddress
 from .quic.relay import Relay
+from .quic.shared_keys import KeyChain, WorkerKeys
 from .quic.worker_socket import WorkerSocket
 
 __all__ = ["HELD_BACK", "Equipment", "Worker", "run_worker"]
@@ -82,10 +83,12 @@ class Equipment:
     inbox: sockets.socket
     outboxes: Sequence[sockets.socket]
     secret: bytes = attrs.field(repr=False)
+    keys: KeyChain
 
     def unpack(self) -> Worker:
         """The worker of this process, which takes the sockets over."""
-        relay = Relay(self.number, self.secret, self.inbox, self.outboxes)
+        keys = WorkerKeys(self.keys)
+        relay = Relay(self.number, self.secret, self.inbox, self.outboxes, keys)
         worker: Worker = Worker._create(self.number, WorkerSocket(self.udp_socket, relay))
         return worker
 

@@ -29,12 +29,14 @@ from multiprocessing.context import SpawnProcess
 from types import FrameType
 from typing import Final
 
+import attrs
 import trio
 
 from .quic.connection_id_format import MOST_WORKERS
 from .quic.packet_io import bind_raw
 from .quic.path_address import SocketAddress
 from .quic.relay import open_inbox
+from .quic.shared_keys import ROTATION_PERIOD, KeyChain, period_at
 from .worker import HELD_BACK, Equipment, Worker, run_worker
 
 __all__ = ["WorkersFailed", "run_workers"]
@@ -119,8 +121,9 @@ def run_workers(
         inboxes.extend(open_inbox() for _ in range(workers))
         secret = os.urandom(_SECRET_SIZE)
         outboxes = [send for _, send in inboxes]
+        keys = KeyChain.begin(time.monotonic())
         equipment = [
-            Equipment(number, udp_sockets[number], inboxes[number][0], outboxes, secret)
+            Equipment(number, udp_sockets[number], inboxes[number][0], outboxes, secret, keys)
             for number in range(workers)
         ]
         _Supervisor(main, equipment, stop_timeout, max_crashes).run()
@@ -273,6 +276,7 @@ class _Supervisor:
         acted_on = 0
         while True:
             now = time.monotonic()
+            self._renew_keys(now)
             if self._signals_seen > acted_on:
                 if self._is_stopping and acted_on:
                     self._kill_at = now
@@ -287,9 +291,16 @@ class _Supervisor:
                 return
             self._wait(now)
 
+    def _renew_keys(self, now: float) -> None:
+        """Keep no secret which the workers have forgotten (they renew theirs by themselves)."""
+        for place in self._places:
+            keys = place.equipment.keys.at(period_at(now) - 1)
+            if keys is not place.equipment.keys:
+                place.equipment = attrs.evolve(place.equipment, keys=keys)
+
     def _wait(self, now: float) -> None:
         """Until a process ends, a signal comes, or there is something to do."""
-        wake_at = self._kill_at
+        wake_at = min(self._kill_at, (period_at(now) + 1) * ROTATION_PERIOD)
         by_sentinel: dict[int, _Place] = {}
         for place in self._places:
             if place.process is not None:
@@ -298,7 +309,7 @@ class _Supervisor:
                 wake_at = min(wake_at, place.start_at)
         ready = multiprocessing.connection.wait(
             [*by_sentinel, self._woken],
-            None if wake_at == math.inf else max(0.0, wake_at - now),
+            max(0.0, wake_at - now),
         )
         for each in ready:
             if each is self._woken:

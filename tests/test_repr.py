@@ -21,6 +21,7 @@ import phoenix_trio.streams
 import phoenix_trio.testing
 from phoenix_trio import PhoenixConnection
 from phoenix_trio.quic.relay import open_inbox
+from phoenix_trio.quic.shared_keys import KeyChain
 from phoenix_trio.testing import SimulatedNetwork
 from phoenix_trio.worker import Equipment
 from tests.support import (
@@ -164,7 +165,7 @@ async def test_every_public_object_says_what_it_is_and_no_secrets(
     bound = sockets.socket(sockets.AF_INET, sockets.SOCK_DGRAM)
     bound.bind(("127.0.0.1", 0))
     inbox, sender = open_inbox()
-    equipment = Equipment(0, bound, inbox, [sender], bytes(32))
+    equipment = Equipment(0, bound, inbox, [sender], bytes(32), KeyChain.begin(0.0))
     others.append(equipment.unpack())
     async with low_floor(network) as low, high_floor(network) as high:
         objects = [*low, *high, *others]

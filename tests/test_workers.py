@@ -219,6 +219,31 @@ async def move_a_client(workers: Workers, of: dict[int, list[phoenix_trio.QuicCo
     nat.close()
 
 
+async def test_a_session_of_one_worker_is_resumed_by_all_and_early_data_by_that_one_alone(
+    tmp_path: Path,
+) -> None:
+    tls = client_tls(session_store=phoenix_trio.SessionStore(), early_data=True)
+    seen: set[tuple[bool, bool]] = set()
+    issued_by = -1
+    async with program(tmp_path) as workers:
+        for _ in range(2):
+            await workers.wait_started()
+        for attempt in range(60):
+            async with phoenix_trio.open_connection(
+                "127.0.0.1", workers.port, tls=tls
+            ) as connection:
+                number = (await ask(connection))["worker"]
+                await connection.wait_confirmed()
+                await connection.ping()  # (The ticket is there.)
+                assert connection.session_resumed is bool(attempt)
+                if attempt:
+                    seen.add((number == issued_by, bool(connection.early_data_accepted)))
+                issued_by = number
+            if len(seen) == 2 and attempt > 10:
+                break
+    assert seen == {(True, True), (False, False)}
+
+
 async def test_workers_end_when_the_process_that_started_them_is_killed(tmp_path: Path) -> None:
     async with program(tmp_path) as workers:
         for _ in range(2):

@@ -51,7 +51,7 @@ async def main(certificate: str, key: str, behaviour: str, worker: phoenix_trio.
     serve = partial(
         phoenix_trio.serve,
         partial(answer, worker, listeners),
-        tls=phoenix_trio.ServerTLS(certificate, key),
+        tls=phoenix_trio.ServerTLS(certificate, key, early_data=True),
         socket=worker.socket,
         grace_period=5,
     )

@@ -12,7 +12,8 @@ from typing import Any
 
 import attrs
 
-from ..config import _integer, _seconds
+from ..field_checks import integer as _integer
+from ..field_checks import seconds as _seconds
 
 __all__ = ["IDLE_SHARE", "Backoff", "PoolConfig"]
 

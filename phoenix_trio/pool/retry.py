@@ -12,7 +12,6 @@ from typing import TypeVar
 import attrs
 import trio
 
-from ..config import _integer
 from ..errors import (
     ApplicationErrorCode,
     ConnectionBroken,
@@ -22,6 +21,7 @@ from ..errors import (
     ServerUnreachable,
     StreamBroken,
 )
+from ..field_checks import integer as _integer
 from .config import Backoff
 
 __all__ = ["Retry"]

@@ -11,6 +11,8 @@ rest    random, 5 bytes at least; where processes share the port, one byte more 
 ======  ===========================================================================
 
 The mask is a keyed hash of the bytes before it, so a connection ID tells nobody else the number.
+With a key, the server ID and the random bytes behind it are encrypted
+(:mod:`~phoenix_trio.quic.connection_id_cipher`), up to the number of the process.
 Without a server ID and without processes, all 8 bytes are random.
 """
 
@@ -18,6 +20,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+
+from .connection_id_cipher import ConnectionIdCipher
 
 __all__ = [
     "CONNECTION_ID_LENGTH",
@@ -58,21 +62,33 @@ class ConnectionIdFormat:
     Args:
       server_id: by which load balancers know this server, up to 2 bytes; empty: they do not.
       rotation: the configuration of load balancers to which it belongs, 0 to 6.
+      key: 16 bytes, which encrypt the server ID and which load balancers have, too; empty: it
+        is in plaintext.
       worker: the number of this process.
       workers: how many processes share the port, 1 to 256.
       secret: that of these processes, 16 to 64 bytes; empty if there is one.
 
     Raises:
-      ValueError: the connection ID has no room for all of that.
+      ValueError: the connection ID has no room for all of that, or the key does not fit.
     """
 
-    __slots__ = ("_says_nothing", "_secret", "_server_id", "_top", "worker", "workers")
+    __slots__ = (
+        "_cipher",
+        "_cipher_end",
+        "_says_nothing",
+        "_secret",
+        "_server_id",
+        "_top",
+        "worker",
+        "workers",
+    )
 
     def __init__(
         self,
         server_id: bytes = b"",
         rotation: int = 0,
         *,
+        key: bytes = b"",
         worker: int = 0,
         workers: int = 1,
         secret: bytes = b"",
@@ -92,6 +108,12 @@ class ConnectionIdFormat:
         self._server_id = server_id
         self._top = rotation << _ROTATION_SHIFT
         self._secret = secret
+        self._cipher_end = CONNECTION_ID_LENGTH - (1 if workers > 1 else 0)
+        self._cipher: ConnectionIdCipher | None = None
+        if key:
+            if not server_id:
+                raise ValueError("connection_id_key is of no use without connection_id_server_id")
+            self._cipher = ConnectionIdCipher(key, self._cipher_end - 1)
         self._says_nothing = not server_id and workers == 1
 
     def make(self) -> bytes:
@@ -102,6 +124,9 @@ class ConnectionIdFormat:
         if self._server_id:
             made[0] = self._top | made[0] & _RANDOM_BITS
             made[1 : 1 + len(self._server_id)] = self._server_id
+            if self._cipher is not None:
+                end = self._cipher_end
+                made[1:end] = self._cipher.encrypt(bytes(made[1:end]))
         if self.workers > 1:
             made[-1] = self.worker ^ self._mask(bytes(made[:-1]))
         return bytes(made)

@@ -49,6 +49,7 @@ from .relay import Relay
 from .route import NO_SINK, Route, Sink
 from .routing_table import RESET_TOKEN_LENGTH, RoutingTable
 from .sending import Sender
+from .shared_keys import SharedKeys
 from .turn_budget import Account, TurnBudget
 from .waiter import Lot
 
@@ -99,6 +100,7 @@ class SocketDriver(Flushing):
         self._ids = ConnectionIdFormat(
             config.connection_id_server_id or b"",
             config.connection_id_rotation,
+            key=config.connection_id_key or b"",
             worker=0 if relay is None else relay.number,
             workers=1 if relay is None else relay.count,
             secret=b"" if relay is None else relay.secret,
@@ -157,6 +159,15 @@ class SocketDriver(Flushing):
     def shares_port(self) -> bool:
         """Whether other processes receive a part of what is sent to the port."""
         return self._relay is not None
+
+    @property
+    def worker_keys(self) -> SharedKeys | None:
+        """The keys of the processes that share the port; ``None``: there are none."""
+        return None if self._relay is None else self._relay.keys
+
+    def share_keys(self, keys: SharedKeys | None) -> None:
+        """From now on, take the address tokens of other endpoints with these keys."""
+        self._admission.share(keys)
 
     @property
     def accept(self) -> Callable[[Admit, SocketAddress], tuple[Engine, Sink]] | None:

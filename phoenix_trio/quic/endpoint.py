@@ -278,6 +278,8 @@ class Endpoint(metaclass=NoPublicConstructor):
         if driver.config.stateless_reset_key is None:
             # Stable over restarts, so that a restarted server resets its old connections.
             driver.set_reset_key(tls.stateless_reset_secret())
+        keys = tls.shared_keys or driver.worker_keys
+        driver.share_keys(keys)
 
         def accept(admit: Admit, address: SocketAddress) -> tuple[Engine, QuicConnection]:
             engine = make_server_engine(
@@ -287,6 +289,7 @@ class Endpoint(metaclass=NoPublicConstructor):
                 admit=admit,
                 reset_token=driver.reset_token,
                 make_connection_id=driver.make_connection_id,
+                keys=keys,
                 memory=driver.memory,
                 key_log=self._key_log,
                 trace_logger=self._traces,

@@ -27,6 +27,7 @@ import trio
 
 from .datagram_socket import ReceivedRun
 from .path_address import Address, PathAddress, SocketAddress
+from .shared_keys import SharedKeys
 
 __all__ = ["Relay", "open_inbox"]
 
@@ -61,11 +62,12 @@ class Relay:
       secret: shared by all of them, 16 bytes or more.
       inbox: the receiving end of this process's inbox.
       outboxes: the sending ends of all inboxes by number.
+      keys: with which all of them seal tickets and tokens; ``None``: each has its own.
 
     The sockets stay the caller's, and become non-blocking.
     """
 
-    __slots__ = ("_inbox", "_outboxes", "dropped", "number", "passed_on", "secret")
+    __slots__ = ("_inbox", "_outboxes", "dropped", "keys", "number", "passed_on", "secret")
 
     def __init__(
         self,
@@ -73,9 +75,11 @@ class Relay:
         secret: bytes,
         inbox: socket.socket,
         outboxes: Sequence[socket.socket],
+        keys: SharedKeys | None = None,
     ) -> None:
         self.number = number
         self.secret = secret
+        self.keys = keys
         self._inbox = inbox
         self._outboxes = tuple(outboxes)
         for each in (inbox, *self._outboxes):

@@ -442,3 +442,31 @@ def test_workers(certificates: Path) -> None:
     found = [re.fullmatch(r"worker (\d) of 2 has served (\d+) clients", line) for line in lines]
     assert sum(int(each[2]) for each in found if each is not None) == 20
     assert {each[1] for each in found if each is not None} == {"0", "1"}, asked
+
+
+def test_ticket_keys(certificates: Path) -> None:
+    keys = certificates / "ticket.keys"
+    old = run(certificates, "ticket_keys.py", "key")
+    new = run(certificates, "ticket_keys.py", "key")
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as free:
+        free.bind(("::", 0))
+        port = str(free.getsockname()[1])
+    asking = subprocess.Popen(
+        command("ticket_keys.py", "ask", "--port", port),
+        cwd=certificates,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert asking.stdin is not None
+    assert asking.stdout is not None
+    serving = command("ticket_keys.py", "serve", "--port", port)
+    said = []
+    for content in (old, new + old, new, old):
+        keys.write_text(content)
+        with started(certificates, serving):
+            print("Ann", file=asking.stdin, flush=True)
+            said.append(asking.stdout.readline())
+    asking.communicate(timeout=20)
+    first, resumed = "hello, Ann (full handshake)\n", "hello, Ann (resumed)\n"
+    assert said == [first, resumed, resumed, first]

@@ -16,10 +16,12 @@ from phoenix_trio.quic.connection_id_format import (
     random_connection_id,
 )
 from phoenix_trio.testing import SimulatedNetwork
+from tests.connection_id_decryption import decrypt
 from tests.engine_access import engine_of, own_connection_ids, peer_reset_tokens
 from tests.support import connected_pair, examples
 
 SECRET = bytes(range(32))
+KEY = bytes.fromhex("8f95f09245765f80256934e50c66207f")
 
 
 @given(
@@ -90,11 +92,61 @@ def test_without_server_and_workers_all_bytes_are_random() -> None:
         ({"server_id": b"abc"}, "at most 2 bytes, not 3"),
         ({"server_id": b"ab", "workers": 2, "secret": SECRET}, "at most 1 bytes where workers"),
         ({"workers": 2, "secret": b"short"}, "at least 16 bytes"),
+        ({"key": KEY}, "of no use without"),
+        ({"server_id": b"a", "key": b"short"}, "must have 16 bytes"),
     ],
 )
 def test_what_has_no_room_is_refused(arguments: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         ConnectionIdFormat(**arguments)
+
+
+@pytest.mark.parametrize(("workers", "server_id"), [(1, b"\x07"), (1, b"\xab\xcd"), (3, b"\x07")])
+def test_a_load_balancer_with_the_key_reads_the_server_id_and_others_see_random_bytes(
+    workers: int, server_id: bytes
+) -> None:
+    ids = ConnectionIdFormat(server_id, 2, key=KEY, worker=1, workers=workers, secret=SECRET)
+    made = [ids.make() for _ in range(200)]
+    size = 7 if workers == 1 else 6
+    for each in made:
+        assert each[0] >> 5 == 2
+        assert decrypt(KEY, each[1 : 1 + size])[: len(server_id)] == server_id
+    assert all(ids.worker_of(each) == 1 for each in made)
+    for at in range(1, 8):
+        assert len({each[at] for each in made}) > 80
+    assert len({decrypt(KEY, each[1 : 1 + size]) for each in made}) == 200, "the nonces differ"
+
+
+async def test_clients_see_encrypted_connection_ids_of_a_server_with_a_key(
+    autojump_clock: object,
+) -> None:
+    config = phoenix_trio.TransportConfig(
+        connection_id_server_id=b"\x2a", connection_id_rotation=3, connection_id_key=KEY
+    )
+    assert KEY.hex() not in repr(config)
+    assert repr(KEY) not in repr(config)
+    async with connected_pair(SimulatedNetwork(delay=0.01), server_config=config) as (
+        client,
+        server,
+    ):
+        assert await client.ping() > 0
+        own = own_connection_ids(engine_of(server))
+        assert len(own) == 8
+        assert all(each[0] >> 5 == 3 for each in own)
+        assert {decrypt(KEY, each[1:])[0] for each in own} == {0x2A}
+        assert len({each[1] for each in own}) > 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"connection_id_key": KEY}, "of no use without connection_id_server_id"),
+        ({"connection_id_key": KEY[1:], "connection_id_server_id": b"a"}, "must have 16 bytes"),
+    ],
+)
+def test_the_configuration_refuses_an_unfit_key(arguments: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        phoenix_trio.TransportConfig(**arguments)
 
 
 @pytest.mark.parametrize("server_id", [b"", b"abc"])

@@ -24,6 +24,7 @@ from ...config import SMALLEST_UDP_PAYLOAD, TransportConfig
 from ..connection_id_format import CONNECTION_ID_LENGTH, random_connection_id
 from ..path_address import Address, SocketAddress, remote_of
 from ..rate_limit import RateLimit
+from ..shared_keys import SharedKeys
 from ..wire.errors import CONNECTION_REFUSED
 from ..wire.frames import PADDING, TOKEN_SIZE, build_transport_close
 from ..wire.protection import VERSION_1, VERSION_2, seal_long
@@ -33,7 +34,7 @@ from .initial_protection import (
     derive_initial_keys,
     initial_secret,
 )
-from .new_tokens import NEW_TOKEN_SIZE, ReturnTokens
+from .new_tokens import NEW_TOKEN_SIZE, ReturnToken, ReturnTokens
 from .packets import INITIAL, LongHeader, parse_long, retry_tag
 from .places import Place, Places
 from .retry import AddressTokens, InvalidToken
@@ -134,6 +135,7 @@ class Admission:
         self._config = config
         self._reset_token = reset_token
         self._make_connection_id = make_connection_id
+        self._keys: SharedKeys | None = None
         self._tokens = AddressTokens()
         self._return_tokens = ReturnTokens(config.address_token_lifetime)
         self.places = Places(config)
@@ -145,6 +147,13 @@ class Admission:
         self._negotiations = RateLimit(rate=200.0, burst=100)
         self._refusals = RateLimit(rate=200.0, burst=100)
         self._resets = RateLimit(rate=100.0, burst=50)
+
+    def share(self, keys: SharedKeys | None) -> None:
+        """From now on, take the tokens of others that have these keys; ``None``: of none."""
+        if keys is not self._keys:
+            self._keys = keys
+            self._tokens = AddressTokens(keys=keys)
+            self._return_tokens = ReturnTokens(self._config.address_token_lifetime, keys=keys)
 
     def judge_short(self, data: bytes, now: float) -> Drop | Answer:
         """A short header packet for no connection of ours."""
@@ -221,17 +230,17 @@ class Admission:
         self, data: bytes, header: LongHeader, address: SocketAddress, now: float, *, leaving: bool
     ) -> Drop | Answer | Admit:
         original: bytes | None = None
-        number = -1
+        returning: ReturnToken | None = None
         if header.token:
             try:
                 if len(header.token) == NEW_TOKEN_SIZE:
-                    number = self._return_tokens.open(header.token, address, now)
+                    returning = self._return_tokens.open(header.token, address, now)
                 else:
                     original = self._tokens.open(header.token, address, header.destination_cid, now)
             except InvalidToken:
                 pass  # RFC 9000 section 8.1.3: as if the client had sent none.
         is_full = leaving or self.places.is_full
-        is_validated = original is not None or number >= 0
+        is_validated = original is not None or returning is not None
         if not is_validated and not is_full and self._demands_retry(address, now):
             return self._retry(header, address, now)
         keys = authenticate_initial(
@@ -250,15 +259,15 @@ class Admission:
             return self._refuse(
                 header, now, "The server takes no more connections from this address now"
             )
-        if number >= 0:
-            self._return_tokens.use(number)
+        if returning is not None:
+            self._return_tokens.use(returning)
         cid = header.destination_cid
         return Admit(
             cid,
             cid if original is None else original,
             None if original is None else cid,
             keys,
-            number >= 0,
+            returning is not None,
             self._make_token if self._config.address_token_lifetime else None,
         )
 

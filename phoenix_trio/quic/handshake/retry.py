@@ -2,7 +2,8 @@
 
 Floor 0, sans-IO.  For the endpoint's admission (RFC 9000 sections 8.1.2 to
 8.1.4).  A token holds all that the server would otherwise have to remember, sealed so
-that only this server can make one.  The module knows nothing of packets.
+that only this server can make one, and those which share its keys.  The module knows nothing of
+packets.
 """
 
 from __future__ import annotations
@@ -13,27 +14,25 @@ import os
 import struct
 from typing import Any
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from ..shared_keys import NONCE_LENGTH, SECRET_SIZE, TAG_LENGTH, SharedKeys
 
-__all__ = ["NONCE_LENGTH", "AddressTokens", "InvalidToken", "packed_address", "unseal"]
+__all__ = ["CLOCK_TOLERANCE", "AddressTokens", "InvalidToken", "packed_address"]
 
 #: RFC 9000 section 17.2: connection IDs have at most 20 bytes in QUIC versions 1 and 2.
 _LONGEST_CONNECTION_ID = 20
 
-#: Bytes of the nonce at the beginning of a token.
-NONCE_LENGTH = 12
-_TAG_LENGTH = 16
+#: Seconds by which the clocks of servers that share keys may differ.
+CLOCK_TOLERANCE = 30.0
 
 #: When it was sealed; IP address as IPv6; port; length of the original destination
 #: connection ID.  That ID and the Retry packet's source connection ID follow.
 _HEAD = struct.Struct("!d16sHB")
 
-_SHORTEST_TOKEN = NONCE_LENGTH + _HEAD.size + _TAG_LENGTH
+_SHORTEST_TOKEN = NONCE_LENGTH + _HEAD.size + TAG_LENGTH
 _LONGEST_TOKEN = _SHORTEST_TOKEN + 2 * _LONGEST_CONNECTION_ID
 
-#: Separates these tokens from anything else which may ever be sealed with such a key.
-_ASSOCIATED_DATA = b"phoenix_trio retry token 1"
+#: Separates these tokens from all else that is sealed with the same secret.
+_PURPOSE = b"phoenix_trio retry token 1"
 
 
 class InvalidToken(ValueError):
@@ -53,38 +52,29 @@ def packed_address(address: tuple[Any, ...]) -> tuple[bytes, int]:
     return ip.packed, port
 
 
-def unseal(cipher: AESGCM, token: bytes, associated_data: bytes) -> bytes:
-    """The content of a token, which begins with its nonce.
-
-    Raises:
-      InvalidToken: it was not sealed with this key and `associated_data`, or was changed.
-    """
-    nonce, sealed = bytes(token[:NONCE_LENGTH]), bytes(token[NONCE_LENGTH:])
-    try:
-        return cipher.decrypt(nonce, sealed, associated_data)
-    except InvalidTag:
-        raise InvalidToken("the token was not sealed here, or was changed") from None
-
-
 class AddressTokens:
     """Seals and opens the tokens of Retry packets.
 
-    The key is random for each instance, so tokens of another process, or from
-    before a restart, are invalid: their clients are asked once more.
+    Without shared keys, the key is random for each instance, so tokens of another
+    process, or from before a restart, are invalid: their clients are asked once more.
 
     Args:
       lifetime: seconds for which a token is valid, more than 0; default 10.  RFC
         9000 section 8.1.3 wants it short: a client answers a Retry at once.
+      keys: those which other servers have, too; tokens tell the time by their clock then,
+        and hold for 30 seconds longer.
 
     Raises:
       ValueError: `lifetime` is not a positive finite number.
     """
 
-    def __init__(self, lifetime: float = 10.0) -> None:
+    def __init__(self, lifetime: float = 10.0, keys: SharedKeys | None = None) -> None:
         if not 0 < lifetime < math.inf:
             raise ValueError(f"lifetime must be a positive number of seconds, not {lifetime!r}")
         self._lifetime = lifetime
-        self._cipher = AESGCM(AESGCM.generate_key(bit_length=256))
+        self._is_shared = keys is not None
+        self._keys = keys or SharedKeys([os.urandom(SECRET_SIZE)])
+        self._tolerance = 0.0 if keys is None else CLOCK_TOLERANCE
         # A counter cannot repeat, unlike random nonces under a long-lived key; its
         # random start hides how many tokens were sealed.
         self._next_nonce = int.from_bytes(os.urandom(NONCE_LENGTH), "big")
@@ -108,7 +98,8 @@ class AddressTokens:
             client's first Initial packet, up to 20 bytes.
           retry_source_cid: the source connection ID of the Retry packet, up to
             20 bytes; the client has to address its next packets to it.
-          now: monotonic time in seconds, the same clock as for :meth:`open`.
+          now: monotonic time in seconds, the same clock as for :meth:`open`; with shared
+            keys it means nothing.
 
         Raises:
           ValueError: `address` has no numeric IP address, or an ID is too long.
@@ -125,9 +116,10 @@ class AddressTokens:
         ip, port = packed_address(address)
         nonce = self._next_nonce.to_bytes(NONCE_LENGTH, "big")
         self._next_nonce = (self._next_nonce + 1) % (1 << (8 * NONCE_LENGTH))
+        if self._is_shared:
+            now = self._keys.clock()
         head = _HEAD.pack(now, ip, port, len(original_destination_cid))
-        plaintext = head + original_destination_cid + retry_source_cid
-        return nonce + self._cipher.encrypt(nonce, plaintext, _ASSOCIATED_DATA)
+        return self._keys.seal(_PURPOSE, head + original_destination_cid + retry_source_cid, nonce)
 
     def open(
         self, token: bytes, address: tuple[Any, ...], destination_cid: bytes, now: float
@@ -144,12 +136,14 @@ class AddressTokens:
           now: monotonic time in seconds.
 
         Raises:
-          InvalidToken: it was not sealed by this instance, or was changed; it
+          InvalidToken: it was not sealed with these keys, or was changed; it
             is for another address or connection ID; or it has expired.
         """
         if not _SHORTEST_TOKEN <= len(token) <= _LONGEST_TOKEN:
             raise InvalidToken(f"a token of {len(token)} bytes is not one of ours")
-        plaintext = unseal(self._cipher, token, _ASSOCIATED_DATA)
+        plaintext = self._keys.open(_PURPOSE, bytes(token))
+        if plaintext is None:
+            raise InvalidToken("the token was not sealed here, or was changed")
         # Authentic from here on, so it has the shape which `seal` gave it.
         sealed_at, ip, port, length = _HEAD.unpack_from(plaintext)
         original_destination_cid = plaintext[_HEAD.size : _HEAD.size + length]
@@ -158,7 +152,9 @@ class AddressTokens:
             raise InvalidToken("the token was sealed for another address")
         if retry_source_cid != destination_cid:
             raise InvalidToken("the token belongs to another destination connection ID")
-        if not sealed_at <= now <= sealed_at + self._lifetime:
+        if self._is_shared:
+            now = self._keys.clock()
+        if not -self._tolerance <= now - sealed_at <= self._lifetime + self._tolerance:
             raise InvalidToken(
                 f"the token has expired: it was sealed {now - sealed_at:.1f} s ago, "
                 f"and lives for {self._lifetime:g} s"

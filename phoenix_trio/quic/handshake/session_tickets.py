@@ -62,9 +62,13 @@ class ServerTicketStore:
 
     A ticket is taken out when it comes back, so no second ClientHello can
     resume with it, which protects against replayed 0-RTT data (RFC 8446 section
-    8.1) within one process: tickets are not shared with other processes, nor kept
+    8.1) within one process: the store is not shared with other processes, nor kept
     over a restart.  The oldest goes when
     the store is full, and its client makes a full handshake.
+
+    With shared keys, a ticket holds its session as well
+    (:mod:`~phoenix_trio.quic.handshake.sealed_tickets`).  It resumes that at every
+    server with the keys, but without early data where it is not in the store.
 
     Args:
       max_tickets: how many tickets are kept, at least 1.
@@ -95,7 +99,10 @@ class ServerTicketStore:
         return ticket if ticket is not None and ticket.is_valid else None
 
     def clear(self) -> None:
-        """Forget all tickets: every client makes a full handshake next time."""
+        """Forget all tickets: every client makes a full handshake next time.
+
+        With shared keys, clients resume their sessions without early data.
+        """
         self._tickets.clear()
 
 

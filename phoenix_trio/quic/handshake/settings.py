@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Final, TextIO
 
 from aioquic import tls
@@ -14,11 +15,13 @@ from aioquic.tls import SessionTicket
 
 from ..connection_id_format import CONNECTION_ID_LENGTH, random_connection_id
 from ..path_address import Address
+from ..shared_keys import SharedKeys
 from ..wire.protection import VERSION_1
 from ..wire.qlog import TraceLogger
 from .admission import SUPPORTED_VERSIONS, Admit
 from .identities import Identity
 from .initial_protection import InitialKeys
+from .sealed_tickets import open_ticket, seal_ticket
 from .server_names import normalize_server_name
 from .session_tickets import ticket_version
 from .tls import ClientTLS, ServerTLS
@@ -60,6 +63,7 @@ class HandshakeSettings:
         "policy",
         "reset_token",
         "retry_source_cid",
+        "seal_ticket",
         "server_name",
         "ticket",
         "token",
@@ -102,6 +106,8 @@ class HandshakeSettings:
         # Servers.
         self.identity: Identity | None = None
         self.find_ticket: Callable[[bytes], SessionTicket | None] | None = None
+        self.seal_ticket: Callable[[SessionTicket], bytes] | None = None
+        """Makes what the client is given of a session; ``None``: a random label."""
         self.destination_cid = b""
         """Of the packet which was admitted."""
         self.original_destination_cid = b""
@@ -201,8 +207,12 @@ def server_settings(
     make_connection_id: Callable[[], bytes] = random_connection_id,
     key_log: TextIO | None = None,
     trace_logger: TraceLogger | None = None,
+    keys: SharedKeys | None = None,
 ) -> HandshakeSettings:
-    """For a client which was admitted, with the server's identity as it is now."""
+    """For a client which was admitted, with the server's identity as it is now.
+
+    Sessions are resumed of other servers, too, which have the same `keys`.
+    """
     identity = server_tls.identity
     settings = HandshakeSettings(
         is_client=False,
@@ -212,8 +222,14 @@ def server_settings(
         trace_logger=trace_logger,
     )
     settings.identity = identity
-    settings.find_ticket = server_tls.tickets.take
-    settings.keep_ticket = server_tls.tickets.add
+    tickets = server_tls.tickets
+    settings.keep_ticket = tickets.add
+    if keys is None:
+        settings.find_ticket = tickets.take
+    else:
+        # (With early data the first time, and without it from then on.)
+        settings.find_ticket = lambda label: tickets.take(label) or open_ticket(keys, label)
+        settings.seal_ticket = partial(seal_ticket, keys)
     settings.destination_cid = admit.destination_cid
     settings.original_destination_cid = admit.original_destination_cid
     settings.retry_source_cid = admit.retry_source_cid

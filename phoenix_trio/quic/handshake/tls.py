@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from OpenSSL import crypto
 
+from ..shared_keys import SharedKeys
 from .identities import Identity, ServerIdentity
 from .key_exchange import GROUPS
 from .pem import (
@@ -87,13 +88,22 @@ class ServerTLS:
       early_data: let clients which come back send data in their first flight
         (0-RTT).  **An attacker can replay it** (RFC 8446 section 8, RFC 9001
         section 9.2).  Tickets can be used once, which stops replays within one
-        process; several processes with the same key do not know of each other's.
+        process; other servers refuse early data with a ticket which they have not issued.
         Open it only to what may happen twice, or wait for the confirmed handshake.
       password: of an encrypted `private_key`.
       groups: the groups for key exchange which the server accepts, the preferred one first;
         by default all those of :class:`ClientTLS`.  A client's first message has keys in
         some groups; the server takes the one it prefers, and asks for another one only if
         none of them is of use.
+      ticket_keys: secrets which several servers share, 1 to 4 of 32 random bytes or more
+        each.  Session tickets and address tokens (RFC 9000 section 8.1) of one server hold
+        at all of them then, also after a restart.  The first key seals new ones, all keys
+        open old ones.  To replace a key, put the new one behind the old one at all servers
+        first, then before it, and take the old one away a day later.  Give the same keys
+        only to servers of the same service: a session of one is a session of all.  A thief
+        of a key can read early data, and can pose as the server to clients that resume.
+        ``None``: tickets and tokens hold in this process alone; among the processes of
+        :func:`run_workers`, in all of them.
 
     Raises:
       OSError: a file cannot be read (FileNotFoundError, PermissionError and so
@@ -101,7 +111,8 @@ class ServerTLS:
       TypeError: an argument has the wrong type.
       ValueError: something cannot be parsed, the key does not belong to the
         certificate, or is of a kind which TLS 1.3 here cannot use, or `client_ca`
-        and `verify` are both given; the text names the argument and the file.
+        and `verify` are both given; the text names the argument and the file.  Or
+        `ticket_keys` are too few, too many or too short.
     """
 
     def __init__(
@@ -114,6 +125,7 @@ class ServerTLS:
         early_data: bool = False,
         password: bytes | str | None = None,
         groups: Sequence[str] = KNOWN_GROUPS,
+        ticket_keys: Sequence[bytes] | None = None,
     ) -> None:
         if not isinstance(early_data, bool):
             raise TypeError(f"early_data must be True or False, not {early_data!r}")
@@ -131,6 +143,8 @@ class ServerTLS:
         self._identity = self._load(*self._sources)
         self.early_data: Final = early_data
         self.tickets: Final = ServerTicketStore()
+        #: Those which other servers have, too; ``None``: there are none.
+        self.shared_keys: Final = None if ticket_keys is None else SharedKeys(ticket_keys)
 
     def __repr__(self) -> str:
         certificate, private_key, client_ca = self._sources
@@ -167,16 +181,24 @@ class ServerTLS:
         certificate: PEMSource | None = None,
         private_key: PEMSource | None = None,
         client_ca: PEMSource | None = None,
+        *,
+        ticket_keys: Sequence[bytes] | None = None,
     ) -> None:
-        """Take a renewed certificate into use without a restart.
+        """Take a renewed certificate, or other ticket keys, into use without a restart.
 
         Connections which exist keep what they have.  What is not given is read
-        again from where it came from, so without arguments all files are read anew.
+        again from where it came from, so without arguments all files are read anew;
+        ticket keys stay what they are.
 
         Raises:
           OSError, TypeError, ValueError: as on construction; the old identity
-            stays in use, nothing has changed.
+            stays in use, nothing has changed.  Also where `ticket_keys` are given, but
+            were not on construction.
         """
+        if ticket_keys is not None:
+            if self.shared_keys is None:
+                raise ValueError("ticket_keys can be replaced only where they were given before")
+            SharedKeys(ticket_keys)
         sources = tuple(
             old if new is None else new
             for old, new in zip(self._sources, (certificate, private_key, client_ca), strict=True)
@@ -186,6 +208,8 @@ class ServerTLS:
         assert new_key is not None
         self._identity = self._load(new_certificate, new_key, new_client_ca)
         self._sources = (new_certificate, new_key, new_client_ca)
+        if ticket_keys is not None and self.shared_keys is not None:
+            self.shared_keys.replace(ticket_keys)
 
     def stateless_reset_secret(self) -> bytes:
         """32 bytes derived from the private key (RFC 9000 section 10.3.2).

@@ -16,6 +16,7 @@ the alert's own text goes to the peer and stays short.
 from __future__ import annotations
 
 import dataclasses
+import os
 import ssl
 from collections.abc import Callable
 from typing import final
@@ -60,6 +61,7 @@ __all__ = [
 #: does not promise to keep (tls.py of version 1.7.2, lines 1288 to 2260).
 RELIED_ON: tuple[str, ...] = (
     "_alpn_protocols",
+    "_build_session_ticket",
     "_certificate_request",
     "_check_certificate_verify_signature",
     "_cipher_suites",
@@ -75,6 +77,7 @@ RELIED_ON: tuple[str, ...] = (
     "_request_client_certificate",
     "_server_expect_finished",
     "_server_handle_certificate",
+    "_server_handle_finished",
     "_server_handle_hello",
     "_server_name",
     "_session_resumed",
@@ -108,6 +111,9 @@ RELIED_ON: tuple[str, ...] = (
 #: collect up to 16 MiB from a peer before it is authenticated.
 _LARGEST_MESSAGE = 128 * 1024
 
+#: Seconds for which a ticket of ours holds, as aioquic's.
+_TICKET_LIFETIME = 86_400
+
 #: RFC 9000 section 7.4.1, RFC 9221 section 3: a server which accepts 0-RTT must not have
 #: reduced these since it issued the ticket.
 _REMEMBERED_LIMITS = (
@@ -132,7 +138,10 @@ class PhoenixTLSContext(JudgingContext):
     Attributes:
       policy: what it obeys.
       failure: why the handshake failed on this side, for the user; ``None``: it did not.
+      seal_ticket: server: makes what the client is given of a session; ``None``: a random label.
     """
+
+    seal_ticket: Callable[[tls.SessionTicket], bytes] | None
 
     _dead: bool
     _early_data_accepted: bool
@@ -286,14 +295,31 @@ class PhoenixTLSContext(JudgingContext):
             (getattr(now, name) or 0) < (getattr(then, name) or 0) for name in _REMEMBERED_LIMITS
         )
 
-    def _keep_ticket(
-        self, keep: Callable[[tls.SessionTicket], None], ticket: tls.SessionTicket
-    ) -> None:
-        """Server: remember the protocol with the ticket."""
+    def _with_protocol(self, ticket: tls.SessionTicket) -> tls.SessionTicket:
+        """Server: the ticket of a session with its protocol."""
         protocol = (int(tls.ExtensionType.ALPN), (self.alpn_negotiated or "").encode())
-        keep(
-            dataclasses.replace(ticket, other_extensions=[*ticket.other_extensions, protocol]),
+        return dataclasses.replace(ticket, other_extensions=[*ticket.other_extensions, protocol])
+
+    def _server_handle_finished(self, input_buf: Buffer, output_buf: Buffer) -> None:
+        """Line 2188: send a ticket which holds the session, if one is to be sealed."""
+        keep, seal = self.new_session_ticket_cb, self.seal_ticket
+        if keep is None or seal is None:
+            super()._server_handle_finished(input_buf, output_buf)
+            return
+        self.new_session_ticket_cb = None
+        super()._server_handle_finished(input_buf, output_buf)
+        self.new_session_ticket_cb = keep
+        if self._psk_key_exchange_mode is None:
+            return
+        message = tls.NewSessionTicket(
+            ticket_lifetime=_TICKET_LIFETIME,
+            ticket_age_add=int.from_bytes(os.urandom(4), "big"),
+            max_early_data_size=self._max_early_data,
         )
+        session = self._build_session_ticket(message, self.handshake_extensions)
+        message.ticket = seal(self._with_protocol(session))
+        tls.push_new_session_ticket(output_buf, message)
+        keep(dataclasses.replace(session, ticket=message.ticket))
 
 
 def _forget_tracebacks(error: BaseException | None, rejection: Exception | None) -> None:
@@ -335,6 +361,7 @@ def adopt(
     assert isinstance(context, PhoenixTLSContext)
     context.policy = policy
     context.failure = None
+    context.seal_ticket = None
     context._dead = False
     context._accepted_peer = False
     context._peer_certificates = ()
@@ -373,7 +400,7 @@ def _adopt_server(context: PhoenixTLSContext, policy: ServerPolicy) -> None:
     if fetch is not None:
         context.get_session_ticket_cb = lambda label: context._find_ticket(fetch, label)
     if keep is not None:
-        context.new_session_ticket_cb = lambda ticket: context._keep_ticket(keep, ticket)
+        context.new_session_ticket_cb = lambda ticket: keep(context._with_protocol(ticket))
     update = context.update_traffic_key_cb
 
     def update_unless_refused(

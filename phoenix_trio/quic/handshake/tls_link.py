@@ -94,6 +94,8 @@ class TlsLink:
             if ticket.max_early_data_size == MAX_EARLY_DATA:
                 self._remember(ticket)
         self.context = settings.adopt(context)
+        if settings.seal_ticket is not None:
+            self.context.seal_ticket = self._seal_ticket
         if state.is_client:
             self._handle(b"")
 
@@ -328,6 +330,11 @@ class TlsLink:
         keep = self._state.settings.keep_ticket
         assert keep is not None
         keep(with_version(ticket, self._state.version))
+
+    def _seal_ticket(self, ticket: tls.SessionTicket) -> bytes:
+        seal = self._state.settings.seal_ticket
+        assert seal is not None
+        return seal(with_version(ticket, self._state.version))
 
     def _find_ticket(self, label: bytes) -> tls.SessionTicket | None:
         """Server: the ticket with this label, if it came by the version of the client's packets.
