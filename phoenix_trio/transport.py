@@ -354,7 +354,7 @@ class PhoenixTransport(TransferCalls, trio.abc.AsyncResource, metaclass=NoPublic
            are closed in good order.
         4. When `grace` is over, whatever is left is cancelled, closed with
            :attr:`ApplicationErrorCode.SHUTTING_DOWN`, and counted in
-           :attr:`TransportStatistics.handlers_cancelled`.  No peer can delay that; a handler
+           ``TransportStatistics.handlers_cancelled``.  No peer can delay that; a handler
            which shields itself from cancellation can.
 
         Returns when all is done.  The block of :func:`open_phoenix` goes on; its tasks which
