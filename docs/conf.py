@@ -174,9 +174,16 @@ def show_constructor(
     if what == "exception" or isinstance(obj, NoPublicConstructor) or obj in _SNAPSHOTS:
         return "", ""
     if attrs.has(obj):
-        # The generated __init__ has the types, which the fields show, but not the defaults.
-        arguments = (f"{field.name}={field.default!r}" for field in attrs.fields(obj) if field.init)
-        return f"(*, {', '.join(arguments)})", ""
+        # The generated __init__ has the types, but shows no defaults.
+        fields = [field for field in attrs.fields(obj) if field.init]
+        arguments = [
+            f"{field.name}: {field.type}"
+            + ("" if field.default is attrs.NOTHING else f" = {field.default!r}")
+            for field in fields
+        ]
+        if any(field.kw_only for field in fields):
+            arguments.insert(0, "*")
+        return f"({', '.join(arguments)})", ""
     return None
 
 

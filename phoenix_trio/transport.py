@@ -41,7 +41,7 @@ from .transport_transfers import TransferCalls
 
 __all__ = ["PhoenixTransport", "open_phoenix"]
 
-#: Bytes of one striped transfer which wait in memory at most, and of one stripe.
+#: The most bytes of one striped transfer that wait in memory, and of one stripe.
 _LARGEST_WINDOW = 64 * MEBIBYTE
 _LARGEST_STRIPE = MEBIBYTE
 
@@ -56,7 +56,7 @@ Handler = Callable[[PhoenixConnection], Awaitable[object]]
 
 @attrs.define
 class _Totals:
-    """Of connections which have ended."""
+    """Sums over ended connections."""
 
     bytes_sent: int = 0
     bytes_received: int = 0
@@ -67,7 +67,7 @@ class _Totals:
 
 @final
 class PhoenixTransport(TransferCalls, trio.abc.AsyncResource, metaclass=NoPublicConstructor):
-    """Connections to and from any number of peers which speak ``phoenix/1``.
+    """Connections to and from any number of peers, with the protocol ``phoenix/1``.
 
     Obtained from :func:`open_phoenix`.
     """
@@ -85,7 +85,7 @@ class PhoenixTransport(TransferCalls, trio.abc.AsyncResource, metaclass=NoPublic
         self._alpn = alpn
         self._server_tls = server_tls
         self._network = network
-        # What waits in a transfer is what waits in two connections, and not without end.
+        # A transfer may hold as much as two connections, up to a fixed limit.
         self._window = min(_LARGEST_WINDOW, 2 * config.receive_buffer_size)
         self._hub = TransferHub(
             window=self._window,
@@ -113,7 +113,7 @@ class PhoenixTransport(TransferCalls, trio.abc.AsyncResource, metaclass=NoPublic
 
     @property
     def name(self) -> str:
-        """For people: in logs and statistics."""
+        """The transport's name, for logs and statistics."""
         return self._name
 
     @property
@@ -128,7 +128,7 @@ class PhoenixTransport(TransferCalls, trio.abc.AsyncResource, metaclass=NoPublic
 
     @property
     def connections(self) -> tuple[PhoenixConnection, ...]:
-        """All which are open at present, dialled and accepted."""
+        """All open connections, dialled and accepted."""
         return tuple(each for each in self._connections.values() if not each.quic.is_closed)
 
     # ------------------------------------------------------------------ connecting
@@ -138,9 +138,9 @@ class PhoenixTransport(TransferCalls, trio.abc.AsyncResource, metaclass=NoPublic
     ) -> AbstractAsyncContextManager[PhoenixConnection]:
         """A lease on a connection: ``async with phoenix.connect("there:4433") as connection``.
 
-        Others may hold leases on the same connection.  Where one is open already, that
-        costs no round trip; otherwise it is dialled.  Leaving the block hands the lease
-        back, and the connection stays open for a while (``PoolConfig.idle_timeout``).
+        Other tasks may hold leases on the same connection.  An open connection costs no round
+        trip; without one, the pool dials.  The end of the block returns the lease, and the
+        connection stays open for a while (``PoolConfig.idle_timeout``).
 
         Args:
           target: ``"host:port"``, ``"[v6-address]:port"``, or ``(host, port)``.
@@ -149,7 +149,7 @@ class PhoenixTransport(TransferCalls, trio.abc.AsyncResource, metaclass=NoPublic
         Cancellation: while waiting, nothing is held.
 
         Raises (the call itself):
-          TypeError, ValueError: that is no target; the text says what is wrong.
+          TypeError, ValueError: not a valid target; the text says why.
 
         Raises (entering the block):
           OSError: the name is unknown, or the target cannot be reached.
@@ -174,17 +174,17 @@ class PhoenixTransport(TransferCalls, trio.abc.AsyncResource, metaclass=NoPublic
         Args:
           target: as for :meth:`connect`.
           data: the request.
-          max_answer: the longest answer which is taken, in bytes; ``None``: the
-            configuration's ``max_message_size``.
-          retry: when the request is made again, on another connection.  As it stands: where it
-            is certain that the server's application has not seen it, as when the server shuts
-            down.  ``None``: never.
+          max_answer: the limit for the answer, in bytes; ``None``: the configuration's
+            ``max_message_size``.
+          retry: when the request is made again, on another connection.  By default, only if
+            the server's application has certainly not seen it, for example because the server
+            shuts down.  ``None``: never.
 
         Cancellation: the server may or may not have seen the request.
 
         Raises:
-          What :meth:`QuicConnection.request` and entering :meth:`connect` raise; of several
-          attempts, the last error.
+          Errors of :meth:`QuicConnection.request`, and of entering :meth:`connect`.  The last
+          attempt's error is raised.
         """
 
         async def ask() -> bytes:
@@ -215,13 +215,13 @@ class PhoenixTransport(TransferCalls, trio.abc.AsyncResource, metaclass=NoPublic
         :class:`PhoenixConnection`.  A connection is closed when its handler returns; for
         striped transfers alone, ``handler`` can be ``lambda c: c.quic.wait_closed()``.
 
-        This returns after :meth:`shutdown`, and when the block of :func:`open_phoenix` ends:
-        left normally, handlers have `grace_period` seconds to finish then, as when this call
-        is cancelled.
+        This call returns after :meth:`shutdown`, and when the block of :func:`open_phoenix`
+        ends.  If the block is left normally, or this call is cancelled, handlers have
+        `grace_period` seconds to finish.
 
         Args:
           handler: an async function.
-          port: the UDP port; 0: any free one.  To be left out only with `socket`.
+          port: the UDP port; 0: any free one.  Required unless `socket` is given.
           host: the local address; ``None``: all.
           socket: a bound UDP socket to use instead of a new one, see
             :func:`phoenix_trio.serve`.
@@ -230,7 +230,8 @@ class PhoenixTransport(TransferCalls, trio.abc.AsyncResource, metaclass=NoPublic
             :func:`open_phoenix`.
           on_error, strict, grace_period, task_status: see :func:`phoenix_trio.serve`.
 
-        Cancellation: as for :func:`phoenix_trio.serve`; peers are told as by :meth:`shutdown`.
+        Cancellation: as for :func:`phoenix_trio.serve`; peers get a DRAIN stream, as with
+        :meth:`shutdown`.
 
         Raises:
           ValueError: no `tls` was given here or to :func:`open_phoenix`, or `grace_period` is
@@ -249,7 +250,7 @@ class PhoenixTransport(TransferCalls, trio.abc.AsyncResource, metaclass=NoPublic
             async with self._served(quic) as connection:
                 await handler(connection)
                 if server.is_stopping:
-                    await part(quic)  # (here, so that peers are told meanwhile)
+                    await part(quic)  # (in this block, so that DRAIN can still be sent)
 
         server = Server(
             handle,
@@ -277,10 +278,10 @@ class PhoenixTransport(TransferCalls, trio.abc.AsyncResource, metaclass=NoPublic
             connection._leave(first_refused)
 
     async def drain(self) -> None:
-        """Tell the peers of all connections that no further streams are wanted.
+        """Ask the peers of all connections to open no further streams.
 
-        Those which use a pool open no more, and close what they have once it is unused.
-        New clients are still let in, and streams still accepted: :meth:`shutdown` ends all.
+        A peer with a pool opens no more streams, and closes its connection once it is unused.
+        New clients and new streams are still accepted: :meth:`shutdown` refuses them.
         """
         await trio.lowlevel.checkpoint()
 
@@ -288,7 +289,7 @@ class PhoenixTransport(TransferCalls, trio.abc.AsyncResource, metaclass=NoPublic
             try:
                 await connection.drain()
             except (trio.BrokenResourceError, trio.ClosedResourceError):
-                await trio.lowlevel.checkpoint()  # it is gone, which is all that was wanted
+                await trio.lowlevel.checkpoint()  # the connection has ended
 
         async with trio.open_nursery() as nursery:
             for connection in self.connections:
@@ -297,10 +298,10 @@ class PhoenixTransport(TransferCalls, trio.abc.AsyncResource, metaclass=NoPublic
     # ------------------------------------------------------------------ statistics
 
     def stats(self) -> TransportStatistics:
-        """A frozen snapshot of everything together; see also ``pool.statistics()``.
+        """A frozen snapshot over all connections; see also ``pool.statistics()``.
 
-        Bytes are counted at their receivers: sent ones when acknowledged, received ones
-        when the application has read them.
+        Sent bytes count when the peer has acknowledged them, received bytes when the
+        application has read them.
         """
         facts = [connection.quic.statistics() for connection in self._connections.values()]
         # (A handler may go on after its connection has ended.)
@@ -339,36 +340,36 @@ class PhoenixTransport(TransferCalls, trio.abc.AsyncResource, metaclass=NoPublic
     # ------------------------------------------------------------------ the end
 
     async def shutdown(self, grace: float = 10.0) -> None:
-        """Take no new work, finish what there is within `grace` seconds, then close.
+        """Take no new work, finish the present work within `grace` seconds, then close.
 
-        1. From the first moment on, clients which dial are refused; on connections which are
-           served, streams that no handler has accepted, and later ones, are refused as not
-           processed (:meth:`QuicConnection.refuse_streams`), and peers are told.  Their pools
-           lease no more of it, and :class:`Retry` makes refused calls elsewhere.  New striped
-           transfers are refused, :meth:`serve` raises :class:`ShuttingDown`.
-        2. Handlers go on: iterating over ``incoming_streams()`` ends, messages and transfers
-           still arrive, and :meth:`connect` still works.  A handler which has returned leaves
-           its connection to the peer to close, for ``TransportConfig.close_linger`` at most.
-        3. When all handlers have returned, each :meth:`serve` returns, :meth:`connect` raises
-           :class:`ShuttingDown`, and when all leases have been handed back, dialled connections
-           are closed in good order.
-        4. When `grace` is over, whatever is left is cancelled, closed with
-           :attr:`ApplicationErrorCode.SHUTTING_DOWN`, and counted in
-           :attr:`TransportStatistics.handlers_cancelled`.  No peer can delay that; a handler
-           which shields itself from cancellation can.
+        1. At once, the transport refuses new clients.  On served connections it refuses
+           streams that no handler has accepted, and all later ones, as not processed
+           (:meth:`QuicConnection.refuse_streams`), and sends DRAIN.  The peers' pools give out
+           no further leases on them, and :class:`Retry` repeats refused calls elsewhere.  New
+           striped transfers are refused; :meth:`serve` raises :class:`ShuttingDown`.
+        2. Handlers go on.  Iteration over ``incoming_streams()`` ends; messages and transfers
+           still arrive, and :meth:`connect` still works.  After a handler has returned, its
+           peer has ``TransportConfig.close_linger`` to close the connection.
+        3. When all handlers have returned, each :meth:`serve` returns, and :meth:`connect`
+           raises :class:`ShuttingDown`.  When all leases have been returned, dialled
+           connections are closed in good order.
+        4. When `grace` is over, remaining handlers are cancelled, and counted in
+           ``TransportStatistics.handlers_cancelled``; their connections are closed with
+           :attr:`ApplicationErrorCode.SHUTTING_DOWN`.  No peer can delay this step; a handler
+           that shields itself from cancellation can.
 
-        Returns when all is done.  The block of :func:`open_phoenix` goes on; its tasks which
-        use the transport get :class:`trio.ClosedResourceError`.  A second call waits for the
+        Returns when all steps are done.  The block of :func:`open_phoenix` goes on; calls on
+        the transport raise :class:`trio.ClosedResourceError`.  A second call waits for the
         first one, and may shorten its time, but not lengthen it.
 
         Args:
-          grace: seconds, 0 or more; ``math.inf``: as long as it takes.
+          grace: seconds, 0 or more; ``math.inf``: no limit.
 
         Cancellation: as if `grace` were over.
 
         Raises:
           ValueError: `grace` is negative.
-          RuntimeError: a handler of this transport calls it, and would wait for itself.
+          RuntimeError: a handler of this transport called it, and would wait for itself.
         """
         check_grace("grace", grace)
         self._ending.check_caller()
@@ -376,7 +377,7 @@ class PhoenixTransport(TransferCalls, trio.abc.AsyncResource, metaclass=NoPublic
         await self._ending.run(grace, self._finish)
 
     async def _finish(self) -> None:
-        """What is to be done when the servers have ended."""
+        """Close the pool and the hub after the servers have ended."""
         self._closed = True
         try:
             await self._pool.finish()
@@ -387,10 +388,10 @@ class PhoenixTransport(TransferCalls, trio.abc.AsyncResource, metaclass=NoPublic
     async def aclose(self) -> None:
         """Close dialled connections in good order, then end the block of :func:`open_phoenix`.
 
-        For a task which wants to stop the transport from within: what still runs in the
-        block is cancelled.  Idempotent.
+        For a task inside of the block that has to stop the transport: all other tasks of the
+        block are cancelled.  Idempotent.
 
-        Cancellation: what was not delivered yet is lost; the block ends all the same.
+        Cancellation: data not delivered yet is lost; the block ends all the same.
         """
         self._closed = True
         self._hub.close()
@@ -401,7 +402,7 @@ class PhoenixTransport(TransferCalls, trio.abc.AsyncResource, metaclass=NoPublic
                 self._body.cancel()
 
     async def _end(self, *, at_once: bool) -> None:
-        """The block ends, and its servers with it."""
+        """End the servers, as their block ends."""
         self._hub.refuse_new()
         try:
             await self._ending.end_servers(at_once=at_once)
@@ -430,7 +431,7 @@ class PhoenixTransport(TransferCalls, trio.abc.AsyncResource, metaclass=NoPublic
                     yield connection
                     if not quic.is_closed:
                         nursery.cancel_scope.cancel()
-                    # (Otherwise it ends by itself, after what has arrived.)
+                    # (Otherwise it ends by itself, after the last arrived stream.)
         finally:
             connection._nursery = None
             del self._connections[quic]
@@ -469,25 +470,25 @@ async def open_phoenix(
 ) -> AsyncIterator[PhoenixTransport]:
     """An application's transport, for the length of the block.
 
-    When the block is left normally, connections are closed in good order: what was sent
-    is delivered.  How long that takes is bounded by the caller's cancel scope.  When it is
-    left by an exception, they are aborted.
+    When the block is left normally, connections are closed in good order: all sent data is
+    delivered.  The caller's cancel scope bounds the time.  When the block is left by an
+    exception, connections are aborted.
 
     Args:
-      name: for people.
+      name: a name for logs and statistics.
       config: of all connections; see ``TransportConfig.realtime()``, ``high_throughput()``,
         ``sensors()`` and ``video()``.
-      tls: whom to trust and who to be when dialling; default: the system's authorities.
+      tls: trust, and this client's own certificate; default: the system's authorities.
       server_tls: the identity for :meth:`PhoenixTransport.serve`.
       max_connections: dialled connections at most; overrides that of `pool`.
       pool: limits, timeouts and back-off of dialled connections.
-      alpn: protocol names, the preferred one first, when dialling and serving: for a program
-        which names its own version of what it says over ``phoenix/1``.
-      network: where sockets come from; ``None``: the real UDP.
+      alpn: protocol names, the preferred one first, for dialling and serving.  A program can
+        name the version of its own protocol over ``phoenix/1``.
+      network: makes the sockets; ``None``: real UDP.
 
     Raises:
       ValueError: `max_connections` is out of range.
-      OSError: no socket can be had.
+      OSError: a socket cannot be opened.
     """
     config = TransportConfig() if config is None else config
     pool = PoolConfig() if pool is None else pool

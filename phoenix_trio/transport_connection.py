@@ -1,8 +1,8 @@
-"""What does an application hold in its hands?  A connection which speaks ``phoenix/1``.
+"""An application's connection: messages, sequences and transfers over ``phoenix/1``.
 
-Floor 5.  A QUIC connection, and one task which looks at each unidirectional stream the
-peer opens and hands it to those it is for: messages and sequences to who receives them
-here, stripes to the transport's hub.
+Floor 5.  A QUIC connection with one dispatching task.  The task reads the kind of each
+unidirectional stream that the peer opens.  Messages and sequences go to the queues of the
+receiving calls here, stripes to the transport's hub.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ logger = logging.getLogger("phoenix_trio.transport")
 _ENDED = (trio.BrokenResourceError, trio.ClosedResourceError)
 _TRANSFER_KINDS = (StreamKind.TRANSFER, StreamKind.STRIPES, StreamKind.TRANSFER_REPLY)
 
-#: Bytes of a stream which are read before it is received: a small message as a whole, so that
-#: its sender may open other streams.
+#: Bytes of a stream that are read before the application receives it.  A small message is read
+#: whole, so that its sender may open other streams.
 _READ_AHEAD = 4096
 
 #: Streams which wait to be received, from which on nothing is read ahead.
@@ -68,8 +68,8 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
     """A connection with messages, sequences, batches and striped transfers.
 
     From :meth:`PhoenixTransport.connect`, or as the argument of the handler of
-    :meth:`PhoenixTransport.serve`.  Several tasks, and several leases, may share one:
-    what is received goes to whoever asks first.
+    :meth:`PhoenixTransport.serve`.  Several tasks, and several leases, may share one.  The
+    next message goes to the task that has waited longest.
     """
 
     def __init__(self, quic: QuicConnection, config: TransportConfig, hub: TransferHub) -> None:
@@ -80,8 +80,8 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
         self._sequences: IncomingQueue[StreamReader] = IncomingQueue()
         self._has_announced = False
         self._has_peer_limits = False
-        # (None: early data is sent, and the protocol is not known yet.)  A peer which may open
-        # no unidirectional stream has no way to announce anything.
+        # (None: early data is sent, and the protocol is not known yet.)  A peer without credit
+        # for unidirectional streams cannot announce anything.
         awaited = (
             quic.alpn_protocol in (ANNOUNCING_PROTOCOL, None)
             and config.max_unidirectional_streams > 0
@@ -111,7 +111,7 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
 
     @property
     def is_draining(self) -> bool:
-        """Whether one side has said that it wants no further streams on this connection."""
+        """Whether one side has asked for draining: no further streams on this connection."""
         return self._is_draining
 
     # ------------------------------------------------------------------ messages
@@ -122,7 +122,7 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
         """Send one message on a stream of its own.
 
         Returns when the peer's transport has acknowledged every byte, and has not refused
-        the message by the limits which it announced.  See
+        the message by its announced limits.  See
         :func:`phoenix_trio.streams.send_message` for arguments, cancellation and errors.
         """
         limits = self._peer_limits
@@ -143,30 +143,30 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
     ) -> Any:
         """The next message.
 
-        Of those which have begun to arrive, the one which the peer began first.  A sender
-        which waits for each ``send_data`` is received in its order; of messages which are
-        sent side by side, one whose first packet is lost comes after others.  One which is
-        slow to arrive holds later ones up here, though not on the way; what should not
-        wait for each other goes over different connections, or in datagrams.
+        Several messages may be arriving.  The call returns the one that the peer began first.
+        A sender that waits for each ``send_data`` keeps its order.  Among messages sent side by
+        side, one whose first packet is lost comes after the others.  A slow message delays
+        later ones in this call, though not on the network.  Use different connections, or
+        datagrams, for data that must not wait for each other.
 
         Args:
           max_size: the largest message, in bytes; ``None``, or more than that: the
-            configuration's ``max_message_size``, which the peer was told.  Of a message
-            above a smaller one the sender hears only if it is still sending: its
-            transport has handed the others over, which is what it waits for.
+            configuration's ``max_message_size``, which the transport announces to the peer.
+            A smaller limit is not announced.  So a sender learns that its message was above
+            it only while it still sends; the call for a small message has returned by then.
           decode: makes a value of its bytes.
 
-        Cancellation: nothing is lost; the message is received by the next call.
+        Cancellation: nothing is lost; the next call receives the message.
 
         Raises:
           TypeError: `max_size` is no integer; no message is lost.
-          MessageRefused: the message is too large, malformed, or compressed in a way
-            which this side does not know; the sender was told.  The next call is for
-            the next message.
-          StreamReset: its sender has given it up; the same.
+          MessageRefused: the message is too large, malformed, or compressed with an unknown
+            method.  This side has refused it with a code.  The next call is for the next
+            message.
+          StreamReset: the sender has given the message up.  The next call is for the next one.
           trio.ClosedResourceError, ConnectionBroken: the connection was closed, or ended,
-            and all that had arrived was received.
-          And what `decode` raises; that message is gone.
+            and no message is left.
+          Exceptions of `decode`: that message is lost.
         """
         if max_size is not None and (not isinstance(max_size, int) or isinstance(max_size, bool)):
             raise TypeError(f"max_size must be an integer or None, not {max_size!r}")
@@ -204,8 +204,8 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
     ) -> AsyncIterator[Any]:
         """Iterate over :meth:`receive_data`; ends when the connection is closed in good order.
 
-        Messages which have to be refused, or which their sender gives up, are left out,
-        logged and counted, so that one bad message ends nobody's loop.
+        The loop leaves out refused messages, and those given up by their sender; it logs and
+        counts them.  So a bad message does not end the loop.
         """
         return _Messages(self, max_size, decode)
 
@@ -229,7 +229,7 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
 
         Args:
           max_item_size: the largest item, in bytes; ``None``, or more than that: the
-            configuration's ``max_message_size``, which the peer was told.
+            configuration's ``max_message_size``, which the transport announces to the peer.
           decode: makes a value of an item's bytes.
 
         Cancellation: nothing is lost.
@@ -278,8 +278,8 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
     ) -> AbstractAsyncContextManager[tuple[BatchSender[Any], BatchReceiver[Any]]]:
         """Batching channels over a stream, with the configuration's sizes and delay.
 
-        What is sent is also bounded by the limit which the peer announces: entering the
-        block waits for that, once a connection and usually for no time.
+        The peer's announced limit bounds the sent messages as well.  So entering the block
+        waits for the announcement, once a connection and usually for no time.
 
         See :func:`phoenix_trio.open_batching_channel`.  Entering also raises
         :class:`ConnectionBroken` or :class:`trio.ClosedResourceError` if the connection ends.
@@ -329,18 +329,18 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
         return UntilClosed(self.accept_stream)
 
     def incoming_transfers(self) -> AsyncIterator[IncomingTransfer]:
-        """Striped transfers which the peer begins on this connection."""
+        """Iterate over striped transfers that the peer begins on this connection."""
         return self._hub.incoming_transfers(connection=self._quic)
 
     # ------------------------------------------------------------------ the rest
 
     async def drain(self) -> None:
-        """Tell the peer that no further streams are wanted here.
+        """Ask the peer to open no further streams on this connection.
 
         Its pool gives out no further leases on the connection, and closes it after the
-        last one.  Without effect the second time.
+        last one.  A second call has no effect.
 
-        Cancellation: the peer may not have been told; another call does so.
+        Cancellation: the request may not have been sent; another call sends it.
 
         Raises:
           trio.ClosedResourceError, ConnectionBroken: the connection was closed, or ended.
@@ -352,7 +352,7 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
         try:
             await self._tell_drain(b"")
         except BaseException:
-            self._has_told_drain = False  # it can be told once more
+            self._has_told_drain = False  # another call sends it
             raise
 
     async def _tell_drain(self, details: bytes) -> None:
@@ -360,7 +360,7 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
             await stream.send_all(encode_varint(StreamKind.DRAIN) + details, end=True)
 
     def _leave(self, first: int) -> None:
-        """This side takes no streams any more, from that with the ID `first` on: say so."""
+        """Send a DRAIN stream: this side refuses streams from the ID `first` on."""
         self._is_draining = True
         if self._nursery is not None:
             self._nursery.start_soon(self._tell_leaving, first)
@@ -369,7 +369,7 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
         try:
             await self._tell_drain(encode_varint(first))
         except _ENDED:
-            await trio.lowlevel.checkpoint()  # the peer has gone, and need not be told
+            await trio.lowlevel.checkpoint()  # the connection has ended
 
     def metrics(self) -> ConnectionMetrics:
         """A frozen snapshot; also after the end."""
@@ -396,16 +396,16 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
     async def _next(self, queue: IncomingQueue[R]) -> tuple[int, R]:
         while (found := queue.pop()) is None:
             if self._dispatched:
-                # Nothing will come any more: raises why.
+                # No further stream can arrive: this call raises the reason.
                 await self._quic.accept_receive_stream()
             await queue.lot.park()
         return found
 
     def _announce(self) -> None:
-        """Say what this side takes, if that can be done at once.
+        """Announce this side's limits, if the peer permits a stream at once.
 
-        Called before the application can open streams, so that its messages, which may wait
-        for the peer's application, do not take the stream's place.
+        Called before the application can open streams.  Otherwise its messages, which may
+        wait for the peer's application, could use up the stream credit.
         """
         if self._has_announced or self._quic.alpn_protocol != ANNOUNCING_PROTOCOL:
             return
@@ -421,23 +421,23 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
         stream._finish(encode_limits(self._config.max_message_size, known_codecs()))
 
     async def _announce_later(self) -> None:
-        """The same once the protocol is known and the peer permits a stream."""
+        """Announce the limits once the protocol is known and the peer permits a stream."""
         quic = self._quic
         try:
             if quic.alpn_protocol is None:
-                await quic.wait_confirmed()  # A client's early data is sent before.
+                await quic.wait_confirmed()  # early data precedes the choice of a protocol
             if quic.alpn_protocol == ANNOUNCING_PROTOCOL:
                 self._announce_on(await quic.open_send_stream())
             elif not self._peer_limits.is_settled:
                 self._peer_limits.settle(Limits())
         except _ENDED:
-            await trio.lowlevel.checkpoint()  # there is nobody to tell any more
+            await trio.lowlevel.checkpoint()  # the connection has ended
 
     async def _dispatch(self) -> None:
-        """Look at each unidirectional stream; until the connection ends.
+        """Read the kind of each unidirectional stream, until the connection ends.
 
-        The peer may have so many open at once as the configuration says, and so many
-        tasks there are at most.
+        Each stream gets a task.  ``max_unidirectional_streams`` limits the streams that the
+        peer has open, and so the tasks.
         """
         try:
             async with trio.open_nursery() as nursery:
@@ -458,8 +458,8 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
 
     async def _sort(self, stream: ReceiveStream) -> None:
         reader = StreamReader(stream)
-        # What is read has no credit any more, so it is bounded here: many messages which
-        # are not received have to hold their sender back.
+        # Bytes read here free credit for the sender.  So reading ahead stops while many
+        # messages wait: flow control has to stop a sender whose messages are not received.
         waiting = len(self._messages) + len(self._sequences)
         ahead = _READ_AHEAD if waiting < _MOST_READ_AHEAD else 0
         try:
@@ -467,7 +467,7 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
         except FramingError:
             kind = None
         except _ENDED:
-            return  # reset before it had said what it was, or the connection has ended
+            return  # a reset before the kind arrived, or the end of the connection
         if kind == StreamKind.MESSAGE:
             await self._sort_message(stream, reader, at_once=ahead > 0)
         elif kind == StreamKind.SEQUENCE:
@@ -484,10 +484,10 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
     async def _sort_message(
         self, stream: ReceiveStream, reader: StreamReader, *, at_once: bool
     ) -> None:
-        """Refuse a message at once, whether or not the application waits for one.
+        """Check a message's header, and refuse it at once where that is needed.
 
-        Unless many wait: a stream which was refused, or is read to its end, as the header of
-        an empty message is, does not hold its sender back any more.
+        Not while many messages wait: a refused stream, or one read to its end, frees stream
+        credit, and the sender would not be held back.
         """
         message = MessageReceiver(reader, max_size=self._config.max_message_size)
         try:
@@ -496,13 +496,13 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
         except MessageRefused:
             self._messages_refused += 1  # and the application's call raises it
         except _ENDED:
-            return  # reset before it had said how large it is, or the connection has ended
+            return  # a reset before the size arrived, or the end of the connection
         self._messages.put(stream.id, message)
 
     async def _take_limits(self, stream: ReceiveStream, reader: StreamReader) -> None:
         limits = self._peer_limits
         if self._has_peer_limits:
-            stream.stop_receiving(ApplicationErrorCode.MALFORMED)  # They are said once.
+            stream.stop_receiving(ApplicationErrorCode.MALFORMED)  # a second announcement
             return
         self._has_peer_limits = True
         try:
@@ -513,7 +513,7 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
             limits.settle(Limits())
         except _ENDED:
             if not self._quic.is_closed:
-                limits.settle(Limits())  # it was reset: nothing more will be said
+                limits.settle(Limits())  # the stream was reset: no announcement follows
         else:
             stream.close()
 

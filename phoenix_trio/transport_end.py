@@ -1,7 +1,6 @@
-"""How does a transport end?  Its servers, and the time they are given.
+"""Ends the servers of a transport, one by one or together, within a grace period.
 
-Floor 5.  For :class:`~phoenix_trio.PhoenixTransport`, which says what there is to end beside
-them.
+Floor 5.  For :class:`~phoenix_trio.PhoenixTransport`, which ends its pool and hub itself.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ __all__ = ["Ending"]
 
 
 class Ending:
-    """The servers of one transport, which end one by one, or all together."""
+    """The servers of one transport; ends them one by one, or all together."""
 
     def __init__(self) -> None:
         self._servers: dict[Server, None] = {}
         self._cancelled_before = 0
         self._deadline = math.inf
-        self._scope = trio.CancelScope()  # of what is done after the servers have ended
+        self._scope = trio.CancelScope()  # of the steps after the servers' end
         self._has_begun = False
         self._done = trio.Event()
 
@@ -36,11 +35,11 @@ class Ending:
 
     @property
     def handlers_cancelled(self) -> int:
-        """Handlers so far which had not finished at the end of a grace period."""
+        """Handlers so far that had not finished at the end of a grace period."""
         return self._cancelled_before + sum(each.handlers_cancelled for each in self._servers)
 
     async def serve(self, server: Server, task_status: trio.TaskStatus[list[QuicListener]]) -> None:
-        """Run `server` as one of those which end with the transport."""
+        """Run `server`; it ends with the transport at the latest."""
         if self._has_begun:
             raise ShuttingDown("this transport is shutting down, and serves no more")
         self._servers[server] = None
@@ -51,10 +50,10 @@ class Ending:
             self._cancelled_before += server.handlers_cancelled
 
     def check_caller(self) -> None:
-        """That the running task is none of those which :meth:`run` waits for.
+        """Check that :meth:`run` would not wait for the running task.
 
         Raises:
-          RuntimeError: it is.
+          RuntimeError: it would.
         """
         task = trio.lowlevel.current_task()
         if any(server.runs(task) for server in self._servers):
@@ -66,8 +65,7 @@ class Ending:
     async def run(self, grace: float, finish: Callable[[], Awaitable[object]]) -> None:
         """Stop all servers, wait for their handlers, then `finish`; all of it within `grace`.
 
-        Of several calls, the first one does it, and the others wait for that.  The earliest
-        deadline counts.
+        The first call does the work; further ones wait for it.  The earliest deadline counts.
 
         Cancellation: as if `grace` were over.
         """
@@ -84,7 +82,7 @@ class Ending:
         except BaseException:
             self._shorten(trio.current_time())
             if is_first:
-                # As at the end of a nursery: they were cancelled, and are waited for.
+                # As at the end of a nursery: wait for the cancelled handlers.
                 with trio.CancelScope(shield=True) as scope:
                     await self._wait_for_servers()
                     scope.cancel()
@@ -104,10 +102,10 @@ class Ending:
             await server.ended.wait()
 
     async def end_servers(self, *, at_once: bool) -> None:
-        """End the servers because their block ends, with the grace period of each.
+        """End the servers because their block ends, each within its own grace period.
 
         Args:
-          at_once: give them no time.
+          at_once: without a grace period.
 
         Cancellation: the same as `at_once`.
         """

@@ -30,22 +30,23 @@ class TransferCalls:
     _hub: TransferHub
     _pool: ConnectionPool
     _window: int
-    """Bytes of a transfer which wait in memory at most."""
+    """The most bytes of a transfer that wait in memory."""
     _multiplexed: dict[Target, int]
-    """How many connections :meth:`enable_multiplexing` keeps."""
+    """The number of connections that :meth:`enable_multiplexing` keeps."""
 
     async def enable_multiplexing(self, target: TargetLike, connections: int) -> None:
-        """Have so many connections to `target`, and keep them, for striped transfers.
+        """Open `connections` connections to `target`, and keep them, for striped transfers.
 
-        Returns when all are open.  They are replaced when they are lost, and give way to no
-        other target: see :meth:`ConnectionPool.keep_warm`, also for ``keep_alive``.
+        Returns when all are open.  The pool replaces lost ones, and closes none of them for
+        another target: see :meth:`ConnectionPool.keep_warm`, also for ``keep_alive``.
 
         Args:
-          connections: from 1 to what the pool permits for one target.
+          target: as for :meth:`connect`.
+          connections: from 1 to the pool's limit for one target.
 
         Raises:
-          TypeError, ValueError: that is no target, or the number is out of range.
-          And what entering ``connect`` raises, if one of them cannot be established.
+          TypeError, ValueError: not a valid target, or the number is out of range.
+          Errors of entering ``connect``: one of them cannot be established.
         """
         parsed = parse_target(target)
         async with self._pool.lease_several(parsed, connections):
@@ -62,42 +63,40 @@ class TransferCalls:
         metadata: bytes = b"",
         transfer_id: bytes | None = None,
     ) -> TransferSummary:
-        """Send `data` over several connections side by side; returns when it is stored there.
+        """Send `data` over several connections side by side, until the receiver confirms it.
 
-        That is when the receiving program has confirmed the transfer, however long that takes:
-        a cancel scope bounds the time.  A connection which is lost is replaced, and costs what
-        was under way on it.
+        The receiving program confirms the transfer after it has stored the data.  A cancel
+        scope bounds the time.  A lost connection is replaced; only its unacknowledged stripes
+        are sent again.
 
         Args:
           target: as for :meth:`connect`; it receives with :meth:`receive_multiplexed` or
             ``incoming_transfers()``.
-          data: bytes-like; a binary file, from where it stands; an iterable or an async
+          data: bytes-like; a binary file, from its present position; an iterable or an async
             iterable of bytes-like items.  Memory does not grow with its size.
-          connections: over how many; ``None``: as :meth:`enable_multiplexing` said, or
-            the configuration's ``multiplexed_connections``.
-          on_progress: called with the number of bytes which the receiver has.
-          metadata: up to 16 KiB for the receiver's application, as a name.
+          connections: the number of connections; ``None``: that of
+            :meth:`enable_multiplexing`, or the configuration's ``multiplexed_connections``.
+          on_progress: called with the number of bytes that the receiver has.
+          metadata: up to 16 KiB for the receiver's application, such as a name.
           transfer_id: 16 bytes, of a :class:`TransferInterrupted` or drawn by the caller
-            (``os.urandom(16)``) and kept until the transfer is through: goes on where an
-            earlier attempt with this ID has ended.  A receiver which stores transfers
-            (``receive_multiplexed(path=...)``) has kept what it had, also when its process was
-            killed.  Knowing the ID is all that this takes, so it is a secret of both sides;
-            other data need another ID.
+            (``os.urandom(16)``), to continue an earlier attempt with this ID.  A receiver with
+            ``receive_multiplexed(path=...)`` keeps the data of an interrupted attempt, even
+            when its process is killed.  Every program with the ID could continue the transfer,
+            so keep it secret.  Other data need another ID.
 
-        Cancellation: the transfer is given up, and nothing stays behind but the receiver's
-        partial file.
+        Cancellation: the transfer is given up; only the receiver's partial file stays.
 
         Raises:
-          TypeError, ValueError: an argument is out of range, or `data` is nothing to send:
-            found before anything is dialled, but for the items of an iterable.
+          TypeError, ValueError: an argument is out of range, or `data` has a wrong type.  The
+            check comes before dialling, except for the items of an iterable.
           TransferUnconfirmed: all connections were lost after everything was sent: it is
             unknown whether the receiver has stored it.
-          TransferInterrupted: all connections were lost before that and no new ones could be
-            had, or the receiver was started anew.
-          TransferRefused: the receiver does not want it, or has failed to store it.
-          ChecksumMismatch: what arrived, or what an earlier attempt had left there, is not
-            what was sent.
-          And what entering ``connect`` and reading `data` raise.
+          TransferInterrupted: all connections were lost earlier, and new ones could not be
+            established, or the receiver was restarted.
+          TransferRefused: the receiver has refused the transfer, or has failed to store it.
+          ChecksumMismatch: the data at the receiver, of this attempt or an earlier one, is not
+            the data sent.
+          Errors of entering ``connect``, and of reading `data`.
         """
         parsed = parse_target(target)
         check_labels(metadata, transfer_id)
@@ -134,29 +133,30 @@ class TransferCalls:
         path: StrPath | Callable[[IncomingTransfer], StrPath] | None = None,
         limits: PartLimits | None = None,
     ) -> IncomingTransfer:
-        """The next striped transfer which any peer begins.
+        """The next striped transfer from any peer.
 
-        Use it as a context manager, and read it: see :class:`IncomingTransfer`.  With `path`
-        it is stored there instead, and returned at its end: :meth:`IncomingTransfer.store`
-        says how, and what is kept for the next attempt when it does not come to a good end.
+        Use it as a context manager, and read it: see :class:`IncomingTransfer`.  With `path`,
+        the call stores the transfer there, and returns it afterwards.
+        :meth:`IncomingTransfer.store` describes the partial file that an interrupted transfer
+        leaves for the next attempt.
 
         Args:
-          path: where the transfer is stored; or a function which says that of a transfer, by
-            its metadata, for instance, which are untrusted.
+          path: the file for the transfer; or a function that returns it for a transfer.  The
+            transfer's metadata come from the peer: do not trust them.
           limits: how long and how many partial files wait beside `path`.
 
-        Twice the configuration's ``receive_buffer_size`` waits in memory at most (64 MiB), for
-        each of ``max_incoming_transfers``; further ones are refused meanwhile, and those of one
-        peer above ``max_incoming_transfers_per_peer``.
+        Each transfer holds at most twice the configuration's ``receive_buffer_size`` in memory
+        (64 MiB).  Transfers above ``max_incoming_transfers``, or one peer's above
+        ``max_incoming_transfers_per_peer``, are refused.
 
-        Cancellation: no transfer is lost; one which is being stored is abandoned, and its
+        Cancellation: no transfer is lost.  A transfer that is being stored is abandoned; its
         partial file stays.
 
         Raises:
           trio.ClosedResourceError: the transport was closed.
-          OSError: the directory of `path` is missing, or something else than a file is there:
-            found before a transfer is waited for.
-          And with `path`, what ``IncomingTransfer.store`` raises.
+          OSError: the directory of `path` is missing, or `path` is not a regular file; raised
+            before the wait for a transfer.
+          Errors of ``IncomingTransfer.store``, with `path`.
         """
         if path is None:
             return await self._hub.accept()

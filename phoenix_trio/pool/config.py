@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import math
 import random
-from typing import Any
 
 import attrs
 
-from ..field_checks import integer as _integer
-from ..field_checks import seconds as _seconds
+from ..validators import fraction, integer, optional, seconds
 
 __all__ = ["IDLE_SHARE", "Backoff", "PoolConfig"]
 
@@ -21,42 +19,32 @@ __all__ = ["IDLE_SHARE", "Backoff", "PoolConfig"]
 IDLE_SHARE = 2 / 3
 
 
-def _fraction(instance: object, attribute: attrs.Attribute[float], value: object) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(f"{attribute.name} must be a number, not {value!r}")
-    if not 0 <= value <= 1:
-        raise ValueError(f"{attribute.name} must be between 0 and 1, not {value!r}")
-
-
-def _optional(validator: Any) -> Any:
-    return attrs.validators.optional(validator)
-
-
 @attrs.frozen(kw_only=True)
 class Backoff:
     """How long to wait after a failure: longer each time, and different for each client.
+
+    Args:
+      initial: Seconds to wait after the first failure.
+        Default: 0.2 s (more than 0, up to 3600 s).
+
+        0.2 s: a few round trips, so a restarting server is found soon.
+      maximum: Seconds to wait at most.  Default: 30 s (more than 0, up to 86,400 s).
+
+        30 s: a returning server is noticed within half a minute, and two attempts a minute are a
+        small load.
+      jitter: The random part of the delay.  Default: 0.5 (0 to 1).
+
+        0.5: the delay is between half of its full length and all of it, so that clients that
+        lost their server together do not return together.
 
     Raises:
       TypeError: a field has the wrong type; the text names the field.
       ValueError: a field is out of range, or `initial` is above `maximum`.
     """
 
-    initial: float = attrs.field(default=0.2, validator=_seconds(0.0, 3600.0, exclusive=True))
-    """Seconds to wait after the first failure (more than 0, up to 3600).
-
-    0.2 s is a few round trips, so a restarting server is found soon."""
-
-    maximum: float = attrs.field(default=30.0, validator=_seconds(0.0, 86_400.0, exclusive=True))
-    """Seconds to wait at most (more than 0, up to 86,400).
-
-    30 s: a returning server is noticed within half a minute, and two attempts a
-    minute are a small load."""
-
-    jitter: float = attrs.field(default=0.5, validator=_fraction)
-    """The random part of the delay (0 to 1).
-
-    0.5: the delay is between half of its full length and all of it, so that
-    clients that lost their server together do not return together."""
+    initial: float = attrs.field(default=0.2, validator=seconds(0.0, 3600.0, exclusive=True))
+    maximum: float = attrs.field(default=30.0, validator=seconds(0.0, 86_400.0, exclusive=True))
+    jitter: float = attrs.field(default=0.5, validator=fraction)
 
     def __attrs_post_init__(self) -> None:
         if self.initial > self.maximum:
@@ -75,94 +63,91 @@ class Backoff:
 class PoolConfig:
     """How a pool shares, opens and closes connections.
 
+    Args:
+      max_connections: Connections the pool has at most, those being dialled and being closed
+        included.  Default: 100 (1 to 10,000,000).
+
+        100: a connection can hold some tens of megabytes of buffers, so an ordinary machine can
+        hold this many when all are busy.
+      max_connections_per_target: The same for one target; never more than `max_connections` in
+        effect.  Default: 16 (1 to 10,000,000).
+
+        16: streams share a connection well, so a few suffice; striped transfers over long lossy
+        paths gain up to about ten.
+      max_leases_per_connection: The most leases that share one connection.
+        Default: None (1 to 10,000,000, or None).
+
+        ``None``: as many as the peer's stream credit lets work at once, so the peer decides.  1
+        gives every lease a connection of its own.
+      idle_timeout: Seconds without a lease after which a connection is closed in good order;
+        ``math.inf``: never.  Default: 20 s (more than 0, up to 86,400 s, or math.inf).
+
+        20 s: below ``TransportConfig.max_idle_timeout`` (30 s), after which the transport drops
+        an idle connection without telling the peer.  If the peer's idle timeout is shorter, two
+        thirds of that apply, unless something keeps the connection alive.
+      patience: Seconds for which a lease waits for the best way to serve it, before the next
+        best is taken: while a further connection is still being dialled, one without
+        stream credit is shared; where other targets keep all connections busy, one of them takes
+        no further leases and is closed when its last one ends.
+        Default: 1 s (0 to 3600 s).
+
+        1 s: longer than a handshake, so that no connection changes hands for a waiter that would
+        be served in a moment anyway.
+      failure_memory: Seconds for which a failed dial answers later callers as well, if
+        `reconnect_backoff` is not set.  Default: 0.1 s (0 to 3600 s).
+
+        0.1 s: callers that retry in a tight loop cause ten dials a second rather than thousands,
+        and a delay of a tenth of a second is not noticeable when the peer is back.
+      reconnect_backoff: If set, leases asked for after a failed dial wait for the next dial,
+        which comes after this back-off.  Default: None (a Backoff, or None).
+
+        ``None``: they fail at once (see `failure_memory`), because a caller often has something
+        better to do than to wait.  Connections kept warm, and further ones to a target that has
+        some, are always dialled with a back-off: this one, or ``Backoff()``.
+      health_check_interval: Seconds without a lease, or since the last check, after which an
+        idle connection is pinged; ``None``: never.
+        Default: None (more than 0, up to 86,400 s, or None).
+
+        ``None``: it costs packets, and ``TransportConfig.keep_alive`` with its idle timeout
+        finds dead peers as well, only later.
+      health_check_timeout: Seconds to wait for the answer to such a ping; after that the connection
+        is given up.  Default: 5 s (more than 0, up to 3600 s).
+
+        5 s: several probe timeouts of a path with half a second of round trip.
+      close_timeout: Seconds that a connection closed by the pool has to deliver the data sent on
+        it; after that it is aborted.  The limit does not apply when the pool's block is left:
+        there the caller's cancel scope decides.
+        Default: 30 s (more than 0, up to 86,400 s, or math.inf).
+
+        30 s: a connection whose peer is gone has timed out by then anyway.
+
     Raises:
       TypeError: a field has the wrong type; the text names the field.
       ValueError: a field is out of range.
     """
 
-    max_connections: int = attrs.field(default=100, validator=_integer(1, 10_000_000))
-    """Connections the pool has at most, those being dialled and being closed
-    included (1 to 10,000,000).
-
-    100: a connection can hold some tens of megabytes of buffers, so an ordinary
-    machine can hold this many when all are busy."""
-
-    max_connections_per_target: int = attrs.field(default=16, validator=_integer(1, 10_000_000))
-    """The same for one target (1 to 10,000,000); never more than `max_connections` in effect.
-
-    16: streams share a connection well, so a few suffice; striped transfers over
-    long lossy paths gain up to about ten."""
-
+    max_connections: int = attrs.field(default=100, validator=integer(1, 10_000_000))
+    max_connections_per_target: int = attrs.field(default=16, validator=integer(1, 10_000_000))
     max_leases_per_connection: int | None = attrs.field(
-        default=None, validator=_optional(_integer(1, 10_000_000))
+        default=None, validator=optional(integer(1, 10_000_000))
     )
-    """The most leases that share one connection (1 to 10,000,000).
-
-    ``None``: as many as the peer's stream credit lets work at once, so the peer decides.
-    1 gives every lease a connection of its own."""
-
     idle_timeout: float = attrs.field(
-        default=20.0, validator=_seconds(0.0, 86_400.0, exclusive=True, infinite=True)
+        default=20.0, validator=seconds(0.0, 86_400.0, exclusive=True, infinite=True)
     )
-    """Seconds without a lease after which a connection is closed in good order
-    (more than 0, up to 86,400, or ``math.inf``: never).
-
-    20 s: below ``TransportConfig.max_idle_timeout`` (30 s), after which the transport drops
-    an idle connection without telling the peer.  If the peer's idle timeout is shorter, two
-    thirds of that apply, unless something keeps the connection alive."""
-
-    patience: float = attrs.field(default=1.0, validator=_seconds(0.0, 3600.0))
-    """Seconds for which a lease waits for the best way to serve it, before the next
-    best is taken (0 to 3600): while a further connection is still being dialled, one
-    without stream credit is shared; where other targets keep all connections busy,
-    one of them takes no further leases and is closed when its last one ends.
-
-    1 s: longer than a handshake, so that no connection changes hands for a waiter that
-    would be served in a moment anyway."""
-
-    failure_memory: float = attrs.field(default=0.1, validator=_seconds(0.0, 3600.0))
-    """Seconds for which a failed dial answers later callers as well, if
-    `reconnect_backoff` is not set (0 to 3600).
-
-    0.1 s: callers that retry in a tight loop cause ten dials a second rather than
-    thousands, and a delay of a tenth of a second is not noticeable when the peer is back."""
-
+    patience: float = attrs.field(default=1.0, validator=seconds(0.0, 3600.0))
+    failure_memory: float = attrs.field(default=0.1, validator=seconds(0.0, 3600.0))
     reconnect_backoff: Backoff | None = attrs.field(
-        default=None, validator=_optional(attrs.validators.instance_of(Backoff))
+        default=None, validator=optional(attrs.validators.instance_of(Backoff))
     )
-    """If set, leases asked for after a failed dial wait for the next dial, which
-    comes after this back-off.
-
-    ``None``: they fail at once (see `failure_memory`), because a caller often has
-    something better to do than to wait.  Connections kept warm, and further ones
-    to a target that has some, are always dialled with a back-off: this one, or
-    ``Backoff()``."""
-
     health_check_interval: float | None = attrs.field(
-        default=None, validator=_optional(_seconds(0.0, 86_400.0, exclusive=True))
+        default=None, validator=optional(seconds(0.0, 86_400.0, exclusive=True))
     )
-    """Seconds without a lease, or since the last check, after which an idle connection
-    is pinged (more than 0, up to 86,400); ``None``: never.
-
-    ``None``: it costs packets, and ``TransportConfig.keep_alive`` with its idle
-    timeout finds dead peers as well, only later."""
-
     health_check_timeout: float = attrs.field(
-        default=5.0, validator=_seconds(0.0, 3600.0, exclusive=True)
+        default=5.0, validator=seconds(0.0, 3600.0, exclusive=True)
     )
-    """Seconds to wait for the answer to such a ping (more than 0, up to 3600); after that
-    the connection is given up.
-
-    5 s: several probe timeouts of a path with half a second of round trip."""
-
     close_timeout: float = attrs.field(
-        default=30.0, validator=_seconds(0.0, 86_400.0, exclusive=True, infinite=True)
+        default=30.0, validator=seconds(0.0, 86_400.0, exclusive=True, infinite=True)
     )
-    """Seconds that a connection closed by the pool has to deliver the data sent on it
-    (more than 0, up to 86,400, or ``math.inf``); after that it is aborted.  The limit does
-    not apply when the pool's block is left: there the caller's cancel scope decides.
-
-    30 s: a connection whose peer is gone has timed out by then anyway."""
 
     def idle_for(self, idle_limit: float) -> float:
         """Seconds without a lease after which a connection is closed.

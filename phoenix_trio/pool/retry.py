@@ -21,7 +21,7 @@ from ..errors import (
     ServerUnreachable,
     StreamBroken,
 )
-from ..field_checks import integer as _integer
+from ..validators import integer
 from .config import Backoff
 
 __all__ = ["Retry"]
@@ -45,28 +45,31 @@ class Retry:
     refused it or did not answer.  Where that is not known, it is made again only if
     `idempotent` says that this does no harm.
 
+    Args:
+      attempts: The most times that a call is made, the first time included.
+        Default: 6 (1 to 1,000,000).
+
+        6: with the default pauses that takes 0.8 to 1.6 seconds, in which a client has moved
+        from a server that shuts down to another one.
+      backoff: The pause before each further attempt.
+        Default: Backoff(initial=0.05, maximum=2.0).
+
+        50 ms, and twice as long each time: another connection is most often there at once.
+      idempotent: Whether the call may be made again although the peer may have acted on it.
+        Default: False.
+
+        False: the library cannot know what a call does.
+
     Raises:
       TypeError: a field has the wrong type; the text names the field.
       ValueError: a field is out of range.
     """
 
-    attempts: int = attrs.field(default=6, validator=_integer(1, 1_000_000))
-    """The most times that a call is made, the first time included (1 to 1,000,000).
-
-    6: with the default pauses that takes 0.8 to 1.6 seconds, in which a client has moved from
-    a server that shuts down to another one."""
-
+    attempts: int = attrs.field(default=6, validator=integer(1, 1_000_000))
     backoff: Backoff = attrs.field(
         default=Backoff(initial=0.05, maximum=2.0), validator=attrs.validators.instance_of(Backoff)
     )
-    """The pause before each further attempt.
-
-    50 ms, and twice as long each time: another connection is most often there at once."""
-
     idempotent: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
-    """Whether the call may be made again although the peer may have acted on it.
-
-    ``False``: the library cannot know what a call does."""
 
     def allows(self, error: BaseException) -> bool:
         """Whether a call which raised `error` may be made again."""

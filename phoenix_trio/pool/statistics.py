@@ -14,43 +14,51 @@ __all__ = ["PoolStatistics", "TargetStatistics"]
 
 @attrs.frozen(kw_only=True)
 class TargetStatistics:
-    """One target at one moment."""
+    """One target at one moment.
+
+    Attributes:
+      connections: Open connections, draining ones not included.
+      idle: Those of them without a lease.
+      dialling: Connections being established: 0 or 1.
+      closing: Connections being closed, or draining.
+      leases: Leases held at present.
+      waiting: Waiting leases.
+      leases_granted: Leases since the target was last forgotten; a target with nothing open is
+        forgotten.
+      dials: Attempts to connect, since the same moment.
+      dial_failures: Those of them that failed.
+    """
 
     connections: int
-    """Open connections, draining ones not included."""
     idle: int
-    """Those of them without a lease."""
     dialling: int
-    """Connections being established: 0 or 1."""
     closing: int
-    """Connections being closed, or draining."""
     leases: int
-    """Leases held at present."""
     waiting: int
-    """Waiting leases."""
     leases_granted: int
-    """Leases since the target was last forgotten; a target with nothing open is forgotten."""
     dials: int
-    """Attempts to connect, since the same moment."""
     dial_failures: int
 
 
 @attrs.frozen(kw_only=True)
 class PoolStatistics:
-    """A pool at one moment; sums over :attr:`targets` are properties."""
+    """A pool at one moment; sums over `targets` are properties.
+
+    Attributes:
+      targets: By target, as ``"host:port"``.
+      evicted_idle: Connections closed because they had no lease for the idle timeout.
+      evicted_for_others: Idle connections closed because another target needed the slot.
+      drained: Connections closed because their peer, or the application, asked for draining.
+      lost: Connections which ended although the pool did not close them.
+      health_failures: Connections given up because a health check was not answered.
+    """
 
     targets: Mapping[str, TargetStatistics]
-    """By target, as ``"host:port"``."""
     evicted_idle: int
-    """Connections closed because they had no lease for the idle timeout."""
     evicted_for_others: int
-    """Idle connections closed because another target needed the slot."""
     drained: int
-    """Connections closed because their peer, or the application, asked for draining."""
     lost: int
-    """Connections which ended although the pool did not close them."""
     health_failures: int
-    """Connections given up because a health check was not answered."""
 
     @property
     def connections(self) -> int:

@@ -21,13 +21,14 @@ class Target:
     """A host and a UDP port, in normal form; made by :func:`parse_target`.
 
     :func:`parse_target` accepts ``str(target)``.
+
+    Args:
+      host: A name in lower case, or an address in its shortest form, without brackets.
+      port: 1 to 65,535.
     """
 
     host: str
-    """A name in lower case, or an address in its shortest form, without brackets."""
-
     port: int
-    """1 to 65,535."""
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"

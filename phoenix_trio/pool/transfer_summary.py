@@ -9,22 +9,29 @@ __all__ = ["TransferSummary"]
 
 @attrs.frozen(kw_only=True)
 class TransferSummary:
-    """A transfer stored by the receiver."""
+    """A transfer stored by the receiver.
+
+    Attributes:
+      transfer_id: 16 bytes; a repeated call with the same ones continues the transfer.
+      size: Bytes in all.
+      sha256: The checksum, the same on both sides.
+      duration: Seconds from the call to the receiver's confirmation.
+      stripe_size: Bytes of a stripe.
+      stripes_sent: Stripes sent, those sent again included.
+      bytes_sent_again: Bytes of stripes sent again because their connection was lost.
+      connections_lost: Connections lost during the transfer.
+      connections_replaced: Lost connections in whose place a new one was opened.
+      bytes_skipped: Bytes not sent, because the receiver had them from an earlier attempt.
+        Default: 0.
+    """
 
     transfer_id: bytes
     size: int
-    """Bytes in all."""
     sha256: bytes
-    """The checksum, the same on both sides."""
     duration: float
-    """Seconds from the call to the receiver's confirmation."""
     stripe_size: int
-    """Bytes of a stripe."""
     stripes_sent: int
-    """Stripes sent, those sent again included."""
     bytes_sent_again: int
-    """Bytes of stripes sent again because their connection was lost."""
     connections_lost: int
     connections_replaced: int
     bytes_skipped: int = 0
-    """Bytes not sent, because the receiver had them from an earlier attempt."""

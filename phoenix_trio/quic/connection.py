@@ -1,15 +1,15 @@
 """A QUIC connection for Trio: open and accept streams, datagrams, close.
 
-Floor 3.  What applications call; what happens below is turned into woken tasks by
-:class:`~phoenix_trio.quic.connection_state.ConnectionState`.
+Floor 3.  The calls of applications.
+:class:`~phoenix_trio.quic.connection_state.ConnectionState` wakes their tasks on events of
+the driver.
 
-A connection and its streams name each other's types, so those stand here together: the
-streams are what :mod:`.stream` and the modules of its parts make of any host, with
-:class:`QuicConnection` for the host.
+A connection and its streams name each other's types, so this module defines both.  The
+streams are those of :mod:`.stream` and the modules of its parts, which are generic in the
+type of their connection.
 
-When a connection ends, every call on it and on its streams raises why, after
-what had arrived has been read.  A handler is not cancelled for it: unread data
-would be lost silently.
+When a connection ends, calls on it and on its streams raise the reason, once the application
+has read all arrived data.  The handler is not cancelled: unread data would be lost silently.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ class ReceiveStream(ReceivingPart["QuicConnection"]):
     Obtained from :meth:`QuicConnection.accept_receive_stream`, or as
     :attr:`QuicStream.receive_stream`.
 
-    One task at a time may receive.  What arrives is buffered up to the
-    connection's flow-control limits; the peer is granted more only as data is
-    read.  Data which arrived before the connection ended can still be read.
+    One task at a time may receive.  Arriving data is buffered up to the
+    connection's flow-control limits; the peer gets more credit only as the
+    application reads.  Data that arrived before the end of the connection can still be read.
 
-    Used as a context manager, a block left normally closes the stream, a block
-    left by an exception stops it with :attr:`ApplicationErrorCode.CANCELLED`.
+    As a context manager, a block left normally closes the stream, a block left by
+    an exception stops it with :attr:`ApplicationErrorCode.CANCELLED`.
     """
 
     __slots__ = ()
@@ -70,11 +70,10 @@ class SendStream(SendingPart["QuicConnection"]):
     Obtained from :meth:`QuicConnection.open_send_stream`, or as
     :attr:`QuicStream.send_stream`.
 
-    One task at a time may send.  Used as a context manager, a block left
-    normally ends the stream (FIN) and what was sent is still delivered; a block
-    left by an exception or cancellation resets it with
-    :attr:`ApplicationErrorCode.CANCELLED`, so that the peer never mistakes a
-    part for the whole.
+    One task at a time may send.  As a context manager, a block left normally
+    ends the stream (FIN), and all sent data is still delivered.  A block left by an
+    exception or cancellation resets it with :attr:`ApplicationErrorCode.CANCELLED`,
+    so that the peer never mistakes a part for the whole.
     """
 
     __slots__ = ()
@@ -85,13 +84,13 @@ class QuicStream(BidirectionalStream["QuicConnection", SendStream, ReceiveStream
     """A bidirectional stream: a :class:`trio.abc.HalfCloseableStream`.
 
     Obtained from :meth:`QuicConnection.open_stream`,
-    :meth:`QuicConnection.accept_stream` or a :class:`StreamListener`.  Any library
-    which takes a Trio stream takes one of these.
+    :meth:`QuicConnection.accept_stream` or a :class:`StreamListener`.  Libraries
+    for Trio's streams can use it.
 
-    A stream on which nothing was sent is not visible to the peer (RFC 9000
-    section 2.1), so the side which opens it has to send first.
+    The peer does not see a stream before something is sent on it (RFC 9000
+    section 2.1), so the side that opens it has to send first.
 
-    Used as a context manager, a block left normally closes the stream in good
+    As a context manager, a block left normally closes the stream in good
     order, a block left by an exception or cancellation resets it.
     """
 
@@ -119,7 +118,7 @@ class QuicConnection(PathCalls, trio.abc.AsyncResource, metaclass=NoPublicConstr
         self._incoming: deque[QuicStream] = deque()
         self._incoming_one_way: deque[ReceiveStream] = deque()
         self._take_stream: Callable[[QuicStream], None] | None = None
-        # The lowest ID of a bidirectional stream which the peer has not opened yet.
+        # The lowest ID of a bidirectional stream that the peer has not opened yet.
         self._next_incoming = int(engine.is_client)  # (RFC 9000 section 2.1)
         self._refuses_from: int | None = None
 
@@ -128,9 +127,9 @@ class QuicConnection(PathCalls, trio.abc.AsyncResource, metaclass=NoPublicConstr
     async def open_stream(self) -> QuicStream:
         """Open a bidirectional stream, waiting until the peer permits one more.
 
-        The peer hears of it when something is sent on it.
+        The peer sees the stream when something is sent on it.
 
-        Cancellation: nothing was opened.
+        Cancellation: no stream was opened.
 
         Raises:
           trio.ClosedResourceError: the connection was closed here.
@@ -149,28 +148,27 @@ class QuicConnection(PathCalls, trio.abc.AsyncResource, metaclass=NoPublicConstr
     ) -> bytes:
         """Send `data` on a bidirectional stream of its own, and return the peer's whole answer.
 
-        The stream ends with `data`, and the answer is what the peer sends to the end of its
-        direction.  A peer which has read enough may answer early, and stop the rest of the
-        request (STOP_SENDING): the answer counts.  It may also answer while it reads; the
-        answer is received while `data` is being sent.
+        The stream ends with `data`; the answer is all that the peer sends on it.  A peer may
+        answer early, and stop the rest of the request (STOP_SENDING): the answer counts.  It
+        may also answer while it reads: the call sends and receives at the same time.
 
         Waits until the peer permits one more stream, until there is room for `data` in the
         send buffer, and for the answer.  In most cases the task is woken once, or twice where
         other streams of the connection are open.
 
         Args:
-          data: the request; none at all is allowed.
-          max_answer: the longest answer which is taken, in bytes, 0 or more; ``None``: the
+          data: the request; it may be empty.
+          max_answer: the limit for the answer, in bytes, 0 or more; ``None``: the
             configuration's ``max_message_size``.
 
         Cancellation: the peer may or may not have seen the request.  Both directions are
         given up with :attr:`ApplicationErrorCode.CANCELLED`: the peer's calls on the stream
-        raise :class:`StreamReset` or :class:`StreamStopped`.  So it is on any error below.
+        raise :class:`StreamReset` or :class:`StreamStopped`.  Errors below do the same.
 
         Raises:
           StreamReset: the peer gave up its answer.
           StreamStopped: the peer stopped the request, and gave up its answer.
-          StreamTooLarge: the answer is longer than `max_answer`; the peer was told to stop
+          StreamTooLarge: the answer is longer than `max_answer`; this side has stopped it
             with :attr:`ApplicationErrorCode.MESSAGE_TOO_LARGE`.
           trio.ClosedResourceError: the connection was closed here.
           ConnectionBroken: the connection ended before the answer was complete.
@@ -201,7 +199,7 @@ class QuicConnection(PathCalls, trio.abc.AsyncResource, metaclass=NoPublicConstr
         return stream_id
 
     def _open_now(self, *, unidirectional: bool) -> int | None:
-        """A new stream; ``None`` while the peer permits none."""
+        """A new stream; ``None``: no stream credit."""
         if self._is_closing:
             error = self._ended_error()
             if isinstance(error, ConnectionBroken):
@@ -226,10 +224,10 @@ class QuicConnection(PathCalls, trio.abc.AsyncResource, metaclass=NoPublicConstr
                 return stream_id
 
     async def accept_stream(self) -> QuicStream:
-        """The next bidirectional stream which the peer has opened, in the order of their IDs.
+        """The next bidirectional stream of the peer, in the order of their IDs.
 
-        A peer which uses a stream opens all lower-numbered ones too (RFC 9000
-        section 2.1), so a stream can be accepted before anything arrives on it.
+        Using a stream opens all lower-numbered ones as well (RFC 9000 section 2.1), so a
+        stream can be accepted before anything arrives on it.
         Streams opened before the connection ended can still be accepted.
 
         Cancellation: no stream is lost.
@@ -242,7 +240,7 @@ class QuicConnection(PathCalls, trio.abc.AsyncResource, metaclass=NoPublicConstr
         return await self._accept(self._incoming)
 
     async def accept_receive_stream(self) -> ReceiveStream:
-        """The next unidirectional stream which the peer has opened; see :meth:`accept_stream`."""
+        """The next unidirectional stream of the peer; see :meth:`accept_stream`."""
         return await self._accept(self._incoming_one_way)
 
     async def _accept(self, queue: deque[S]) -> S:
@@ -262,8 +260,8 @@ class QuicConnection(PathCalls, trio.abc.AsyncResource, metaclass=NoPublicConstr
     def incoming_streams(self) -> AsyncIterator[QuicStream]:
         """Iterate over :meth:`accept_stream`; ends when the connection is closed in good order.
 
-        That is: closed here, or by the peer with code 0.  It ends also when this side is
-        shutting down.  Any other end raises :class:`ConnectionBroken`.
+        Good order means: closed here, or by the peer with code 0.  The iteration also ends
+        when this side shuts down.  Any other end raises :class:`ConnectionBroken`.
         """
         return UntilClosed(partial(self._accept, self._incoming))
 
@@ -272,15 +270,16 @@ class QuicConnection(PathCalls, trio.abc.AsyncResource, metaclass=NoPublicConstr
         return UntilClosed(partial(self._accept, self._incoming_one_way))
 
     def refuse_streams(self) -> int:
-        """From now on, refuse bidirectional streams which the peer opens; idempotent.
+        """From now on, refuse the peer's new bidirectional streams; idempotent.
 
         For a side that ends soon: :func:`serve` and ``phoenix.shutdown`` call it.
-        Streams which wait to be accepted, and all later ones, are refused with
+        Streams that wait for :meth:`accept_stream`, and all later ones, are refused with
         :attr:`ApplicationErrorCode.NOT_PROCESSED`, so that the peer may send the same again
         elsewhere.  :meth:`accept_stream` raises :class:`ShuttingDown`.  Accepted streams,
         unidirectional ones and datagrams go on.
 
-        Returns the ID of the first stream of which no task here sees anything.
+        Returns the ID of the first refused stream; no task here sees data of it or of later
+        ones.
         """
         if self._refuses_from is None:
             self._refuses_from = self._incoming[0].id if self._incoming else self._next_incoming
@@ -295,7 +294,7 @@ class QuicConnection(PathCalls, trio.abc.AsyncResource, metaclass=NoPublicConstr
     async def ping(self) -> float:
         """Send a PING and wait for its acknowledgement.
 
-        Returns the seconds it took, which include the peer's acknowledgement delay.
+        Returns the time in seconds, including the peer's acknowledgement delay.
 
         Raises:
           trio.ClosedResourceError: the connection was closed here.
@@ -320,7 +319,7 @@ class QuicConnection(PathCalls, trio.abc.AsyncResource, metaclass=NoPublicConstr
         return trio.current_time() - started
 
     async def update_keys(self) -> None:
-        """Replace the packet protection keys (RFC 9001 section 6) and wait until the peer has.
+        """Replace the packet protection keys (RFC 9001 section 6), and wait for the peer's.
 
         Raises:
           trio.BusyResourceError: another task is updating the keys.
@@ -330,17 +329,17 @@ class QuicConnection(PathCalls, trio.abc.AsyncResource, metaclass=NoPublicConstr
         with self._key_update:
             await self.wait_confirmed()
             if not self._engine.can_update_keys:
-                # An update which began by itself is not acknowledged yet.
+                # An automatic update is not acknowledged yet.
                 await self.ping()
             self._engine.update_keys()
             # RFC 9001 section 6.1: no further update before this one was acknowledged.
             await self.ping()
 
     async def wait_confirmed(self) -> None:
-        """Wait until both sides know that the handshake is complete (RFC 9001 section 4.1.2).
+        """Wait until the handshake is confirmed (RFC 9001 section 4.1.2).
 
-        Of use with early data (0-RTT), which an attacker can replay: what must
-        not happen twice has to wait for this.
+        An attacker can replay early data (0-RTT).  Wait for this before you send or do
+        anything that must not happen twice.
 
         Raises:
           HandshakeFailed, ConnectionBroken: the connection ended first.
@@ -355,8 +354,8 @@ class QuicConnection(PathCalls, trio.abc.AsyncResource, metaclass=NoPublicConstr
     async def _wait_ready(self) -> None:
         """Client: wait until the connection can be used."""
         while not self._ended:
-            # In TLS 1.3 a client is done before the server has judged the client's
-            # certificate: only the confirmation says that it was accepted.
+            # In TLS 1.3 a client completes its handshake before the server has checked the
+            # client's certificate.  Only the confirmation shows that it was accepted.
             if self._handshake_complete and (
                 self._confirmed or not self._engine.client_certificate_requested
             ):
@@ -367,20 +366,20 @@ class QuicConnection(PathCalls, trio.abc.AsyncResource, metaclass=NoPublicConstr
     # ------------------------------------------------------------------ the end
 
     async def wait_closed(self) -> None:
-        """Wait until the connection has ended, on whichever side; see :attr:`close_reason`."""
+        """Wait until the connection has ended, on either side; see :attr:`close_reason`."""
         await trio.lowlevel.checkpoint()
         while not self._ended:
             await self._wait(self._state_lot)
 
     async def aclose(self, code: int = ApplicationErrorCode.NO_ERROR, reason: str = "") -> None:
-        """Close in good order: deliver what was sent, then say goodbye (CONNECTION_CLOSE).
+        """Close in good order: deliver all sent data, then send CONNECTION_CLOSE.
 
         Waits until the peer's transport has acknowledged all stream data and
         queued datagrams have left; new calls to open, send or accept raise
-        :class:`trio.ClosedResourceError` meanwhile.  How long that takes is
-        bounded by the caller's cancel scope, by the idle timeout if the peer has
-        gone, and by ``TransportConfig.max_blocked_time`` if it reads nothing.
-        Idempotent; never raises because the peer has gone.
+        :class:`trio.ClosedResourceError` meanwhile.  The caller's cancel scope bounds the
+        time, and so do the idle timeout if the peer is gone, and
+        ``TransportConfig.max_blocked_time`` if it reads nothing.
+        Idempotent; never raises because the peer is gone.
 
         Args:
           code: the application error code for the peer; 0 is a clean close.
@@ -421,7 +420,7 @@ class QuicConnection(PathCalls, trio.abc.AsyncResource, metaclass=NoPublicConstr
     # ------------------------------------------------------------------ streams from below
 
     def handle_events(self, batch: list[events.Event]) -> None:
-        """Called by the driver with what has happened."""
+        """Called by the driver with events of the engine."""
         for event in batch:
             handler = _HANDLERS.get(type(event))
             if handler is not None:
@@ -430,11 +429,11 @@ class QuicConnection(PathCalls, trio.abc.AsyncResource, metaclass=NoPublicConstr
     def on_released(self, remains: ApplicationFace) -> None:
         """Called by the driver: the connection is over, and its engine freed.
 
-        Streams which were not accepted yet still can be.
+        Waiting streams can still be accepted.
         """
         super().on_released(remains)
         self._take_stream = None
-        # This connection keeps them, so they must not keep it alive.
+        # The connection refers to the streams, so a reference back would be a cycle.
         for stream in self._incoming:
             stream._detach()
         for receiver in self._incoming_one_way:
@@ -474,7 +473,7 @@ class QuicConnection(PathCalls, trio.abc.AsyncResource, metaclass=NoPublicConstr
 
 
 def refuse(stream: QuicStream) -> None:
-    """Tell the peer that no task here sees anything of this stream."""
+    """Refuse a stream as not processed: no task here has seen data of it."""
     stream.reset(ApplicationErrorCode.NOT_PROCESSED)
     stream.stop_receiving(ApplicationErrorCode.NOT_PROCESSED)
 

@@ -1,6 +1,6 @@
-"""One UDP socket which dials and listens: the public face of the driver.
+"""One UDP socket for dialling and listening: the public face of the driver.
 
-Floor 3.  Holds what all connections of a socket share: the network, the
+Floor 3.  Holds the parts shared by all connections of a socket: the network, the
 configuration, key log and traces.
 """
 
@@ -86,26 +86,26 @@ class Endpoint(metaclass=NoPublicConstructor):
         """Open a socket and drive it for as long as the block lasts.
 
         When the block is left normally, every connection is closed in good order
-        (:meth:`QuicConnection.aclose`) first.  Then the block waits until their peers know:
-        a round trip, where they answer and no packet is lost, at most
+        (:meth:`QuicConnection.aclose`) first.  Then the block waits for the answers of the
+        peers: one round trip if no packet is lost, at most
         ``TransportConfig.close_linger``.  When it is left by an exception or cancellation,
-        connections are aborted, and nothing is waited for.
+        connections are aborted without any wait.
 
         Args:
           host: the local address or name; ``None``: all, IPv4 and IPv6 (dual stack)
             where the system allows.
           port: the local UDP port; 0: any free one.
           socket: a bound UDP socket to use instead of a new one (``host`` and ``port`` are
-            left out then).  Once this call has found it good, the endpoint owns it and
+            left out then).  Once this call has checked it, the endpoint owns it and
             closes it at the end; pass ``socket.dup()`` to keep yours.  It becomes
-            non-blocking; buffers whose sizes were chosen are left as they are.
+            non-blocking; buffer sizes set by the program stay.
           reuse_port: let other sockets be bound to the same port (``SO_REUSEPORT``), so that
-            processes share it.  The system gives each a part of the peers, by their
-            addresses: a client which moves can come to another process, which resets it.
-            With :func:`run_workers` it is passed on instead.
+            processes share it.  The system distributes peers by their addresses.  So packets
+            of a client that moves may reach another process, which resets the connection.
+            :func:`run_workers` passes them on instead.
           config: the default for the endpoint's connections.
-          network: where sockets come from; ``None``: the real UDP.
-            :class:`phoenix_trio.testing.SimulatedNetwork` has others.
+          network: makes the sockets; ``None``: real UDP.  For tests:
+            :class:`phoenix_trio.testing.SimulatedNetwork`.
 
         Raises:
           OSError: the name is unknown, or the port is in use; or, later, the socket
@@ -130,8 +130,8 @@ class Endpoint(metaclass=NoPublicConstructor):
                 except trio.BrokenResourceError:
                     if driver.failure is None:
                         raise
-                    # The body was told that the socket has failed; the failure itself is on
-                    # its way out of the driver, and one error says it better than two.
+                    # The body got the socket's failure from its calls; the driver raises the
+                    # same failure.  One error is clearer than two.
                     await trio.sleep_forever()
                 finally:
                     endpoint.close()
@@ -148,7 +148,7 @@ class Endpoint(metaclass=NoPublicConstructor):
         config: TransportConfig | None,
         network: Network | None,
     ) -> Endpoint:
-        """An endpoint which no task drives yet."""
+        """An endpoint without a driving task."""
         if socket is not None:
             if host is not None or port:
                 raise ValueError("a socket has its address already: leave out host and port")
@@ -217,7 +217,7 @@ class Endpoint(metaclass=NoPublicConstructor):
         the next address is tried 0.25 s after the last, or as soon as it fails,
         and the first handshake that completes wins.  With `early_data` in `tls` and
         a ticket in its session store, the block begins before the handshake is
-        complete, and what is sent then can be replayed by an attacker.
+        complete; an attacker can replay data sent by then.
 
         When the block is left normally, the connection is closed in good order;
         when it is left by an exception, it is aborted.
@@ -233,11 +233,11 @@ class Endpoint(metaclass=NoPublicConstructor):
 
         Raises:
           OSError: the name is unknown, or no address of it can be reached from this socket; or
-            the socket is that of a :class:`Worker`, to which answers need not come.
-          ServerUnreachable: the network says that nothing listens there, or that there is no
-            way to the address; on Linux, and where ICMP messages come through.
+            the socket belongs to a :class:`Worker`, where answers may reach another process.
+          ServerUnreachable: the network reports that no program listens there, or that there
+            is no route; on Linux, and where ICMP messages pass.
           HandshakeTimedOut: no answer in ``TransportConfig.handshake_timeout``.
-          HandshakeFailed: another subclass says why.
+          HandshakeFailed: another reason; see its subclasses.
           trio.ClosedResourceError: the endpoint is closed.
         """
         connection = await self._dial(host, port, tls=tls, alpn=alpn, config=config)
@@ -276,7 +276,7 @@ class Endpoint(metaclass=NoPublicConstructor):
         listener: QuicListener = QuicListener._create(driver)
         own_config = driver.config if config is None else config
         if driver.config.stateless_reset_key is None:
-            # Stable over restarts, so that a restarted server resets its old connections.
+            # The same after a restart, so that a restarted server resets its old connections.
             driver.set_reset_key(tls.stateless_reset_secret())
         keys = tls.shared_keys or driver.worker_keys
         driver.share_keys(keys)
@@ -304,7 +304,7 @@ class Endpoint(metaclass=NoPublicConstructor):
         return listener
 
     def close(self) -> None:
-        """Close the socket; connections which are still open are aborted.  Idempotent."""
+        """Close the socket, and abort open connections.  Idempotent."""
         if self._listener is not None:
             self._listener._stop()
         self._driver.close()
@@ -425,7 +425,7 @@ async def _happy_eyeballs(
     targets: list[SocketAddress],
     establish: Callable[[SocketAddress], Awaitable[QuicConnection]],
 ) -> QuicConnection:
-    """The first of several attempts which succeeds; each starts when the last fails or is slow."""
+    """The first successful attempt; each starts when the previous one fails or is slow."""
     winner: list[QuicConnection] = []
     failures: list[tuple[SocketAddress, Exception]] = []
 
@@ -452,7 +452,7 @@ async def _happy_eyeballs(
                     with trio.move_on_after(CONNECTION_ATTEMPT_DELAY):
                         await failed.wait()
             except BaseException:
-                # Cancelled from outside between two attempts: the winner has no owner.
+                # Cancelled from outside: the established connection has no owner.
                 if winner and not nursery.cancel_scope.cancel_called:
                     winner.pop().abort(ApplicationErrorCode.CANCELLED)
                 raise
@@ -476,8 +476,8 @@ async def open_connection(
 ) -> AsyncIterator[QuicConnection]:
     """Dial a server from a socket of its own, for the length of the block.
 
-    See :meth:`Endpoint.connect` for arguments, cancellation and errors;
-    programs with many connections open one :class:`Endpoint` and use that.
+    See :meth:`Endpoint.connect` for arguments, cancellation and errors.  A program with many
+    connections should open one :class:`Endpoint` for all of them.
     """
     async with (
         Endpoint.open(config=config, network=network) as endpoint,
@@ -486,5 +486,5 @@ async def open_connection(
         try:
             yield connection
         finally:
-            # The endpoint's cancellation, which follows, can keep this frame alive.
+            # The cancellation of the endpoint follows, and can keep this frame alive.
             del connection

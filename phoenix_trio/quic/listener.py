@@ -26,8 +26,8 @@ class QuicListener(trio.abc.Listener[QuicConnection], metaclass=NoPublicConstruc
     """Accepts connections on an endpoint's socket.
 
     Obtained from :func:`open_listener`, :meth:`Endpoint.listen`, or started by
-    :func:`serve`.  Only connections whose handshake is complete are accepted
-    (or, with early data, whose first 0-RTT data has come).
+    :func:`serve`.  A connection can be accepted when its handshake is complete (or,
+    with early data, when its first 0-RTT data has arrived).
     """
 
     def __init__(self, driver: SocketDriver) -> None:
@@ -59,8 +59,8 @@ class QuicListener(trio.abc.Listener[QuicConnection], metaclass=NoPublicConstruc
     async def accept(self) -> QuicConnection:
         """The next connection; close it when done with it.
 
-        A listener from :func:`open_listener` has no nursery: its socket is served
-        while some task waits in a call of this library, for instance in this one.
+        A listener from :func:`open_listener` has no nursery: its socket is driven
+        while a task waits in a call of this library, such as this one.
 
         Cancellation: no connection is lost.
 
@@ -75,7 +75,7 @@ class QuicListener(trio.abc.Listener[QuicConnection], metaclass=NoPublicConstruc
         return self._queue.popleft()
 
     async def aclose(self) -> None:
-        """Stop accepting.  Connections which wait to be accepted are closed, accepted ones stay."""
+        """Stop accepting.  Waiting connections are closed, accepted ones stay."""
         self._stop()
         await trio.lowlevel.checkpoint()
 
@@ -109,7 +109,7 @@ class QuicListener(trio.abc.Listener[QuicConnection], metaclass=NoPublicConstruc
 
 @final
 class StreamListener(trio.abc.Listener[QuicStream], metaclass=NoPublicConstructor):
-    """Accepts the bidirectional streams of all connections, for code which knows only streams.
+    """Accepts the bidirectional streams of all connections, for code written for streams.
 
     Obtained from :func:`open_stream_listener`.  A connection is closed when its
     peer closes it; after :meth:`aclose`, as soon as it has no open stream.
@@ -143,10 +143,10 @@ class StreamListener(trio.abc.Listener[QuicStream], metaclass=NoPublicConstructo
         return self._listener.statistics()
 
     async def accept(self) -> QuicStream:
-        """The next stream which any peer has opened; close it when done with it.
+        """The next stream of any peer; close it when done with it.
 
-        The socket is served while some task waits in a call of this library, for
-        instance in this one.
+        The socket is driven while a task waits in a call of this library, such as this
+        one.
 
         Cancellation: no stream is lost.
 
@@ -161,7 +161,7 @@ class StreamListener(trio.abc.Listener[QuicStream], metaclass=NoPublicConstructo
         return self._queue.popleft()
 
     async def aclose(self) -> None:
-        """Stop accepting.  Streams which wait to be accepted are reset, accepted ones stay."""
+        """Stop accepting.  Waiting streams are reset, accepted ones stay."""
         if not self._stopped:
             self._stopped = True
             self._listener._stop()
@@ -185,6 +185,6 @@ class StreamListener(trio.abc.Listener[QuicStream], metaclass=NoPublicConstructo
 
         connection._take_stream = take
         connection._on_end = lambda: self._connections.discard(connection)
-        # What came before the connection was ready.
+        # Streams from before the connection was ready.
         while connection._incoming:
             take(connection._incoming.popleft())

@@ -32,10 +32,10 @@ def check_grace(name: str, value: float) -> float:
 
 
 async def part(connection: QuicConnection) -> None:
-    """Let a peer which may know that this side leaves close the connection first.
+    """Wait for the peer to close the connection first; refuse its streams until then.
 
-    When it does, nothing that it has sent is on its way any more; until then, it is refused.
-    Returns after ``close_linger`` at the latest.
+    Requests on the way when a connection is closed are lost without an answer.  After the
+    peer has closed, there are none.  Returns after ``close_linger`` at the latest.
     """
     with trio.move_on_after(connection._engine.config.close_linger):
         await connection.wait_closed()
@@ -45,11 +45,11 @@ class Server:
     """Listens, and runs `handler` in a task for each connection.
 
     Args:
-      handler: an async function which takes the connection.
+      handler: an async function of the connection.
       open_endpoints: opens the sockets.
       tls, alpn, on_error, strict, grace_period: see :func:`phoenix_trio.serve`.
-      parts: whether to let the peer close the connection of a handler which returns while
-        the server stops; otherwise the handler does.
+      parts: whether the server waits for the peer to close the connection when a handler
+        returns while the server stops; otherwise `handler` itself waits.
       on_stop: called for each served connection when the server stops, with the ID of the
         first refused stream.
     """
@@ -78,23 +78,23 @@ class Server:
         self._listeners: list[QuicListener] = []
         self._served: dict[QuicConnection, None] = {}
         self._handlers: trio.Nursery | None = None
-        # What runs in here outlives a cancellation of the server by the grace period.
+        # Its tasks go on for the grace period after a cancellation of the server.
         self._scope = trio.CancelScope(shield=True)
         self.grace_period = check_grace("grace_period", grace_period)
-        """Seconds which handlers have to finish after :meth:`run` was cancelled."""
+        """Seconds for handlers to finish after a cancellation of :meth:`run`."""
         self.is_stopping = False
         """Whether :meth:`stop` was called."""
         self.handlers_cancelled = 0
-        """Handlers which had not finished at the end of the grace period."""
+        """Handlers that had not finished at the end of the grace period."""
         self.ended = trio.Event()
         """Set when :meth:`run` is over."""
 
     def stop(self, deadline: float) -> None:
-        """Take no new work from now on, and end when what there is has been done.
+        """Take no new work from now on, and end when all handlers have returned.
 
         Args:
-          deadline: when handlers which are left are cancelled; of several calls, the
-            earliest one counts.
+          deadline: when remaining handlers are cancelled; of several calls, the earliest
+            deadline counts.
         """
         self._scope.deadline = min(self._scope.deadline, deadline)
         if self.is_stopping:
@@ -125,7 +125,7 @@ class Server:
 
         Raises:
           OSError: the address is unknown or not local, or the port is in use.
-          ShuttingDown: :meth:`stop` was called before it listened.
+          ShuttingDown: :meth:`stop` was called before the sockets were open.
         """
         endpoints: list[Endpoint] = []
         try:
@@ -183,7 +183,7 @@ class Server:
             while True:
                 connection = await listener.accept()
                 handlers.start_soon(self._run_handler, connection)
-                del connection  # the handler's, and not kept until the next one comes
+                del connection  # else this frame keeps it until the next one arrives
         except trio.ClosedResourceError:
             if not listener._stopped:
                 raise
@@ -224,7 +224,7 @@ def _on_handler_error(
 ) -> None:
     remaining: BaseException | None = error
     if connection.close_reason is not None:
-        # The peer has gone, which the call that the handler was in has raised.
+        # Not a crash: the handler's call raised the end of the connection.
         if isinstance(error, BaseExceptionGroup):
             remaining = error.split(ConnectionBroken)[1]
         elif isinstance(error, ConnectionBroken):

@@ -44,43 +44,43 @@ async def serve(
     When a handler returns, its connection is closed in good order
     (:meth:`QuicConnection.aclose`).  When it raises, the connection is closed with
     :attr:`ApplicationErrorCode.HANDLER_CRASHED`, the exception goes to `on_error`,
-    and the server goes on; except that a :class:`ConnectionBroken` of a connection
-    which has ended is no crash of the handler and is only logged at debug level.
+    and the server goes on.  The :class:`ConnectionBroken` of an ended connection is not a
+    crash of the handler; it is only logged, at debug level.
 
     The server ends when it is cancelled, or when all its listeners have been
     closed and their handlers have returned.
 
-    Cancellation: clients which dial are refused from then on, and so are new streams
+    Cancellation: from then on the server refuses new clients and new streams
     (:meth:`QuicConnection.refuse_streams`): iterating over ``incoming_streams()`` ends.
-    Handlers have `grace_period` seconds to finish, delivery of what they sent included.  When
-    one has returned, its connection refuses streams until the peer has closed it, for
-    ``TransportConfig.close_linger`` at most, so that what the peer sends meanwhile is not lost;
-    those which are left are cancelled then, and their connections are closed with
-    :attr:`ApplicationErrorCode.SHUTTING_DOWN`.
+    Handlers have `grace_period` seconds to finish, including the delivery of sent data.  After
+    a handler has returned, its connection refuses streams until the peer closes it, for
+    ``TransportConfig.close_linger`` at most.  So the peer learns that its last requests were
+    not processed.  After `grace_period`, remaining handlers are cancelled, and their
+    connections closed with :attr:`ApplicationErrorCode.SHUTTING_DOWN`.
 
     Args:
-      handler: an async function which takes the connection.
-      port: the UDP port; 0: any free one.  To be left out only with `socket`.
+      handler: an async function of the connection.
+      port: the UDP port; 0: any free one.  Required unless `socket` is given.
       tls: the server's identity.
       host: the local address or name; ``None``: all, IPv4 and IPv6.  A name with
         several addresses gets a listener for each.
-      socket: a bound UDP socket to use instead of new ones, as systemd hands one to a
-        service, or that of a :class:`Worker`; closed at the end, see :meth:`Endpoint.open`.
-      reuse_port: let other processes be bound to the same port, see :meth:`Endpoint.open`.
+      socket: a bound UDP socket to use instead of new ones, for example one from systemd, or
+        that of a :class:`Worker`; closed at the end, see :meth:`Endpoint.open`.
+      reuse_port: let other processes bind to the same port, see :meth:`Endpoint.open`.
       alpn: protocol names, the preferred one first.
       config: limits, buffers, timers.
       on_error: called with a handler's exception; ``None``: logged with its traceback.
       strict: let a handler's exception propagate and end the server instead.
-      grace_period: seconds which handlers are given to finish when the server is
-        cancelled; ``math.inf``: as long as they take.
-      network: where sockets come from; ``None``: the real UDP.
+      grace_period: seconds for handlers to finish when the server is cancelled;
+        ``math.inf``: no limit.
+      network: makes the sockets; ``None``: real UDP.
       task_status: ``nursery.start(serve, ...)`` returns the list of listeners
         (``listener.address``, ``listener.port``) once they are open.
 
     Raises:
       OSError: the address is unknown or not local, or the port is in use.
       TypeError: there is neither a port nor a socket, or `socket` is not one.
-      ValueError: `socket` is not fit, and was left as it was; see :meth:`Endpoint.open`.
+      ValueError: `socket` cannot be used, and is unchanged; see :meth:`Endpoint.open`.
         Or `grace_period` is negative.
     """
     server = Server(
@@ -114,12 +114,11 @@ async def open_listener(
     config: TransportConfig | None = None,
     network: Network | None = None,
 ) -> QuicListener:
-    """Open a listener for connections, to be used with :func:`trio.serve_listeners` for instance.
+    """Open a listener for connections, for example for :func:`trio.serve_listeners`.
 
-    There is no nursery behind it: the socket is served by whichever task waits in
-    a call on the listener, its connections or their streams.  A program in which
-    for a while no task does so answers nothing meanwhile; :func:`serve` and
-    :meth:`Endpoint.open` have no such limit.
+    It has no nursery.  A task that waits in a call on the listener, its connections or their
+    streams drives the socket.  While no task waits in such a call, packets are not answered;
+    :func:`serve` and :meth:`Endpoint.open` have no such limit.
 
     The socket is closed when the listener and all its connections are.
 
@@ -157,11 +156,11 @@ async def open_stream_listener(
     config: TransportConfig | None = None,
     network: Network | None = None,
 ) -> StreamListener:
-    """Open a listener which accepts streams, for code which knows only Trio's streams.
+    """Open a listener for streams, for code that is written for Trio's streams.
 
     ``await trio.serve_listeners(handler, [await open_stream_listener(...)])`` runs
     `handler` for every bidirectional stream of every connection.  See
-    :func:`open_listener` for arguments, errors, and the task which serves the socket.
+    :func:`open_listener` for arguments, errors, and the task that drives the socket.
     """
     listener = await open_listener(
         port,

@@ -34,35 +34,41 @@ def _not_negative(instance: object, attribute: attrs.Attribute[Any], value: int 
 class PartLimits:
     """How long and how many partial files wait for their senders.
 
+    Args:
+      lifetime: Seconds after its last byte for which a part is kept.
+        Default: 86,400 s (more than 0, up to math.inf).
+
+        A day: a sender that is away for longer begins anew.
+      max_count: The most parts of all senders.  Default: 256 (0 or more).
+
+        256: each costs a directory entry and a look at every clean-up.
+      max_count_per_peer: The most parts of one sender's address.  Default: 32 (0 or more).
+
+        32: an eighth of all, so that one sender does not take all places.
+      max_bytes: The most bytes of all parts.  Default: None (0 or more, or None).
+
+        ``None``: half of the space that would be free without them.  In any case, parts are
+        deleted for transfers that need the space.
+      max_bytes_per_peer: The most bytes of one sender's parts.
+        Default: None (0 or more, or None).
+
+        ``None``: as many as all may have, so that a file that fills half of the disk
+        can be continued if there is no other sender.
+      keep_free: Bytes of the disk that transfers leave free.  Default: None (0 or more, or None).
+
+        ``None``: a hundredth of it, at most 1 GiB, so that the machine goes on working when the
+        disk is full.
+
     Raises:
       ValueError: a field is out of range.
     """
 
     lifetime: float = attrs.field(default=_DAY, validator=_positive)
-    """Seconds after its last byte for which a part is kept (more than 0, up to ``math.inf``).
-
-    A day: a sender that is away for longer begins anew."""
-
     max_count: int = attrs.field(default=256, validator=_not_negative)
-    """Parts of all senders (0 or more).
-
-    256: each costs a directory entry and a look at every clean-up."""
-
     max_count_per_peer: int = attrs.field(default=32, validator=_not_negative)
-    """Parts of one sender's address (0 or more)."""
-
     max_bytes: int | None = attrs.field(default=None, validator=_not_negative)
-    """Bytes of all parts (0 or more); ``None``: half of the space that would be free without them.
-
-    Whatever it is, parts give way to transfers that need the space."""
-
     max_bytes_per_peer: int | None = attrs.field(default=None, validator=_not_negative)
-    """Bytes of one sender's parts (0 or more); ``None``: as many as all may have, so that a
-    file that fills half of the disk can be continued if there is no other sender."""
-
     keep_free: int | None = attrs.field(default=None, validator=_not_negative)
-    """Bytes of the disk which transfers leave free (0 or more); ``None``: a hundredth of it,
-    at most 1 GiB, so that the machine goes on working when the disk is full."""
 
 
 @attrs.frozen

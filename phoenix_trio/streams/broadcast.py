@@ -36,42 +36,42 @@ _BATCH = 64 * KIBIBYTE
 
 @attrs.frozen
 class SubscriberSummary:
-    """How serving one subscriber went."""
+    """How serving one subscriber went.
+
+    Attributes:
+      end: The broadcast was closed, the subscriber left, or it was given up as too slow.
+      messages_sent: Messages handed to its stream.
+      messages_dropped: Messages it did not get because its queue was full, or because it was
+        given up.
+      error: For a subscriber that left: how its stream or connection ended.
+    """
 
     end: Literal["closed", "left", "too-slow"]
-    """The broadcast was closed, the subscriber left, or it was given up as too slow."""
-
     messages_sent: int
-    """Messages handed to its stream."""
-
     messages_dropped: int
-    """Messages it did not get because its queue was full, or because it was given up."""
-
     error: trio.BrokenResourceError | None
-    """For a subscriber that left: how its stream or connection ended."""
 
 
 @attrs.frozen
 class BroadcastStatistics:
-    """A snapshot of a broadcast."""
+    """A snapshot of a broadcast.
+
+    Attributes:
+      subscribers: Subscribers at present.
+      messages_published: Messages published so far.
+      messages_dropped: Messages that single subscribers did not get, summed over all
+        subscribers.
+      subscribers_too_slow: Subscribers given up.
+      queued_bytes: Bytes waiting in all queues; a message in several of them is in memory once.
+      largest_queue: Bytes in the fullest queue at present.
+    """
 
     subscribers: int
-    """Subscribers at present."""
-
     messages_published: int
-    """Messages published so far."""
-
     messages_dropped: int
-    """Messages that single subscribers did not get, summed over all subscribers."""
-
     subscribers_too_slow: int
-    """Subscribers given up."""
-
     queued_bytes: int
-    """Bytes waiting in all queues; a message in several of them is in memory once."""
-
     largest_queue: int
-    """Bytes in the fullest queue at present."""
 
 
 class _Subscriber:

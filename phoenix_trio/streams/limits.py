@@ -47,13 +47,16 @@ _LONGEST = 256
 
 @attrs.frozen
 class Limits:
-    """The limits that a peer has announced; ``None``: it did not say."""
+    """The limits that a peer has announced; ``None``: it did not say.
+
+    Args:
+      max_message_size: The largest message, or item of a sequence, in bytes, before compression.
+        Default: None.
+      codecs: A set of bits: bit `n` for codec `n` of a message's header.  Default: None.
+    """
 
     max_message_size: int | None = None
-    """The largest message, or item of a sequence, in bytes, before compression."""
-
     codecs: int | None = None
-    """A set of bits: bit `n` for codec `n` of a message's header."""
 
 
 def encode_limits(max_message_size: int, codecs: Iterable[int]) -> bytes:

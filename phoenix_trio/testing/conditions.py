@@ -18,13 +18,20 @@ Tap = Callable[["Datagram"], "Datagram | list[Datagram] | None"]
 
 @attrs.frozen
 class Datagram:
-    """One datagram as a tap sees it, before any fault."""
+    """One datagram as a tap sees it, before any fault.
+
+    Args:
+      source: The sender's address.
+      destination: The receiver's address.
+      data: The UDP payload.
+      ecn: The ECN codepoint in the IP header (RFC 3168 section 5): 2 is ECT(0), 3 is CE.
+        Default: 0 (0 to 3).
+    """
 
     source: tuple[str, int]
     destination: tuple[str, int]
     data: bytes
     ecn: int = 0
-    """The ECN codepoint in the IP header (RFC 3168 section 5): 2 is ECT(0), 3 is CE."""
 
 
 def _probability(instance: object, attribute: attrs.Attribute[float], value: float) -> None:
@@ -46,35 +53,48 @@ def _positive(instance: object, attribute: attrs.Attribute[int], value: float | 
 class Conditions:
     """The treatment of datagrams that cross a link in one direction.
 
+    Every fault is off by default, so that each test names those it is about.
+
+    Args:
+      loss: The share of datagrams that get lost.  Default: 0 (0 to 1).
+      delay: Seconds on the way, in this direction.  Default: 0 s (0 or more).
+      jitter: Up to so many seconds more, evenly distributed; later datagrams may overtake.
+        Default: 0 s (0 or more).
+      batching: Datagrams arrive at multiples of so many seconds, as from a network card that
+        collects them for one interrupt: receivers see long runs.  0: no collecting.
+        Default: 0 s (0 or more).
+      reorder: The share of datagrams held back for one more `delay` (at least 1 ms).
+        Default: 0 (0 to 1).
+      duplicate: The share of datagrams that arrive twice.  Default: 0 (0 to 1).
+      corrupt: The share of datagrams in which one bit is flipped.  Default: 0 (0 to 1).
+      mark: The share of ECN-capable datagrams marked as "congestion experienced".
+        Default: 0 (0 to 1).
+      bandwidth: Bits a second; ``None``: no limit.  Default: None (more than 0, or None).
+      queue_bytes: The most bytes that wait for a link with limited bandwidth; further ones are
+        dropped.  Default: 256 KiB (more than 0).
+
+        256 KiB: a router's buffer of some hundred packets.  A datagram that finds the
+        queue empty always passes.
+      mtu: The largest UDP payload in bytes; larger ones are lost silently; ``None``: any.
+        Default: 1500 (more than 0, or None).
+
+        1500: so that connections find a larger payload than the 1200 bytes they begin with.
+
     Raises:
       ValueError: a value is out of range; the text names the field.
     """
 
     loss: float = attrs.field(default=0.0, validator=_probability)
-    """The share of datagrams that get lost, 0 to 1."""
     delay: float = attrs.field(default=0.0, validator=_not_negative)
-    """Seconds on the way, in this direction."""
     jitter: float = attrs.field(default=0.0, validator=_not_negative)
-    """Up to so many seconds more, evenly distributed; later datagrams may overtake."""
     batching: float = attrs.field(default=0.0, validator=_not_negative)
-    """Datagrams arrive at multiples of so many seconds, as from a network card that
-    collects them for one interrupt: receivers see long runs.  0: no collecting."""
     reorder: float = attrs.field(default=0.0, validator=_probability)
-    """The share of datagrams held back for one more `delay` (at least 1 ms)."""
     duplicate: float = attrs.field(default=0.0, validator=_probability)
-    """The share of datagrams that arrive twice."""
     corrupt: float = attrs.field(default=0.0, validator=_probability)
-    """The share of datagrams in which one bit is flipped."""
     mark: float = attrs.field(default=0.0, validator=_probability)
-    """The share of ECN-capable datagrams marked as "congestion experienced"."""
     bandwidth: float | None = attrs.field(default=None, validator=_positive)
-    """Bits a second; ``None``: no limit."""
     queue_bytes: int = attrs.field(default=256 * 1024, validator=_positive)
-    """The most bytes that wait for a link with limited bandwidth; further ones are dropped.
-
-    A datagram that finds the queue empty always passes."""
     mtu: int | None = attrs.field(default=1500, validator=_positive)
-    """The largest UDP payload in bytes; larger ones are lost silently; ``None``: any."""
 
 
 @attrs.frozen(kw_only=True)
@@ -82,18 +102,28 @@ class NetworkStatistics:
     """Counts of all datagrams so far, by what happened to them.
 
     ``sent + duplicated`` is the sum of all the others but ``corrupted``.
+
+    Attributes:
+      sent: Handed to the network.
+      duplicated: Delivered twice, on purpose.
+      corrupted: Changed in one bit, on purpose.
+      delivered: Read by a socket.
+      under_way: On a link, or waiting in a socket to be read.
+      lost: Lost, on purpose.
+      queue_full: Dropped before a slow link.
+      too_large: Larger than the link's MTU.
+      partitioned: Between two hosts without a link at the time.
+      no_listener: To a port without a socket.
+      receive_buffer_full: Dropped by a socket whose receive buffer was full.
     """
 
     sent: int
     duplicated: int
     corrupted: int
     delivered: int
-    """Read by a socket."""
     under_way: int
-    """On a link, or waiting in a socket to be read."""
     lost: int
     queue_full: int
-    """Dropped before a slow link."""
     too_large: int
     partitioned: int
     no_listener: int

@@ -1,6 +1,7 @@
-"""Checks of the fields of a configuration, whose errors name the field.
+"""Validators and converters for the fields of settings.
 
-Floor 0.  For :mod:`~phoenix_trio.config`, as validators and converters of attrs.
+Floor 0: no I/O.  Each error is a TypeError or a ValueError; its text names the field, the
+range and the value.
 """
 
 from __future__ import annotations
@@ -11,14 +12,17 @@ from typing import Any
 
 import attrs
 
-__all__ = ["OPTIONAL_BYTES", "integer", "path", "seconds"]
+__all__ = ["fraction", "integer", "optional", "optional_bytes", "path", "seconds"]
+
+#: The same validator, but ``None`` is allowed as well.
+optional = attrs.validators.optional
 
 #: Bytes, or ``None``.
-OPTIONAL_BYTES = attrs.validators.optional(attrs.validators.instance_of(bytes))
+optional_bytes = optional(attrs.validators.instance_of(bytes))
 
 
 def integer(minimum: int, maximum: int) -> Any:
-    """An integer in this range."""
+    """A validator for whole numbers from `minimum` to `maximum`; ``True`` is not a number."""
 
     def check(instance: object, attribute: attrs.Attribute[int], value: object) -> None:
         if not isinstance(value, int) or isinstance(value, bool):
@@ -34,13 +38,11 @@ def integer(minimum: int, maximum: int) -> Any:
 def seconds(
     minimum: float, maximum: float, *, exclusive: bool = False, infinite: bool = False
 ) -> Any:
-    """A number of seconds in this range.
+    """A validator for times in seconds, from `minimum` to `maximum`.
 
     Args:
-      minimum: the least.
-      maximum: the most.
-      exclusive: whether it must be more than the least.
-      infinite: whether it may be ``math.inf``.
+      exclusive: whether `minimum` itself is refused.
+      infinite: whether ``math.inf`` is allowed as well.
     """
 
     def check(instance: object, attribute: attrs.Attribute[float], value: object) -> None:
@@ -58,12 +60,16 @@ def seconds(
     return check
 
 
-def path(value: object, field: attrs.Attribute[Any]) -> str | None:
-    """The path as text.
+def fraction(instance: object, attribute: attrs.Attribute[float], value: object) -> None:
+    """A validator for numbers from 0 to 1."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{attribute.name} must be a number, not {value!r}")
+    if not 0 <= value <= 1:
+        raise ValueError(f"{attribute.name} must be between 0 and 1, not {value!r}")
 
-    Raises:
-      TypeError: it is not a path.
-    """
+
+def path(value: object, field: attrs.Attribute[Any]) -> str | None:
+    """A converter for paths: text, or ``None``."""
     if value is None:
         return None
     if not isinstance(value, (str, os.PathLike)):
