@@ -1,12 +1,13 @@
 """Checks that the documentation is true.  For `.ci/run`, and before a release.
 
-* Every Python block of README.md and docs/*.md passes `mypy --strict`: whole programs as they
-  are, and fragments (those without an import, a docstring or a comment naming a file at the
-  beginning) inside an async function where the usual names exist.  A block after the line `<!--
+* Every Python block of README.md and the pages in docs/ passes `mypy --strict`: whole programs
+  as they are, and fragments (those without an import, a docstring or a comment naming a file at
+  the beginning) inside an async function where the usual names exist.  A block after the line `<!--
   not checked: reason -->` is left out.
 * The instructions of a document with the programs `# server.py` and `# client.py` are followed:
   certificates come from trustme, both programs run, and the client prints the `text` block that
   comes next (or the output promised by the prose in README.md).
+  (tests/examples/test_howto.py runs the programs of docs/howto.)
 * Every error and every application error code stands in docs/, in its table.
 * Every public class, method and function has a docstring of its own.
 """
@@ -36,6 +37,7 @@ BUILD = ROOT / "build" / "documentation"
 
 #: The names that fragments may use without defining them.
 FRAGMENT = """\
+import functools
 import os
 import socket
 
@@ -88,7 +90,7 @@ class Block:
 
 
 def documents() -> list[Path]:
-    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def blocks(document: Path) -> Iterator[Block]:

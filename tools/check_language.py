@@ -89,7 +89,7 @@ def files() -> Iterator[Path]:
     """All files which are checked."""
     for name in PAGES:
         path = ROOT / name
-        yield from sorted(path.glob("*.md")) if path.is_dir() else [path]
+        yield from sorted(path.rglob("*.md")) if path.is_dir() else [path]
     for name in PYTHON:
         yield from sorted((ROOT / name).rglob("*.py"))
 
