@@ -6,11 +6,11 @@ default.  ``attrs.evolve(config, field=value)`` derives a changed copy.
 
 from __future__ import annotations
 
-import math
-import os
-from typing import Any, Literal
+from typing import Literal
 
 import attrs
+
+from .config_checks import integer, one_of, optional_bytes, path_or_none, seconds, true_or_false
 
 __all__ = ["RetryPolicy", "TransportConfig"]
 
@@ -34,48 +34,6 @@ MAX_RUN_SEGMENTS = 64
 MAX_RUN_BYTES = 65_487
 
 
-_OPTIONAL_BYTES = attrs.validators.optional(attrs.validators.instance_of(bytes))
-
-
-def _integer(minimum: int, maximum: int) -> Any:
-    def check(instance: object, attribute: attrs.Attribute[int], value: object) -> None:
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"{attribute.name} must be an integer, not {value!r}")
-        if not minimum <= value <= maximum:
-            raise ValueError(
-                f"{attribute.name} must be between {minimum} and {maximum}, not {value}"
-            )
-
-    return check
-
-
-def _seconds(
-    minimum: float, maximum: float, *, exclusive: bool = False, infinite: bool = False
-) -> Any:
-    def check(instance: object, attribute: attrs.Attribute[float], value: object) -> None:
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
-            raise TypeError(f"{attribute.name} must be a number of seconds, not {value!r}")
-        if infinite and value == math.inf:
-            return
-        if math.isnan(value) or not minimum <= value <= maximum or (exclusive and value == minimum):
-            lower = "more than" if exclusive else "at least"
-            raise ValueError(
-                f"{attribute.name} must be {lower} {minimum:g} and at most {maximum:g} seconds"
-                f"{' or math.inf' if infinite else ''}, not {value!r}"
-            )
-
-    return check
-
-
-def _path(value: object, field: attrs.Attribute[Any]) -> str | None:
-    if value is None:
-        return None
-    if not isinstance(value, (str, os.PathLike)):
-        raise TypeError(f"{field.name} must be a path, not {value!r}")
-    path = os.fspath(value)
-    return os.fsdecode(path)
-
-
 @attrs.frozen(kw_only=True)
 class TransportConfig:
     """How connections behave: limits, buffers, timers, congestion control, logs.
@@ -85,29 +43,29 @@ class TransportConfig:
       ValueError: a field is out of range, or two fields contradict each other.
     """
 
-    max_bidirectional_streams: int = attrs.field(default=100, validator=_integer(0, 100_000))
+    max_bidirectional_streams: int = attrs.field(default=100, validator=integer(0, 100_000))
     """How many bidirectional streams the peer may have open at once (0 to 100,000).
 
     A stream counts until both of its directions have ended *and* the application has
     let go of it, so the number of streams not accepted stays bounded."""
 
-    max_unidirectional_streams: int = attrs.field(default=100, validator=_integer(0, 100_000))
+    max_unidirectional_streams: int = attrs.field(default=100, validator=integer(0, 100_000))
     """How many unidirectional streams the peer may have open at once (0 to 100,000)."""
 
     send_buffer_size: int = attrs.field(
-        default=8 * MEBIBYTE, validator=_integer(16 * KIBIBYTE, 1024 * MEBIBYTE)
+        default=8 * MEBIBYTE, validator=integer(16 * KIBIBYTE, 1024 * MEBIBYTE)
     )
     """The most bytes that one connection holds for sending, unsent and unacknowledged.
 
     Above it, ``send_all`` waits.  It has to cover bandwidth times round trip."""
 
     stream_send_buffer_size: int = attrs.field(
-        default=4 * MEBIBYTE, validator=_integer(4 * KIBIBYTE, 1024 * MEBIBYTE)
+        default=4 * MEBIBYTE, validator=integer(4 * KIBIBYTE, 1024 * MEBIBYTE)
     )
     """The same for one stream; never more than `send_buffer_size` in effect."""
 
     receive_buffer_size: int = attrs.field(
-        default=16 * MEBIBYTE, validator=_integer(16 * KIBIBYTE, 1024 * MEBIBYTE)
+        default=16 * MEBIBYTE, validator=integer(16 * KIBIBYTE, 1024 * MEBIBYTE)
     )
     """The most bytes that one connection holds unread by the application.
 
@@ -115,12 +73,12 @@ class TransportConfig:
     the window starts lower and grows to it only while the application reads fast."""
 
     stream_receive_buffer_size: int = attrs.field(
-        default=8 * MEBIBYTE, validator=_integer(4 * KIBIBYTE, 1024 * MEBIBYTE)
+        default=8 * MEBIBYTE, validator=integer(4 * KIBIBYTE, 1024 * MEBIBYTE)
     )
     """The same for one stream; never more than `receive_buffer_size` in effect."""
 
     endpoint_receive_memory: int = attrs.field(
-        default=256 * MEBIBYTE, validator=_integer(1 * MEBIBYTE, 1024 * 1024 * MEBIBYTE)
+        default=256 * MEBIBYTE, validator=integer(1 * MEBIBYTE, 1024 * 1024 * MEBIBYTE)
     )
     """The most bytes that peers may send to all connections of an endpoint (one UDP socket)
     together before the application reads them (1 MiB to 1 TiB), without each connection's
@@ -132,7 +90,7 @@ class TransportConfig:
     connections at full speed with the largest default windows."""
 
     endpoint_send_memory: int = attrs.field(
-        default=256 * MEBIBYTE, validator=_integer(1 * MEBIBYTE, 1024 * 1024 * MEBIBYTE)
+        default=256 * MEBIBYTE, validator=integer(1 * MEBIBYTE, 1024 * 1024 * MEBIBYTE)
     )
     """The most bytes that all connections of an endpoint together hold for sending, unsent and
     unacknowledged (1 MiB to 1 TiB), without each connection's `minimum_connection_memory`.
@@ -141,7 +99,7 @@ class TransportConfig:
     and do not read would hold `send_buffer_size` each.  256 MiB: as for receiving."""
 
     minimum_connection_memory: int = attrs.field(
-        default=64 * KIBIBYTE, validator=_integer(16 * KIBIBYTE, 16 * MEBIBYTE)
+        default=64 * KIBIBYTE, validator=integer(16 * KIBIBYTE, 16 * MEBIBYTE)
     )
     """Bytes, each way, that a connection may hold even when the endpoint's memory is scarce
     (16 KiB to 16 MiB), so that each makes progress.
@@ -152,7 +110,7 @@ class TransportConfig:
     the number for which the machine has memory."""
 
     max_message_size: int = attrs.field(
-        default=16 * MEBIBYTE, validator=_integer(1, 1024 * MEBIBYTE)
+        default=16 * MEBIBYTE, validator=integer(1, 1024 * MEBIBYTE)
     )
     """The largest message, or item of a sequence, that is taken in, in bytes (1 to 1 GiB).
 
@@ -160,24 +118,24 @@ class TransportConfig:
     header all the same.  A receiving call may set a lower limit.  16 MiB: larger data is
     better sent as a striped transfer, which needs no memory of its size."""
 
-    batch_bytes: int = attrs.field(default=64 * KIBIBYTE, validator=_integer(1, 64 * MEBIBYTE))
+    batch_bytes: int = attrs.field(default=64 * KIBIBYTE, validator=integer(1, 64 * MEBIBYTE))
     """A batch of small messages leaves at this size, in bytes, unless the call says otherwise.
 
     64 KiB: more saves hardly anything, since it is a full packet at most."""
 
-    batch_delay: float = attrs.field(default=0.002, validator=_seconds(0.0, 3600.0))
+    batch_delay: float = attrs.field(default=0.002, validator=seconds(0.0, 3600.0))
     """The most seconds for which the first message of a batch waits for further ones, unless
     the call says otherwise (0 to 3600).
 
     2 ms: of the order of a network's own delay."""
 
-    multiplexed_connections: int = attrs.field(default=4, validator=_integer(1, 1000))
+    multiplexed_connections: int = attrs.field(default=4, validator=integer(1, 1000))
     """The number of connections over which a transfer is striped if the application does not
     say (1 to 1000).
 
     4: without loss one is as fast; with some, each more adds its own congestion window."""
 
-    max_incoming_transfers: int = attrs.field(default=16, validator=_integer(1, 100_000))
+    max_incoming_transfers: int = attrs.field(default=16, validator=integer(1, 100_000))
     """The most striped transfers received at once, interrupted ones included (1 to 100,000);
     senders of further ones get ``TransferCode.TOO_MANY_TRANSFERS``.
 
@@ -185,7 +143,7 @@ class TransportConfig:
     bounds the memory of all, to 512 MiB with the default buffers."""
 
     max_incoming_transfers_per_peer: int | None = attrs.field(
-        default=None, validator=attrs.validators.optional(_integer(1, 100_000))
+        default=None, validator=attrs.validators.optional(integer(1, 100_000))
     )
     """The most of these that one peer may have (1 to 100,000), over any number of connections.
     All connections from one IPv4 address, or one IPv6 /64 network, count as one peer.
@@ -194,7 +152,7 @@ class TransportConfig:
     for others.  Set more if many clients share one address, as behind a NAT."""
 
     transfer_idle_timeout: float = attrs.field(
-        default=120.0, validator=_seconds(0.0, 86_400.0, exclusive=True, infinite=True)
+        default=120.0, validator=seconds(0.0, 86_400.0, exclusive=True, infinite=True)
     )
     """Seconds in which the sender of a striped transfer that has credit must send at least
     16 KiB (more than 0, up to 86,400, or ``math.inf``); otherwise the transfer ends with
@@ -205,7 +163,7 @@ class TransportConfig:
 
     max_udp_payload_size: int | None = attrs.field(
         default=None,
-        validator=attrs.validators.optional(_integer(SMALLEST_UDP_PAYLOAD, LARGEST_UDP_PAYLOAD)),
+        validator=attrs.validators.optional(integer(SMALLEST_UDP_PAYLOAD, LARGEST_UDP_PAYLOAD)),
     )
     """The largest UDP payload to send, in bytes (1200 to 65,507).
 
@@ -215,14 +173,14 @@ class TransportConfig:
     1472 on Ethernet over IPv4, 1452 over IPv6, and about 65,000 on loopback."""
 
     max_idle_timeout: float = attrs.field(
-        default=30.0, validator=_seconds(0.0, 86_400.0, exclusive=True, infinite=True)
+        default=30.0, validator=seconds(0.0, 86_400.0, exclusive=True, infinite=True)
     )
     """Seconds without a packet from the peer after which a connection ends with
     :class:`~phoenix_trio.ConnectionTimedOut`; ``math.inf``: never.  The smaller of both
     sides' values counts (RFC 9000 section 10.1)."""
 
     max_blocked_time: float = attrs.field(
-        default=3600.0, validator=_seconds(0.0, 86_400.0, infinite=True)
+        default=3600.0, validator=seconds(0.0, 86_400.0, infinite=True)
     )
     """Seconds for which a peer that grants no credit may keep a connection on which data, or
     a call to open a stream, waits for credit (0 to 86,400, or ``math.inf``: for ever).
@@ -234,7 +192,7 @@ class TransportConfig:
     3600 s: longer than people pause, while a peer that never reads does not hold the
     send buffers for ever."""
 
-    close_linger: float = attrs.field(default=1.0, validator=_seconds(0.0, 60.0))
+    close_linger: float = attrs.field(default=1.0, validator=seconds(0.0, 60.0))
     """The most seconds for which the end of an endpoint's block, and so of
     ``open_connection``, waits for peers to answer the goodbye (0 to 60; 0: not at all).
 
@@ -245,7 +203,7 @@ class TransportConfig:
     for a peer to close a connection whose handler has finished."""
 
     handshake_timeout: float = attrs.field(
-        default=10.0, validator=_seconds(0.0, 3600.0, exclusive=True)
+        default=10.0, validator=seconds(0.0, 3600.0, exclusive=True)
     )
     """Seconds that a handshake may take, on either side (more than 0, up to 3600).
 
@@ -257,7 +215,7 @@ class TransportConfig:
 
     keep_alive: float | None = attrs.field(
         default=None,
-        validator=attrs.validators.optional(_seconds(0.0, 86_400.0, exclusive=True)),
+        validator=attrs.validators.optional(seconds(0.0, 86_400.0, exclusive=True)),
     )
     """Seconds of silence after which a PING is sent (RFC 9000 section 10.1.2; more than 0,
     below `max_idle_timeout`); ``None``: never.
@@ -266,18 +224,18 @@ class TransportConfig:
     sides' values: 20 s becomes 7.5 s with a peer whose idle timeout is 15 s."""
 
     congestion_control: Literal["cubic", "reno"] = attrs.field(
-        default="cubic", validator=attrs.validators.in_(("cubic", "reno"))
+        default="cubic", validator=one_of("cubic", "reno")
     )
     """``"cubic"`` (RFC 9438) or ``"reno"`` (RFC 9002 section 7)."""
 
-    initial_rtt: float = attrs.field(default=0.1, validator=_seconds(0.001, 10.0))
+    initial_rtt: float = attrs.field(default=0.1, validator=seconds(0.001, 10.0))
     """The round-trip time assumed before the first sample, in seconds.
 
     RFC 9002 section 6.2.2 recommends 0.333; 0.1 recovers from a lost first
     flight within 0.2 s, at the price of one spurious copy on slower paths."""
 
     retry: RetryPolicy = attrs.field(
-        default="under-load", validator=attrs.validators.in_(("always", "under-load", "never"))
+        default="under-load", validator=one_of("always", "under-load", "never")
     )
     """When a server makes clients prove their address with a Retry packet
     (RFC 9000 section 8.1.2), at the cost of a round trip.
@@ -287,38 +245,36 @@ class TransportConfig:
     more than half of the places for handshakes and connections.  ``"never"`` leaves
     a server open to floods from forged addresses."""
 
-    retry_threshold: int = attrs.field(default=64, validator=_integer(0, 1_000_000))
+    retry_threshold: int = attrs.field(default=64, validator=integer(0, 1_000_000))
     """Number of unfinished handshakes from which on an endpoint is under load.
 
     A failed handshake counts until its closing period is over (RFC 9000 section
     10.2), about a second."""
 
-    retry_admission_rate: int = attrs.field(default=500, validator=_integer(1, 1_000_000))
+    retry_admission_rate: int = attrs.field(default=500, validator=integer(1, 1_000_000))
     """Handshakes a second that an endpoint begins, on average, with clients that have not
     proved their address (1 to 1,000,000); further ones put it under load.
 
     500: about what one processor core completes."""
 
-    retry_failure_rate: int = attrs.field(default=20, validator=_integer(1, 1_000_000))
+    retry_failure_rate: int = attrs.field(default=20, validator=integer(1, 1_000_000))
     """Handshakes a second that may fail, on average, of clients that have not proved their
     address (1 to 1,000,000); more put an endpoint under load.
 
     20: a failed handshake is rare among honest clients, and costs as much as a good one."""
 
-    address_token_lifetime: float = attrs.field(
-        default=86_400.0, validator=_seconds(0.0, 604_800.0)
-    )
+    address_token_lifetime: float = attrs.field(default=86_400.0, validator=seconds(0.0, 604_800.0))
     """Seconds for which a client which comes back from the same IP address need not prove it
     again (0 to 604,800, a week; RFC 9000 section 8.1.3).
 
     A server gives each client one token when its handshake is complete.  It holds once, at
     the same endpoint; the newest 131,072 hold.  0: no tokens are given."""
 
-    max_handshakes: int = attrs.field(default=1024, validator=_integer(1, 1_000_000))
+    max_handshakes: int = attrs.field(default=1024, validator=integer(1, 1_000_000))
     """Unfinished handshakes an endpoint keeps at most; further ones are refused."""
 
     max_handshakes_per_address: int | None = attrs.field(
-        default=None, validator=attrs.validators.optional(_integer(1, 1_000_000))
+        default=None, validator=attrs.validators.optional(integer(1, 1_000_000))
     )
     """The most of these that clients at one address may have (1 to 1,000,000).  An address is
     an IPv4 address, or an IPv6 /64 network.
@@ -329,31 +285,31 @@ class TransportConfig:
     server behind a proxy or load balancer, where all clients have one address.
     Handshakes with forged addresses do not count."""
 
-    max_failure_rate_per_address: int = attrs.field(default=50, validator=_integer(1, 1_000_000))
+    max_failure_rate_per_address: int = attrs.field(default=50, validator=integer(1, 1_000_000))
     """Handshakes a second that may fail, on average, of clients at one address (1 to
     1,000,000), while they follow each other closely; more are refused.
 
     50: it costs a server less than a tenth of a processor core.  Raise it together with
     `max_handshakes_per_address` if many clients have one address."""
 
-    max_connections: int = attrs.field(default=65_536, validator=_integer(1, 10_000_000))
+    max_connections: int = attrs.field(default=65_536, validator=integer(1, 10_000_000))
     """The most connections that an endpoint accepts at once; further ones are refused."""
 
     max_connections_per_address: int | None = attrs.field(
-        default=None, validator=attrs.validators.optional(_integer(1, 10_000_000))
+        default=None, validator=attrs.validators.optional(integer(1, 10_000_000))
     )
     """The most of these that clients at one address may have (1 to 10,000,000); ``None``: any
     number while less than half of `max_connections` are taken, and a 64th of it beyond that,
     as for `max_handshakes_per_address`.  A connection counts for the address from which it
     was opened, even after its client has migrated."""
 
-    accept_backlog: int = attrs.field(default=512, validator=_integer(1, 1_000_000))
+    accept_backlog: int = attrs.field(default=512, validator=integer(1, 1_000_000))
     """The most established connections that wait for ``accept()``; further ones are refused."""
 
-    enable_datagrams: bool = attrs.field(default=True, validator=attrs.validators.instance_of(bool))
+    enable_datagrams: bool = attrs.field(default=True, validator=true_or_false)
     """Whether unreliable datagrams (RFC 9221) are offered to the peer."""
 
-    datagram_queue_length: int = attrs.field(default=256, validator=_integer(1, 1_000_000))
+    datagram_queue_length: int = attrs.field(default=256, validator=integer(1, 1_000_000))
     """The most datagrams that a connection queues, each way.
 
     Outgoing: when the queue is full, ``send_datagram`` waits, and ``send_datagram_nowait``
@@ -362,14 +318,14 @@ class TransportConfig:
     as many bytes.  Drops are counted."""
 
     socket_buffer_size: int = attrs.field(
-        default=4 * MEBIBYTE, validator=_integer(4 * KIBIBYTE, 1024 * MEBIBYTE)
+        default=4 * MEBIBYTE, validator=integer(4 * KIBIBYTE, 1024 * MEBIBYTE)
     )
     """Bytes asked of the kernel for the UDP socket's receive and send buffers.
 
     The kernel may grant less (on Linux ``net.core.rmem_max`` and ``wmem_max``)."""
 
     backlog_size: int = attrs.field(
-        default=4 * MEBIBYTE, validator=_integer(64 * KIBIBYTE, 1024 * MEBIBYTE)
+        default=4 * MEBIBYTE, validator=integer(64 * KIBIBYTE, 1024 * MEBIBYTE)
     )
     """The most bytes of received datagrams that an endpoint holds back (64 KiB to 1 GiB), a
     quarter of them for one connection.
@@ -378,9 +334,7 @@ class TransportConfig:
     something to do.  Beyond the limit they are dropped, as by a socket whose buffer is full.
     Ordinary traffic never waits.  4 MiB: as much as `socket_buffer_size`."""
 
-    enable_memory_pool: bool = attrs.field(
-        default=True, validator=attrs.validators.instance_of(bool)
-    )
+    enable_memory_pool: bool = attrs.field(default=True, validator=true_or_false)
     """Whether datagrams are received into buffers used again and again, rather than into new
     memory each time.
 
@@ -390,7 +344,7 @@ class TransportConfig:
     ``EndpointStatistics.pooled_receives`` counts."""
 
     memory_pool_size: int = attrs.field(
-        default=1 * MEBIBYTE, validator=_integer(64 * KIBIBYTE, 16 * MEBIBYTE)
+        default=1 * MEBIBYTE, validator=integer(64 * KIBIBYTE, 16 * MEBIBYTE)
     )
     """The most bytes of these buffers that an endpoint uses, in units of 64 KiB (64 KiB to
     16 MiB).  They are made when first needed, and shared by all endpoints of a thread.
@@ -399,7 +353,7 @@ class TransportConfig:
     64 KiB for each.  So 1 MiB serves all of them, and more is never used; with less, further
     runs are received into new memory."""
 
-    enable_zero_copy: bool = attrs.field(default=True, validator=attrs.validators.instance_of(bool))
+    enable_zero_copy: bool = attrs.field(default=True, validator=true_or_false)
     """Whether data given to ``send_all`` is kept as it is until the peer has acknowledged it.
 
     It applies to ``bytes``, and memoryviews of ``bytes``, from 16 KiB on; these are copied
@@ -410,7 +364,7 @@ class TransportConfig:
     ``ConnectionStatistics.zero_copy_operations`` counts.  ``False`` copies everything, so
     that sending a part of a large object does not keep the whole object in memory."""
 
-    preferred_version: Literal[1, 2] = attrs.field(default=1, validator=_integer(1, 2))
+    preferred_version: Literal[1, 2] = attrs.field(default=1, validator=integer(1, 2))
     """The QUIC version that a client uses if the server knows it, 1 (RFC 9000) or 2 (RFC 9369).
 
     The first packets are of version 1, unless a session of version 2 is resumed.  A server
@@ -419,9 +373,7 @@ class TransportConfig:
     preference.  1: version 2 has the same properties, and some networks pass only the
     version they know."""
 
-    leave_lost_address: bool = attrs.field(
-        default=False, validator=attrs.validators.instance_of(bool)
-    )
+    leave_lost_address: bool = attrs.field(default=False, validator=true_or_false)
     """Whether a client's connection goes on from another address when its socket is bound to one
     address, and the host has lost that.
 
@@ -431,34 +383,34 @@ class TransportConfig:
     so not beside a tunnel which has gone.  Sockets which are bound to all addresses need
     nothing of this kind: the system chooses for each packet."""
 
-    enable_ecn: bool = attrs.field(default=True, validator=attrs.validators.instance_of(bool))
+    enable_ecn: bool = attrs.field(default=True, validator=true_or_false)
     """Whether packets are marked as ECN-capable (RFC 9000 section 13.4), so that routers can
     signal congestion without dropping them.  If a path or peer does not report marks
     truly, that is detected, and its packets are no longer marked.  Marks received are always
     reported."""
 
     stateless_reset_key: bytes | None = attrs.field(
-        default=None, repr=False, validator=_OPTIONAL_BYTES
+        default=None, repr=False, validator=optional_bytes
     )
     """Secret for deriving stateless reset tokens (RFC 9000 section 10.3.2), at
     least 16 bytes.  ``None``: derived from the server's private key, so that a
     restarted server still resets its old connections; random for clients."""
 
     connection_id_server_id: bytes | None = attrs.field(
-        default=None, repr=False, validator=_OPTIONAL_BYTES
+        default=None, repr=False, validator=optional_bytes
     )
     """A server's ID in connection IDs, 1 or 2 bytes (1 in the processes of
     :func:`~phoenix_trio.run_workers`), by which load balancers find it although clients move
     (draft-ietf-quic-load-balancers, plaintext; connection IDs have 8 bytes).  Observers can
     read it, too, and see which connections go to the same server.  ``None``: there is none."""
 
-    connection_id_rotation: int = attrs.field(default=0, validator=_integer(0, 6))
+    connection_id_rotation: int = attrs.field(default=0, validator=integer(0, 6))
     """The configuration of the load balancers to which `connection_id_server_id` belongs (0 to
     6): the first three bits of connection IDs.  Without a server ID it means nothing."""
 
     keylog_file: str | None = attrs.field(
         default=None,
-        converter=attrs.Converter(_path, takes_field=True),  # type: ignore[misc]
+        converter=attrs.Converter(path_or_none, takes_field=True),  # type: ignore[misc]
     )
     """Append TLS secrets to this file (NSS key log format, for Wireshark).
     ``None``: the environment's ``SSLKEYLOGFILE``, if set.  With this file one
@@ -466,7 +418,7 @@ class TransportConfig:
 
     qlog_dir: str | None = attrs.field(
         default=None,
-        converter=attrs.Converter(_path, takes_field=True),  # type: ignore[misc]
+        converter=attrs.Converter(path_or_none, takes_field=True),  # type: ignore[misc]
     )
     """Write one qlog trace per connection (JSON text sequences) into this directory.
     Slow: for diagnosis only."""

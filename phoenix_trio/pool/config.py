@@ -12,7 +12,7 @@ from typing import Any
 
 import attrs
 
-from ..config import _integer, _seconds
+from ..config_checks import integer, seconds
 
 __all__ = ["IDLE_SHARE", "Backoff", "PoolConfig"]
 
@@ -40,12 +40,12 @@ class Backoff:
       ValueError: a field is out of range, or `initial` is above `maximum`.
     """
 
-    initial: float = attrs.field(default=0.2, validator=_seconds(0.0, 3600.0, exclusive=True))
+    initial: float = attrs.field(default=0.2, validator=seconds(0.0, 3600.0, exclusive=True))
     """Seconds to wait after the first failure (more than 0, up to 3600).
 
     0.2 s is a few round trips, so a restarting server is found soon."""
 
-    maximum: float = attrs.field(default=30.0, validator=_seconds(0.0, 86_400.0, exclusive=True))
+    maximum: float = attrs.field(default=30.0, validator=seconds(0.0, 86_400.0, exclusive=True))
     """Seconds to wait at most (more than 0, up to 86,400).
 
     30 s: a returning server is noticed within half a minute, and two attempts a
@@ -79,21 +79,21 @@ class PoolConfig:
       ValueError: a field is out of range.
     """
 
-    max_connections: int = attrs.field(default=100, validator=_integer(1, 10_000_000))
+    max_connections: int = attrs.field(default=100, validator=integer(1, 10_000_000))
     """Connections the pool has at most, those being dialled and being closed
     included (1 to 10,000,000).
 
     100: a connection can hold some tens of megabytes of buffers, so an ordinary
     machine can hold this many when all are busy."""
 
-    max_connections_per_target: int = attrs.field(default=16, validator=_integer(1, 10_000_000))
+    max_connections_per_target: int = attrs.field(default=16, validator=integer(1, 10_000_000))
     """The same for one target (1 to 10,000,000); never more than `max_connections` in effect.
 
     16: streams share a connection well, so a few suffice; striped transfers over
     long lossy paths gain up to about ten."""
 
     max_leases_per_connection: int | None = attrs.field(
-        default=None, validator=_optional(_integer(1, 10_000_000))
+        default=None, validator=_optional(integer(1, 10_000_000))
     )
     """The most leases that share one connection (1 to 10,000,000).
 
@@ -101,7 +101,7 @@ class PoolConfig:
     1 gives every lease a connection of its own."""
 
     idle_timeout: float = attrs.field(
-        default=20.0, validator=_seconds(0.0, 86_400.0, exclusive=True, infinite=True)
+        default=20.0, validator=seconds(0.0, 86_400.0, exclusive=True, infinite=True)
     )
     """Seconds without a lease after which a connection is closed in good order
     (more than 0, up to 86,400, or ``math.inf``: never).
@@ -110,7 +110,7 @@ class PoolConfig:
     an idle connection without telling the peer.  If the peer's idle timeout is shorter, two
     thirds of that apply, unless something keeps the connection alive."""
 
-    patience: float = attrs.field(default=1.0, validator=_seconds(0.0, 3600.0))
+    patience: float = attrs.field(default=1.0, validator=seconds(0.0, 3600.0))
     """Seconds for which a lease waits for the best way to serve it, before the next
     best is taken (0 to 3600): while a further connection is still being dialled, one
     without stream credit is shared; where other targets keep all connections busy,
@@ -119,7 +119,7 @@ class PoolConfig:
     1 s: longer than a handshake, so that no connection changes hands for a waiter that
     would be served in a moment anyway."""
 
-    failure_memory: float = attrs.field(default=0.1, validator=_seconds(0.0, 3600.0))
+    failure_memory: float = attrs.field(default=0.1, validator=seconds(0.0, 3600.0))
     """Seconds for which a failed dial answers later callers as well, if
     `reconnect_backoff` is not set (0 to 3600).
 
@@ -138,7 +138,7 @@ class PoolConfig:
     ``Backoff()``."""
 
     health_check_interval: float | None = attrs.field(
-        default=None, validator=_optional(_seconds(0.0, 86_400.0, exclusive=True))
+        default=None, validator=_optional(seconds(0.0, 86_400.0, exclusive=True))
     )
     """Seconds without a lease, or since the last check, after which an idle connection
     is pinged (more than 0, up to 86,400); ``None``: never.
@@ -147,7 +147,7 @@ class PoolConfig:
     timeout finds dead peers as well, only later."""
 
     health_check_timeout: float = attrs.field(
-        default=5.0, validator=_seconds(0.0, 3600.0, exclusive=True)
+        default=5.0, validator=seconds(0.0, 3600.0, exclusive=True)
     )
     """Seconds to wait for the answer to such a ping (more than 0, up to 3600); after that
     the connection is given up.
@@ -155,7 +155,7 @@ class PoolConfig:
     5 s: several probe timeouts of a path with half a second of round trip."""
 
     close_timeout: float = attrs.field(
-        default=30.0, validator=_seconds(0.0, 86_400.0, exclusive=True, infinite=True)
+        default=30.0, validator=seconds(0.0, 86_400.0, exclusive=True, infinite=True)
     )
     """Seconds that a connection closed by the pool has to deliver the data sent on it
     (more than 0, up to 86,400, or ``math.inf``); after that it is aborted.  The limit does

@@ -12,7 +12,7 @@ from typing import TypeVar
 import attrs
 import trio
 
-from ..config import _integer
+from ..config_checks import integer
 from ..errors import (
     ApplicationErrorCode,
     ConnectionBroken,
@@ -50,7 +50,7 @@ class Retry:
       ValueError: a field is out of range.
     """
 
-    attempts: int = attrs.field(default=6, validator=_integer(1, 1_000_000))
+    attempts: int = attrs.field(default=6, validator=integer(1, 1_000_000))
     """The most times that a call is made, the first time included (1 to 1,000,000).
 
     6: with the default pauses that takes 0.8 to 1.6 seconds, in which a client has moved from

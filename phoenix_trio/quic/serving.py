@@ -12,6 +12,7 @@ from functools import partial
 import trio
 
 from ..config import TransportConfig
+from .arguments import check_local_address
 from .connection import QuicConnection
 from .datagram_socket import Network
 from .endpoint import DEFAULT_ALPN, Endpoint
@@ -44,8 +45,11 @@ async def serve(
     When a handler returns, its connection is closed in good order
     (:meth:`QuicConnection.aclose`).  When it raises, the connection is closed with
     :attr:`ApplicationErrorCode.HANDLER_CRASHED`, the exception goes to `on_error`,
-    and the server goes on; except that a :class:`ConnectionBroken` of a connection
-    which has ended is no crash of the handler and is only logged at debug level.
+    and the server goes on.  A peer which leaves is no crash: a :class:`ConnectionBroken` of
+    an ended connection is logged at debug level alone.  So is, at info level, a
+    :class:`StreamBroken` with the code ``NO_ERROR`` or ``CANCELLED``, and an error which
+    it has caused; the handler's connection is closed with
+    :attr:`ApplicationErrorCode.CANCELLED` then.
 
     The server ends when it is cancelled, or when all its listeners have been
     closed and their handlers have returned.
@@ -79,7 +83,8 @@ async def serve(
 
     Raises:
       OSError: the address is unknown or not local, or the port is in use.
-      TypeError: there is neither a port nor a socket, or `socket` is not one.
+      TypeError: there is neither a port nor a socket, or an argument has the wrong type, such
+        as a :class:`ClientTLS` as `tls`.
       ValueError: `socket` is not fit, and was left as it was; see :meth:`Endpoint.open`.
         Or `grace_period` is negative.
     """
@@ -201,6 +206,7 @@ async def open_endpoints(
             host, port, socket=socket, reuse_port=reuse_port, config=config, network=network
         )
         return [opened]
+    check_local_address(host, port)
     network = UdpNetwork() if network is None else network
     hosts: list[str | None] = [None]
     if host is not None:
