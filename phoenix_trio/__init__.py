@@ -4,6 +4,8 @@ The public face: names only.  Start with :func:`open_connection` and
 :func:`serve`; see the documentation for a tutorial.
 """
 
+from typing import TYPE_CHECKING
+
 from .config import TransportConfig
 from .errors import (
     ApplicationErrorCode,
@@ -84,6 +86,17 @@ from .transport import PhoenixTransport, open_phoenix
 from .transport_connection import PhoenixConnection
 from .worker import Worker
 from .workers import WorkersFailed, run_workers
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        """Say how to get the parts that are not loaded by themselves."""
+        if name in ("opentelemetry", "prometheus"):
+            raise AttributeError(
+                f"phoenix_trio.{name} is loaded on request: write import phoenix_trio.{name}"
+            )
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __version__ = "0.1.0"
 

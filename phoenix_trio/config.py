@@ -10,7 +10,7 @@ from typing import Literal
 
 import attrs
 
-from .validators import integer, optional, optional_bytes, path, seconds
+from .validators import integer, one_of, optional, optional_bytes, path, seconds, true_or_false
 
 __all__ = ["RetryPolicy", "TransportConfig"]
 
@@ -401,11 +401,11 @@ class TransportConfig:
         validator=optional(seconds(0.0, 86_400.0, exclusive=True)),
     )
     congestion_control: Literal["cubic", "reno"] = attrs.field(
-        default="cubic", validator=attrs.validators.in_(("cubic", "reno"))
+        default="cubic", validator=one_of("cubic", "reno")
     )
     initial_rtt: float = attrs.field(default=0.1, validator=seconds(0.001, 10.0))
     retry: RetryPolicy = attrs.field(
-        default="under-load", validator=attrs.validators.in_(("always", "under-load", "never"))
+        default="under-load", validator=one_of("always", "under-load", "never")
     )
     retry_threshold: int = attrs.field(default=64, validator=integer(0, 1_000_000))
     retry_admission_rate: int = attrs.field(default=500, validator=integer(1, 1_000_000))
@@ -421,7 +421,7 @@ class TransportConfig:
         default=None, validator=optional(integer(1, 10_000_000))
     )
     accept_backlog: int = attrs.field(default=512, validator=integer(1, 1_000_000))
-    enable_datagrams: bool = attrs.field(default=True, validator=attrs.validators.instance_of(bool))
+    enable_datagrams: bool = attrs.field(default=True, validator=true_or_false)
     datagram_queue_length: int = attrs.field(default=256, validator=integer(1, 1_000_000))
     socket_buffer_size: int = attrs.field(
         default=4 * MEBIBYTE, validator=integer(4 * KIBIBYTE, 1024 * MEBIBYTE)
@@ -429,18 +429,14 @@ class TransportConfig:
     backlog_size: int = attrs.field(
         default=4 * MEBIBYTE, validator=integer(64 * KIBIBYTE, 1024 * MEBIBYTE)
     )
-    enable_memory_pool: bool = attrs.field(
-        default=True, validator=attrs.validators.instance_of(bool)
-    )
+    enable_memory_pool: bool = attrs.field(default=True, validator=true_or_false)
     memory_pool_size: int = attrs.field(
         default=1 * MEBIBYTE, validator=integer(64 * KIBIBYTE, 16 * MEBIBYTE)
     )
-    enable_zero_copy: bool = attrs.field(default=True, validator=attrs.validators.instance_of(bool))
+    enable_zero_copy: bool = attrs.field(default=True, validator=true_or_false)
     preferred_version: Literal[1, 2] = attrs.field(default=1, validator=integer(1, 2))
-    leave_lost_address: bool = attrs.field(
-        default=False, validator=attrs.validators.instance_of(bool)
-    )
-    enable_ecn: bool = attrs.field(default=True, validator=attrs.validators.instance_of(bool))
+    leave_lost_address: bool = attrs.field(default=False, validator=true_or_false)
+    enable_ecn: bool = attrs.field(default=True, validator=true_or_false)
     stateless_reset_key: bytes | None = attrs.field(
         default=None, repr=False, validator=optional_bytes
     )

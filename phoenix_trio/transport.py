@@ -24,6 +24,13 @@ from .pool.pool import ConnectionPool, open_pool
 from .pool.retry import Retry
 from .pool.statistics import PoolStatistics
 from .pool.targets import Target, TargetLike
+from .quic.arguments import (
+    check_alpn,
+    check_client_tls,
+    check_config,
+    check_handler,
+    check_server_tls,
+)
 from .quic.connection import QuicConnection
 from .quic.construction import NoPublicConstructor
 from .quic.datagram_socket import Network
@@ -243,7 +250,11 @@ class PhoenixTransport(TransferCalls, trio.abc.AsyncResource, metaclass=NoPublic
         """
         tls = self._server_tls if tls is None else tls
         if tls is None:
-            raise ValueError("serving needs server_tls=, here or in open_phoenix()")
+            raise ValueError(
+                "serving needs a certificate: pass tls=ServerTLS(...) here,"
+                " or server_tls=ServerTLS(...) to open_phoenix()"
+            )
+        check_handler(handler)
         self._check_open()
 
         async def handle(quic: QuicConnection) -> None:
@@ -487,11 +498,20 @@ async def open_phoenix(
       network: makes the sockets; ``None``: real UDP.
 
     Raises:
+      TypeError: an argument has the wrong type, such as a :class:`ServerTLS` as `tls`.
       ValueError: `max_connections` is out of range.
       OSError: a socket cannot be opened.
     """
-    config = TransportConfig() if config is None else config
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a string, not {name!r}; the rest are keyword arguments")
+    config = TransportConfig() if config is None else check_config(config)
+    check_client_tls(tls)
+    if server_tls is not None:
+        check_server_tls(server_tls, "server_tls")
+    check_alpn(alpn)
     pool = PoolConfig() if pool is None else pool
+    if not isinstance(pool, PoolConfig):
+        raise TypeError(f"pool must be a PoolConfig, not {pool!r}")
     if max_connections is not None:
         pool = attrs.evolve(pool, max_connections=max_connections)
     transport: PhoenixTransport = PhoenixTransport._create(name, config, server_tls, network, alpn)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, TypeVar, final, overload
+from typing import TYPE_CHECKING, Any, TypeVar, final, overload
 
 import trio
 
@@ -21,6 +21,7 @@ from .pool.hub import TransferHub
 from .pool.receiving import IncomingTransfer
 from .quic.connection import QuicConnection, QuicStream, ReceiveStream, SendStream
 from .quic.construction import NoPublicConstructor
+from .quic.misuse import check_stream
 from .quic.until_closed import UntilClosed
 from .streams.batching import BatchReceiver, BatchSender, open_batching_channel
 from .streams.framing import FramingError, encode_varint
@@ -74,6 +75,7 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
 
     def __init__(self, quic: QuicConnection, config: TransportConfig, hub: TransferHub) -> None:
         self._quic = quic
+        quic._takes_one_way = True  # by the dispatching task, which is about to start
         self._config = config
         self._hub = hub
         self._messages: IncomingQueue[MessageReceiver] = IncomingQueue()
@@ -159,7 +161,8 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
         Cancellation: nothing is lost; the next call receives the message.
 
         Raises:
-          TypeError: `max_size` is no integer; no message is lost.
+          TypeError: `max_size` is no integer, or `decode` no function; no message is lost.
+          ValueError: `max_size` is negative; no message is lost.
           MessageRefused: the message is too large, malformed, or compressed with an unknown
             method.  This side has refused it with a code.  The next call is for the next
             message.
@@ -170,6 +173,10 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
         """
         if max_size is not None and (not isinstance(max_size, int) or isinstance(max_size, bool)):
             raise TypeError(f"max_size must be an integer or None, not {max_size!r}")
+        if max_size is not None and max_size < 0:
+            raise ValueError(f"max_size must be 0 or more bytes, or None, not {max_size}")
+        if decode is not None and not callable(decode):
+            raise TypeError(f"decode must be a function that takes bytes, not {decode!r}")
         stream_id, message = await self._next(self._messages)
         if message.is_refused:
             with trio.CancelScope(shield=True):  # (It is not in the queue any more.)
@@ -284,6 +291,8 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
         See :func:`phoenix_trio.open_batching_channel`.  Entering also raises
         :class:`ConnectionBroken` or :class:`trio.ClosedResourceError` if the connection ends.
         """
+        check_stream(stream, "receive_some")
+        check_stream(stream, "send_all")
         return self._open_batching_channel(stream, encode, decode)
 
     @asynccontextmanager
@@ -323,6 +332,14 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
         stream = await self._quic.accept_stream()
         self._operations += 1
         return stream
+
+    if not TYPE_CHECKING:
+
+        def __aiter__(self):
+            raise TypeError(
+                "iterate over connection.messages(), incoming_streams() or incoming_transfers(),"
+                " not over the connection itself"
+            )
 
     def incoming_streams(self) -> AsyncIterator[QuicStream]:
         """Iterate over :meth:`accept_stream`; see :meth:`QuicConnection.incoming_streams`."""

@@ -12,13 +12,42 @@ from typing import Any
 
 import attrs
 
-__all__ = ["fraction", "integer", "optional", "optional_bytes", "path", "seconds"]
+__all__ = [
+    "fraction",
+    "integer",
+    "one_of",
+    "optional",
+    "optional_bytes",
+    "path",
+    "seconds",
+    "true_or_false",
+]
 
 #: The same validator, but ``None`` is allowed as well.
 optional = attrs.validators.optional
 
-#: Bytes, or ``None``.
-optional_bytes = optional(attrs.validators.instance_of(bytes))
+
+def one_of(*values: object) -> Any:
+    """A validator for a choice: one of these values."""
+
+    def check(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+        if value not in values:
+            choice = " or ".join(map(repr, values))
+            raise ValueError(f"{attribute.name} must be {choice}, not {value!r}")
+
+    return check
+
+
+def true_or_false(instance: object, attribute: attrs.Attribute[bool], value: object) -> None:
+    """A validator for bools."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{attribute.name} must be True or False, not {value!r}")
+
+
+def optional_bytes(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    """A validator for bytes, or ``None``; its error does not show the value, which is secret."""
+    if value is not None and not isinstance(value, bytes):
+        raise TypeError(f"{attribute.name} must be bytes or None, not {type(value).__name__}")
 
 
 def integer(minimum: int, maximum: int) -> Any:

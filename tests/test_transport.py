@@ -366,7 +366,7 @@ async def test_a_striped_transfer_arrives_whole(
 @pytest.mark.parametrize(
     ("wrong", "error", "text"),
     [
-        ({"data": "text"}, TypeError, "encode the string first"),
+        ({"data": "text"}, TypeError, "pass text.encode"),
         ({"data": 7}, TypeError, "not int"),
         ({"data": None}, TypeError, "not NoneType"),
         ({"metadata": "name"}, TypeError, "metadata must be bytes, not str"),

@@ -19,6 +19,8 @@ def main() -> None:
     except ImportError:
         sys.stderr.write('phoenix-trio needs more packages: pip install "phoenix-trio[cli]"\n')
         sys.exit(2)
-    from .program import program
-
+    try:
+        from .program import program
+    except KeyboardInterrupt:
+        sys.exit(130)  # Ctrl-C while modules are loaded
     program(prog_name="phoenix-trio")

@@ -9,17 +9,21 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
 
 from .failures import failures_in_one_line
 from .options import SIZE, format_size
+from .running import exit_on_terminate
 from .transfer import TransferError
 
 __all__ = ["demo"]
 
 _CHUNK = 1024 * 1024
 _START_SECONDS = 30.0
+_END_SECONDS = 3.0
 
 
 @click.command()
@@ -36,44 +40,60 @@ def demo(size: int) -> None:
     Example:
         phoenix-trio demo --size 500MB
     """
-    with tempfile.TemporaryDirectory(prefix="phoenix-trio-demo-") as directory:
+    with (
+        exit_on_terminate(),
+        tempfile.TemporaryDirectory(prefix="phoenix-trio-demo-") as directory,
+    ):
         original = os.path.join(directory, "random.bin")
         expected = _make_file(original, size)
         click.echo(f"made a file of {format_size(size)} of random bytes, SHA-256 {expected}")
         ready = os.path.join(directory, "ready.json")
         incoming = os.path.join(directory, "incoming")
         program = [sys.executable, "-m", "phoenix_trio"]
-        server = subprocess.Popen(  # noqa: S603 - our own program, our own arguments
+        with _process(
             [
                 *(*program, "receive", incoming, "--host", "127.0.0.1", "--port", "0"),
                 *("--count", "1", "--ready-file", ready),
             ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
+            is_quiet=True,
+        ) as server:
             there = _wait_for(ready, server)
             click.echo(f"the server process {server.pid} listens on 127.0.0.1:{there['port']}")
-            client = subprocess.run(  # noqa: S603 - as above
+            with _process(
                 [
                     *(*program, "send", f"127.0.0.1:{there['port']}", original),
                     *("--pin", there["fingerprint"]),
-                ],
-                check=False,
-            )
-            if client.returncode:
-                raise TransferError(f"the client process failed (status {client.returncode})")
+                ]
+            ) as client:
+                if client.wait():
+                    raise TransferError(f"the client process failed (status {client.returncode})")
             if server.wait(timeout=_START_SECONDS):
                 raise TransferError(f"the server process failed (status {server.returncode})")
-        finally:
-            server.kill()
-            server.wait()
-            if server.stdout is not None:
-                server.stdout.close()
         found = _hash_file(os.path.join(incoming, "random.bin"))
     if found != expected:
         raise TransferError(f"the stored file differs: SHA-256 {found}")
     click.echo(f"the stored file, read again from disk, has SHA-256 {found}: correct")
+
+
+@contextmanager
+def _process(command: list[str], *, is_quiet: bool = False) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that has ended when the block ends.
+
+    In a session of its own: Ctrl-C is for this process, which ends the others.
+    """
+    output = subprocess.DEVNULL if is_quiet else None
+    process = subprocess.Popen(  # noqa: S603 - our own program, our own arguments
+        command, stdout=output, stderr=output, start_new_session=True
+    )
+    try:
+        yield process
+    finally:
+        process.terminate()  # (without effect on one that has ended)
+        try:
+            process.wait(timeout=_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def _make_file(path: str, size: int) -> str:

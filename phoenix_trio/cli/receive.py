@@ -26,6 +26,7 @@ from .failures import failures_in_one_line, say
 from .options import SIZE, format_size, transport_config, transport_options
 from .places import Places
 from .progress import Display, show_progress
+from .running import run
 from .transfer import ALPN, TransferError, receive_file
 
 __all__ = ["Receiver", "receive"]
@@ -192,7 +193,7 @@ def receive(
         storage, Places(max_transfers, max_transfers_per_peer), transfer_timeout, count
     )
     try:
-        trio.run(
+        run(
             partial(
                 receiver.serve,
                 tls=tls,
@@ -200,7 +201,7 @@ def receive(
                 port=port,
                 config=transport_config(max_udp_payload_size, idle_timeout),
                 on_listening=partial(_announce, pin=pin, host=host, ready_file=ready_file),
-            ),
+            )
         )
     finally:
         storage.close()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import os
 import stat
-import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import BinaryIO
 
 import attrs
@@ -21,6 +23,7 @@ from ..quic.handshake.tls import ClientTLS
 from .failures import failures_in_one_line, say
 from .options import TARGET, format_size, transport_config, transport_options
 from .progress import Display, show_progress
+from .running import run
 from .transfer import (
     ALPN,
     Outcome,
@@ -32,6 +35,8 @@ from .transfer import (
 
 __all__ = ["send"]
 
+_STANDARD_INPUT = 0
+
 
 @attrs.define
 class _File:
@@ -42,7 +47,7 @@ class _File:
     size: int | None = None
     identity: str | None = None
     digests: PrefixDigests = attrs.field(factory=PrefixDigests)
-    _open: BinaryIO | None = None
+    _open: BinaryIO | io.FileIO | None = None
 
     @classmethod
     def of(cls, path: str, name: str | None) -> _File:
@@ -65,11 +70,18 @@ class _File:
 
     def rewind(self) -> None:
         self.close()
-        self._open = sys.stdin.buffer if self.path is None else open(self.path, "rb")  # noqa: SIM115
+        if self.path is None:
+            # Not sys.stdin, whose lock a thread that is left waiting for data would keep.
+            self._open = io.FileIO(_STANDARD_INPUT, closefd=False)
+        else:
+            self._open = open(self.path, "rb")  # noqa: SIM115
 
     def read(self, size: int) -> bytes:
         assert self._open is not None
-        return self._open.read(size)
+        data = self._open.read(size)
+        if data is None:
+            raise BlockingIOError(errno.EAGAIN, "standard input must not be non-blocking")
+        return data
 
     def seek(self, position: int) -> None:
         assert self._open is not None
@@ -142,7 +154,7 @@ def send(
     sources = [_File.of(path, name) for path in files]
     tls = ClientTLS(ca=ca, pinned_sha256=pin, certificate=certificate, private_key=key)
     config = transport_config(max_udp_payload_size, idle_timeout)
-    trio.run(_send_all, target, sources, tls, config, retries, retry_delay)
+    run(partial(_send_all, target, sources, tls, config, retries, retry_delay))
 
 
 async def _send_all(

@@ -264,7 +264,15 @@ async def _send_file(
         position += len(skipped)
     on_progress(position)
     try:
-        while chunk := await trio.to_thread.run_sync(read_and_hash, CHUNK_SIZE):
+        # What cannot be read twice may be a terminal or a pipe, and silent for ever: a cancelled
+        # transfer leaves its thread behind there.
+        read = partial(
+            trio.to_thread.run_sync,
+            read_and_hash,
+            CHUNK_SIZE,
+            abandon_on_cancel=source.identity is None,
+        )
+        while chunk := await read():
             if source.size is not None and position + len(chunk) > source.size:
                 raise TransferError("the file has grown while it was sent")
             await stream.send_all(encode_frame(chunk))

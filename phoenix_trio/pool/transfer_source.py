@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterable, Iterable
+from collections.abc import AsyncIterable, Iterable, Mapping
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import trio
@@ -215,7 +215,12 @@ def check_source(data: object) -> None:
       TypeError: they cannot.
     """
     if isinstance(data, str):
-        raise TypeError("a transfer sends bytes; encode the string first")
+        raise TypeError("a transfer sends bytes, not str: pass text.encode()")
+    if isinstance(data, Mapping):
+        raise TypeError(
+            f"a transfer sends bytes, not {type(data).__name__}: make bytes of it first, for"
+            " instance json.dumps(...).encode()"
+        )
     file = getattr(data, "wrapped", data)  # of trio.open_file()
     if not isinstance(file, ReadableFile) and not isinstance(data, AsyncIterable | Iterable):
         raise TypeError(

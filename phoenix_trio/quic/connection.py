@@ -31,6 +31,8 @@ from . import events
 from .connection_paths import PathCalls
 from .construction import NoPublicConstructor
 from .exchange import exchange
+from .logs import bounded_logger
+from .misuse import bytes_needed
 from .receiving_part import ReceivingPart
 from .sending_part import SendingPart
 from .stream import BidirectionalStream
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
     from .faces import ApplicationFace
 
 __all__ = ["QuicConnection", "QuicStream", "ReceiveStream", "SendStream"]
+
+logger = bounded_logger("phoenix_trio")
 
 
 @final
@@ -117,6 +121,7 @@ class QuicConnection(PathCalls, trio.abc.AsyncResource, metaclass=NoPublicConstr
         super().__init__(driver, engine)
         self._incoming: deque[QuicStream] = deque()
         self._incoming_one_way: deque[ReceiveStream] = deque()
+        self._takes_one_way = False  # or has been warned of
         self._take_stream: Callable[[QuicStream], None] | None = None
         # The lowest ID of a bidirectional stream that the peer has not opened yet.
         self._next_incoming = int(engine.is_client)  # (RFC 9000 section 2.1)
@@ -172,13 +177,17 @@ class QuicConnection(PathCalls, trio.abc.AsyncResource, metaclass=NoPublicConstr
             with :attr:`ApplicationErrorCode.MESSAGE_TOO_LARGE`.
           trio.ClosedResourceError: the connection was closed here.
           ConnectionBroken: the connection ended before the answer was complete.
+          TypeError: `data` is not bytes-like, or `max_answer` no integer.
           ValueError: `max_answer` is negative.
         """
         if max_answer is None:
             max_answer = self._engine.config.max_message_size
         check_limit(max_answer)
         if type(data) is not bytes:
-            data = memoryview(data).cast("B")
+            try:
+                data = memoryview(data).cast("B")
+            except TypeError:
+                raise bytes_needed(data, "a request") from None
         await trio.lowlevel.checkpoint_if_cancelled()
         stream_id = self._open_now(unidirectional=False)
         if stream_id is None:
@@ -241,6 +250,7 @@ class QuicConnection(PathCalls, trio.abc.AsyncResource, metaclass=NoPublicConstr
 
     async def accept_receive_stream(self) -> ReceiveStream:
         """The next unidirectional stream of the peer; see :meth:`accept_stream`."""
+        self._takes_one_way = True
         return await self._accept(self._incoming_one_way)
 
     async def _accept(self, queue: deque[S]) -> S:
@@ -251,23 +261,51 @@ class QuicConnection(PathCalls, trio.abc.AsyncResource, metaclass=NoPublicConstr
                 raise self._ended_error()
             if self._refuses_from is not None and queue is self._incoming:
                 raise ShuttingDown("this connection takes no further streams")
+            if self._incoming_one_way and not self._takes_one_way:
+                await trio.lowlevel.checkpoint()  # (another task may be about to accept it)
+                self._warn_of_one_way_streams()
+                continue
             await self._wait(self._accept_lot)
         stream = queue.popleft()
         if self._ended:
             stream._attach(self)  # (see on_released)
         return stream
 
+    if not TYPE_CHECKING:
+
+        def __aiter__(self):
+            raise TypeError(
+                "iterate over connection.incoming_streams(), incoming_receive_streams(),"
+                " or call receive_datagram(); a connection has no single sequence of data"
+            )
+
     def incoming_streams(self) -> AsyncIterator[QuicStream]:
         """Iterate over :meth:`accept_stream`; ends when the connection is closed in good order.
 
         Good order means: closed here, or by the peer with code 0.  The iteration also ends
         when this side shuts down.  Any other end raises :class:`ConnectionBroken`.
+
+        The peer's unidirectional streams (its :meth:`open_send_stream`) are not among these:
+        :meth:`incoming_receive_streams` has them.  If such a stream waits while only this
+        iterator is in use, a warning is logged, once a connection.
         """
         return UntilClosed(partial(self._accept, self._incoming))
 
     def incoming_receive_streams(self) -> AsyncIterator[ReceiveStream]:
         """Iterate over :meth:`accept_receive_stream`; see :meth:`incoming_streams`."""
+        self._takes_one_way = True
         return UntilClosed(partial(self._accept, self._incoming_one_way))
+
+    def _warn_of_one_way_streams(self) -> None:
+        """Warn once if unidirectional streams wait, and no task has ever asked for them."""
+        if not self._takes_one_way:
+            self._takes_one_way = True
+            logger.warning(
+                "%s has opened a unidirectional stream, and no task accepts it:"
+                " incoming_streams() and accept_stream() have bidirectional streams alone, use"
+                " incoming_receive_streams() or accept_receive_stream() as well",
+                self._address,
+            )
 
     def refuse_streams(self) -> int:
         """From now on, refuse the peer's new bidirectional streams; idempotent.
@@ -444,6 +482,8 @@ class QuicConnection(PathCalls, trio.abc.AsyncResource, metaclass=NoPublicConstr
         if stream_id & 2:
             receiver = self._make_receiver(stream_id)
             self._incoming_one_way.append(receiver)
+            if self._accept_lot and not self._takes_one_way:
+                self._warn_of_one_way_streams()
         else:
             stream = self._make_stream(stream_id)
             self._next_incoming = stream_id + 4

@@ -13,6 +13,7 @@ import trio
 from ..errors import DatagramsUnsupported, DatagramTooLarge
 from .connection_state import ConnectionState
 from .datagram_options import expiry
+from .misuse import bytes_needed
 
 __all__ = ["DatagramCalls"]
 
@@ -37,7 +38,7 @@ class DatagramCalls(ConnectionState):
                 "datagrams (RFC 9221) are switched off on this side or by the peer, or the peer's"
                 " limit (max_datagram_frame_size) does not hold even an empty one"
             )
-        payload = bytes(data)
+        payload = data if type(data) is bytes else _as_bytes(data)
         if len(payload) > maximum:
             raise DatagramTooLarge(len(payload), maximum)
         return payload
@@ -66,6 +67,7 @@ class DatagramCalls(ConnectionState):
         Raises:
           DatagramTooLarge: larger than :attr:`max_datagram_size`.
           DatagramsUnsupported: the peer takes no datagrams, not even empty ones.
+          TypeError: `data` is not bytes-like.
           ValueError: `expires_after` or `priority` is out of range.
           trio.ClosedResourceError: the connection was closed here.
           ConnectionBroken: the connection ended.
@@ -124,3 +126,10 @@ class DatagramCalls(ConnectionState):
                 raise self._ended_error()
             await self._wait(self._datagram_lot)
         return self._datagrams.popleft()
+
+
+def _as_bytes(data: bytes | bytearray | memoryview) -> bytes:
+    try:
+        return bytes(memoryview(data))  # (bytes(5) would be five zeros)
+    except TypeError:
+        raise bytes_needed(data, "a datagram") from None

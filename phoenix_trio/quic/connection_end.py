@@ -143,6 +143,7 @@ class ConnectionEnd(ApplicationCalls):
                     handshake_complete=self.state.is_complete,
                     is_client=self._is_client,
                     failure=self.handshake.failure,
+                    alpn=self.handshake.alpn,
                 )
             )
         )

@@ -19,6 +19,14 @@ import trio
 from ..config import TransportConfig
 from ..errors import ApplicationErrorCode, HandshakeFailed
 from ..metrics import EndpointStatistics
+from .arguments import (
+    check_alpn,
+    check_client_tls,
+    check_config,
+    check_local_address,
+    check_server_tls,
+    check_target,
+)
 from .connection import QuicConnection
 from .construction import NoPublicConstructor
 from .datagram_socket import DatagramSocket, Network
@@ -32,7 +40,7 @@ from .handshake.trace import TraceDirectory
 from .listener import QuicListener
 from .packet_io import UdpNetwork
 from .path_address import SocketAddress, display_address
-from .setup import check_alpn, make_client_engine, make_server_engine
+from .setup import make_client_engine, make_server_engine
 from .worker_socket import WorkerSocket
 
 __all__ = ["DEFAULT_ALPN", "Endpoint", "open_connection"]
@@ -158,7 +166,8 @@ class Endpoint(metaclass=NoPublicConstructor):
                 raise ValueError("a socket is one of the real network: leave out network")
             check_socket(socket)
             await trio.lowlevel.checkpoint()
-        config = TransportConfig() if config is None else config
+        check_local_address(host, port)
+        config = TransportConfig() if config is None else check_config(config)
         relay = socket.relay if isinstance(socket, WorkerSocket) else None
         if relay is not None and len(config.connection_id_server_id or b"") > 1:
             raise ValueError("connection_id_server_id must have 1 byte in a worker")
@@ -238,6 +247,7 @@ class Endpoint(metaclass=NoPublicConstructor):
             is no route; on Linux, and where ICMP messages pass.
           HandshakeTimedOut: no answer in ``TransportConfig.handshake_timeout``.
           HandshakeFailed: another reason; see its subclasses.
+          TypeError, ValueError: an argument is wrong; the text says what to write instead.
           trio.ClosedResourceError: the endpoint is closed.
         """
         connection = await self._dial(host, port, tls=tls, alpn=alpn, config=config)
@@ -263,9 +273,13 @@ class Endpoint(metaclass=NoPublicConstructor):
           config: overrides the endpoint's for accepted connections.
 
         Raises:
+          TypeError, ValueError: an argument is wrong, such as a :class:`ClientTLS` as `tls`.
           trio.BusyResourceError: the endpoint is listening already.
           trio.ClosedResourceError: the endpoint is closed.
         """
+        check_server_tls(tls)
+        if config is not None:
+            check_config(config)
         driver = self._driver
         if driver.is_closed:
             raise trio.ClosedResourceError("this endpoint was closed")
@@ -336,8 +350,11 @@ class Endpoint(metaclass=NoPublicConstructor):
         alpn: Sequence[str],
         config: TransportConfig | None,
     ) -> QuicConnection:
-        _check_target(host, port)
+        check_target(host, port)
         names = check_alpn(alpn)
+        check_client_tls(tls)
+        if config is not None:
+            check_config(config)
         tls = ClientTLS() if tls is None else tls
         driver = self._driver
         if driver.is_closed:
@@ -392,17 +409,6 @@ class Endpoint(metaclass=NoPublicConstructor):
         if len(ordered) == 1:
             return await establish(ordered[0])
         return await _happy_eyeballs(ordered, establish)
-
-
-def _check_target(host: str, port: int) -> None:
-    if not isinstance(host, str):
-        raise TypeError(f"host must be a string, not {host!r}")
-    if not host:
-        raise ValueError("host must not be empty")
-    if not isinstance(port, int) or isinstance(port, bool):
-        raise TypeError(f"port must be an integer, not {port!r}")
-    if not 1 <= port <= 65535:
-        raise ValueError(f"port must be between 1 and 65535, not {port}")
 
 
 def _interleave(addresses: list[SocketAddress]) -> list[SocketAddress]:

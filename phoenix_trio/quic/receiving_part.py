@@ -23,6 +23,11 @@ __all__ = ["ReceivingPart"]
 #: The most bytes that ``receive_some()`` returns without an argument: enough to keep calls few.
 DEFAULT_RECEIVE_SIZE = 64 * 1024
 
+_BUSY = (
+    "another task is already receiving from this stream: receive in one task, and pass the"
+    " data on, for instance through trio.open_memory_channel()"
+)
+
 ConnectionT = TypeVar("ConnectionT", bound=StreamHost)
 
 
@@ -118,7 +123,7 @@ class ReceivingPart(trio.abc.ReceiveStream, Generic[ConnectionT], metaclass=NoPu
         elif max_bytes < 1:
             raise ValueError(f"max_bytes must be a positive integer or None, not {max_bytes}")
         if self._busy:
-            raise trio.BusyResourceError("another task is already receiving from this stream")
+            raise trio.BusyResourceError(_BUSY)
         self._busy = True
         try:
             if self._is_ready():
@@ -177,7 +182,7 @@ class ReceivingPart(trio.abc.ReceiveStream, Generic[ConnectionT], metaclass=NoPu
         if type(code) is not ApplicationErrorCode:
             code = check_error_code(code)
         if self._busy:
-            raise trio.BusyResourceError("another task is already receiving from this stream")
+            raise trio.BusyResourceError(_BUSY)
         self._busy = True
         try:
             self._collect(max_bytes)

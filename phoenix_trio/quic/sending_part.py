@@ -14,6 +14,7 @@ import trio
 
 from ..errors import ApplicationErrorCode, StreamBroken
 from .construction import NoPublicConstructor
+from .misuse import bytes_needed
 from .stream_errors import check_error_code, fresh
 from .stream_host import StreamHost
 
@@ -95,6 +96,7 @@ class SendingPart(trio.abc.SendStream, Generic[ConnectionT], metaclass=NoPublicC
         sense of a part.
 
         Raises:
+          TypeError: `data` is not bytes-like.
           trio.BusyResourceError: another task is sending on this stream.
           trio.ClosedResourceError: the stream was ended, reset or closed here,
             or the connection was.
@@ -102,7 +104,10 @@ class SendingPart(trio.abc.SendStream, Generic[ConnectionT], metaclass=NoPublicC
           ConnectionBroken: the connection ended.
         """
         if type(data) is not bytes:
-            data = memoryview(data).cast("B")
+            try:
+                data = memoryview(data).cast("B")
+            except TypeError:
+                raise bytes_needed(data) from None
         self._begin()
         try:
             await trio.lowlevel.checkpoint_if_cancelled()
@@ -146,7 +151,10 @@ class SendingPart(trio.abc.SendStream, Generic[ConnectionT], metaclass=NoPublicC
     def _begin(self) -> None:
         """Allow one task at a time; the caller sets :attr:`_busy` to false again."""
         if self._busy:
-            raise trio.BusyResourceError("another task is already sending on this stream")
+            raise trio.BusyResourceError(
+                "another task is already sending on this stream: send from one task, hold a"
+                " trio.Lock meanwhile, or open a stream for each task"
+            )
         self._busy = True
 
     async def wait_send_all_might_not_block(self) -> None:

@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
-from ..errors import ApplicationErrorCode, ConnectionBroken, ShuttingDown
+from ..errors import ApplicationErrorCode, ConnectionBroken, ShuttingDown, StreamBroken
+from .arguments import check_alpn, check_handler, check_server_tls
 from .connection import QuicConnection
 from .endpoint import Endpoint
 from .groups import unwrap_lone
@@ -20,6 +21,9 @@ from .logs import bounded_logger
 __all__ = ["Server", "check_grace", "part"]
 
 logger = bounded_logger("phoenix_trio")
+
+#: With these codes a peer lets go of a stream which it does not need any more.
+_LEAVING = (ApplicationErrorCode.NO_ERROR, ApplicationErrorCode.CANCELLED)
 
 
 def check_grace(name: str, value: float) -> float:
@@ -67,6 +71,9 @@ class Server:
         parts: bool = True,
         on_stop: Callable[[QuicConnection, int], object] | None = None,
     ) -> None:
+        check_handler(handler)
+        check_server_tls(tls)
+        check_alpn(alpn)
         self._handler = handler
         self._open_endpoints = open_endpoints
         self._tls = tls
@@ -223,16 +230,25 @@ def _on_handler_error(
     on_error: Callable[[Exception], object] | None,
 ) -> None:
     remaining: BaseException | None = error
-    if connection.close_reason is not None:
-        # Not a crash: the handler's call raised the end of the connection.
-        if isinstance(error, BaseExceptionGroup):
-            remaining = error.split(ConnectionBroken)[1]
-        elif isinstance(error, ConnectionBroken):
-            remaining = None
-    connection.abort(ApplicationErrorCode.HANDLER_CRASHED)
+    # (An error of a channel over a stream is caused by that of the stream.)
+    if isinstance(error, BaseExceptionGroup):
+        remaining = error.split(lambda each: _is_departure(each, connection))[1]
+    elif _is_departure(error, connection):
+        remaining = None
     if remaining is None:
-        logger.debug("connection with %s ended: %s", connection.peer_address, error)
-    elif on_error is not None:
+        if connection.close_reason is not None:
+            logger.debug("connection with %s ended: %s", connection.peer_address, error)
+            return
+        connection.abort(ApplicationErrorCode.CANCELLED)
+        logger.info(
+            "the handler of the connection with %s ended, because the peer has left a stream: %s;"
+            " catch trio.BrokenResourceError around the work on one stream to keep the others",
+            connection.peer_address,
+            error,
+        )
+        return
+    connection.abort(ApplicationErrorCode.HANDLER_CRASHED)
+    if on_error is not None:
         on_error(error)
     else:
         logger.error(
@@ -240,3 +256,14 @@ def _on_handler_error(
             connection.peer_address,
             exc_info=error,
         )
+
+
+def _is_departure(error: BaseException | None, connection: QuicConnection) -> bool:
+    """Whether an error says only that the peer has gone, or has left the stream in use."""
+    while isinstance(error, trio.BrokenResourceError):
+        if isinstance(error, ConnectionBroken):
+            return connection.close_reason is not None
+        if isinstance(error, StreamBroken):
+            return error.error_code in _LEAVING
+        error = error.__cause__
+    return False

@@ -12,6 +12,7 @@ from functools import partial
 import trio
 
 from ..config import TransportConfig
+from .arguments import check_local_address
 from .connection import QuicConnection
 from .datagram_socket import Network
 from .endpoint import DEFAULT_ALPN, Endpoint
@@ -44,8 +45,10 @@ async def serve(
     When a handler returns, its connection is closed in good order
     (:meth:`QuicConnection.aclose`).  When it raises, the connection is closed with
     :attr:`ApplicationErrorCode.HANDLER_CRASHED`, the exception goes to `on_error`,
-    and the server goes on.  The :class:`ConnectionBroken` of an ended connection is not a
-    crash of the handler; it is only logged, at debug level.
+    and the server goes on.  A peer that leaves is no crash: the :class:`ConnectionBroken` of
+    an ended connection is only logged, at debug level.  A :class:`StreamBroken` with the code
+    ``NO_ERROR`` or ``CANCELLED``, and an error that it has caused, are logged at info level,
+    and the handler's connection is closed with :attr:`ApplicationErrorCode.CANCELLED`.
 
     The server ends when it is cancelled, or when all its listeners have been
     closed and their handlers have returned.
@@ -79,7 +82,8 @@ async def serve(
 
     Raises:
       OSError: the address is unknown or not local, or the port is in use.
-      TypeError: there is neither a port nor a socket, or `socket` is not one.
+      TypeError: there is neither a port nor a socket, or an argument has the wrong type, such
+        as a :class:`ClientTLS` as `tls`.
       ValueError: `socket` cannot be used, and is unchanged; see :meth:`Endpoint.open`.
         Or `grace_period` is negative.
     """
@@ -200,6 +204,7 @@ async def open_endpoints(
             host, port, socket=socket, reuse_port=reuse_port, config=config, network=network
         )
         return [opened]
+    check_local_address(host, port)
     network = UdpNetwork() if network is None else network
     hosts: list[str | None] = [None]
     if host is not None:

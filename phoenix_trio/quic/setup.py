@@ -5,7 +5,7 @@ Floor 1, sans-IO.  For the endpoint, when it dials or admits a client.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TextIO
 
 from ..config import TransportConfig
@@ -19,27 +19,7 @@ from .shared_keys import SharedKeys
 from .wire.protection import VERSION_1, VERSION_2
 from .wire.qlog import TraceLogger
 
-__all__ = ["check_alpn", "make_client_engine", "make_server_engine"]
-
-
-def check_alpn(alpn: Sequence[str]) -> tuple[str, ...]:
-    """ALPN protocol names as RFC 7301 allows them: 1 to 255 bytes each, at least one.
-
-    Raises:
-      TypeError: a single string, or something that is not a string in the list.
-      ValueError: an empty list or name, or a name too long or not ASCII.
-    """
-    if isinstance(alpn, (str, bytes)):
-        raise TypeError(f'alpn must be a sequence of names, such as ("{alpn!s}",)')
-    names = tuple(alpn)
-    if not names:
-        raise ValueError("alpn must name at least one protocol: QUIC requires ALPN")
-    for name in names:
-        if not isinstance(name, str):
-            raise TypeError(f"alpn must hold strings, not {name!r}")
-        if not name.isascii() or not 1 <= len(name) <= 255:
-            raise ValueError(f"alpn: {name!r} must have 1 to 255 ASCII characters")
-    return names
+__all__ = ["make_client_engine", "make_server_engine"]
 
 
 def make_client_engine(

@@ -19,8 +19,8 @@ __all__ = [
     "too_large_code",
 ]
 
-#: The protocol names of the library's own application layer begin with this.
-_OUR_PROTOCOLS = "phoenix/"
+#: The protocol names of the library's own application layers begin with these.
+_OUR_PROTOCOLS = ("phoenix/", "phoenix-files/")
 
 #: Codes from here on, as many as the largest limit, are ``MESSAGE_TOO_LARGE`` with a limit.
 _TOO_LARGE = 1 << 61
@@ -44,7 +44,8 @@ def fresh(error: E) -> E:
 def check_error_code(code: int) -> int:
     """An application error code as RFC 9000 section 20.2 allows it."""
     if not isinstance(code, int) or isinstance(code, bool):
-        raise TypeError(f"an application error code must be an integer, not {code!r}")
+        hint = "; text goes into reason=" if isinstance(code, str) else ""
+        raise TypeError(f"an application error code must be an integer, not {code!r}{hint}")
     if not 0 <= code <= _ERROR_CODE_MAX:
         raise ValueError(f"an application error code must be between 0 and 2**62 - 1, not {code}")
     return int(code)
@@ -66,7 +67,7 @@ def split_code(code: int) -> tuple[int, int | None]:
 
 
 def describe_code(code: int, alpn: str | None) -> str:
-    """A stream's code as text, by its name if it is one of the library's.
+    """A stream's or connection's code as text, by its name if it is one of the library's.
 
     Args:
       code: as the peer sent it.

@@ -22,6 +22,7 @@ from ..errors import (
 )
 from .handshake.tls_context import handshake_error
 from .path_address import Address, display_address
+from .stream_errors import describe_code
 from .wire.errors import CODE_NAMES, CONNECTION_REFUSED, NO_ERROR
 
 __all__ = ["Cause", "describe_unreachable", "error_for"]
@@ -65,6 +66,7 @@ def error_for(
     handshake_complete: bool,
     is_client: bool,
     failure: Exception | None,
+    alpn: str | None = None,
 ) -> Exception | None:
     """The exception for the end of a connection; ``None`` when the application closed it here.
 
@@ -77,6 +79,7 @@ def error_for(
       handshake_complete: whether TLS was complete on this side.
       is_client: which side this is.
       failure: the error of the TLS layer, if it has failed.
+      alpn: the connection's protocol, if it is known; it says what application codes mean.
     """
     peer = "the server" if is_client else "the client"
     quoted = f": {reason!r}" if reason else ""
@@ -108,7 +111,8 @@ def error_for(
     is_application = frame_type is None
     if is_application:
         return ConnectionClosedByPeer(
-            f"{peer} closed the connection with application code 0x{error_code:x}{quoted}",
+            f"{peer} closed the connection with application code"
+            f" {describe_code(error_code, alpn)}{quoted}",
             error_code=error_code,
             reason=reason,
             by_peer=True,

@@ -21,6 +21,7 @@ import trio
 from ..errors import ApplicationErrorCode, MessageTooLarge, StreamStopped
 from ..quic.connection import QuicStream
 from ..quic.groups import unwrap_lone
+from ..quic.misuse import check_stream
 from ..quic.stream_errors import split_code
 from .framing import encode_varint
 from .limits import refused_by_peer
@@ -468,6 +469,7 @@ def open_batch_sender(
     encode: Callable[[Any], Buffer] | None = None,
 ) -> AbstractAsyncContextManager[BatchSender[Any]]:
     """The sending half of :func:`open_batching_channel`, for one direction alone."""
+    check_stream(stream, "send_all")
     return _open_batch_sender(stream, max_batch_bytes, max_delay, max_message_size, encode)
 
 

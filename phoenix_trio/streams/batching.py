@@ -16,6 +16,7 @@ import trio
 from ..errors import ApplicationErrorCode
 from ..quic.conflict import ConflictDetector
 from ..quic.connection import QuicStream, ReceiveStream
+from ..quic.misuse import check_stream
 from ..quic.stream_errors import too_large_code
 from .batch_sending import KIBIBYTE, MEBIBYTE, BatchSender, check_sizes, open_batch_sender
 from .framing import FrameTooLarge, FramingError
@@ -80,6 +81,7 @@ class BatchReceiver(trio.abc.ReceiveChannel[T_co]):
         decode: Callable[[bytes], Any] | None = None,
     ) -> None:
         check_sizes(max_batch_bytes, 0, max_message_size)
+        check_stream(stream, "receive_some")
         self._reader = StreamReader(stream)
         self._max_message_size = max_message_size
         self._limit = max(max_batch_bytes, max_message_size + 8)
@@ -318,8 +320,11 @@ def open_batching_channel(
         have the types of their values.
 
     Raises:
+      TypeError: `stream` is no stream, but for instance a connection.
       ValueError: an argument is out of range.
     """
+    check_stream(stream, "receive_some")
+    check_stream(stream, "send_all")
     return _open_batching_channel(
         stream, max_batch_bytes, max_delay, max_message_size, max_sent_size, encode, decode
     )

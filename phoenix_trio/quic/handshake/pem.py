@@ -60,7 +60,9 @@ def _read(field: str, source: PEMSource) -> bytes:
     if isinstance(source, str) and _PEM_MARK in source:
         return source.encode()
     if not isinstance(source, (str, os.PathLike)):
-        raise TypeError(f"{field} must be a path or PEM, not {type(source).__name__}")
+        raise TypeError(
+            f"{field} must be a path or PEM, not {type(source).__name__}{_as_pem(source)}"
+        )
     path = os.fspath(source)
     try:
         with open(path, "rb") as file:
@@ -70,6 +72,36 @@ def _read(field: str, source: PEMSource) -> bytes:
         raise OSError(exc.errno, f"{field}: {exc.strerror}", path) from exc
     except ValueError as exc:  # a NUL in the path
         raise ValueError(f"{field}: {path!r} is not a path: {exc}") from exc
+
+
+def _as_pem(source: object) -> str:
+    """How to get PEM from the objects of other libraries, for a text."""
+    kind = type(source).__name__
+    if isinstance(source, x509.Certificate):
+        return ": pass certificate.public_bytes(Encoding.PEM)"
+    if hasattr(source, "private_bytes"):
+        return ": pass key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())"
+    if kind == "Blob":  # of trustme
+        return ": pass blob.bytes()"
+    if kind == "SSLContext":
+        return ": an ssl.SSLContext cannot speak QUIC; pass the files it was made from"
+    if isinstance(source, (list, tuple)):
+        return ": a chain goes into one file, or one piece of PEM, the server's certificate first"
+    return ""
+
+
+def _what_it_is(field: str, data: bytes, source: PEMSource) -> str:
+    """What was given in place of PEM, and what to do, for a text."""
+    swapped = ": are the two arguments swapped?" if field in ("certificate", "private_key") else ""
+    if b"PRIVATE KEY-----" in data:
+        return f", but a private key{swapped}"
+    if b"-----BEGIN CERTIFICATE-----" in data:
+        return f", but a certificate{swapped}"
+    if data.startswith(b"\x30"):
+        return ": it seems to be DER, which `openssl x509 -inform DER` turns into PEM"
+    if isinstance(source, bytes) and len(data) < 1024:
+        return ": bytes are taken for PEM itself; pass a path as a string or pathlib.Path"
+    return ""
 
 
 def load_certificates(field: str, source: PEMSource) -> tuple[x509.Certificate, ...]:
@@ -82,7 +114,14 @@ def load_certificates(field: str, source: PEMSource) -> tuple[x509.Certificate, 
     """
     data = _read(field, source)
     if b"-----BEGIN" not in data:
-        raise ValueError(f"{field}: {name_of(source)} holds no certificate in PEM form")
+        raise ValueError(
+            f"{field}: {name_of(source)} holds no certificate in PEM form"
+            f"{_what_it_is(field, data, source)}"
+        )
+    if b"-----BEGIN CERTIFICATE-----" not in data and b"PRIVATE KEY-----" in data:
+        raise ValueError(
+            f"{field}: {name_of(source)} holds no certificate{_what_it_is(field, data, source)}"
+        )
     try:
         certificates = tuple(x509.load_pem_x509_certificates(data))
     except (ValueError, x509.InvalidVersion) as exc:
@@ -105,6 +144,8 @@ def load_private_key(field: str, source: PEMSource, password: bytes | None) -> P
     """
     data = _read(field, source)
     where = f"{field}: {name_of(source)}"
+    if b"PRIVATE KEY-----" not in data:
+        raise ValueError(f"{where} holds no private key{_what_it_is(field, data, source)}")
     try:
         key = serialization.load_pem_private_key(data, password=password)
     except TypeError:
