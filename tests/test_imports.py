@@ -83,3 +83,25 @@ def test_the_storage_knows_neither_trio_nor_the_network() -> None:
     assert not below(found, "trio", "socket")
     own = below(found, "phoenix_trio")
     assert own == below(own, "phoenix_trio.storage")
+
+
+def test_the_diagnosis_knows_neither_the_program_nor_the_upper_floors() -> None:
+    found = imports_of("diagnosis")
+    assert not below(found, "click", "rich")
+    own = below(found, "phoenix_trio")
+    floors = (
+        "phoenix_trio.quic",
+        "phoenix_trio.config",
+        "phoenix_trio.errors",
+        "phoenix_trio.metrics",
+    )
+    assert own == below(own, "phoenix_trio.diagnosis", *floors)
+
+
+def test_only_the_program_uses_the_diagnosis() -> None:
+    using = {
+        path.relative_to(PACKAGE).parts[0]
+        for path in PACKAGE.rglob("*.py")
+        if below(imports(path), "phoenix_trio.diagnosis")
+    }
+    assert using == {"cli", "diagnosis"}

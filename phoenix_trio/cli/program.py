@@ -8,6 +8,7 @@ from .. import __version__, is_compiled
 from .bench import benchmark_commands
 from .certificate import certificate
 from .demo import demo
+from .doctor import doctor
 from .receive import receive
 from .send import send
 
@@ -36,5 +37,5 @@ def program() -> None:
     """
 
 
-for command in (receive, send, certificate, demo, *benchmark_commands()):
+for command in (receive, send, certificate, demo, doctor, *benchmark_commands()):
     program.add_command(command)
