@@ -10,6 +10,7 @@ from .certificate import certificate
 from .demo import demo
 from .receive import receive
 from .send import send
+from .top import top
 
 __all__ = ["program"]
 
@@ -36,5 +37,5 @@ def program() -> None:
     """
 
 
-for command in (receive, send, certificate, demo, *benchmark_commands()):
+for command in (receive, send, certificate, demo, top, *benchmark_commands()):
     program.add_command(command)
