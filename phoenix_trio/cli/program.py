@@ -8,6 +8,7 @@ from .. import __version__, is_compiled
 from .bench import benchmark_commands
 from .certificate import certificate
 from .demo import demo
+from .plot import plot
 from .receive import receive
 from .send import send
 from .top import top
@@ -37,5 +38,5 @@ def program() -> None:
     """
 
 
-for command in (receive, send, certificate, demo, top, *benchmark_commands()):
+for command in (receive, send, certificate, demo, top, plot, *benchmark_commands()):
     program.add_command(command)
