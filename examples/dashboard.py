@@ -4,7 +4,8 @@
     python examples/dashboard.py serve --port 4433
     python examples/dashboard.py watch --host localhost --port 4433 --seconds 20
 
-Nothing is counted for the view: each look is one call of `phoenix.stats()`.
+Nothing is counted for the view: each look is one call of `phoenix.stats()`.  The server
+opens an inspection, so `phoenix-trio top sink` shows it in another terminal.
 """
 
 import argparse
@@ -30,6 +31,7 @@ async def serve(options: argparse.Namespace) -> None:
     tls = phoenix_trio.ServerTLS(options.certificate, options.key)
     async with (
         phoenix_trio.open_phoenix("sink", server_tls=tls) as phoenix,
+        phoenix_trio.open_inspection(phoenix),
         trio.open_nursery() as nursery,
     ):
         (listener, *_) = await nursery.start(partial(phoenix.serve, handler, options.port))

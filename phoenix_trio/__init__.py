@@ -40,6 +40,7 @@ from .errors import (
     StreamTooLarge,
     VersionNegotiationFailed,
 )
+from .inspection import open_inspection
 from .metrics import (
     ConnectionMetrics,
     ConnectionStatistics,
@@ -182,6 +183,7 @@ __all__ = [
     "open_batching_channel",
     "PhoenixTransport",
     "open_phoenix",
+    "open_inspection",
     "PhoenixConnection",
     "Worker",
     "WorkersFailed",

@@ -9,8 +9,10 @@ from .bench import benchmark_commands
 from .certificate import certificate
 from .demo import demo
 from .doctor import doctor
+from .plot import plot
 from .receive import receive
 from .send import send
+from .top import top
 
 __all__ = ["program"]
 
@@ -37,5 +39,14 @@ def program() -> None:
     """
 
 
-for command in (receive, send, certificate, demo, doctor, *benchmark_commands()):
+for command in (
+    receive,
+    send,
+    certificate,
+    demo,
+    doctor,
+    top,
+    plot,
+    *benchmark_commands(),
+):
     program.add_command(command)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from phoenix_trio.inspection import find_applications
 from tests.support import authority_pem, server_pem
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -404,8 +405,11 @@ def test_service(certificates: Path) -> None:
     assert "0 still waiting, 0 leases left" in asked
 
 
-def test_dashboard(certificates: Path) -> None:
+def test_dashboard(certificates: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(certificates))
     with server(certificates, "dashboard.py", "serve") as (port, output):
+        (name,) = find_applications()
+        assert name.startswith("sink-")
         watched = run(certificates, "dashboard.py", "watch", "--port", port, "--seconds", "1.5")
         time.sleep(0.5)
     assert "Gbit/s" in watched

@@ -8,6 +8,7 @@ from __future__ import annotations
 from ...config import SMALLEST_UDP_PAYLOAD
 from ..logs import bounded_logger
 from ..path_address import ends_of
+from ..wire.qlog import log_packet_size
 from .path_mtu import MtuSearch
 from .state import State
 
@@ -50,6 +51,8 @@ def begin_search(s: State) -> None:
 
 def set_datagram_size(s: State, size: int) -> None:
     """Send packets of up to `size` bytes from now on."""
+    if s.trace is not None and size != s.max_datagram_size:
+        log_packet_size(s.trace, s.max_datagram_size, size)
     s.max_datagram_size = size
     s.recovery.pacer.max_datagram_size = size
     s.control.set_max_datagram_size(size)

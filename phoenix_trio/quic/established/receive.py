@@ -17,7 +17,7 @@ from ..wire.protection import (
     decode_packet_number,
     open_packet,
 )
-from ..wire.qlog import log_packet
+from ..wire.qlog import log_key_update, log_packet
 from .frame_handlers import ELICITING, NON_PROBING, take_frames
 from .paths import Path
 from .state import State
@@ -150,7 +150,10 @@ def receive_run(
                 if number < keys.lowest_number:
                     keys.lowest_number = number
             else:
+                updates = keys.updates
                 plain = keys.open_other_phase(number, header, bytes(view[body_at:end]))
+                if s.trace is not None and keys.updates != updates:
+                    log_key_update(s.trace, "remote_update")
         except NotAuthentic:
             position = end
             continue

@@ -21,7 +21,7 @@ from ..wire.protection import (
     seal_one,
     seal_run,
 )
-from ..wire.qlog import log_packet
+from ..wire.qlog import log_key_update, log_packet
 from .ecn import NOT_ECT
 from .path_search import next_probe
 from .paths import PROBE_SIZE, Path
@@ -91,6 +91,8 @@ def transmit(s: State, now: float, slab: bytearray | None) -> list[Run]:
             keys.consider_update(recovery.next_number, recovery.largest_acknowledged)
         if keys.update_pending:
             keys.begin_update()
+            if s.trace is not None:
+                log_key_update(s.trace, "local_update")
         if keys.has_previous:
             keys.age(now, 3 * recovery.probe_timeout())
         if s.mtu is not None:

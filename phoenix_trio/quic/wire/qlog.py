@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from .describe import describe_frames
 
-__all__ = ["Trace", "TraceLogger", "log_packet"]
+__all__ = ["Trace", "TraceLogger", "log_key_update", "log_packet", "log_packet_size"]
 
 
 class Trace(Protocol):
@@ -65,3 +65,20 @@ def log_packet(
         "raw": {"length": size},
     }
     trace.log_event(category="transport", event=event, data=data)
+
+
+def log_key_update(trace: Trace, trigger: str) -> None:
+    """Note that the keys of 1-RTT packets were updated (RFC 9001 section 6).
+
+    Args:
+      trace: takes the event.
+      trigger: ``"local_update"`` or ``"remote_update"``.
+    """
+    trace.log_event(
+        category="security", event="key_updated", data={"key_type": "1rtt", "trigger": trigger}
+    )
+
+
+def log_packet_size(trace: Trace, old: int, new: int) -> None:
+    """Note that packets of up to `new` bytes are sent from now on, `old` bytes before."""
+    trace.log_event(category="connectivity", event="mtu_updated", data={"old": old, "new": new})

@@ -71,6 +71,27 @@ def test_lost_packets_and_the_window_are_told() -> None:
     assert "ssthresh" in metrics[-1]
 
 
+def test_key_updates_are_told_by_both_sides() -> None:
+    pair = Pair(trace=True)
+    for _ in range(2):
+        pair.client.half.update_keys()
+        write(pair.client, pair.open(), b"x")
+        pair.run(3)
+    for of_client, trigger in ((True, "local_update"), (False, "remote_update")):
+        told = pair.traces[of_client].named("security:key_updated")
+        assert told == [{"key_type": "1rtt", "trigger": trigger}] * 2
+
+
+def test_larger_packets_are_told_once_they_are_sent() -> None:
+    pair = Pair(ceiling=9000, trace=True)
+    write(pair.client, pair.open(), content(100_000))
+    pair.run(10)
+    told = pair.traces[True].named("connectivity:mtu_updated")
+    assert told
+    assert [each["old"] for each in told] == [1200, *(each["new"] for each in told[:-1])]
+    assert told[-1]["new"] == pair.client.state.max_datagram_size > 1200
+
+
 def test_packets_which_break_the_protocol_are_told() -> None:
     """They show the reason for the close."""
     pair = Pair(trace=True)
