@@ -89,6 +89,9 @@ def _notes(report: Report) -> Iterator[str]:
             said.setdefault((row.implementation, row.note), []).append(row.name)
     for (implementation, note), names in said.items():
         yield f"{implementation}: {note}: {'; '.join(names)}"
+    for timeline in report.timelines:
+        if timeline.note:
+            yield f"{timeline.name}: {timeline.note}"
 
 
 def _circumstances(report: Report) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,12 +11,14 @@ from contextlib import ExitStack
 
 import attrs
 
+from .over_time import Moment, Timeline
 from .peers import PHOENIX, Implementation
 from .processes import Pair, Remote, Unsupported, WorkerFailed
-from .results import Row
-from .rows import SIZED, Workload, list_workloads
+from .results import Row, thin
+from .rows import SIZED, Sampled, Workload, list_workloads
+from .simulate import Link, simulate
 
-__all__ = ["Plan", "run"]
+__all__ = ["Plan", "record", "run"]
 
 _ETHERNET = 1452
 _SMALLEST = 1200
@@ -79,7 +82,7 @@ class _Tally:
     """One workload of one contender."""
 
     def __init__(self, workload: Workload) -> None:
-        self.runs: list[Sequence[float | None]] = []
+        self.runs: list[Sequence[float | Sampled | None]] = []
         self.note = ""
         self.finished = False
         self._workload = workload
@@ -93,6 +96,9 @@ class _Tally:
         """For the report."""
         for index, figure in enumerate(self._workload.figures):
             values = [value for run in self.runs if (value := run[index]) is not None]
+            samples = [
+                each for value in values if isinstance(value, Sampled) for each in value.samples
+            ]
             note = self.note
             if self.runs and not values:
                 note = "the server runs elsewhere"
@@ -100,9 +106,13 @@ class _Tally:
                 name=figure.name + suffix,
                 implementation=name,
                 unit=figure.unit,
-                runs=values,
+                runs=[
+                    statistics.median(value.samples) if isinstance(value, Sampled) else value
+                    for value in values
+                ],
                 note=note,
                 higher_is_better=figure.higher_is_better,
+                samples=thin(samples),
             )
 
 
@@ -264,3 +274,46 @@ def _restart(contender: _Contender) -> None:
         contender.pair.close()
         contender.pair = None
         contender.trouble = f"failed: it could not be started again: {failure}"
+
+
+#: Names of the timelines, for ``Plan.only``.
+_HERE = "transfer over time"
+_SIMULATED = "transfer over time, simulated link"
+
+_RECORDED_BYTES = 100_000_000
+_RECORDED_BYTES_ELSEWHERE = 20_000_000
+_LINK = Link(rtt=0.05, bandwidth=50e6, queue_bytes=256 * 1024)
+_LINK_BYTES = 10_000_000
+
+
+def record(plan: Plan, on_row: Callable[[str], None]) -> list[Timeline]:
+    """Record transfers of ours over time, after all rows and with workers of their own."""
+    timelines = []
+    if any(fnmatch.fnmatch(_HERE, each) for each in plan.only):
+        on_row(_HERE)
+        timelines.append(_record_here(plan))
+    if any(fnmatch.fnmatch(_SIMULATED, each) for each in plan.only):
+        on_row(_SIMULATED)
+        outcome = simulate(_LINK, _LINK_BYTES, record=True)
+        timelines.append(
+            Timeline(
+                name=f"{_LINK_BYTES // 1_000_000} MB, {_LINK.describe()}",
+                moments=outcome.moments,
+                bandwidth=_LINK.bandwidth,
+            )
+        )
+    return timelines
+
+
+def _record_here(plan: Plan) -> Timeline:
+    elsewhere = plan.remote is not None
+    size = _RECORDED_BYTES_ELSEWHERE if elsewhere else _RECORDED_BYTES
+    way = "a server elsewhere" if elsewhere else "loopback"
+    name = f"{size // 1_000_000} MB on a new connection, {way}"
+    try:
+        with _open(PHOENIX, None, plan) as pair:
+            pair.ask("prepare", seconds=60.0, size=size)
+            answer = pair.ask("over_time", seconds=60.0, size=size, write=256 * 1024)
+    except WorkerFailed as failure:
+        return Timeline(name=name, note=f"failed: {failure}")
+    return Timeline(name=name, moments=[Moment(*each) for each in answer["moments"]])

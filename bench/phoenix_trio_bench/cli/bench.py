@@ -135,9 +135,11 @@ def bench(
     )
     with console.status("starting") as status:
         rows = workloads.run(plan, status.update)
-    if not rows:
-        raise click.UsageError(f"no row is called {' or '.join(map(repr, only))}")
-    new = results.new_report(rows, {peer.name: peer.version for peer in found})
+        timelines = workloads.record(plan, status.update) if json_file or html_file else []
+    if not rows and not timelines:
+        hint = "" if json_file or html_file else " (transfers over time need --html or --json)"
+        raise click.UsageError(f"no row is called {' or '.join(map(repr, only))}{hint}")
+    new = results.new_report(rows, {peer.name: peer.version for peer in found}, timelines)
     report.print_report(new, console)
     if old is not None:
         report.compare(old, new, console)
