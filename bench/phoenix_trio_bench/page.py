@@ -85,10 +85,12 @@ def _document(title: str, body: Sequence[str]) -> str:
 
 def _body(report: Report) -> list[str]:
     parts = [f"<p class='lead'>{html.escape(summary(report))}</p>", *_headlines(report)]
-    parts.append("<p class='soft'>" + html.escape(_reading(report)) + "</p>")
+    if report.rows:
+        parts.append(f"<p class='soft'>{html.escape(_reading(report))}</p>")
     sections: dict[str, list[str]] = {name: [] for name, _ in _SECTIONS}
     for name in report.names:
         sections.setdefault(_section(name), []).append(name)
+    sections[_OTHER] = sections.pop(_OTHER, [])  # the last one
     for section, names in sections.items():
         cards = list(_cards(report, names))
         if cards:
@@ -163,33 +165,29 @@ def _headline(report: Report, name: str) -> str:
 
 
 def _cards(report: Report, names: Sequence[str]) -> Iterator[str]:
-    shown = [name for name in names if not _is_twin(name, names)]
-    if len(report.implementations) == 1:
-        yield from _own_cards(report, shown)
-        return
-    for name in shown:
+    alone: list[Row] = []
+    for name in (name for name in names if not _is_twin(name, names)):
         rows = [row for row in report.rows if row.name == name]
         measured = [row for row in rows if row.runs]
         if measured and all(row.samples for row in measured):
             yield _card(_title(name), rows[0], charts.distributions(report, rows))
+        elif [row.implementation for row in measured] == [PHOENIX.name]:
+            alone += measured
         elif measured:
             yield _card(_title(name), rows[0], charts.compared_bars(report, rows))
+    yield from _shared_cards(report, alone)
 
 
-def _own_cards(report: Report, names: Sequence[str]) -> Iterator[str]:
-    """Without peers: rows of one unit share a chart."""
+def _shared_cards(report: Report, rows: Sequence[Row]) -> Iterator[str]:
+    """Rows that no peer has: those of one unit share a chart."""
     units: dict[tuple[str, bool | None], list[Row]] = {}
-    for name in names:
-        row = report.find(name, report.implementations[0])
-        if row is None or not row.runs:
-            continue
-        if row.samples:
-            yield _card(_title(name), row, charts.distributions(report, [row]))
-        else:
-            units.setdefault((row.unit, row.higher_is_better), []).append(row)
-    for (unit, _), rows in units.items():
-        chart = charts.own_bars(report, rows, [_title(row.name) for row in rows])
-        yield _figure(_UNITS.get(unit, unit), _BETTER[rows[0].higher_is_better], chart)
+    for row in rows:
+        units.setdefault((row.unit, row.higher_is_better), []).append(row)
+    alone = f"{PHOENIX.name} alone" if len(report.implementations) > 1 else ""
+    for (unit, higher_is_better), shared in units.items():
+        chart = charts.own_bars(report, shared, [_title(row.name) for row in shared])
+        words = ", ".join(word for word in (_BETTER[higher_is_better], alone) if word)
+        yield _figure(_UNITS.get(unit, unit), words, chart)
 
 
 def _title(name: str) -> str:

@@ -66,7 +66,8 @@ def print_report(report: Report, console: Console) -> None:
     table = Table(*_columns(report), title=None)
     for line in _lines(report):
         table.add_row(*line)
-    console.print(table)
+    if report.rows:
+        console.print(table)
     if len(report.implementations) > 1:
         console.print(
             "In brackets: how many times better phoenix_trio was; all took turns, run by run."

@@ -176,6 +176,8 @@ def _summary_alone(report: Report, names: list[str]) -> str:
         if (row := report.find(name, PHOENIX.name)) is not None and row.runs
     ]
     if not own:
+        if report.timelines and not report.rows:
+            return f"Transfers of {PHOENIX.name} over time, and no rows."
         return f"No row of {PHOENIX.name} was measured."
     text = f"{len(own)} rows of {PHOENIX.name}, without a peer to compare with"
     spread = sorted(each for each in own if len(_runs(report, each[1])) > 1)

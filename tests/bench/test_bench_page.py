@@ -167,6 +167,12 @@ def test_a_page_without_figures_is_still_a_page(tmp_path: Path) -> None:
     text = saved(make_report(row("a", note="failed: it burst"), row("b", 0, 0)), tmp_path)
     assert "failed: it burst" in text
     parse(text)
+    only = make_report()
+    only.timelines.append(timeline())
+    text = saved(only, tmp_path)
+    parse(text)
+    assert "over time, and no rows." in text
+    assert "medians" not in text
 
 
 def card(text: str, title: str) -> str:
@@ -214,6 +220,25 @@ def test_a_row_whose_samples_are_missing_for_one_side_is_drawn_as_bars(tmp_path:
     text = saved(make_report(row("a", 50, samples=[50]), row("a", 90, who="b")), tmp_path)
     assert "p50" not in card(text, "a")
     assert "<rect" in card(text, "a")
+
+
+def test_rows_that_no_peer_has_share_a_chart_too(tmp_path: Path) -> None:
+    text = saved(
+        make_report(
+            row("memory, client", 5, unit="KiB"),
+            row("memory, client", who="b", note="left out: no time"),
+            row("memory, server", 9, unit="KiB"),
+            row("memory, server", who="b", note="left out: no time"),
+            row("memory, both", who="b", unit="KiB"),
+            row("memory, theirs", 5, who="b", unit="KiB"),
+        ),
+        tmp_path,
+    )
+    assert text.count("<figure>") == 2
+    words = parse(card(text, "KiB")).words
+    assert {"memory, client", "memory, server"} <= set(words)
+    assert "lower is better, phoenix_trio alone" in words
+    assert "<rect" in card(text, "memory, theirs")
 
 
 def test_without_peers_rows_of_one_unit_share_a_chart(tmp_path: Path) -> None:

@@ -133,12 +133,13 @@ def bench(
         with_gigabyte=with_gigabyte,
         peers=tuple(found),
         remote=None if server is None else Remote(*server, pin or ""),
+        records=bool(json_file or html_file),
     )
     with console.status("starting") as status:
         rows = workloads.run(plan, status.update)
-        timelines = workloads.record(plan, status.update) if json_file or html_file else []
+        timelines = workloads.record(plan, status.update) if plan.records else []
     if not rows and not timelines:
-        hint = "" if json_file or html_file else " (transfers over time need --html or --json)"
+        hint = "" if plan.records else " (transfers over time need --html or --json)"
         raise click.UsageError(f"no row is called {' or '.join(map(repr, only))}{hint}")
     new = results.new_report(rows, {peer.name: peer.version for peer in found}, timelines)
     report.print_report(new, console)
