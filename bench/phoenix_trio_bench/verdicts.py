@@ -179,7 +179,8 @@ def _summary_alone(report: Report, names: list[str]) -> str:
         if report.timelines and not report.rows:
             return f"Transfers of {PHOENIX.name} over time, and no rows."
         return f"No row of {PHOENIX.name} was measured."
-    text = f"{len(own)} rows of {PHOENIX.name}, without a peer to compare with"
+    rows = "1 row" if len(own) == 1 else f"{len(own)} rows"
+    text = f"{rows} of {PHOENIX.name}, without a peer to compare with"
     spread = sorted(each for each in own if len(_runs(report, each[1])) > 1)
     if len(spread) > 1:
         (least, best), (most, worst) = spread[0], spread[-1]

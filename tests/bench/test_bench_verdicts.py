@@ -131,6 +131,8 @@ def test_the_summary_without_peers_says_so() -> None:
         "3 rows of phoenix_trio, without a peer to compare with; the steadiest is calm (its runs "
         "differ by a factor of 1.10), the least steady wild (3.00)."
     )
+    alone = "1 row of phoenix_trio, without a peer to compare with."
+    assert summary(make_report(row("once", 1))) == alone
     assert summary(make_report(row("none"))) == "No row of phoenix_trio was measured."
 
 
