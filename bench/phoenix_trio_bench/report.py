@@ -9,8 +9,9 @@ from rich.table import Table
 
 from .peers import PHOENIX
 from .results import Report, Row
+from .verdicts import RULE, judge, summary
 
-__all__ = ["compare", "format_value", "markdown", "print_report", "ratio_to_ours"]
+__all__ = ["circumstances", "compare", "format_value", "markdown", "missing", "print_report"]
 
 
 def format_value(value: float | None) -> str:
@@ -24,14 +25,10 @@ def format_value(value: float | None) -> str:
     return f"{value:.3g}"
 
 
-def ratio_to_ours(report: Report, row: Row) -> float | None:
-    """How many times better phoenix_trio is than this row: above 1 is ahead."""
-    ours = report.find(row.name, PHOENIX.name)
-    if ours is None or not ours.median or not row.median or row is ours:
-        return None
-    if row.higher_is_better is None:
-        return None
-    return ours.median / row.median if row.higher_is_better else row.median / ours.median
+def missing(row: Row) -> str:
+    """A word for a figure that is missing; the row's note has the whole reason."""
+    reason = row.note.split(":", 1)[0]
+    return reason if reason in ("failed", "left out") else "not measured"
 
 
 def _cell(report: Report, row: Row | None) -> str:
@@ -40,10 +37,8 @@ def _cell(report: Report, row: Row | None) -> str:
     if row.median is None:
         return row.note.split(":", 1)[0] if row.note.startswith(("failed", "left out")) else "-"
     text = format_value(row.median)
-    ratio = ratio_to_ours(report, row)
-    if ratio is None:
-        return text
-    return f"{text} ({ratio:.0f}x)" if ratio >= 100 else f"{text} ({ratio:.2g}x)"
+    verdict = judge(report, row)
+    return text if verdict is None else f"{text} ({verdict.text})"
 
 
 def _spread(row: Row | None) -> str:
@@ -71,14 +66,23 @@ def print_report(report: Report, console: Console) -> None:
     table = Table(*_columns(report), title=None)
     for line in _lines(report):
         table.add_row(*line)
-    console.print(table)
+    if report.rows:
+        console.print(table)
     if len(report.implementations) > 1:
         console.print(
             "In brackets: how many times better phoenix_trio was; all took turns, run by run."
         )
+        if _has_open_verdicts(report):
+            console.print(RULE, markup=False, highlight=False)
+    console.print(summary(report), markup=False, highlight=False)
     for note in _notes(report):
         console.print(note, markup=False, highlight=False)
-    console.print(_circumstances(report), markup=False, highlight=False)
+    console.print(circumstances(report), markup=False, highlight=False)
+
+
+def _has_open_verdicts(report: Report) -> bool:
+    verdicts = [judge(report, row) for row in report.rows]
+    return any(verdict is not None and verdict.ratio is None for verdict in verdicts)
 
 
 def _notes(report: Report) -> Iterator[str]:
@@ -89,9 +93,13 @@ def _notes(report: Report) -> Iterator[str]:
             said.setdefault((row.implementation, row.note), []).append(row.name)
     for (implementation, note), names in said.items():
         yield f"{implementation}: {note}: {'; '.join(names)}"
+    for timeline in report.timelines:
+        if timeline.note:
+            yield f"{timeline.name}: {timeline.note}"
 
 
-def _circumstances(report: Report) -> str:
+def circumstances(report: Report) -> str:
+    """When, where and with what the figures were measured, in one line."""
     words = {"cores": "{} cores", "memory": "{} of memory"}
     machine = ", ".join(
         words.get(name, "{}").format(value) for name, value in report.machine.items()
@@ -105,13 +113,17 @@ def markdown(report: Report) -> str:
     """The table for the documentation."""
     columns = _columns(report)
     lines = [
-        f"Medians, with the spread of our own runs. {_circumstances(report)}",
+        f"Medians, with the spread of our own runs. {circumstances(report)}",
+        "",
+        summary(report),
         "",
         "| " + " | ".join(columns) + " |",
         "|" + "---|" * len(columns),
     ]
     lines += ["| " + " | ".join(line) + " |" for line in _lines(report)]
     notes = [f"- {note}" for note in _notes(report)]
+    if _has_open_verdicts(report):
+        notes.insert(0, f"- {RULE}")
     if notes:
         lines += ["", *notes]
     return "\n".join(lines) + "\n"

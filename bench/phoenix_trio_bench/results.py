@@ -5,18 +5,47 @@ from __future__ import annotations
 import datetime as dt
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-__all__ = ["Report", "Row", "describe_machine", "describe_versions", "new_report"]
+from .over_time import Timeline
+
+__all__ = [
+    "PERCENTILES",
+    "SAMPLES",
+    "Report",
+    "Row",
+    "describe_machine",
+    "describe_versions",
+    "new_report",
+    "thin",
+]
+
+#: The most samples of one row.
+SAMPLES = 1000
+
+PERCENTILES = (50, 90, 99)
+
+
+def thin(samples: Sequence[float], limit: int = SAMPLES) -> list[float]:
+    """At most `limit` of the samples (2 or more), sorted, with four digits.
+
+    They are evenly spaced among the sorted ones, so that percentiles stay as they were; the
+    smallest and the largest are always among them.
+    """
+    ordered = sorted(float(f"{sample:.4g}") for sample in samples)
+    if len(ordered) <= limit:
+        return ordered
+    return [ordered[round(rank * (len(ordered) - 1) / (limit - 1))] for rank in range(limit)]
 
 
 @attrs.frozen(kw_only=True)
@@ -32,6 +61,9 @@ class Row:
     """Why there are no runs, or a remark about them."""
     higher_is_better: bool | None = False
     """``None``: neither, it is only good to know."""
+    samples: list[float] = attrs.field(factory=list)
+    """Single operations of all runs, sorted, at most :data:`SAMPLES`; empty where a run is
+    one figure.  Unit as the runs'."""
 
     @property
     def median(self) -> float | None:
@@ -48,9 +80,16 @@ class Row:
         """The largest run."""
         return max(self.runs, default=None)
 
+    def percentile(self, percent: float) -> float | None:
+        """The smallest sample that so many per cent of the samples do not exceed."""
+        if not self.samples:
+            return None
+        rank = math.ceil(percent / 100 * len(self.samples))
+        return sorted(self.samples)[max(rank, 1) - 1]
+
     def to_json(self) -> dict[str, Any]:
         """As the JSON file has it."""
-        return {
+        content = {
             "name": self.name,
             "implementation": self.implementation,
             "unit": self.unit,
@@ -61,6 +100,10 @@ class Row:
             "note": self.note,
             "higher_is_better": self.higher_is_better,
         }
+        if self.samples:
+            content |= {f"p{percent}": self.percentile(percent) for percent in PERCENTILES}
+            content["samples"] = self.samples
+        return content
 
 
 @attrs.frozen(kw_only=True)
@@ -73,6 +116,8 @@ class Report:
     date: str
     command: str
     commit: str | None = None
+    timelines: list[Timeline] = attrs.field(factory=list)
+    """Transfers over time, each a run of its own."""
 
     def find(self, name: str, implementation: str) -> Row | None:
         """The row, if it was measured."""
@@ -100,12 +145,13 @@ class Report:
             "machine": self.machine,
             "versions": self.versions,
             "rows": [row.to_json() for row in self.rows],
+            "timelines": [timeline.to_json() for timeline in self.timelines],
         }
         Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str) -> Report:
-        """Read a JSON file written by :meth:`save`.
+        """Read a JSON file written by :meth:`save`, also by an earlier version.
 
         Raises:
           OSError: it cannot be read.
@@ -121,6 +167,7 @@ class Report:
                     runs=row["runs"],
                     note=row.get("note", ""),
                     higher_is_better=row.get("higher_is_better", False),
+                    samples=row.get("samples", []),
                 )
                 for row in content["rows"]
             ]
@@ -131,6 +178,7 @@ class Report:
                 date=content["date"],
                 command=content["command"],
                 commit=content.get("commit"),
+                timelines=[Timeline.from_json(each) for each in content.get("timelines", [])],
             )
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} is no report of this program: {error!r}") from error
@@ -179,12 +227,15 @@ def current_commit() -> str | None:
     return done.stdout.strip() or None
 
 
-def new_report(rows: list[Row], peers: Mapping[str, str]) -> Report:
+def new_report(
+    rows: list[Row], peers: Mapping[str, str], timelines: Sequence[Timeline] = ()
+) -> Report:
     """A report with the present time.
 
     Args:
       rows: the measured rows.
       peers: the names of the other implementations, and their versions.
+      timelines: transfers over time.
     """
     now = dt.datetime.now(dt.UTC).replace(microsecond=0)
     return Report(
@@ -194,4 +245,5 @@ def new_report(rows: list[Row], peers: Mapping[str, str]) -> Report:
         date=now.isoformat(),
         command=" ".join(["phoenix-trio", *sys.argv[1:]]),
         commit=current_commit(),
+        timelines=list(timelines),
     )

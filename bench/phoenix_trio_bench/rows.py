@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 
 import attrs
 
 from .processes import Pair, Unsupported
 
-__all__ = ["SIZED", "Figure", "Workload", "list_workloads"]
+__all__ = ["SIZED", "Figure", "Sampled", "Workload", "list_workloads"]
 
 _MEGABYTE = 1_000_000
 _WRITE = 256 * 1024
@@ -18,9 +17,17 @@ _SIDES = ("client", "server")
 #: Names of workloads that are also run at other packet sizes.
 SIZED = ("transfer *", "start *", "new stream *", "echoes *", "cold *")
 
-#: The result of one measurement: a number for each figure; ``None`` if there is nothing to
+
+@attrs.frozen
+class Sampled:
+    """The times of single operations; their median is the figure."""
+
+    samples: list[float]
+
+
+#: The result of one measurement: a value for each figure; ``None`` if there is nothing to
 #: measure, as with a server that runs elsewhere.
-Measure = Callable[[Pair], Sequence[float | None]]
+Measure = Callable[[Pair], Sequence[float | Sampled | None]]
 
 
 @attrs.frozen
@@ -50,7 +57,9 @@ class Workload:
     is estimated before it begins."""
 
 
-def _one(name: str, unit: str, measure: Callable[[Pair], float], **options: object) -> Workload:
+def _one(
+    name: str, unit: str, measure: Callable[[Pair], float | Sampled], **options: object
+) -> Workload:
     higher = bool(options.pop("higher_is_better", False))
     return Workload(
         figures=(Figure(name, unit, higher),),
@@ -93,9 +102,9 @@ def _start(size: int) -> Workload:
     return _one(name, "ms", measure, bytes=size, payload=size)
 
 
-def _median(name: str, unit: str, op: str, scale: float, **arguments: int) -> Workload:
-    def measure(pair: Pair) -> float:
-        return float(statistics.median(pair.ask(op, **arguments)["seconds"]) * scale)
+def _single_operations(name: str, unit: str, op: str, scale: float, **arguments: int) -> Workload:
+    def measure(pair: Pair) -> Sampled:
+        return Sampled([each * scale for each in pair.ask(op, **arguments)["seconds"]])
 
     return _one(name, unit, measure)
 
@@ -196,9 +205,11 @@ def list_workloads(*, quick: bool, with_gigabyte: bool) -> Iterator[Workload]:
     if with_gigabyte:
         yield _transfer("1 GB", 1000 * _MEGABYTE, runs=2)
     yield _start(10 * _MEGABYTE)
-    yield _median("connection, full handshake", "ms", "handshake", 1e3, count=few, resume=False)
-    yield _median("connection, resumed", "ms", "handshake", 1e3, count=few, resume=True)
-    yield _median("connection, pooled", "us", "pooled", 1e6, count=many)
+    yield _single_operations(
+        "connection, full handshake", "ms", "handshake", 1e3, count=few, resume=False
+    )
+    yield _single_operations("connection, resumed", "ms", "handshake", 1e3, count=few, resume=True)
+    yield _single_operations("connection, pooled", "us", "pooled", 1e6, count=many)
     yield _one(
         "cold connect and 1 MiB",
         "ms",
@@ -206,10 +217,16 @@ def list_workloads(*, quick: bool, with_gigabyte: bool) -> Iterator[Workload]:
         bytes=1024 * 1024,
         payload=1024 * 1024,
     )
-    yield _median("opening a stream", "us", "open_stream", 1e6, count=many)
-    yield _median("64 bytes there and back", "us", "round_trip", 1e6, count=many, size=64)
-    yield _median("new stream and a 64-byte echo", "us", "echo", 1e6, count=many, size=64)
-    yield _median("request and a 64-byte answer", "us", "request", 1e6, count=many, size=64)
+    yield _single_operations("opening a stream", "us", "open_stream", 1e6, count=many)
+    yield _single_operations(
+        "64 bytes there and back", "us", "round_trip", 1e6, count=many, size=64
+    )
+    yield _single_operations(
+        "new stream and a 64-byte echo", "us", "echo", 1e6, count=many, size=64
+    )
+    yield _single_operations(
+        "request and a 64-byte answer", "us", "request", 1e6, count=many, size=64
+    )
     for op in ("echoes", "requests"):
         for concurrent in (1, 16, 100):
             yield _side_by_side(op, concurrent, 400 if quick else 4000)

@@ -23,6 +23,7 @@ from phoenix_trio.quic.datagram_socket import Network
 from phoenix_trio.testing import SimulatedNetwork
 
 from . import protocol
+from .over_time import Moment, Recorder
 from .processes import Process, python_module
 from .server import development_tls
 
@@ -51,6 +52,16 @@ class Link:
     """The most bytes that wait before the bottleneck."""
     seed: int = 0
 
+    def describe(self) -> str:
+        """The link in a few words."""
+        words = [f"round trip {self.rtt * 1e3:g} ms"]
+        if self.bandwidth is not None:
+            words.append(f"{self.bandwidth / 1e6:g} Mbit/s")
+            words.append(f"queue {self.queue_bytes / 1024:.0f} KiB")
+        if self.loss:
+            words.append(f"loss {self.loss * 100:g} %")
+        return ", ".join(words)
+
 
 @attrs.frozen(kw_only=True)
 class Outcome:
@@ -65,6 +76,8 @@ class Outcome:
     packets_lost: int
     real_seconds: float
     """Seconds that it took by the wall clock."""
+    moments: list[Moment] = attrs.field(factory=list)
+    """The transfer over time, if it was recorded."""
 
     @property
     def rate(self) -> float:
@@ -128,6 +141,7 @@ async def _transfer(
     bind: tuple[str, int],
     networks: tuple[Network | None, Network | None],
     way_to: Callable[[int], Awaitable[tuple[str, int]]],
+    record: bool,
 ) -> Outcome:
     """Send `size` bytes over so many connections, equal shares; `way_to` the server's port."""
     tls, pin = development_tls()
@@ -161,9 +175,16 @@ async def _transfer(
         before = _count_packets(dialled)
         receiver.started = trio.current_time()
         started = time.perf_counter()
-        async with trio.open_nursery() as senders:
-            for connection, share in zip(dialled, shares, strict=True):
-                senders.start_soon(_send, connection, share)
+        recorder = Recorder(dialled)
+        async with trio.open_nursery() as recording:
+            if record:
+                recording.start_soon(recorder.run)
+            async with trio.open_nursery() as senders:
+                for connection, share in zip(dialled, shares, strict=True):
+                    senders.start_soon(_send, connection, share)
+            if record:
+                recorder.take()
+            recording.cancel_scope.cancel()
         seconds = trio.current_time() - receiver.started
         real_seconds = time.perf_counter() - started
         after = _count_packets(dialled)
@@ -176,6 +197,7 @@ async def _transfer(
         packets_sent=after[0] - before[0],
         packets_lost=after[1] - before[1],
         real_seconds=real_seconds,
+        moments=recorder.moments(),
     )
 
 
@@ -185,12 +207,20 @@ def simulate(
     *,
     connections: int = 1,
     config: phoenix_trio.TransportConfig | None = None,
+    record: bool = False,
 ) -> Outcome:
     """Run one transfer over a link in memory, in virtual time.
 
     The processor costs nothing there, so the outcome depends on the protocol and the link
     alone.  The same seed gives nearly the same outcome; not quite, because Trio runs
     tasks in random order.
+
+    Args:
+      link: the link between both ends.
+      size: bytes in all.
+      connections: they send equal shares side by side.
+      config: of both ends; ``None``: the defaults.
+      record: fill ``Outcome.moments``.
 
     Raises:
       ValueError: an argument is out of range.
@@ -219,6 +249,7 @@ def simulate(
                 bind=(_SERVER, _PORT),
                 networks=(network.host(_SERVER), network.host(_CLIENT)),
                 way_to=way_to,
+                record=record,
             )
 
     return trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
@@ -230,8 +261,12 @@ def simulate_relayed(
     *,
     connections: int = 1,
     config: phoenix_trio.TransportConfig | None = None,
+    record: bool = False,
 ) -> Outcome:
     """The same over real sockets on loopback, with a relay process between both ends.
+
+    With `record`, the sender's statistics are read beside the transfer, at most 500 times a
+    second.
 
     Raises:
       ValueError: an argument is out of range.
@@ -269,6 +304,7 @@ def simulate_relayed(
                 bind=("127.0.0.1", 0),
                 networks=(None, None),
                 way_to=way_to,
+                record=record,
             )
 
     try:

@@ -14,6 +14,7 @@ import trio
 import phoenix_trio
 
 from . import protocol, server
+from .over_time import Recorder
 
 __all__ = ["main"]
 
@@ -134,6 +135,19 @@ class _Client:
                 answer += chunk
         protocol.check_answer(answer, digest)
         return seconds
+
+    async def over_time(self, size: int, write: int) -> dict[str, Any]:
+        """A transfer of `size` bytes on a new connection, recorded from its beginning."""
+        protocol.payload(size)
+        async with self._dial() as connection:
+            await connection.wait_confirmed()
+            recorder = Recorder([connection])
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(recorder.run)
+                await self._transfer(connection, size, write)
+                recorder.take()
+                nursery.cancel_scope.cancel()
+        return {"moments": [attrs.astuple(moment) for moment in recorder.moments()]}
 
     async def cold(self, size: int) -> dict[str, Any]:
         """A new connection and a transfer on it, from nothing to the acknowledgement."""
@@ -334,6 +348,7 @@ class _Client:
             "connect": self.connect,
             "transfer": self.transfer,
             "flow": self.flow,
+            "over_time": self.over_time,
             "cold": self.cold,
             "echo": self.echo,
             "echoes": self.echoes,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,18 +11,21 @@ from contextlib import ExitStack
 
 import attrs
 
+from .over_time import Moment, Timeline
 from .peers import PHOENIX, Implementation
 from .processes import Pair, Remote, Unsupported, WorkerFailed
-from .results import Row
-from .rows import SIZED, Workload, list_workloads
+from .results import Row, thin
+from .rows import SIZED, Sampled, Workload, list_workloads
+from .simulate import Link, simulate
 
-__all__ = ["Plan", "run"]
+__all__ = ["Plan", "record", "run"]
 
 _ETHERNET = 1452
 _SMALLEST = 1200
 
 #: ``--quick`` ends within 40 seconds; work under way at this time may take the rest.
 _QUICK_SECONDS = 33.0
+_QUICK_RECORDING_SECONDS = 4.0
 _QUICK_RUN_SECONDS = 5.0
 _QUICK_RUN_SECONDS_AMONG_PEERS = 1.2
 
@@ -49,6 +53,8 @@ class Plan:
     peers: tuple[Implementation, ...] = ()
     remote: Remote | None = None
     """A server elsewhere, instead of processes of our own."""
+    records: bool = False
+    """Whether transfers over time are recorded afterwards (:func:`record`)."""
 
     @property
     def slow(self) -> float:
@@ -79,7 +85,7 @@ class _Tally:
     """One workload of one contender."""
 
     def __init__(self, workload: Workload) -> None:
-        self.runs: list[Sequence[float | None]] = []
+        self.runs: list[Sequence[float | Sampled | None]] = []
         self.note = ""
         self.finished = False
         self._workload = workload
@@ -93,6 +99,9 @@ class _Tally:
         """For the report."""
         for index, figure in enumerate(self._workload.figures):
             values = [value for run in self.runs if (value := run[index]) is not None]
+            samples = [
+                each for value in values if isinstance(value, Sampled) for each in value.samples
+            ]
             note = self.note
             if self.runs and not values:
                 note = "the server runs elsewhere"
@@ -100,9 +109,13 @@ class _Tally:
                 name=figure.name + suffix,
                 implementation=name,
                 unit=figure.unit,
-                runs=values,
+                runs=[
+                    statistics.median(value.samples) if isinstance(value, Sampled) else value
+                    for value in values
+                ],
                 note=note,
                 higher_is_better=figure.higher_is_better,
+                samples=thin(samples),
             )
 
 
@@ -137,7 +150,9 @@ def run(plan: Plan, on_row: Callable[[str], None]) -> list[Row]:
     all of them.
     """
     rows: list[Row] = []
-    deadline = time.monotonic() + _QUICK_SECONDS if plan.quick else float("inf")
+    deadline = float("inf")
+    if plan.quick:
+        deadline = time.monotonic() + _QUICK_SECONDS - plan.records * _QUICK_RECORDING_SECONDS
     # The sizes for which --quick may have no time left are the less important ones.
     sizes: list[int | None] = [_ETHERNET, None] if plan.quick else [None, _ETHERNET, _SMALLEST]
     if plan.remote is not None:
@@ -264,3 +279,49 @@ def _restart(contender: _Contender) -> None:
         contender.pair.close()
         contender.pair = None
         contender.trouble = f"failed: it could not be started again: {failure}"
+
+
+#: Names of the timelines, for ``Plan.only``.
+_HERE = "transfer over time"
+_SIMULATED = "transfer over time, simulated link"
+
+_RECORDED_BYTES = 100_000_000
+_RECORDED_BYTES_ELSEWHERE = 20_000_000
+_RECORDED_WRITE = 256 * 1024
+_LINK = Link(rtt=0.05, bandwidth=50e6, queue_bytes=256 * 1024)
+_LINK_BYTES = 10_000_000
+
+
+def record(plan: Plan, on_row: Callable[[str], None]) -> list[Timeline]:
+    """Record transfers of ours over time, after all rows and with workers of their own."""
+    timelines = []
+    if any(fnmatch.fnmatch(_HERE, each) for each in plan.only):
+        on_row(_HERE)
+        timelines.append(_record_here(plan))
+    if any(fnmatch.fnmatch(_SIMULATED, each) for each in plan.only):
+        on_row(_SIMULATED)
+        outcome = simulate(_LINK, _LINK_BYTES, record=True)
+        timelines.append(
+            Timeline(
+                name=f"{_LINK_BYTES // 1_000_000} MB, {_LINK.describe()}",
+                moments=outcome.moments,
+                bandwidth=_LINK.bandwidth,
+            )
+        )
+    return timelines
+
+
+def _record_here(plan: Plan) -> Timeline:
+    elsewhere = plan.remote is not None
+    size = _RECORDED_BYTES_ELSEWHERE if elsewhere else _RECORDED_BYTES
+    way = "a server elsewhere" if elsewhere else "loopback"
+    name = f"{size // 1_000_000} MB on a new connection, {way}"
+    try:
+        with _open(PHOENIX, None, plan) as pair:
+            pair.ask("prepare", seconds=60.0, size=size)
+            # The server takes fresh memory for the first transfer; that is no part of the picture.
+            pair.ask("transfer", seconds=60.0, size=size, write=_RECORDED_WRITE)
+            answer = pair.ask("over_time", seconds=60.0, size=size, write=_RECORDED_WRITE)
+    except WorkerFailed as failure:
+        return Timeline(name=name, note=f"failed: {failure}")
+    return Timeline(name=name, moments=[Moment(*each) for each in answer["moments"]])

@@ -10,40 +10,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from phoenix_trio_bench import charts, peers, report
+from phoenix_trio_bench import peers, report
 from phoenix_trio_bench.cli import bench as command
-from phoenix_trio_bench.results import Report, Row, describe_machine, new_report
-
-OURS = "phoenix_trio"
-
-
-def make_report(*rows: Row, date: str = "2026-01-02T03:04:05+00:00") -> Report:
-    return Report(
-        rows=list(rows),
-        machine={"processor": "abacus"},
-        versions={"python": "3.11"},
-        date=date,
-        command="phoenix-trio bench",
-        commit="abc1234",
-    )
-
-
-def row(
-    name: str,
-    *runs: float,
-    who: str = OURS,
-    unit: str = "ms",
-    higher_is_better: bool | None = False,
-    note: str = "",
-) -> Row:
-    return Row(
-        name=name,
-        implementation=who,
-        unit=unit,
-        runs=list(runs),
-        note=note,
-        higher_is_better=higher_is_better,
-    )
+from phoenix_trio_bench.over_time import Moment, Timeline
+from phoenix_trio_bench.results import Report, describe_machine, new_report, thin
+from tests.bench.reports import OURS, make_report, row
 
 
 def printed(*arguments: Report) -> str:
@@ -61,10 +32,18 @@ def test_a_report_survives_its_file(tmp_path: Path) -> None:
         row("a", 3, 1, 2),
         row("b", 5.5, who="other", higher_is_better=True, note="slow"),
         row("c", unit="bytes", higher_is_better=None),
+        row("d", 2, samples=[1, 2, 3]),
     )
+    old.timelines.append(Timeline(name="e", moments=[Moment(0.1, 2, 0.3, 4, 5)]))
     old.save(str(tmp_path / "report.json"))
     assert Report.load(str(tmp_path / "report.json")) == old
     content = json.loads((tmp_path / "report.json").read_text())
+    assert {key: content["rows"][3][key] for key in ("p50", "p90", "p99")} == {
+        "p50": 2,
+        "p90": 3,
+        "p99": 3,
+    }
+    assert "p50" not in content["rows"][0]
     assert {key: content["rows"][0][key] for key in ("median", "min", "max", "runs")} == {
         "median": 2,
         "min": 1,
@@ -81,22 +60,46 @@ def test_a_file_which_is_no_report_is_said_to_be_none(text: str, tmp_path: Path)
         Report.load(str(path))
 
 
+def test_a_file_of_before_there_were_samples_can_still_be_compared(tmp_path: Path) -> None:
+    before = {"name": "a", "implementation": OURS, "unit": "ms", "median": 10, "min": 10}
+    content = {
+        "date": "2025-01-01",
+        "command": "phoenix-trio bench",
+        "commit": None,
+        "machine": {},
+        "versions": {},
+        "rows": [before | {"max": 10, "runs": [10], "note": "", "higher_is_better": False}],
+    }
+    (tmp_path / "old.json").write_text(json.dumps(content))
+    old = Report.load(str(tmp_path / "old.json"))
+    assert old.timelines == old.rows[0].samples == []
+    assert "2.00x" in printed(old, make_report(row("a", 5, samples=[4, 5, 6])))
+
+
+def test_samples_are_thinned_so_that_percentiles_stay() -> None:
+    many = [float(number) for number in range(5000, 0, -1)]
+    kept = thin(many, 200)
+    assert len(kept) == 200
+    assert (kept[0], kept[-1]) == (1, 5000)
+    thinned = row("a", samples=kept)
+    for percent in (50, 90, 99):
+        assert thinned.percentile(percent) == pytest.approx(percent * 50, rel=0.01)
+    assert thin([3, 1, 2.00004]) == [1, 2, 3]
+    assert thin([]) == []
+
+
+def test_a_percentile_is_a_sample() -> None:
+    assert row("a", samples=[1, 2, 3, 4]).percentile(50) == 2
+    assert row("a", samples=[1, 2, 3, 4]).percentile(51) == 3
+    assert row("a", samples=[7]).percentile(99) == 7
+    assert row("a", 5).percentile(99) is None
+
+
 def test_a_new_report_says_where_and_with_what() -> None:
     new = new_report([], {"other": "1.2"})
     assert new.machine == describe_machine()
     assert {"python", "aioquic", "trio", "cryptography", "other"} <= set(new.versions)
     assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00$", new.date)
-
-
-@pytest.mark.parametrize(("higher_is_better", "ratio"), [(False, 2.0), (True, 0.5), (None, None)])
-def test_a_ratio_above_one_means_that_we_are_ahead(
-    higher_is_better: bool | None, ratio: float | None
-) -> None:
-    ours = row("a", 10, higher_is_better=higher_is_better)
-    theirs = row("a", 20, who="other", higher_is_better=higher_is_better)
-    both = make_report(ours, theirs)
-    assert report.ratio_to_ours(both, theirs) == ratio
-    assert report.ratio_to_ours(both, ours) is None
 
 
 def test_a_comparison_marks_only_what_is_beyond_the_spread() -> None:
@@ -141,17 +144,6 @@ def test_markdown_goes_between_its_marks_and_replaces_what_was_there(tmp_path: P
 def test_markdown_needs_no_marks_in_a_new_file(tmp_path: Path) -> None:
     command._write_markdown(make_report(row("row one", 1)), tmp_path / "new.md")
     assert "| row one | ms | 1 |" in (tmp_path / "new.md").read_text()
-
-
-def test_the_page_of_charts_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
-    path = tmp_path / "page.html"
-    charts.save_page(
-        make_report(row("a", 10, 11), row("a", 20, who="<b>other</b>"), row("gap")), str(path)
-    )
-    text = path.read_text()
-    assert "abacus" in text
-    assert not re.search(r"<(script|link|img)[^>]+(src|href)\s*=\s*[\"']?(https?:)?//", text)
-    assert "<title>gap" not in text
 
 
 def test_a_peer_which_is_not_installed_is_named_with_its_reason() -> None:

@@ -14,9 +14,10 @@ from phoenix_trio import ClientTLS
 from phoenix_trio.cli.failures import failures_in_one_line
 from phoenix_trio.cli.options import Target
 
-from .. import charts, peers, report, results, workloads
+from .. import page, peers, report, results, workloads
 from ..processes import Remote
 from ..server import development_tls, serve_bench
+from .files import check_files
 
 __all__ = ["bench", "serve_bench_command"]
 
@@ -115,7 +116,7 @@ def bench(
         raise click.UsageError("--peer-python needs --peers")
     interpreters = _parse_interpreters(peer_pythons)
     _check_pin(pin)
-    _check_files(json_file, html_file, markdown_file)
+    check_files(json_file, html_file, markdown_file)
     old = results.Report.load(old_file) if old_file else None
     console = _console()
     found: list[peers.Implementation] = []
@@ -132,19 +133,22 @@ def bench(
         with_gigabyte=with_gigabyte,
         peers=tuple(found),
         remote=None if server is None else Remote(*server, pin or ""),
+        records=bool(json_file or html_file),
     )
     with console.status("starting") as status:
         rows = workloads.run(plan, status.update)
-    if not rows:
-        raise click.UsageError(f"no row is called {' or '.join(map(repr, only))}")
-    new = results.new_report(rows, {peer.name: peer.version for peer in found})
+        timelines = workloads.record(plan, status.update) if plan.records else []
+    if not rows and not timelines:
+        hint = "" if plan.records else " (transfers over time need --html or --json)"
+        raise click.UsageError(f"no row is called {' or '.join(map(repr, only))}{hint}")
+    new = results.new_report(rows, {peer.name: peer.version for peer in found}, timelines)
     report.print_report(new, console)
     if old is not None:
         report.compare(old, new, console)
     if json_file is not None:
         new.save(json_file)
     if html_file is not None:
-        charts.save_page(new, html_file)
+        page.save_page(new, html_file)
     if markdown_file is not None:
         _write_markdown(new, Path(markdown_file))
     failed = [row for row in rows if row.note.startswith("failed")]
@@ -159,13 +163,6 @@ def _check_pin(pin: str | None) -> None:
             ClientTLS(pinned_sha256=pin)
         except ValueError as error:
             raise click.UsageError(f"--pin: {error}") from error
-
-
-def _check_files(*files: str | None) -> None:
-    """Check the directories now, so that minutes of measuring are not lost at the end."""
-    for file in files:
-        if file is not None and not Path(file).absolute().parent.is_dir():
-            raise click.UsageError(f"there is no directory for {file!r}")
 
 
 def _parse_interpreters(options: tuple[str, ...]) -> dict[str, str]:

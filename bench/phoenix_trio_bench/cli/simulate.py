@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -13,7 +14,10 @@ from rich.table import Table
 from phoenix_trio import TransportConfig
 from phoenix_trio.cli.failures import failures_in_one_line
 
+from .. import page
+from ..over_time import Timeline
 from ..simulate import Link, Outcome, simulate, simulate_relayed
+from .files import check_files
 
 __all__ = ["simulate_command"]
 
@@ -39,6 +43,12 @@ __all__ = ["simulate_command"]
 @click.option("--relay", is_flag=True, help="Real sockets and a relay process; real time.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the losses.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Save the figures.")
+@click.option(
+    "--html",
+    "html_file",
+    type=click.Path(dir_okay=False),
+    help="Save a page with throughput, round-trip time and window over time.",
+)
 @failures_in_one_line
 def simulate_command(
     *,
@@ -52,6 +62,7 @@ def simulate_command(
     relay: bool,
     seed: int,
     json_file: str | None,
+    html_file: str | None,
 ) -> None:
     """Send random data over a link with this round trip, loss and bandwidth.
 
@@ -64,7 +75,9 @@ def simulate_command(
         phoenix-trio simulate --rtt 100 --bandwidth 100 --queue 1250 --size 100
         phoenix-trio simulate --rtt 50 --loss 1 --connections 1 --connections 10
         phoenix-trio simulate --rtt 20 --bandwidth 50 --relay
+        phoenix-trio simulate --rtt 80 --bandwidth 50 --html page.html
     """
+    check_files(json_file, html_file)
     link = Link(
         rtt=rtt / 1e3,
         loss=loss / 100,
@@ -73,11 +86,9 @@ def simulate_command(
         seed=seed,
     )
     config = TransportConfig(congestion_control="reno" if congestion == "reno" else "cubic")
-    work = simulate_relayed if relay else simulate
-    outcomes = [
-        (count, work(link, round(size * 1e6), connections=count, config=config))
-        for count in connections
-    ]
+    work = partial(simulate_relayed if relay else simulate, link, round(size * 1e6), config=config)
+    record = html_file is not None or json_file is not None
+    outcomes = [(count, work(connections=count, record=record)) for count in connections]
     _print(link, outcomes)
     if json_file is not None:
         content = {
@@ -89,6 +100,20 @@ def simulate_command(
             ],
         }
         Path(json_file).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    if html_file is not None:
+        kind = "over real sockets and a relay" if relay else "in virtual time"
+        lead = f"{size:g} MB, {kind}; {link.describe()}; {congestion}, seed {seed}."
+        timelines = [_timeline(link, count, outcome) for count, outcome in outcomes]
+        page.save_timelines("phoenix_trio: simulated transfers", lead, timelines, html_file)
+
+
+def _timeline(link: Link, count: int, outcome: Outcome) -> Timeline:
+    name = "1 connection" if count == 1 else f"{count} connections together"
+    return Timeline(
+        name=f"{name}: {outcome.seconds:.3g} s, {outcome.rate / 1e6:.3g} Mbit/s",
+        moments=outcome.moments,
+        bandwidth=link.bandwidth,
+    )
 
 
 def _print(link: Link, outcomes: list[tuple[int, Outcome]]) -> None:
