@@ -261,14 +261,19 @@ class ApplicationCalls:
         self.state.datagrams.wants_room = True
 
     def send_datagram(
-        self, data: bytes, priority: int = 0, expires_at: float = math.inf, now: float = 0.0
+        self,
+        data: bytes,
+        priority: int = 0,
+        expires_at: float = math.inf,
+        now: float = 0.0,
+        tag: int = -1,
     ) -> None:
         """Queue a datagram; see :meth:`~.established.datagrams.DatagramSender.add`."""
-        self.state.datagrams.add(data, priority, expires_at, now)
+        self.state.datagrams.add(data, priority, expires_at, now, tag)
 
-    def expire_datagram(self) -> None:
+    def expire_datagram(self, tag: int = -1) -> None:
         """Count a datagram for which there was no room before its time was over."""
-        self.state.datagrams.expire_unqueued()
+        self.state.datagrams.expire_unqueued(tag)
 
     def send_ping(self, uid: int) -> None:
         """Send a PING; its acknowledgement is reported with the same `uid`, 0 or more."""

@@ -527,6 +527,7 @@ _HANDLERS: dict[type, Callable[[QuicConnection, Any], None]] = {
     events.StreamForgotten: QuicConnection._on_stream_forgotten,
     events.StreamsAvailable: QuicConnection._on_streams_available,
     events.DatagramReceived: QuicConnection._on_datagram,
+    events.DatagramsLost: QuicConnection._on_datagrams_lost,
     events.PingAcknowledged: QuicConnection._on_ping,
     events.PathProbed: QuicConnection._on_path_probed,
     events.EarlyDataReady: QuicConnection._on_early_data,

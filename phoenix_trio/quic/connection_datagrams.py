@@ -7,13 +7,15 @@ documents the whole.
 from __future__ import annotations
 
 import math
+from collections.abc import AsyncIterator
 
 import trio
 
 from ..errors import DatagramsUnsupported, DatagramTooLarge
 from .connection_state import ConnectionState
-from .datagram_options import expiry
+from .datagram_options import expiry, tag_number
 from .misuse import bytes_needed
+from .until_closed import UntilClosed
 
 __all__ = ["DatagramCalls"]
 
@@ -49,6 +51,7 @@ class DatagramCalls(ConnectionState):
         *,
         expires_after: float = math.inf,
         priority: int = 0,
+        tag: int | None = None,
     ) -> None:
         """Send an unreliable datagram (RFC 9221), waiting while the queue is full.
 
@@ -61,6 +64,7 @@ class DatagramCalls(ConnectionState):
           expires_after: seconds from now, more than 0, until the datagram is dropped if it has
             not left yet, here or in the queue.
           priority: -128 to 127; higher ones leave first.
+          tag: 0 to 2**62 - 1; :meth:`lost_datagrams` gives it if the datagram is lost.
 
         Cancellation: the datagram was not sent.
 
@@ -68,11 +72,12 @@ class DatagramCalls(ConnectionState):
           DatagramTooLarge: larger than :attr:`max_datagram_size`.
           DatagramsUnsupported: the peer takes no datagrams, not even empty ones.
           TypeError: `data` is not bytes-like.
-          ValueError: `expires_after` or `priority` is out of range.
+          ValueError: `expires_after`, `priority` or `tag` is out of range.
           trio.ClosedResourceError: the connection was closed here.
           ConnectionBroken: the connection ended.
         """
         expires_at = expiry(expires_after, priority)
+        number = tag_number(tag)
         await trio.lowlevel.checkpoint()
         payload = self._check_datagram(data)
         while not self._has_datagram_room():
@@ -81,9 +86,10 @@ class DatagramCalls(ConnectionState):
                 await self._wait_for_progress(self._send_lot, self._has_datagram_room)
             payload = self._check_datagram(payload)
             if trio.current_time() >= expires_at:
-                self._engine.expire_datagram()
+                self._engine.expire_datagram(number)
+                self._touch()
                 return
-        self._engine.send_datagram(payload, priority, expires_at, trio.current_time())
+        self._engine.send_datagram(payload, priority, expires_at, trio.current_time(), number)
         self._touch()
 
     def _has_datagram_room(self) -> bool:
@@ -95,6 +101,7 @@ class DatagramCalls(ConnectionState):
         *,
         expires_after: float = math.inf,
         priority: int = 0,
+        tag: int | None = None,
     ) -> None:
         """Send an unreliable datagram; if the queue is full, one is dropped instead of waiting.
 
@@ -103,8 +110,9 @@ class DatagramCalls(ConnectionState):
         :meth:`send_datagram`.
         """
         expires_at = expiry(expires_after, priority)
+        number = tag_number(tag)
         payload = self._check_datagram(data)
-        self._engine.send_datagram(payload, priority, expires_at, trio.current_time())
+        self._engine.send_datagram(payload, priority, expires_at, trio.current_time(), number)
         self._touch()
 
     async def receive_datagram(self) -> bytes:
@@ -126,6 +134,38 @@ class DatagramCalls(ConnectionState):
                 raise self._ended_error()
             await self._wait(self._datagram_lot)
         return self._datagrams.popleft()
+
+    def lost_datagrams(self) -> AsyncIterator[int]:
+        """Iterate over the tags of datagrams that will not arrive, as far as is known here.
+
+        ::
+
+            async for sensor in connection.lost_datagrams():
+                await connection.send_datagram(newest[sensor], tag=sensor)
+
+        Only datagrams sent with a `tag` are reported, each at most once: when its packet is
+        declared lost (RFC 9002 section 6), when it expires, when it is dropped from the queue, and
+        when a server refuses it as early data.  A packet that was only late has arrived after all
+        (RFC 9221 section 5.2), so a receiver must be ready for copies.  A loss is noticed a round
+        trip after sending at the earliest, and later where few packets follow.  Nothing is said
+        of datagrams that are under way when the connection ends.
+
+        The newest 16,384 tags are kept until they are taken.  Each is given to one task.  The
+        iteration ends when the connection is closed in good order; any other end raises
+        :class:`ConnectionBroken`.
+
+        Cancellation: no tag is lost.
+        """
+        return UntilClosed(self._lost_datagram)
+
+    async def _lost_datagram(self) -> int:
+        await trio.lowlevel.checkpoint()
+        while not self._lost_tags:
+            if self._is_closing:
+                raise self._ended_error()
+            await self._wait(self._lost_lot)
+        tag: int = self._lost_tags.popleft()
+        return tag
 
 
 def _as_bytes(data: bytes | bytearray | memoryview) -> bytes:

@@ -8,6 +8,7 @@ applications are in :mod:`.connection`.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Coroutine, MutableMapping
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
@@ -19,6 +20,7 @@ from ..metrics import ConnectionStatistics
 from . import events
 from .conflict import ConflictDetector
 from .established.datagram_queue import DatagramQueue
+from .established.datagrams import MOST_LOSSES
 from .logs import bounded_logger
 from .path_address import (
     Address,
@@ -77,6 +79,7 @@ class ConnectionState:
         self._peer_refuses = False
         self._peer_refuses_from: int | None = None
 
+        self._lost_tags: deque[int] = deque(maxlen=MOST_LOSSES)
         self._datagrams = DatagramQueue(engine.config.datagram_queue_length, engine.receive_memory)
         self._flow_control_stalls = 0
         self._stream_credit_stalls = 0
@@ -92,6 +95,7 @@ class ConnectionState:
         self._credit_lots = (trio.lowlevel.ParkingLot(), trio.lowlevel.ParkingLot())  # uni: 1
         self._send_lot = trio.lowlevel.ParkingLot()
         self._datagram_lot = trio.lowlevel.ParkingLot()
+        self._lost_lot = trio.lowlevel.ParkingLot()
         self._key_update = ConflictDetector("another task is updating this connection's keys")
         self._move = ConflictDetector("another task is moving this connection")
         self._move_lot = trio.lowlevel.ParkingLot()
@@ -487,6 +491,10 @@ class ConnectionState:
         self._datagrams.append(event.data)
         self._datagram_lot.unpark_all()
 
+    def _on_datagrams_lost(self, event: events.DatagramsLost) -> None:
+        self._lost_tags.extend(event.tags)
+        self._lost_lot.unpark_all()
+
     def _on_ping(self, event: events.PingAcknowledged) -> None:
         lot = self._pings.pop(event.uid, None)
         if lot is not None:
@@ -565,6 +573,7 @@ class ConnectionState:
             *self._credit_lots,
             self._send_lot,
             self._datagram_lot,
+            self._lost_lot,
             self._move_lot,
             *self._pings.values(),
             *self._waiting_for_room.values(),

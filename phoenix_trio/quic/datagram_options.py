@@ -1,4 +1,4 @@
-"""Checks the expiry and the priority that an application gives a datagram.
+"""Checks the expiry, the priority and the tag that an application gives a datagram.
 
 Floor 3, beside :mod:`~phoenix_trio.quic.connection`.
 """
@@ -9,10 +9,13 @@ import math
 
 import trio
 
-__all__ = ["expiry"]
+__all__ = ["expiry", "tag_number"]
 
 #: Bounded, so that the queue has a bounded number of levels.
 _LOWEST_PRIORITY, _HIGHEST_PRIORITY = -128, 127
+
+#: So that a tag takes little memory.
+_LARGEST_TAG = (1 << 62) - 1
 
 
 def expiry(expires_after: float, priority: int) -> float:
@@ -37,3 +40,19 @@ def expiry(expires_after: float, priority: int) -> float:
     if not expires_after > 0:
         raise ValueError(f"expires_after must be more than 0 seconds, not {expires_after!r}")
     return trio.current_time() + expires_after
+
+
+def tag_number(tag: int | None) -> int:
+    """The tag of a datagram; -1: it has none.
+
+    Raises:
+      TypeError: it is not an integer.
+      ValueError: it is out of range.
+    """
+    if tag is None:
+        return -1
+    if not isinstance(tag, int) or isinstance(tag, bool):
+        raise TypeError(f"tag must be an integer, not {tag!r}")
+    if not 0 <= tag <= _LARGEST_TAG:
+        raise ValueError(f"tag must be between 0 and {_LARGEST_TAG}, not {tag}")
+    return tag

@@ -211,6 +211,9 @@ class Engine(ConnectionEnd):
             self._events += [events.PathProbed(address, ok) for address, ok in probed]
         if s.datagrams.wants_room and s.datagrams.take_room():
             s.streams.sending.progress = True
+        if s.datagrams.losses:
+            self._events.append(events.DatagramsLost(list(s.datagrams.losses)))
+            s.datagrams.losses.clear()
         self.streams.collect()
 
     def set_arrivals(self, arrivals: Arrivals) -> None:

@@ -18,6 +18,7 @@ __all__ = [
     "ConnectionIdIssued",
     "ConnectionIdRetired",
     "DatagramReceived",
+    "DatagramsLost",
     "EarlyDataReady",
     "Event",
     "HandshakeCompleted",
@@ -113,6 +114,13 @@ class DatagramReceived:
 
 
 @attrs.frozen
+class DatagramsLost:
+    """Datagrams with these tags were lost, were dropped from the queue, or have expired."""
+
+    tags: list[int]
+
+
+@attrs.frozen
 class PingAcknowledged:
     """The packet with this PING was acknowledged."""
 
@@ -163,6 +171,7 @@ Event: TypeAlias = (
     | StreamsAvailable
     | SendProgress
     | DatagramReceived
+    | DatagramsLost
     | PingAcknowledged
     | PathProbed
     | ConnectionIdIssued

@@ -300,13 +300,16 @@ class ApplicationFace(Protocol):
     def want_datagram_room(self) -> None:
         """Report :class:`~phoenix_trio.quic.events.SendProgress` when the queue has room again."""
 
-    def send_datagram(self, data: bytes, priority: int, expires_at: float, now: float) -> None:
+    def send_datagram(
+        self, data: bytes, priority: int, expires_at: float, now: float, tag: int
+    ) -> None:
         """Queue a datagram to leave before `expires_at`, and before those of lower priorities.
 
-        If the queue is full, the oldest one of the lowest priority is dropped and counted.
+        If the queue is full, the oldest one of the lowest priority is dropped and counted.  Its
+        loss is reported with `tag` if that is 0 or more.
         """
 
-    def expire_datagram(self) -> None:
+    def expire_datagram(self, tag: int) -> None:
         """Count a datagram for which there was no room before its time was over."""
 
     def send_ping(self, uid: int) -> None:

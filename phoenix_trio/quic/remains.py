@@ -221,10 +221,12 @@ class ConnectionRemains:
         """True: no datagram waits for room any more."""
         return True
 
-    def send_datagram(self, data: bytes, priority: int, expires_at: float, now: float) -> None:
+    def send_datagram(
+        self, data: bytes, priority: int, expires_at: float, now: float, tag: int
+    ) -> None:
         """Do nothing: nothing is sent any more."""
 
-    def expire_datagram(self) -> None:
+    def expire_datagram(self, tag: int) -> None:
         """Do nothing: nothing is counted any more."""
 
     def want_datagram_room(self) -> None:

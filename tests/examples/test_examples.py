@@ -474,3 +474,11 @@ def test_ticket_keys(certificates: Path) -> None:
     asking.communicate(timeout=20)
     first, resumed = "hello, Ann (full handshake)\n", "hello, Ann (resumed)\n"
     assert said == [first, resumed, resumed, first]
+
+
+def test_lost_readings(certificates: Path) -> None:
+    arrived, replaced = run(certificates, "lost_readings.py").splitlines()
+    assert arrived == "the last readings of 40 sensors have arrived"
+    found = re.fullmatch(r"(\d+) readings were replaced on the way", replaced)
+    assert found is not None
+    assert int(found[1]) > 20

@@ -126,7 +126,8 @@ async def connections(connection: QuicConnection) -> None:
     assert_type(connection.cipher, str | None)
     assert_type(connection.key_exchange, str | None)
     await connection.send_datagram(b"frame", expires_after=0.1, priority=1)
-    connection.send_datagram_nowait(b"frame", expires_after=1, priority=-1)
+    connection.send_datagram_nowait(b"frame", expires_after=1, priority=-1, tag=7)
+    assert_type(connection.lost_datagrams(), AsyncIterator[int])
     assert_type(await connection.receive_datagram(), bytes)
     assert_type(connection.max_datagram_size, int | None)
     assert_type(connection.statistics(), ConnectionStatistics)
@@ -283,6 +284,7 @@ def accept(chain: list[Certificate], server_name: str | None) -> None: ...
 def transport_layer_security() -> None:
     ServerTLS("server.pem", "server.key")
     ServerTLS(b"-----BEGIN...", b"-----BEGIN...", client_ca="authority.pem")
+    ServerTLS("server.pem", "server.key", ticket_keys=[bytes(32)]).reload(ticket_keys=[bytes(32)])
     store = SessionStore()
     ClientTLS(
         ca=b"-----BEGIN...",

@@ -365,6 +365,11 @@ class Established:
             else:
                 s.streams.on_control_lost(kind, a, b)
 
+    def on_datagrams_lost(self, tags: list[int]) -> None:
+        """Note the losses for the application; datagrams are not sent again."""
+        for tag in tags:
+            self.state.datagrams.note_loss(tag)
+
     def on_ack_acknowledged(self, largest: int) -> None:
         """Note that an ACK frame of ours with this largest packet number was acknowledged."""
         self.state.received.on_ack_acknowledged(largest)

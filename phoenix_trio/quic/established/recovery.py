@@ -351,6 +351,8 @@ class Recovery:
             eliciting += packet.eliciting
             if packet.datagrams is not None:
                 self._count_lost(packet.datagrams)
+                if packet.tags is not None:
+                    owner.on_datagrams_lost(packet.tags)
             if packet.sender is not None:
                 begin, end = _stream_range(packet, number)
                 if packet.sender is not sender or begin != stop:

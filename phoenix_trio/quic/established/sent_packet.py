@@ -39,6 +39,9 @@ class FrameOwner(Protocol):
     def on_frames_lost(self, frames: list[tuple[int, int, int]]) -> None:
         """A packet with these frames is lost."""
 
+    def on_datagrams_lost(self, tags: list[int]) -> None:
+        """A packet with these datagrams is lost."""
+
     def on_ack_acknowledged(self, largest: int) -> None:
         """A packet was acknowledged whose ACK frame covers packets up to `largest`."""
 
@@ -60,6 +63,9 @@ class _NoOwner:
         pass
 
     def on_frames_lost(self, frames: list[tuple[int, int, int]]) -> None:
+        pass
+
+    def on_datagrams_lost(self, tags: list[int]) -> None:
         pass
 
     def on_ack_acknowledged(self, largest: int) -> None:
@@ -97,6 +103,7 @@ class SentPacket:
         carries an end, further frames, or an acknowledgement.
       streams: further STREAM frames: sender, start, stop, fin.
       datagrams: the priorities of its DATAGRAM frames, whose losses are counted.
+      tags: of those datagrams whose losses are reported.
       control: other frames that are reported to the owner: frame type and two numbers.
     """
 
@@ -116,6 +123,7 @@ class SentPacket:
         "start",
         "stop",
         "streams",
+        "tags",
         "time",
     )
 
@@ -135,4 +143,5 @@ class SentPacket:
         self.capacity: int = 0
         self.streams: list[tuple[DataSender, int, int, bool]] | None = None
         self.datagrams: list[int] | None = None
+        self.tags: list[int] | None = None
         self.control: list[tuple[int, int, int]] | None = None

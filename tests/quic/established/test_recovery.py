@@ -55,6 +55,7 @@ class Owner:
     def __init__(self) -> None:
         self.acknowledged: list[tuple[int, int, int]] = []
         self.lost: list[tuple[int, int, int]] = []
+        self.lost_tags: list[int] = []
         self.acks: list[int] = []
         self.sizes: list[int] = []
         self.lost_packets: list[tuple[list[int], int]] = []
@@ -64,6 +65,9 @@ class Owner:
 
     def on_frames_lost(self, frames: list[tuple[int, int, int]]) -> None:
         self.lost += frames
+
+    def on_datagrams_lost(self, tags: list[int]) -> None:
+        self.lost_tags += tags
 
     def on_ack_acknowledged(self, largest: int) -> None:
         self.acks.append(largest)

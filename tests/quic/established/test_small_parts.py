@@ -165,12 +165,21 @@ def test_every_datagram_leaves_waits_is_dropped_or_expires(
 ) -> None:
     queue = DatagramSender(length)
     left = 0
+    tagged: set[int] = set()
     for number, (priority, life, leaves) in enumerate(steps):
         now = float(number) / 2
-        queue.add(b"%d" % number, priority, now + life, now)
+        queue.add(b"%d" % number, priority, now + life, now, number)
         assert queue.waiting == len(queue.queue()) <= length
         if leaves:
             packet = SentPacket(0, now)
             queue.fill([], 4, packet, now)
             left += len(packet.datagrams or ())
+            assert len(packet.tags or ()) == len(packet.datagrams or ())
+            tagged.update(packet.tags or ())
+        lost = set(queue.losses)
+        queue.losses.clear()
+        assert not lost & tagged, "each is reported once, or has left"
+        tagged |= lost
+        waiting = {int(data) for data in queue.queue()}
+        assert not waiting & tagged
         assert queue.queued == left + queue.dropped + queue.expired + queue.waiting
