@@ -10,6 +10,7 @@
   (tests/examples/test_howto.py runs the programs of docs/howto.)
 * Every error and every application error code stands in docs/, in its table.
 * Every public class, method and function has a docstring of its own.
+* The tables of names in docs/api.md agree with the docstrings.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import attrs
+import make_api_text
 
 import phoenix_trio
 import phoenix_trio.testing
@@ -255,6 +257,8 @@ def check_docstrings() -> list[str]:
 
 def main() -> int:
     problems = check_tables() + check_docstrings()
+    if make_api_text.is_stale():
+        problems.append("docs/api.md is stale: run tools/make_api_text.py")
     problems += check_types([block for path in documents() for block in blocks(path)])
     for path in documents():
         problems += check_programs(path)
