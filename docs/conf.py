@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any, Generic, get_origin
@@ -214,6 +215,13 @@ def show_public_bases(app: Sphinx, name: str, obj: Any, options: Any, bases: lis
     bases[:] = [base for base in shown if base not in (Generic, object)]
 
 
+def leave_out_text_tables(app: Sphinx, name: str, source: list[str]) -> None:
+    """Leave out the tables of docs/api.md for readers of the plain file."""
+    source[0] = re.sub(
+        r"<!-- text tables: begin.*<!-- text tables: end -->", "", source[0], flags=re.DOTALL
+    )
+
+
 def check_completeness(app: Sphinx, env: BuildEnvironment) -> None:
     """Warn, which is an error in CI, of public names that no page describes."""
     from sphinx.util import logging
@@ -227,6 +235,7 @@ def check_completeness(app: Sphinx, env: BuildEnvironment) -> None:
 
 
 def setup(app: Sphinx) -> None:
+    app.connect("source-read", leave_out_text_tables)
     app.connect("missing-reference", resolve_by_public_name)
     app.connect("autodoc-skip-member", skip_calls_from_below)
     app.connect("autodoc-process-signature", show_constructor)

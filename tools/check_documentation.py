@@ -9,7 +9,9 @@
   comes next (or the output promised by the prose in README.md).
   (tests/examples/test_howto.py runs the programs of docs/howto.)
 * Every error and every application error code stands in docs/, in its table.
+* Every name in the prose of the pages exists in the sources, or is known to be another project's.
 * Every public class, method and function has a docstring of its own.
+* The tables of names in docs/api.md agree with the docstrings.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import attrs
+import make_api_text
 
 import phoenix_trio
 import phoenix_trio.testing
@@ -34,6 +37,20 @@ from phoenix_trio import errors
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "documentation"
+
+#: Names in the prose that belong to other projects.
+FOREIGN = {
+    "TCP_NODELAY",
+    "TimeoutStopSec",
+    "open_ssl_over_tcp_listeners",
+    "quic_logger",
+    "secrets_log_file",
+    "start_guest_run",
+    "stream_",
+    "terminationGracePeriodSeconds",
+    "transport_stream",
+    "trio_mode",
+}
 
 #: The names that fragments may use without defining them.
 FRAGMENT = """\
@@ -221,6 +238,28 @@ def check_tables() -> list[str]:
     return problems
 
 
+def check_names(found: list[Path]) -> list[str]:
+    """Names with an underscore or a capital inside: a renamed option shows here."""
+    known = set(FOREIGN)
+    for tree in ("phoenix_trio", "bench", "examples", "tests", "tools"):
+        for source in (ROOT / tree).rglob("*.py"):
+            known.add(source.stem)
+            known.update(re.findall(r"\w+", source.read_text(encoding="utf-8")))
+    problems = []
+    for path in found:
+        prose = re.sub(
+            r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
+        )
+        for span in re.findall(r"`([^`\n]+)`", prose):
+            problems += [
+                f"{path.relative_to(ROOT)}: {name} in `{span}` does not exist"
+                for name in re.findall(r"[A-Za-z_]\w{3,}", span)
+                if re.search(r"_|[a-z][A-Z]", name) and name not in known
+            ]
+    print(f"names in the prose of {len(found)} pages: compared with the sources")
+    return problems
+
+
 def members(item: type) -> Iterator[tuple[str, object]]:
     """The names and members that a class and its bases in this package define."""
     for each in item.__mro__:
@@ -254,7 +293,9 @@ def check_docstrings() -> list[str]:
 
 
 def main() -> int:
-    problems = check_tables() + check_docstrings()
+    problems = check_tables() + check_docstrings() + check_names(documents())
+    if make_api_text.is_stale():
+        problems.append("docs/api.md is stale: run tools/make_api_text.py")
     problems += check_types([block for path in documents() for block in blocks(path)])
     for path in documents():
         problems += check_programs(path)
