@@ -32,6 +32,7 @@ from .handshake.trace import TraceDirectory
 from .listener import QuicListener
 from .packet_io import UdpNetwork
 from .path_address import SocketAddress, display_address
+from .preferred_address import PreferredAddresses, PreferredAddressOption, preferred_addresses
 from .setup import check_alpn, make_client_engine, make_server_engine
 from .worker_socket import WorkerSocket
 
@@ -63,6 +64,7 @@ class Endpoint(metaclass=NoPublicConstructor):
         self._key_log = key_log
         self._traces = traces
         self._listener: QuicListener | None = None
+        self._reuses_port = False
 
     def __repr__(self) -> str:
         if self._driver.is_closed:
@@ -182,6 +184,7 @@ class Endpoint(metaclass=NoPublicConstructor):
         driver = SocketDriver(own, config, key, relay)
         endpoint: Endpoint = cls._create(driver, network, key_log, traces)
         driver.on_close = endpoint._close_logs
+        endpoint._reuses_port = reuse_port
         driver.rebinding.open_socket = partial(
             network.open_socket, buffer_size=config.socket_buffer_size
         )
@@ -254,6 +257,7 @@ class Endpoint(metaclass=NoPublicConstructor):
         tls: ServerTLS,
         alpn: Sequence[str] = DEFAULT_ALPN,
         config: TransportConfig | None = None,
+        preferred_address: PreferredAddressOption | None = None,
     ) -> QuicListener:
         """Accept connections on this socket from now on, until the listener is closed.
 
@@ -261,8 +265,18 @@ class Endpoint(metaclass=NoPublicConstructor):
           tls: the server's identity.
           alpn: protocol names, the preferred one first.
           config: overrides the endpoint's for accepted connections.
+          preferred_address: another address of this socket, to which clients are asked to
+            move as soon as the handshake is over (RFC 9000 section 9.6): from an address which
+            several hosts share, for instance, to one of this host alone.  A numeric address,
+            to which the endpoint's port belongs, or a pair of address and port; or a sequence of
+            these, one for IPv4 and one for IPv6.  A client takes the one of its own family,
+            tries it first, and stays where it is if nothing answers there.  The socket has to
+            receive what is sent to that address: it is bound to all addresses of the host
+            (the default) and the port is its own, or something in front of it forwards.
 
         Raises:
+          TypeError, ValueError: `preferred_address` is no such address; or the socket was
+            opened with ``reuse_port``, so that clients which move can come to another process.
           trio.BusyResourceError: the endpoint is listening already.
           trio.ClosedResourceError: the endpoint is closed.
         """
@@ -272,6 +286,14 @@ class Endpoint(metaclass=NoPublicConstructor):
         if driver.accept is not None:
             raise trio.BusyResourceError("this endpoint is listening already")
         names = check_alpn(alpn)
+        preferred: PreferredAddresses | None = None
+        if preferred_address is not None:
+            if self._reuses_port:
+                raise ValueError(
+                    "preferred_address contradicts reuse_port: at another address, the system can "
+                    "give the client to another process, which resets its connection"
+                )
+            preferred = preferred_addresses(preferred_address, self.port)
         driver.report_local_addresses()
         listener: QuicListener = QuicListener._create(driver)
         own_config = driver.config if config is None else config
@@ -287,6 +309,7 @@ class Endpoint(metaclass=NoPublicConstructor):
                 admit=admit,
                 reset_token=driver.reset_token,
                 make_connection_id=driver.make_connection_id,
+                preferred=preferred,
                 memory=driver.memory,
                 key_log=self._key_log,
                 trace_logger=self._traces,

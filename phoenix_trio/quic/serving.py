@@ -18,6 +18,7 @@ from .endpoint import DEFAULT_ALPN, Endpoint
 from .handshake.tls import ServerTLS
 from .listener import QuicListener, StreamListener
 from .packet_io import UdpNetwork
+from .preferred_address import PreferredAddressOption
 from .server import Server
 
 __all__ = ["open_endpoints", "open_listener", "open_stream_listener", "serve"]
@@ -33,6 +34,7 @@ async def serve(
     reuse_port: bool = False,
     alpn: Sequence[str] = DEFAULT_ALPN,
     config: TransportConfig | None = None,
+    preferred_address: PreferredAddressOption | None = None,
     on_error: Callable[[Exception], object] | None = None,
     strict: bool = False,
     grace_period: float = 0.0,
@@ -69,6 +71,8 @@ async def serve(
       reuse_port: let other processes be bound to the same port, see :meth:`Endpoint.open`.
       alpn: protocol names, the preferred one first.
       config: limits, buffers, timers.
+      preferred_address: another address of this host, to which clients are asked to move after
+        the handshake, see :meth:`Endpoint.listen`.
       on_error: called with a handler's exception; ``None``: logged with its traceback.
       strict: let a handler's exception propagate and end the server instead.
       grace_period: seconds which handlers are given to finish when the server is
@@ -81,7 +85,7 @@ async def serve(
       OSError: the address is unknown or not local, or the port is in use.
       TypeError: there is neither a port nor a socket, or `socket` is not one.
       ValueError: `socket` is not fit, and was left as it was; see :meth:`Endpoint.open`.
-        Or `grace_period` is negative.
+        Or `grace_period` is negative, or `preferred_address` is none.
     """
     server = Server(
         handler,
@@ -96,6 +100,7 @@ async def serve(
         ),
         tls=tls,
         alpn=alpn,
+        preferred_address=preferred_address,
         on_error=on_error,
         strict=strict,
         grace_period=grace_period,
@@ -112,6 +117,7 @@ async def open_listener(
     reuse_port: bool = False,
     alpn: Sequence[str] = DEFAULT_ALPN,
     config: TransportConfig | None = None,
+    preferred_address: PreferredAddressOption | None = None,
     network: Network | None = None,
 ) -> QuicListener:
     """Open a listener for connections, to be used with :func:`trio.serve_listeners` for instance.
@@ -138,7 +144,7 @@ async def open_listener(
         network=network,
     )
     try:
-        listener = endpoint.listen(tls=tls, alpn=alpn)
+        listener = endpoint.listen(tls=tls, alpn=alpn, preferred_address=preferred_address)
     except BaseException:
         endpoint.close()
         raise
@@ -155,6 +161,7 @@ async def open_stream_listener(
     reuse_port: bool = False,
     alpn: Sequence[str] = DEFAULT_ALPN,
     config: TransportConfig | None = None,
+    preferred_address: PreferredAddressOption | None = None,
     network: Network | None = None,
 ) -> StreamListener:
     """Open a listener which accepts streams, for code which knows only Trio's streams.
@@ -171,6 +178,7 @@ async def open_stream_listener(
         reuse_port=reuse_port,
         alpn=alpn,
         config=config,
+        preferred_address=preferred_address,
         network=network,
     )
     stream_listener: StreamListener = StreamListener._create(listener)

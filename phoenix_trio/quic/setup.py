@@ -15,6 +15,7 @@ from .established.memory_budget import EndpointMemory
 from .handshake.admission import Admit
 from .handshake.settings import client_settings, server_settings
 from .handshake.tls import ClientTLS, ServerTLS
+from .preferred_address import PreferredAddresses
 from .wire.protection import VERSION_1, VERSION_2
 from .wire.qlog import TraceLogger
 
@@ -77,6 +78,7 @@ def make_server_engine(
     trace_logger: TraceLogger | None,
     memory: EndpointMemory | None = None,
     make_connection_id: Callable[[], bytes] = random_connection_id,
+    preferred: PreferredAddresses | None = None,
 ) -> Engine:
     """An engine for an admitted client, with the server's present identity."""
     settings = server_settings(
@@ -85,6 +87,7 @@ def make_server_engine(
         admit=admit,
         reset_token=reset_token,
         make_connection_id=make_connection_id,
+        preferred=preferred,
         key_log=key_log,
         trace_logger=trace_logger,
     )
