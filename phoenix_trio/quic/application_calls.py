@@ -292,8 +292,11 @@ class ApplicationCalls:
 
     @property
     def peer_forbids_moves(self) -> bool:
-        """Whether the peer has sent disable_active_migration (RFC 9000 section 18.2)."""
-        return self.state.peer_forbids_moves
+        """Whether the peer has sent disable_active_migration (RFC 9000 section 18.2).
+
+        A client may move all the same once it has followed its server to a preferred address.
+        """
+        return self.state.peer_forbids_moves and self.paths.is_at_first_address
 
     def path_facts(self) -> list[tuple[Address, bool]]:
         """The address of each path, the active one first, and whether it is validated."""
@@ -324,7 +327,7 @@ class ApplicationCalls:
         moves and has given a connection ID.
         """
         s = self.state
-        return s.is_confirmed and not s.peer_forbids_moves and self.established.rebind(address)
+        return s.is_confirmed and not self.peer_forbids_moves and self.established.rebind(address)
 
     def forget_path(self, address: Address) -> None:
         """Send and receive nothing on this path any more, unless it is the one in use."""

@@ -40,6 +40,7 @@ from .handshake.trace import TraceDirectory
 from .listener import QuicListener
 from .packet_io import UdpNetwork
 from .path_address import SocketAddress, display_address
+from .preferred_address import PreferredAddresses, PreferredAddressOption, preferred_addresses
 from .setup import make_client_engine, make_server_engine
 from .worker_socket import WorkerSocket
 
@@ -71,6 +72,7 @@ class Endpoint(metaclass=NoPublicConstructor):
         self._key_log = key_log
         self._traces = traces
         self._listener: QuicListener | None = None
+        self._reuses_port = False
 
     def __repr__(self) -> str:
         if self._driver.is_closed:
@@ -191,6 +193,7 @@ class Endpoint(metaclass=NoPublicConstructor):
         driver = SocketDriver(own, config, key, relay)
         endpoint: Endpoint = cls._create(driver, network, key_log, traces)
         driver.on_close = endpoint._close_logs
+        endpoint._reuses_port = reuse_port
         driver.rebinding.open_socket = partial(
             network.open_socket, buffer_size=config.socket_buffer_size
         )
@@ -264,6 +267,7 @@ class Endpoint(metaclass=NoPublicConstructor):
         tls: ServerTLS,
         alpn: Sequence[str] = DEFAULT_ALPN,
         config: TransportConfig | None = None,
+        preferred_address: PreferredAddressOption | None = None,
     ) -> QuicListener:
         """Accept connections on this socket from now on, until the listener is closed.
 
@@ -271,9 +275,19 @@ class Endpoint(metaclass=NoPublicConstructor):
           tls: the server's identity.
           alpn: protocol names, the preferred one first.
           config: overrides the endpoint's for accepted connections.
+          preferred_address: another address of this socket, to which clients are asked to
+            move as soon as the handshake is over (RFC 9000 section 9.6): from an address which
+            several hosts share, for instance, to one of this host alone.  A numeric address,
+            to which the endpoint's port belongs, or a pair of address and port; or a sequence of
+            these, one for IPv4 and one for IPv6.  A client takes the one of its own family,
+            tries it first, and stays where it is if nothing answers there.  The socket has to
+            receive what is sent to that address: it is bound to all addresses of the host
+            (the default) and the port is its own, or something in front of it forwards.
 
         Raises:
-          TypeError, ValueError: an argument is wrong, such as a :class:`ClientTLS` as `tls`.
+          TypeError, ValueError: an argument is wrong, such as a :class:`ClientTLS` as `tls`; or
+            `preferred_address` is given, and the socket was opened with ``reuse_port``, so that
+            clients that move can come to another process.
           trio.BusyResourceError: the endpoint is listening already.
           trio.ClosedResourceError: the endpoint is closed.
         """
@@ -286,6 +300,14 @@ class Endpoint(metaclass=NoPublicConstructor):
         if driver.accept is not None:
             raise trio.BusyResourceError("this endpoint is listening already")
         names = check_alpn(alpn)
+        preferred: PreferredAddresses | None = None
+        if preferred_address is not None:
+            if self._reuses_port:
+                raise ValueError(
+                    "preferred_address contradicts reuse_port: at another address, the system can "
+                    "give the client to another process, which resets its connection"
+                )
+            preferred = preferred_addresses(preferred_address, self.port)
         driver.report_local_addresses()
         listener: QuicListener = QuicListener._create(driver)
         own_config = driver.config if config is None else config
@@ -304,6 +326,7 @@ class Endpoint(metaclass=NoPublicConstructor):
                 reset_token=driver.reset_token,
                 make_connection_id=driver.make_connection_id,
                 keys=keys,
+                preferred=preferred,
                 memory=driver.memory,
                 key_log=self._key_log,
                 trace_logger=self._traces,

@@ -105,6 +105,9 @@ class Engine(ConnectionEnd):
             queue=self._events,
             trace=self.handshake.trace,
         )
+        if settings.preferred is not None:
+            self.state.local_ids.add_preferred(settings.preferred_cid)
+            self.paths.announced = settings.preferred
         self.established = Established(self.state)
         self.peer_ids = self.state.peer_ids
         self.state.on_handshake_done = self._on_handshake_done

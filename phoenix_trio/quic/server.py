@@ -17,6 +17,7 @@ from .groups import unwrap_lone
 from .handshake.tls import ServerTLS
 from .listener import QuicListener
 from .logs import bounded_logger
+from .preferred_address import PreferredAddressOption
 
 __all__ = ["Server", "check_grace", "part"]
 
@@ -51,7 +52,8 @@ class Server:
     Args:
       handler: an async function of the connection.
       open_endpoints: opens the sockets.
-      tls, alpn, on_error, strict, grace_period: see :func:`phoenix_trio.serve`.
+      tls, alpn, preferred_address, on_error, strict, grace_period: see
+        :func:`phoenix_trio.serve`.
       parts: whether the server waits for the peer to close the connection when a handler
         returns while the server stops; otherwise `handler` itself waits.
       on_stop: called for each served connection when the server stops, with the ID of the
@@ -65,6 +67,7 @@ class Server:
         *,
         tls: ServerTLS,
         alpn: Sequence[str],
+        preferred_address: PreferredAddressOption | None = None,
         on_error: Callable[[Exception], object] | None,
         strict: bool,
         grace_period: float,
@@ -78,6 +81,7 @@ class Server:
         self._open_endpoints = open_endpoints
         self._tls = tls
         self._alpn = alpn
+        self._preferred_address = preferred_address
         self._on_error = on_error
         self._strict = strict
         self._parts = parts
@@ -169,7 +173,13 @@ class Server:
             try:
                 for endpoint in endpoints:
                     await drivers.start(endpoint._driver.run)
-                    self._listeners.append(endpoint.listen(tls=self._tls, alpn=self._alpn))
+                    self._listeners.append(
+                        endpoint.listen(
+                            tls=self._tls,
+                            alpn=self._alpn,
+                            preferred_address=self._preferred_address,
+                        )
+                    )
                 if self.is_stopping:
                     for listener in self._listeners:
                         listener._stop()

@@ -19,6 +19,7 @@ from .endpoint import DEFAULT_ALPN, Endpoint
 from .handshake.tls import ServerTLS
 from .listener import QuicListener, StreamListener
 from .packet_io import UdpNetwork
+from .preferred_address import PreferredAddressOption
 from .server import Server
 
 __all__ = ["open_endpoints", "open_listener", "open_stream_listener", "serve"]
@@ -34,6 +35,7 @@ async def serve(
     reuse_port: bool = False,
     alpn: Sequence[str] = DEFAULT_ALPN,
     config: TransportConfig | None = None,
+    preferred_address: PreferredAddressOption | None = None,
     on_error: Callable[[Exception], object] | None = None,
     strict: bool = False,
     grace_period: float = 0.0,
@@ -72,6 +74,8 @@ async def serve(
       reuse_port: let other processes bind to the same port, see :meth:`Endpoint.open`.
       alpn: protocol names, the preferred one first.
       config: limits, buffers, timers.
+      preferred_address: another address of this host, to which clients are asked to move after
+        the handshake, see :meth:`Endpoint.listen`.
       on_error: called with a handler's exception; ``None``: logged with its traceback.
       strict: let a handler's exception propagate and end the server instead.
       grace_period: seconds for handlers to finish when the server is cancelled;
@@ -85,7 +89,7 @@ async def serve(
       TypeError: there is neither a port nor a socket, or an argument has the wrong type, such
         as a :class:`ClientTLS` as `tls`.
       ValueError: `socket` cannot be used, and is unchanged; see :meth:`Endpoint.open`.
-        Or `grace_period` is negative.
+        Or `grace_period` is negative, or `preferred_address` is none.
     """
     server = Server(
         handler,
@@ -100,6 +104,7 @@ async def serve(
         ),
         tls=tls,
         alpn=alpn,
+        preferred_address=preferred_address,
         on_error=on_error,
         strict=strict,
         grace_period=grace_period,
@@ -116,6 +121,7 @@ async def open_listener(
     reuse_port: bool = False,
     alpn: Sequence[str] = DEFAULT_ALPN,
     config: TransportConfig | None = None,
+    preferred_address: PreferredAddressOption | None = None,
     network: Network | None = None,
 ) -> QuicListener:
     """Open a listener for connections, for example for :func:`trio.serve_listeners`.
@@ -141,7 +147,7 @@ async def open_listener(
         network=network,
     )
     try:
-        listener = endpoint.listen(tls=tls, alpn=alpn)
+        listener = endpoint.listen(tls=tls, alpn=alpn, preferred_address=preferred_address)
     except BaseException:
         endpoint.close()
         raise
@@ -158,6 +164,7 @@ async def open_stream_listener(
     reuse_port: bool = False,
     alpn: Sequence[str] = DEFAULT_ALPN,
     config: TransportConfig | None = None,
+    preferred_address: PreferredAddressOption | None = None,
     network: Network | None = None,
 ) -> StreamListener:
     """Open a listener for streams, for code that is written for Trio's streams.
@@ -174,6 +181,7 @@ async def open_stream_listener(
         reuse_port=reuse_port,
         alpn=alpn,
         config=config,
+        preferred_address=preferred_address,
         network=network,
     )
     stream_listener: StreamListener = StreamListener._create(listener)

@@ -15,6 +15,7 @@ from .established.memory_budget import EndpointMemory
 from .handshake.admission import Admit
 from .handshake.settings import client_settings, server_settings
 from .handshake.tls import ClientTLS, ServerTLS
+from .preferred_address import PreferredAddresses
 from .shared_keys import SharedKeys
 from .wire.protection import VERSION_1, VERSION_2
 from .wire.qlog import TraceLogger
@@ -59,6 +60,7 @@ def make_server_engine(
     memory: EndpointMemory | None = None,
     make_connection_id: Callable[[], bytes] = random_connection_id,
     keys: SharedKeys | None = None,
+    preferred: PreferredAddresses | None = None,
 ) -> Engine:
     """An engine for an admitted client, with the server's present identity."""
     settings = server_settings(
@@ -68,6 +70,7 @@ def make_server_engine(
         reset_token=reset_token,
         make_connection_id=make_connection_id,
         keys=keys,
+        preferred=preferred,
         key_log=key_log,
         trace_logger=trace_logger,
     )

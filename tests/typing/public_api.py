@@ -67,6 +67,11 @@ async def serving(tls: ServerTLS) -> None:
     await phoenix_trio.serve(
         handler, 4433, tls=tls, alpn=("own/1",), config=TransportConfig(), on_error=print
     )
+    await phoenix_trio.serve(handler, 4433, tls=tls, preferred_address="203.0.113.7")
+    await phoenix_trio.serve(handler, 4433, tls=tls, preferred_address=("203.0.113.7", 443))
+    await phoenix_trio.serve(
+        handler, 4433, tls=tls, preferred_address=["203.0.113.7", ("2001:db8::7", 443)]
+    )
     assert_type(await phoenix_trio.open_listener(4433, tls=tls), QuicListener)
     assert_type(await phoenix_trio.open_stream_listener(4433, tls=tls), StreamListener)
 

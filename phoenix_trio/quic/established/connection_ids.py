@@ -97,6 +97,14 @@ class LocalIds:
         self._replacements = RateLimit(_REPLACEMENTS_A_SECOND, _REPLACEMENTS_AT_ONCE)
         self._reset_token = reset_token
 
+    def add_preferred(self, cid: bytes) -> None:
+        """Server: that of its preferred address, which the handshake tells (section 5.1.1)."""
+        told = LocalId(1, cid)
+        told.is_sent = True
+        self.all.append(told)
+        self.largest_issued = 1
+        self._next_number = 2
+
     def set_limit(self, limit: int) -> None:
         """The peer keeps so many (RFC 9000 section 18.2); issue them now."""
         self._limit = min(ACTIVE_LIMIT, limit)

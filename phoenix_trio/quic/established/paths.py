@@ -12,7 +12,8 @@ import ipaddress
 import math
 import os
 
-from ..path_address import Address
+from ..path_address import Address, SocketAddress, remote_of
+from ..preferred_address import PreferredAddresses
 from .connection_ids import PeerIds
 from .parameters import PreferredAddress
 
@@ -117,7 +118,16 @@ class Paths:
       is_client: which side this is.
     """
 
-    __slots__ = ("_is_client", "all", "has_frames", "preferred", "probed", "repeat_at")
+    __slots__ = (
+        "_is_client",
+        "all",
+        "announced",
+        "first",
+        "has_frames",
+        "preferred",
+        "probed",
+        "repeat_at",
+    )
 
     def __init__(self, is_client: bool) -> None:
         self._is_client = is_client
@@ -125,6 +135,10 @@ class Paths:
         """The active one first."""
         self.preferred: PreferredAddress | None = None
         """The server's preferred address, until it was tried."""
+        self.announced: PreferredAddresses | None = None
+        """Server: those to which its client was asked to move."""
+        self.first: SocketAddress | None = None
+        """Client: the server's address in the handshake."""
         self.has_frames = False
         """Whether any path may have a PATH_CHALLENGE or PATH_RESPONSE to send.  Not if it
         lacks a connection ID or room: it is asked anew when either has come."""
@@ -136,6 +150,26 @@ class Paths:
     def begin(self, address: Address, *, is_validated: bool) -> None:
         """The path of the handshake."""
         self.all[:] = [Path(address, is_validated)]
+        self.first = remote_of(address)
+
+    @property
+    def is_at_first_address(self) -> bool:
+        """Client: whether the server is addressed as in the handshake."""
+        return remote_of(self.all[0].addr) == self.first
+
+    def may_follow(self, path: Path) -> bool:
+        """Server: whether to send to the client on this path from now on.
+
+        As on all paths, before it is validated, too; but on one to a preferred address only
+        then (RFC 9000 section 9.6.2): else a forged packet could move the connection there.
+        """
+        announced = self.announced
+        return (
+            path.is_validated
+            or announced is None
+            or not announced.has(path.addr)
+            or announced.has(self.all[0].addr)
+        )
 
     def find(self, address: Address) -> Path:
         """The path with this address, or a new one which is not in :attr:`all`."""
@@ -324,8 +358,16 @@ class Paths:
             path.is_candidate = False
             self.all.remove(path)
             self.all.insert(0, path)
+            self._forget_preferred(ids)
             return True
         return False
+
+    def _forget_preferred(self, ids: PeerIds) -> None:
+        """Client: it has moved, so a late answer from there would take it back."""
+        for path in self.all[1:]:
+            if path.reserved_id >= 0 and not path.is_candidate:
+                self.all.remove(path)
+                ids.retire_reserved(path.reserved_id)
 
     def forget(self, address: Address, ids: PeerIds) -> None:
         """Send and receive nothing on this path any more, unless it is the active one."""

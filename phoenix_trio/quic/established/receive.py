@@ -270,7 +270,7 @@ def _follow(s: State, path: Path, cid: bytes, number: int, flags: int) -> bool:
     if path not in paths.all:
         paths.add(path, ids)
     if path is not paths.all[0]:
-        if s.is_client or not is_non_probing or not is_newest:
+        if s.is_client or not is_non_probing or not is_newest or not paths.may_follow(path):
             return False
         if paths.promote(path, ids):
             s.spin = 0

@@ -123,6 +123,7 @@ class LocalParameters:
         original_destination_cid: bytes | None = None,
         retry_source_cid: bytes | None = None,
         reset_token: bytes | None = None,
+        preferred_address: bytes | None = None,
     ) -> bytes:
         """The content of the TLS extension.
 
@@ -133,6 +134,7 @@ class LocalParameters:
           original_destination_cid: server: of the client's first packet.
           retry_source_cid: server: of its Retry packet, if there was one.
           reset_token: server: of `source_cid`.
+          preferred_address: server: the content of this parameter, if there is one.
         """
         # In whole milliseconds; 0 says that there is no idle timeout.
         endless = self.idle_timeout >= _ENDLESS
@@ -160,6 +162,7 @@ class LocalParameters:
             (_ORIGINAL_DESTINATION_CID, original_destination_cid),
             (_RETRY_SOURCE_CID, retry_source_cid),
             (_STATELESS_RESET_TOKEN, reset_token),
+            (_PREFERRED_ADDRESS, preferred_address),
         ):
             if content is not None:
                 parts.append(bytes((kind, len(content))) + content)

@@ -15,6 +15,7 @@ from aioquic.tls import SessionTicket
 
 from ..connection_id_format import CONNECTION_ID_LENGTH, random_connection_id
 from ..path_address import Address
+from ..preferred_address import PreferredAddresses
 from ..shared_keys import SharedKeys
 from ..wire.protection import VERSION_1
 from ..wire.qlog import TraceLogger
@@ -61,6 +62,8 @@ class HandshakeSettings:
         "make_token",
         "original_destination_cid",
         "policy",
+        "preferred",
+        "preferred_cid",
         "reset_token",
         "retry_source_cid",
         "seal_ticket",
@@ -120,6 +123,10 @@ class HandshakeSettings:
         """Whether the client has proved its address before."""
         self.make_token: Callable[[Address, float], bytes] | None = None
         """Makes a token for the client's later connections; ``None``: it is given none."""
+        self.preferred: PreferredAddresses | None = None
+        """The addresses to which the client is asked to move; ``None``: to none."""
+        self.preferred_cid = b""
+        """The connection ID for them, with sequence number 1."""
 
         # Both.
         self.keep_ticket: Callable[[SessionTicket], None] | None = None
@@ -205,6 +212,7 @@ def server_settings(
     admit: Admit,
     reset_token: Callable[[bytes], bytes],
     make_connection_id: Callable[[], bytes] = random_connection_id,
+    preferred: PreferredAddresses | None = None,
     key_log: TextIO | None = None,
     trace_logger: TraceLogger | None = None,
     keys: SharedKeys | None = None,
@@ -238,4 +246,7 @@ def server_settings(
     settings.make_token = admit.make_token
     settings.reset_token = reset_token
     settings.make_connection_id = make_connection_id
+    if preferred is not None:
+        settings.preferred = preferred
+        settings.preferred_cid = make_connection_id()
     return settings

@@ -103,6 +103,10 @@ class TlsLink:
         state = self._state
         settings = state.settings
         reset_token = settings.reset_token
+        preferred: bytes | None = None
+        if settings.preferred is not None and reset_token is not None:
+            cid = settings.preferred_cid
+            preferred = settings.preferred.build(cid, reset_token(cid))
         content = self._parameters.build(
             source_cid=state.host_cid,
             version=state.version,
@@ -110,6 +114,7 @@ class TlsLink:
             original_destination_cid=None if state.is_client else state.original_destination_cid,
             retry_source_cid=None if state.is_client else state.retry_source_cid,
             reset_token=None if reset_token is None else reset_token(state.host_cid),
+            preferred_address=preferred,
         )
         return [(_PARAMETERS, content)]
 
