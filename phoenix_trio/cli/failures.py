@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import sys
 from collections.abc import Callable
 from typing import ParamSpec
@@ -14,7 +15,7 @@ from ..errors import ConnectionBroken
 from ..storage.names import printable
 from .transfer import TransferError
 
-__all__ = ["INTERRUPTED", "failures_in_one_line", "say"]
+__all__ = ["INTERRUPTED", "failures_in_one_line", "in_options", "say"]
 
 P = ParamSpec("P")
 
@@ -27,6 +28,35 @@ _EXPECTED = (OSError, ValueError, TransferError, ConnectionBroken, trio.BrokenRe
 def say(text: str, *, err: bool = False) -> None:
     """Print a line; text from a peer in it cannot command the terminal."""
     click.echo(printable(text), err=err)
+
+
+#: The library's names of what the program has options for.
+_OPTIONS = {
+    "client_ca": "--client-ca",
+    "private_key": "--key",
+    "pinned_sha256": "--pin",
+    "server_name": "--server-name",
+    "ca": "--ca",
+    "certificate": "--certificate",
+}
+#: An unusual word anywhere, an everyday one only where an error names it as an argument.
+_ARGUMENT = re.compile(
+    r"(?<![\w'/.\"-])(client_ca|private_key|pinned_sha256|server_name)(?![\w'/.\"-])"
+    r"|(?:(?<=^)|(?<=\] )|(?<=belong to ))(ca|certificate)(?=: )"
+)
+_PHRASES = {
+    "pass its authority as ca,": "trust its authority with --ca, or exactly it with --pin,",
+    "compare the alpn arguments of both sides": "is a phoenix-trio receive there?",
+    "within handshake_timeout": "in time",
+}
+
+
+def in_options(text: str) -> str:
+    """The text of an error of the library, in the words of the program's options."""
+    for words, ours in _PHRASES.items():
+        text = text.replace(words, ours)
+    text = _ARGUMENT.sub(lambda found: _OPTIONS[found[0]], text)
+    return re.sub(r"^\[Errno \d+\] ", "", text)
 
 
 def failures_in_one_line(function: Callable[P, None]) -> Callable[P, None]:
@@ -51,7 +81,7 @@ def failures_in_one_line(function: Callable[P, None]) -> Callable[P, None]:
             if debug or not all(isinstance(cause, _EXPECTED) for cause in causes):
                 raise
             for cause in causes:
-                say(f"phoenix-trio: {cause}", err=True)
+                say(f"phoenix-trio: {in_options(str(cause))}", err=True)
             sys.exit(1)
 
     return command

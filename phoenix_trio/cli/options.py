@@ -9,7 +9,15 @@ import click
 
 from ..config import TransportConfig
 
-__all__ = ["SIZE", "TARGET", "Target", "format_size", "transport_config", "transport_options"]
+__all__ = [
+    "SIZE",
+    "TARGET",
+    "Target",
+    "format_rate",
+    "format_size",
+    "transport_config",
+    "transport_options",
+]
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
@@ -84,6 +92,15 @@ def transport_config(max_udp_payload_size: int | None, idle_timeout: float) -> T
         max_idle_timeout=idle_timeout,
         keep_alive=idle_timeout / 3,
     )
+
+
+def format_rate(bits: float) -> str:
+    """A number of bits a second for people."""
+    for unit in ("bit/s", "kbit/s", "Mbit/s", "Gbit/s"):
+        if bits < 999.5 or unit == "Gbit/s":
+            return f"{bits:.0f} {unit}" if bits >= 9.95 else f"{bits:.1f} {unit}"
+        bits /= 1000
+    raise AssertionError("not reached")
 
 
 def format_size(size: float) -> str:

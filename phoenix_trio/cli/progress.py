@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+import click
 import trio
 from rich.console import Console
 from rich.progress import (
@@ -23,7 +24,7 @@ from rich.progress import (
 from ..storage.names import printable
 from .options import format_size
 
-__all__ = ["Display", "show_progress"]
+__all__ = ["Display", "NoDisplay", "show_progress"]
 
 _PLAIN_INTERVAL = 2.0
 
@@ -42,6 +43,25 @@ class Display(Protocol):
 
     def finish(self, number: int) -> None:
         """The file has ended, successfully or not."""
+
+    def say(self, text: str, *, err: bool = False) -> None:
+        """Print a line without disturbing what is shown; text in it cannot command a terminal."""
+
+
+class NoDisplay:
+    """Shows no progress."""
+
+    def begin(self, name: str, size: int | None) -> int:
+        return 0
+
+    def update(self, number: int, position: int) -> None:
+        pass
+
+    def finish(self, number: int) -> None:
+        pass
+
+    def say(self, text: str, *, err: bool = False) -> None:
+        click.echo(printable(text), err=err)
 
 
 class _Bars:
@@ -62,8 +82,15 @@ class _Bars:
             oldest = self._finished.popleft()
             self._bars.remove_task(oldest)  # type: ignore[arg-type] # rich's NewType
 
+    def say(self, text: str, *, err: bool = False) -> None:
+        if err or sys.stdout.isatty():
+            # Above the bars, which are drawn again below it.
+            self._bars.console.out(printable(text), highlight=False)
+        else:
+            click.echo(printable(text))  # (to a file or a pipe)
 
-class _Lines:
+
+class _Lines(NoDisplay):
     def __init__(self) -> None:
         self._files: dict[int, tuple[str, int | None]] = {}
         self._shown_at: dict[int, float] = {}
@@ -81,8 +108,7 @@ class _Lines:
             self._shown_at[number] = now
             name, size = self._files[number]
             share = f" of {format_size(size)} ({100 * position // size} %)" if size else ""
-            sys.stderr.write(f"{name}: {format_size(position)}{share}\n")
-            sys.stderr.flush()
+            click.echo(f"{name}: {format_size(position)}{share}", err=True)
 
     def finish(self, number: int) -> None:
         self._files.pop(number, None)
@@ -104,5 +130,8 @@ def show_progress() -> Iterator[Display]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
         console=console,
+        # Lines come through say(); standard output may be a file.
+        redirect_stdout=False,
+        redirect_stderr=False,
     ) as bars:
         yield _Bars(bars)

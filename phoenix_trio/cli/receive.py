@@ -22,12 +22,12 @@ from ..quic.handshake.tls import ServerTLS
 from ..quic.serving import serve
 from ..storage.directory import Storage
 from ..storage.parts import PartLimits
-from .failures import failures_in_one_line, say
+from .failures import failures_in_one_line
 from .options import SIZE, format_size, transport_config, transport_options
 from .places import Places
-from .progress import Display, show_progress
+from .reports import Format, Report, output_options, show_report
 from .running import run
-from .transfer import ALPN, TransferError, receive_file
+from .transfer import ALPN, TransferError, TransferRefused, receive_file
 
 __all__ = ["Receiver", "receive"]
 
@@ -129,6 +129,7 @@ _GOODBYE_SECONDS = 5.0
     metavar="FILE",
     help="Write port and fingerprint there (JSON) when listening; for scripts.",
 )
+@output_options
 @transport_options
 @failures_in_one_line
 def receive(
@@ -151,6 +152,7 @@ def receive(
     transfer_timeout: float,
     count: int | None,
     ready_file: str | None,
+    output: Format,
     max_udp_payload_size: int | None,
     idle_timeout: float,
 ) -> None:
@@ -190,7 +192,7 @@ def receive(
     )
     storage = Storage(directory, overwrite=overwrite, max_file_size=max_file_size, limits=limits)
     receiver = Receiver(
-        storage, Places(max_transfers, max_transfers_per_peer), transfer_timeout, count
+        storage, Places(max_transfers, max_transfers_per_peer), transfer_timeout, count, output
     )
     try:
         run(
@@ -200,18 +202,26 @@ def receive(
                 host=host,
                 port=port,
                 config=transport_config(max_udp_payload_size, idle_timeout),
-                on_listening=partial(_announce, pin=pin, host=host, ready_file=ready_file),
+                on_listening=partial(
+                    _announce, pin=pin, host=host, ready_file=ready_file, output=output
+                ),
             )
         )
     finally:
         storage.close()
 
 
-def _announce(port: int, *, pin: str, host: str | None, ready_file: str | None) -> None:
+def _announce(
+    port: int, *, pin: str, host: str | None, ready_file: str | None, output: Format
+) -> None:
     where = host or socket.gethostname()
     shown = f"[{where}]" if ":" in where else where
-    click.echo(f"listening on {shown}:{port}, certificate fingerprint {pin}")
-    click.echo(f"send with: phoenix-trio send {shown}:{port} FILE --pin {pin}")
+    if output == "json":
+        facts = {"event": "listening", "host": host, "port": port, "fingerprint": pin}
+        click.echo(json.dumps(facts))
+    elif output == "lines":
+        click.echo(f"listening on {shown}:{port}, certificate fingerprint {pin}")
+        click.echo(f"send with: phoenix-trio send {shown}:{port} FILE --pin {pin}")
     sys.stdout.flush()
     if ready_file is not None:
         # A program that waits for this file finds it whole.
@@ -229,15 +239,24 @@ class Receiver:
       places: the places for transfers under way.
       idle_timeout: see :func:`receive_file`.
       count: end after so many files were stored; ``None``: never.
+      output: how to report.
     """
 
     def __init__(
-        self, storage: Storage, places: Places, idle_timeout: float, count: int | None = None
+        self,
+        storage: Storage,
+        places: Places,
+        idle_timeout: float,
+        count: int | None = None,
+        output: Format = "lines",
     ) -> None:
         self._storage = storage
         self._places = places
         self._idle_timeout = idle_timeout
         self._remaining = count
+        self._output: Format = output
+        self._files = 0
+        self._bytes = 0
         self._done = trio.Event()
         self._part_left = trio.Event()
 
@@ -252,39 +271,42 @@ class Receiver:
         network: Network | None = None,
     ) -> None:
         """Serve until cancelled, or until `count` files were stored."""
-        with show_progress() as display:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._remove_parts_in_time)
-                listeners = await nursery.start(
-                    partial(
-                        serve,
-                        partial(self._handle, display),
-                        port,
-                        tls=tls,
-                        host=host,
-                        alpn=(ALPN,),
-                        config=config,
-                        network=network,
+        with show_report(self._output) as report:
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._remove_parts_in_time, report)
+                    listeners = await nursery.start(
+                        partial(
+                            serve,
+                            partial(self._handle, report),
+                            port,
+                            tls=tls,
+                            host=host,
+                            alpn=(ALPN,),
+                            config=config,
+                            network=network,
+                        )
                     )
-                )
-                on_listening(listeners[0].port)
-                await self._done.wait()
-                # The last sender still waits for the answer to its last file: the server ends
-                # by itself when that sender has gone, or takes too long.
-                for listener in listeners:
-                    await listener.aclose()
-                nursery.cancel_scope.deadline = trio.current_time() + _GOODBYE_SECONDS
-                self._part_left.set()
+                    on_listening(listeners[0].port)
+                    await self._done.wait()
+                    # The last sender still waits for the answer to its last file: the server ends
+                    # by itself when that sender has gone, or takes too long.
+                    for listener in listeners:
+                        await listener.aclose()
+                    nursery.cancel_scope.deadline = trio.current_time() + _GOODBYE_SECONDS
+                    self._part_left.set()
+            finally:
+                self._report_total(report)
 
-    async def _handle(self, display: Display, connection: QuicConnection) -> None:
+    async def _handle(self, report: Report, connection: QuicConnection) -> None:
         async with trio.open_nursery() as nursery:
             async for stream in connection.incoming_streams():
                 peer = peer_of(connection.peer_address)
-                nursery.start_soon(self._take, stream, peer, display)
+                nursery.start_soon(self._take, stream, peer, report)
 
-    async def _take(self, stream: QuicStream, peer: str, display: Display) -> None:
+    async def _take(self, stream: QuicStream, peer: str, report: Report) -> None:
         async with stream:
-            stored = await self._take_file(stream, peer, display)
+            stored = await self._take_file(stream, peer, report)
             # (Before the stream is closed, which fails if the connection is gone.)
             if not stored:
                 self._part_left.set()
@@ -293,7 +315,8 @@ class Receiver:
                 if self._remaining == 0:
                     self._done.set()
 
-    async def _take_file(self, stream: QuicStream, peer: str, display: Display) -> bool:
+    async def _take_file(self, stream: QuicStream, peer: str, report: Report) -> bool:
+        display = report.display
         number: int | None = None
 
         def begin(path: str, size: int | None, offset: int) -> None:
@@ -315,26 +338,50 @@ class Receiver:
                 on_progress=progress,
             )
         except TransferError as error:
-            say(f"refused: {error}", err=True)
+            code = error.code if isinstance(error, TransferRefused) else None
+            text = str(error)
+            report.problem(f"refused: {text}", "refused", peer=peer, code=code, message=text)
             return False
         except trio.BrokenResourceError as error:
-            say(f"interrupted: {error}", err=True)
+            text = str(error)
+            report.problem(f"interrupted: {text}", "interrupted", peer=peer, message=text)
             return False
         finally:
             if number is not None:
                 display.finish(number)
+        if outcome.is_directory:
+            text = f"made the directory {outcome.path}/"
+            report.result(text, "directory", path=outcome.path, peer=peer)
+            return False
         resumed = f", resumed at {format_size(outcome.resumed_at)}" if outcome.resumed_at else ""
-        say(f"stored {outcome.path} ({format_size(outcome.size)}{resumed}) {outcome.sha256}")
+        self._files += 1
+        self._bytes += outcome.size - outcome.resumed_at
+        report.result(
+            f"stored {outcome.path} ({format_size(outcome.size)}{resumed}) {outcome.sha256}",
+            "stored",
+            path=outcome.path,
+            size=outcome.size,
+            resumed_at=outcome.resumed_at,
+            sha256=outcome.sha256,
+            peer=peer,
+        )
         return True
 
-    async def _remove_parts_in_time(self) -> None:
+    def _report_total(self, report: Report) -> None:
+        text = ""
+        if self._files > 1:
+            text = f"total: {self._files} files, {format_size(self._bytes)}"
+        report.result(text, "total", files=self._files, bytes=self._bytes)
+
+    async def _remove_parts_in_time(self, report: Report) -> None:
         """Sleep until a part is too old, and remove it."""
         while not self._done.is_set():
             self._part_left = trio.Event()  # before looking, so that no part is missed
             try:
                 delay = await trio.to_thread.run_sync(self._storage.clean)
             except OSError as error:
-                say(f"parts cannot be cleaned up: {error}", err=True)
+                text = f"parts cannot be cleaned up: {error}"
+                report.problem(text, "problem", message=text)
                 delay = math.inf  # until the next part is left
             with trio.move_on_after(delay):
                 await self._part_left.wait()

@@ -38,9 +38,11 @@ __all__ = [
     "Outcome",
     "PrefixDigests",
     "Source",
+    "SourceChanged",
     "TransferError",
     "TransferRefused",
     "receive_file",
+    "send_directory",
     "send_file",
 ]
 
@@ -60,6 +62,10 @@ Progress = Callable[[int], object]
 
 class TransferError(Exception):
     """The two sides disagree, or one of them broke the protocol."""
+
+
+class SourceChanged(TransferError):
+    """The file was changed while it was sent."""
 
 
 class TransferRefused(TransferError):
@@ -84,6 +90,7 @@ class Outcome:
     size: int
     sha256: str
     resumed_at: int
+    is_directory: bool = False
 
 
 class Source(Protocol):
@@ -260,7 +267,7 @@ async def _send_file(
     while position < offset:
         skipped = await trio.to_thread.run_sync(read_and_hash, offset - position)
         if not skipped:
-            raise TransferError("the file is shorter than what the receiver has of it")
+            raise SourceChanged("the file is shorter than what the receiver has of it")
         position += len(skipped)
     on_progress(position)
     try:
@@ -274,12 +281,12 @@ async def _send_file(
         )
         while chunk := await read():
             if source.size is not None and position + len(chunk) > source.size:
-                raise TransferError("the file has grown while it was sent")
+                raise SourceChanged("the file has grown while it was sent")
             await stream.send_all(encode_frame(chunk))
             position += len(chunk)
             on_progress(position)
         if source.size is not None and position != source.size:
-            raise TransferError("the file has become shorter while it was sent")
+            raise SourceChanged("the file has become shorter while it was sent")
         sha256 = digest.hexdigest()
         await stream.send_all(encode_frame(b"") + _json_frame(size=position, sha256=sha256))
         await stream.send_eof()
@@ -291,6 +298,30 @@ async def _send_file(
     if (_field(result, "size", int), _field(result, "sha256", str)) != (position, sha256):
         raise TransferError("the receiver has stored something else than what was sent")
     return Outcome(path, position, sha256, offset)
+
+
+async def send_directory(stream: trio.abc.HalfCloseableStream, path: str) -> Outcome:
+    """Have the receiver make a directory, unless it exists.
+
+    Directories with files in them need no such message.
+
+    Raises:
+      TransferRefused: the receiver does not take it; the code says why.
+      TransferError: the receiver broke the protocol.
+      trio.BrokenResourceError: the stream broke.
+    """
+    await stream.send_all(
+        _json_frame(version=VERSION, path=path, size=None, identity=None, directory=True)
+    )
+    await stream.send_eof()
+    try:
+        reply = await _Frames(stream, _CONTROL_FRAME_MAX).next_json()
+    except FramingError as error:
+        raise TransferError(f"the receiver broke the protocol: {error}") from error
+    _check_accepted(reply, "accepted")
+    if reply.get("directory") is not True:
+        raise TransferError("the receiver does not know empty directories")
+    return Outcome(path, 0, "", 0, is_directory=True)
 
 
 async def _find_refusal(frames: _Frames, offset: int) -> None:
@@ -320,7 +351,7 @@ async def receive_file(
     on_begin: Callable[[str, int | None, int], object] = lambda path, size, offset: None,
     on_progress: Progress = lambda position: None,
 ) -> Outcome:
-    """Receive one file into `storage`, and tell the sender of the outcome.
+    """Receive one file, or empty directory, into `storage`, and tell the sender of the outcome.
 
     Args:
       stream: to the sender; ended, not closed.
@@ -381,6 +412,11 @@ class _Receiver:
         path: str = _field(header, "path", str)
         size: int | None = _field(header, "size", int, type(None))
         identity: str | None = _field(header, "identity", str, type(None))
+        if header.get("directory") is True:
+            await trio.to_thread.run_sync(self._storage.make_directory, path)
+            await self._send(accepted=True, offset=0, directory=True)
+            await self._stream.send_eof()
+            return Outcome(path, 0, "", 0, is_directory=True)
         key = self._storage.key(path, identity)
         async with places.alone(key):
             stored = await trio.to_thread.run_sync(

@@ -277,7 +277,7 @@ class Endpoint(metaclass=NoPublicConstructor):
           config: overrides the endpoint's for accepted connections.
           preferred_address: another address of this socket, to which clients are asked to
             move as soon as the handshake is over (RFC 9000 section 9.6): from an address which
-            several hosts share, for instance, to one of this host alone.  A numeric address,
+            several hosts share, for example, to one of this host alone.  A numeric address,
             to which the endpoint's port belongs, or a pair of address and port; or a sequence of
             these, one for IPv4 and one for IPv6.  A client takes the one of its own family,
             tries it first, and stays where it is if nothing answers there.  The socket has to

@@ -170,6 +170,18 @@ class Storage:
                     self._clean()
             raise
 
+    def make_directory(self, path: str) -> None:
+        """Make a directory, and those above it, unless they exist.
+
+        Raises:
+          Refused: the name is not acceptable, or something else has it.
+          OSError: a fault of the system.
+        """
+        parts = self._components(path)
+        self._check_room(1)
+        with self.folders.descend(parts, create=True):
+            pass
+
     def _open(
         self, path: tuple[str, ...], size: int | None, key: str, peer: str, *, can_resume: bool
     ) -> StoredFile:

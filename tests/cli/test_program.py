@@ -139,6 +139,40 @@ def test_files_and_standard_input_are_stored_and_verified(tmp_path: Path) -> Non
     assert (tmp_path / "in" / "sub" / "piped").read_text() == "hello\n"
 
 
+def test_programs_can_read_what_a_transfer_of_a_directory_has_done(tmp_path: Path) -> None:
+    (tmp_path / "d" / "sub").mkdir(parents=True)
+    (tmp_path / "d" / "sub" / "file").write_bytes(b"hello")
+    (tmp_path / "d" / ".hidden").write_bytes(b"")
+    with receiver(tmp_path, "--json", "--count", "1") as (process, there):
+        target = f"127.0.0.1:{there['port']}"
+        sent = run("send", target, str(tmp_path / "d"), "--pin", there["fingerprint"], "--json")
+        received, _ = process.communicate(timeout=20)
+    assert (sent.returncode, sent.stderr) == (1, ""), "the hidden file was not sent"
+    events = [json.loads(line) for line in sent.stdout.splitlines()]
+    assert [event["event"] for event in events] == ["left_out", "stored", "total"]
+    assert events[1]["sha256"] == hashlib.sha256(b"hello").hexdigest()
+    assert events[2]["files"] == 1
+    assert events[2]["missing"] == ["d/.hidden"]
+    theirs = [json.loads(line) for line in received.splitlines()]
+    assert [event["event"] for event in theirs] == ["listening", "stored", "total"]
+    assert theirs[0]["fingerprint"] == there["fingerprint"]
+    assert theirs[1]["path"] == "d/sub/file"
+    assert (tmp_path / "in" / "d" / "sub" / "file").read_bytes() == b"hello"
+
+
+def test_quiet_commands_say_nothing_and_errors_speak_of_options(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"hello")
+    with receiver(tmp_path, "--quiet", "--count", "1") as (process, there):
+        target = f"127.0.0.1:{there['port']}"
+        wrong = run("send", target, str(tmp_path / "file"))
+        assert wrong.returncode == 1
+        assert "trust its authority with --ca, or exactly it with --pin" in wrong.stderr
+        quiet = ["send", target, str(tmp_path / "file"), "--pin", there["fingerprint"], "--quiet"]
+        sent = run(*quiet)
+        assert (sent.returncode, sent.stdout, sent.stderr) == (0, "", "")
+        assert process.communicate(timeout=20)[0] == ""
+
+
 def test_a_killed_receiver_costs_what_was_under_way_only(tmp_path: Path) -> None:
     """Killed in mid-transfer and started again: the sender goes on where it was."""
     payload = tmp_path / "payload"
@@ -181,5 +215,5 @@ def test_a_killed_receiver_costs_what_was_under_way_only(tmp_path: Path) -> None
 def test_the_demo_moves_a_file_and_proves_it() -> None:
     result = run("demo", "--size", "3MB")
     assert result.returncode == 0, result.stderr
-    assert "Mbit/s" in result.stdout
+    assert "bit/s" in result.stdout
     assert result.stdout.rstrip().endswith("correct")
