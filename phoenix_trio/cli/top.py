@@ -24,6 +24,9 @@ __all__ = ["find_socket", "looks", "top"]
 #: The width of tables for files and pipes: all columns with room for IPv6 addresses.
 _PLAIN_WIDTH = 140
 
+#: Seconds after which an application that does not answer is given up.
+_ANSWER_SECONDS = 10.0
+
 
 @click.command()
 @click.argument("application", required=False)
@@ -93,12 +96,18 @@ async def looks(viewer: Viewer, interval: float) -> AsyncGenerator[Look, None]:
     """A look each `interval` seconds; each but the first knows the rates since the one before.
 
     Raises:
-      trio.BrokenResourceError: the application has ended, or cannot be understood.
+      trio.BrokenResourceError: the application has ended, does not answer, or cannot be
+        understood.
     """
     earlier: Snapshot | None = None
     at = trio.current_time()
     while True:
-        now = await viewer.look()
+        with trio.move_on_after(_ANSWER_SECONDS) as waiting:
+            now = await viewer.look()
+        if waiting.cancelled_caught:
+            raise trio.BrokenResourceError(
+                f"the application has not answered for {_ANSWER_SECONDS:.0f} seconds"
+            )
         yield Look.between(earlier, now)
         earlier = now
         # (A slow application is asked less often, not faster afterwards.)

@@ -151,6 +151,15 @@ async def test_a_slow_application_is_not_asked_in_a_burst_afterwards(
     assert [each - start for each in asked] == pytest.approx([0, 1, 6, 7])
 
 
+async def test_an_application_that_does_not_answer_is_given_up(autojump_clock: MockClock) -> None:
+    class Stopped:
+        look = staticmethod(trio.sleep_forever)
+
+    stopped: Any = Stopped()
+    with pytest.raises(trio.BrokenResourceError, match="not answered for 10 seconds"):
+        await anext(command.looks(stopped, 1.0))
+
+
 # ------------------------------------------------------------------ which application
 
 

@@ -64,14 +64,19 @@ class _Text:
         self._at = 0
         self._ended = False
 
-    def _fill(self, count: int = _CHUNK) -> bool:
+    def _fill(self, count: int = 0) -> bool:
         if self._ended:
             return False
-        more = self._file.read(count)
+        more = self._file.read(max(count, _CHUNK))
         self._ended = not more
         self._text = self._text[self._at :] + more
         self._at = 0
         return not self._ended
+
+    def separator(self) -> str:
+        """The character between records; called at the beginning of the file."""
+        self._fill()
+        return "\x1e" if self._text.startswith("\x1e") else "\n"
 
     def peek(self) -> str:
         """The next character that is no space; nothing at the end of the file."""
@@ -100,7 +105,7 @@ class _Text:
                 value, end = self._decoder.raw_decode(self._text, self._at)
             except (ValueError, RecursionError):
                 # It may go on; reading twice as much each time keeps the cost in proportion.
-                if rest > MOST_VALUE or not self._fill(max(_CHUNK, rest)):
+                if rest > MOST_VALUE or not self._fill(rest):
                     raise _Damaged from None
                 continue
             # (A number may go on as well.)
@@ -109,21 +114,24 @@ class _Text:
             self._at = end
             return value
 
-    def skip_record(self) -> bool:
-        """Go to the next record of a sequence; False: there is none."""
-        self._at += 1
-        while True:
-            ends = [
-                end
-                for mark in ("\n", "\x1e")
-                if (end := self._text.find(mark, self._at, self._at + MOST_VALUE)) >= 0
-            ]
-            if ends:
-                self._at = min(ends)
-                return self.peek() != ""
-            self._at = len(self._text)
+    def record(self, separator: str) -> tuple[str, bool]:
+        """Take the text up to the separator, or the end of the file.
+
+        Returns the text and whether the separator was there.  There is no text for a record
+        above the limit.
+        """
+        searched = 0
+        is_too_long = False
+        while (end := self._text.find(separator, self._at + searched)) < 0:
+            searched = len(self._text) - self._at
+            if searched > MOST_VALUE:
+                is_too_long = True
+                self._at, searched = len(self._text), 0
             if not self._fill():
-                return False
+                text, self._at = self._text[self._at :], len(self._text)
+                return "" if is_too_long else text, False
+        text, self._at = self._text[self._at : end], end + 1
+        return "" if is_too_long else text, True
 
 
 @final
@@ -157,10 +165,11 @@ class Reader:
         Raises:
           ValueError: the file is no qlog at all.
         """
+        separator = self._text.separator()
         try:
             yield from self._document()
             if self._is_sequence:
-                yield from self._sequence()
+                yield from self._sequence(separator)
         except _Damaged:
             if not self._count and not self.vantage:
                 raise ValueError("this is no qlog file: it is not JSON, or has no trace") from None
@@ -233,17 +242,16 @@ class Reader:
                 return
             text.take(",")
 
-    def _sequence(self) -> Iterator[Event]:
+    def _sequence(self, separator: str) -> Iterator[Event]:
         """The records after the first one."""
-        text = self._text
-        while text.peek():
+        while self._text.peek():
+            text, is_whole = self._text.record(separator)
             try:
-                record = text.value()
-            except _Damaged:
-                self._odd += 1
-                if not text.skip_record():
-                    raise
-                continue
+                record = json.loads(text)
+            except (ValueError, RecursionError):
+                if not is_whole:
+                    raise _Damaged from None
+                record = None
             yield from self._event(record)
 
     def _keys(self) -> Iterator[str]:

@@ -178,7 +178,7 @@ def test_the_page_needs_nothing_from_elsewhere() -> None:
 
 def test_the_page_of_a_long_and_wild_trace_is_small_and_complete() -> None:
     events = []
-    for n in range(20_000):
+    for n in range(6000):
         metrics = {"cwnd": n * 7919 % 100_000, "bytes_in_flight": n * 104_729 % 90_000}
         metrics |= {"latest_rtt": n % 97, "smoothed_rtt": n % 89, "min_rtt": n % 83}
         events.append(event(n * 3.7, "recovery:metrics_updated", **metrics))
@@ -188,7 +188,7 @@ def test_the_page_of_a_long_and_wild_trace_is_small_and_complete() -> None:
     text = page(told)
     assert len(text.encode()) < 500_000
     assert len(told.marks) == MOST_MARKS
-    assert told.marks_left_out > 10_000
+    assert told.marks_left_out > 5000
     assert max(value for _, value in told.window.points()) == max(
         each["data"]["cwnd"] for each in events[::3]
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from contextlib import nullcontext, suppress
 from typing import Any
 
@@ -159,6 +160,24 @@ def test_a_trace_without_events_is_told() -> None:
     events, reader = read(sequence())
     assert events == []
     assert reader.remarks == ["the trace has no events"]
+
+
+@pytest.mark.parametrize("bad", ["{", "[[", '"', "x", '{"a":'])
+def test_many_damaged_records_cost_time_in_proportion(bad: str) -> None:
+    text = sequence(event(1)).replace("\x1e", "") + f"{bad}\n" * 50_000
+    start = time.process_time()
+    events, reader = read(text)
+    assert time.process_time() - start < 2
+    assert len(events) == 1
+    assert "50,000 records" in "".join(reader.remarks)
+
+
+def test_a_record_above_the_limit_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "MOST_VALUE", 1000)
+    monkeypatch.setattr(reading, "_CHUNK", 100)
+    events, reader = read(sequence(event(1), event(2, text="x" * 5000), event(3)))
+    assert [each.time for each in events] == [0.0, 2.0]
+    assert reader.remarks == ["1 records that are no events were left out"]
 
 
 class Endless(io.TextIOBase):
