@@ -100,15 +100,10 @@ async def examine(
     return Report(
         version=package_version("phoenix-trio"),
         system=system,
-        target=None if target is None else _shown(target),
+        target=None if target is None else target.where,
         symptom=symptom,
         groups=groups,
     )
-
-
-def _shown(target: Target) -> str:
-    host = f"[{target.host}]" if ":" in target.host else target.host
-    return f"{host}:{target.port}"
 
 
 # ------------------------------------------------------------------ the machine

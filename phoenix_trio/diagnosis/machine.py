@@ -347,12 +347,17 @@ def judge_machine(machine: Machine, *, compiled: bool) -> list[Finding]:
     tracking = check_tracking(
         machine.tracked, machine.tracked_limit, machine.tracked_udp_seconds, system
     )
-    return [
+    found = [
         check_versions(machine.versions, system),
         check_core(compiled=compiled, system=system),
         check_processors(machine),
         check_descriptors(machine.descriptors, machine.descriptors_hard, system),
-        check_interfaces(machine.interfaces, system),
-        check_drops(machine.drops, system),
-        *([] if tracking is None else [tracking]),
     ]
+    # Elsewhere there are no files to read these from: left out, and not "unknown".
+    if system == "linux" or machine.interfaces:
+        found.append(check_interfaces(machine.interfaces, system))
+    if system == "linux" or machine.drops is not None:
+        found.append(check_drops(machine.drops, system))
+    if tracking is not None:
+        found.append(tracking)
+    return found

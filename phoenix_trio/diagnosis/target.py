@@ -76,6 +76,11 @@ class Target:
         """
         self.trusting()
 
+    @property
+    def where(self) -> str:
+        """``HOST:PORT``; an IPv6 address has brackets."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
     def trusting(
         self, sessions: SessionStore | None = None, *, early_data: bool = False
     ) -> ClientTLS:
@@ -221,7 +226,7 @@ async def _connect(done: Examination, probes: list[Probe], system: str) -> list[
     reached = done.path is not None
     before = check_reachability(probes, done.address if reached else None, target.port, system)
     if failure is not None:
-        findings.append(check_failure(failure, target.alpn, probes, target.port, system))
+        findings.append(check_failure(failure, target.alpn, probes, target.where, system))
     return before + findings
 
 
@@ -276,8 +281,8 @@ async def _trust(
             await connection.wait_confirmed()
             await connection.ping()  # (Tickets come with the confirmation, or just after it.)
     except HandshakeFailed as error:
-        return [check_certificate(chain, error, target.host, system)]
-    findings = [check_certificate(chain, None, target.host, system)]
+        return [check_certificate(chain, error, target.where, system)]
+    findings = [check_certificate(chain, None, target.where, system)]
     if not len(sessions):
         return [*findings, check_resumption(None, None)]
     start = trio.current_time()

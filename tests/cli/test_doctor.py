@@ -179,3 +179,30 @@ def test_what_is_fine_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_an_unknown_symptom_is_a_value_error() -> None:
     with pytest.raises(ValueError, match="low-throughput"):
         await examine(symptom="tired")
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "howto" / "doctor.md").read_text()
+
+
+def test_the_page_names_every_check_of_a_machine() -> None:
+    for name in MACHINE:
+        assert f"`{name}`" in PAGE
+
+
+def test_the_samples_on_the_page_have_the_form_of_the_output() -> None:
+    import re
+
+    lines = [
+        line for line in PAGE.splitlines() if re.match(r"  (ok|warn|fail|unknown) +[a-z]", line)
+    ]
+    assert len(lines) >= 30
+    for line in lines:
+        status, name = line.split()[:2]
+        finding = Finding(name=name, status=Status(status), found="x")
+        made = list(render(report_of(finding)))[1]
+        assert plain(made).startswith(line[:27]), "status and name stand in their columns"
+        assert f"`{name}`" in PAGE, "the tables have it"
+
+
+def report_of(finding: Finding) -> Report:
+    return Report(version="0", system="linux", groups={"machine": (finding,)})

@@ -163,6 +163,12 @@ def test_a_full_table_of_connection_tracking_is_named() -> None:
     assert full.commands == ("sysctl -w net.netfilter.nf_conntrack_max=200",)
 
 
+def test_checks_without_their_files_are_left_out_on_other_systems() -> None:
+    mac = attrs.evolve(GOOD, system="darwin", interfaces=(), drops=None)
+    names = [each.name for each in machine.judge_machine(mac, compiled=True)]
+    assert names == ["versions", "core", "processors", "descriptors"]
+
+
 def test_ipv6_has_to_work_and_to_share_a_socket() -> None:
     def check(works: bool, dual: bool) -> Finding:
         return machine.check_ipv6(works=works, has_dual_stack=dual, disabled=True, system="win32")

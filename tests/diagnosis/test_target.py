@@ -205,6 +205,7 @@ async def test_an_expired_certificate_is_shown_and_the_rest_measured(
     assert expired.values["error"] == "CertificateExpired"
     assert expired.values["days_left"] == pytest.approx(-3.5, abs=0.01)
     assert "expired on" in expired.found
+    assert "1 sent, for 'example.org', 'localhost', expired on" in expired.found
     assert "for 4 days now" in expired.why
     assert "certbot renew" in expired.commands[0]
     assert expired.commands[1] == "timedatectl set-ntp true"
@@ -221,6 +222,15 @@ async def test_a_certificate_with_few_days_left_warns(autojump_clock: MockClock)
         assert found["certificate"].values["days_left"] == pytest.approx(days, abs=0.01)
 
 
+def test_the_issuer_counts_unless_another_one_is_trusted() -> None:
+    good, soon, old = (
+        x509.load_pem_x509_certificates(certificate(days)[0])[0] for days in (50.0, 5.0, -5.0)
+    )
+    # (These have one name, so the second one of a chain counts as the issuer of the first.)
+    assert check_certificate([good, soon], None, "host:1", "linux").status is Status.WARN
+    assert check_certificate([good, old], None, "host:1", "linux").status is Status.OK
+
+
 async def test_an_untrusted_certificate_comes_with_its_fingerprint(
     autojump_clock: MockClock,
 ) -> None:
@@ -231,7 +241,7 @@ async def test_an_untrusted_certificate_comes_with_its_fingerprint(
         assert found["certificate"].status is Status.FAIL
         assert found["certificate"].values["error"] == "CertificateUntrusted"
         pin = found["certificate"].values["sha256"]
-        assert f"phoenix-trio doctor HOST:PORT --pin {pin}" in found["certificate"].commands
+        assert f"phoenix-trio doctor {SERVER}:{PORT} --pin {pin}" in found["certificate"].commands
         pinned = await examine(network, ca=None, pinned_sha256=pin)
         assert pinned["certificate"].status is Status.OK
 
@@ -252,7 +262,7 @@ async def test_no_common_protocol_lists_those_offered(autojump_clock: MockClock)
     assert found["udp-ipv4"].status is Status.OK
     assert found["alpn"].status is Status.FAIL
     assert found["alpn"].found == "the server takes none of the 2 protocols offered: a/1, b/1"
-    assert found["alpn"].commands == ("phoenix-trio doctor HOST:PORT --alpn NAME",)
+    assert found["alpn"].commands == (f"phoenix-trio doctor {SERVER}:{PORT} --alpn NAME",)
 
 
 async def test_a_server_that_wants_a_client_certificate_says_so(
@@ -411,7 +421,7 @@ def test_a_server_without_tickets_or_moves_warns() -> None:
 
 
 def test_a_failure_without_a_certificate_is_judged_too() -> None:
-    found = check_certificate([], phoenix_trio.HandshakeFailed("gone"), "host", "linux")
+    found = check_certificate([], phoenix_trio.HandshakeFailed("gone"), "host:1", "linux")
     assert (found.status, found.found) == (Status.FAIL, "gone")
 
 
@@ -431,4 +441,4 @@ def test_a_server_without_a_version_in_common_fails() -> None:
 
 def test_other_failures_of_a_handshake_keep_their_text() -> None:
     error = phoenix_trio.ConnectionRefused("the server is full")
-    assert check_failure(error, ("a",), [], 1, "linux").found == "the server is full"
+    assert check_failure(error, ("a",), [], "[::1]:1", "linux").found == "the server is full"
