@@ -3,7 +3,7 @@
 Knows nothing of the program: ``phoenix-trio doctor`` prints what :func:`examine` returns.
 """
 
-from .examine import SYMPTOMS, examine
+from .examination import SYMPTOMS, examine
 from .results import Finding, Report, Status
 from .target import OFFERED_ALPN, Target
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 
 from ..errors import (
@@ -19,12 +20,24 @@ from ..errors import (
     MigrationFailed,
     MigrationForbidden,
 )
-from ..quic.handshake.tls_failures import describe, names_of
+from ..quic.handshake.tls_failures import describe, names_of, quote
 from .commands import command
 from .results import Finding, Status, Value
 from .text import format_seconds
 
 __all__ = ["DAYS_LEFT_TO_WARN", "check_certificate", "check_migration", "check_resumption"]
+
+#: What cryptography raises for a hostile certificate, mostly when a field is read; some defects
+#: are warnings, which a program may have turned into errors.
+_MALFORMED = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    Warning,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
 
 #: A certificate with fewer days left should have been renewed.
 DAYS_LEFT_TO_WARN = 14
@@ -53,22 +66,22 @@ def check_certificate(
     days = math.inf
     fingerprint = ""
     if chain:
-        own = chain[0]
-        fingerprint = own.fingerprint(hashes.SHA256()).hex()
-        end = _end(chain, now if failure is None else None)
-        days = (end - now).total_seconds() / 86400
-        shown = f"{len(chain)} sent, for {names_of(own)}, "
-        shown += (
-            f"valid until {end:%Y-%m-%d} ({days:.0f} days left)"
-            if days >= 0
-            else f"expired on {end:%Y-%m-%d %H:%M} UTC, {-days:.0f} days ago"
-        )
-        values |= {
-            "subject_and_issuer": describe(own),
-            "not_after": end.isoformat(),
-            "days_left": round(days, 2),
-            "sha256": fingerprint,
-        }
+        fingerprint = chain[0].fingerprint(hashes.SHA256()).hex()
+        values["sha256"] = fingerprint
+        try:
+            end = _end(chain, now if failure is None else None)
+            shown = f"{len(chain)} sent, for {names_of(chain[0])}, "
+            values["subject_and_issuer"] = describe(chain[0])
+        except _MALFORMED as error:
+            shown = f"{len(chain)} sent, malformed: {quote(str(error))}"
+        else:
+            days = (end - now).total_seconds() / 86400
+            shown += (
+                f"valid until {end:%Y-%m-%d} ({days:.0f} days left)"
+                if days >= 0
+                else f"expired on {end:%Y-%m-%d %H:%M} UTC, {-days:.0f} days ago"
+            )
+            values |= {"not_after": end.isoformat(), "days_left": round(days, 2)}
     if failure is not None:
         values["error"] = type(failure).__name__
         why, commands = _untrusted(failure, days, fingerprint, where, system)

@@ -23,6 +23,7 @@ __all__ = [
     "check_ipv6",
     "check_processors",
     "check_socket_buffers",
+    "check_sockets",
     "check_tracking",
     "check_versions",
     "judge_machine",
@@ -236,6 +237,20 @@ def check_versions(versions: Mapping[str, str], system: str) -> Finding:
 def _numbers(version: str) -> tuple[int, ...]:
     found = re.match(r"\d+(?:\.\d+)*", version)
     return tuple(int(each) for each in found[0].split(".")) if found else ()
+
+
+def check_sockets(*, has_message_calls: bool, system: str) -> Finding:
+    """Whether the library can send and receive at all."""
+    if has_message_calls:
+        return Finding(name="sockets", status=Status.OK, found="sockets have sendmsg and recvmsg")
+    return Finding(
+        name="sockets",
+        status=Status.FAIL,
+        found=f"Python's sockets have no sendmsg and recvmsg on {system}",
+        why="phoenix_trio receives 0 datagrams without them; Linux and macOS have them, and so "
+        "has Linux below Windows (WSL 2)",
+        commands=command("message-calls", system),
+    )
 
 
 def check_core(*, compiled: bool, system: str) -> Finding:

@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 import pytest
 
-from phoenix_trio.diagnosis import machine
+from phoenix_trio.diagnosis import Target, examine, machine
 from phoenix_trio.diagnosis.ciphers import CipherRates, check_ciphers, measure_ciphers
 from phoenix_trio.diagnosis.commands import command
 from phoenix_trio.diagnosis.results import Finding, Status
@@ -167,6 +167,18 @@ def test_checks_without_their_files_are_left_out_on_other_systems() -> None:
     mac = attrs.evolve(GOOD, system="darwin", interfaces=(), drops=None)
     names = [each.name for each in machine.judge_machine(mac, compiled=True)]
     assert names == ["versions", "core", "processors", "descriptors"]
+
+
+async def test_a_system_whose_sockets_lack_calls_is_told_so_without_sending(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("phoenix_trio.diagnosis.examination.has_message_calls", lambda: False)
+    report = await examine(Target(host="127.0.0.1", port=1), "high-cpu", system="win32")
+    found = {each.name: each for each in report.findings}
+    assert found["sockets"].status is Status.FAIL
+    assert found["sockets"].commands == ("wsl --install",)
+    assert "loopback" not in found
+    assert list(report.groups) == ["machine"]
 
 
 def test_ipv6_has_to_work_and_to_share_a_socket() -> None:

@@ -16,7 +16,7 @@ import phoenix_trio
 from phoenix_trio.diagnosis import target as target_module
 from phoenix_trio.diagnosis import transfer
 from phoenix_trio.diagnosis.ciphers import CipherRates
-from phoenix_trio.diagnosis.examine import _examine_symptom, _Measured
+from phoenix_trio.diagnosis.examination import _examine_symptom, _Measured
 from phoenix_trio.diagnosis.latency import (
     LoopDelay,
     check_loop_delay,

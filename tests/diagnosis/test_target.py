@@ -425,6 +425,30 @@ def test_a_failure_without_a_certificate_is_judged_too() -> None:
     assert (found.status, found.found) == (Status.FAIL, "gone")
 
 
+def test_a_malformed_certificate_is_a_finding_and_no_crash() -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "\x1b[2J")])
+    now = dt.datetime.now(dt.UTC)
+    alternative_names = x509.ObjectIdentifier("2.5.29.17")
+    bad = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now)
+        .not_valid_after(now + dt.timedelta(days=30))
+        .add_extension(x509.UnrecognizedExtension(alternative_names, b"\xff\xff"), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    error = phoenix_trio.CertificateUntrusted("malformed")
+    found = check_certificate([bad], error, "host:1", "linux")
+    assert found.status is Status.FAIL
+    assert "1 sent, malformed" in found.found
+    assert found.values["sha256"]
+    assert "\x1b" not in found.found
+
+
 def test_a_server_without_a_version_in_common_fails() -> None:
     from phoenix_trio.diagnosis.probing import Probe
 

@@ -32,11 +32,11 @@ from .loopback import (
     measure_baseline,
     measure_offloads,
 )
-from .machine import check_ipv6, check_socket_buffers, judge_machine
+from .machine import check_ipv6, check_socket_buffers, check_sockets, judge_machine
 from .processor import judge_processor, read_interpreter
 from .results import Finding, Group, Report, Status
 from .running import in_parallel, run_check
-from .system import Machine, package_version, read_machine
+from .system import Machine, has_message_calls, package_version, read_machine
 from .target import BENCH_ALPN, Examination, PathFacts, Target, examine_target
 from .throughput import estimate_limits, judge_transfer
 from .transfer import Measures, measure_transfer
@@ -86,14 +86,15 @@ async def examine(
     if symptom is not None and symptom not in SYMPTOMS:
         raise ValueError(f"symptom must be one of {', '.join(SYMPTOMS)}, not {symptom!r}")
     measured = _Measured()
+    can_send = has_message_calls()
     groups: dict[Group, tuple[Finding, ...]] = {
-        "machine": tuple(await _examine_machine(measured, system))
+        "machine": tuple(await _examine_machine(measured, system, can_send=can_send))
     }
     examination = None
-    if target is not None:
+    if target is not None and can_send:
         examination = await examine_target(target, system, network)
         groups["target"] = tuple(examination.findings)
-    if symptom is not None:
+    if symptom is not None and can_send:
         groups["symptom"] = tuple(
             await _examine_symptom(symptom, measured, examination, network, system)
         )
@@ -109,12 +110,14 @@ async def examine(
 # ------------------------------------------------------------------ the machine
 
 
-async def _examine_machine(measured: _Measured, system: str) -> list[Finding]:
+async def _examine_machine(measured: _Measured, system: str, *, can_send: bool) -> list[Finding]:
     async def facts() -> list[Finding]:
         machine = measured.machine = await trio.to_thread.run_sync(read_machine)
         return judge_machine(attrs.evolve(machine, system=system), compiled=is_compiled)
 
     found = await run_check(("machine", facts), _QUICK_SECONDS)
+    if not can_send:
+        return [*found, check_sockets(has_message_calls=False, system=system)]
     machine = measured.machine
 
     async def buffers() -> list[Finding]:
