@@ -37,7 +37,7 @@ from .processor import judge_processor, read_interpreter
 from .results import Finding, Group, Report, Status
 from .running import in_parallel, run_check
 from .system import Machine, has_message_calls, package_version, read_machine
-from .target import BENCH_ALPN, Examination, PathFacts, Target, examine_target
+from .target import BENCH_ALPN, Examination, PathFacts, TargetServer, examine_target
 from .throughput import estimate_limits, judge_transfer
 from .transfer import Measures, measure_transfer
 
@@ -62,7 +62,7 @@ class _Measured:
 
 
 async def examine(
-    target: Target | None = None,
+    target: TargetServer | None = None,
     symptom: str | None = None,
     *,
     network: Network | None = None,
@@ -74,7 +74,7 @@ async def examine(
 
     Args:
       target: the server.
-      symptom: one of :data:`SYMPTOMS`, whose causes are to be told apart.
+      symptom: one of ``SYMPTOMS``, whose causes are to be told apart.
       network: for the target; ``None``: the real UDP.
       system: for the commands, as ``sys.platform``.
 

@@ -34,7 +34,14 @@ from .reachability import check_failure, check_name, check_reachability, name_un
 from .results import Finding
 from .running import in_parallel, run_check
 
-__all__ = ["BENCH_ALPN", "OFFERED_ALPN", "Examination", "PathFacts", "Target", "examine_target"]
+__all__ = [
+    "BENCH_ALPN",
+    "OFFERED_ALPN",
+    "Examination",
+    "PathFacts",
+    "TargetServer",
+    "examine_target",
+]
 
 #: The protocol of ``phoenix-trio serve-bench``.
 BENCH_ALPN: Final = "phoenix-bench/1"
@@ -56,7 +63,7 @@ _PING_SECONDS = 3.0
 
 
 @attrs.frozen(kw_only=True)
-class Target:
+class TargetServer:
     """A server, and which certificate is expected of it."""
 
     host: str
@@ -144,7 +151,7 @@ class PathFacts:
 class Examination:
     """The results for one target."""
 
-    target: Target
+    target: TargetServer
     network: Network
     findings: list[Finding] = attrs.field(factory=list)
     address: SocketAddress | None = None
@@ -154,7 +161,7 @@ class Examination:
 
 
 async def examine_target(
-    target: Target, system: str, network: Network | None = None
+    target: TargetServer, system: str, network: Network | None = None
 ) -> Examination:
     """Examine a server.  Takes a few seconds, and at most about 35.
 

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from phoenix_trio.cli import doctor as command
 from phoenix_trio.cli.doctor import render
 from phoenix_trio.cli.program import program
-from phoenix_trio.diagnosis import Finding, Report, Status, Target, examine
+from phoenix_trio.diagnosis import Finding, Report, Status, TargetServer, examine
 
 MACHINE = {
     "versions",
@@ -41,7 +41,7 @@ def use(monkeypatch: pytest.MonkeyPatch, *statuses: Status) -> list[Any]:
     """Let the command print findings with these statuses; returns what it asks for."""
     asked: list[Any] = []
 
-    async def fake(target: Target | None, symptom: str | None) -> Report:
+    async def fake(target: TargetServer | None, symptom: str | None) -> Report:
         asked.append((target, symptom))
         findings = tuple(
             Finding(name="check", status=status, found="found", why="3 times", commands=("do it",))
@@ -187,6 +187,20 @@ PAGE = (Path(__file__).parents[2] / "docs" / "howto" / "doctor.md").read_text()
 def test_the_page_names_every_check_of_a_machine() -> None:
     for name in MACHINE:
         assert f"`{name}`" in PAGE
+
+
+def test_the_program_on_the_page_runs(tmp_path: Path) -> None:
+    program = PAGE.split("```python\n")[1].split("```")[0]
+    program = program.replace("files.example.org", "127.0.0.1").replace("4433", str(free_port()))
+    (tmp_path / "check.py").write_text(program)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "check.py")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert "udp-ipv4\n    127.0.0.1 says that nothing listens" in done.stdout
 
 
 def test_the_samples_on_the_page_have_the_form_of_the_output() -> None:

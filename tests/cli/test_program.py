@@ -53,7 +53,9 @@ def receiver(directory: Path, *arguments: str) -> Iterator[tuple[subprocess.Pope
         process.communicate()
 
 
-@pytest.mark.parametrize("command", [[], ["receive"], ["send"], ["certificate"], ["demo"]])
+@pytest.mark.parametrize(
+    "command", [[], ["receive"], ["send"], ["certificate"], ["demo"], ["doctor"]]
+)
 def test_help_teaches_with_an_example(command: list[str]) -> None:
     result = CliRunner().invoke(program, [*command, "--help"], prog_name="phoenix-trio")
     assert result.exit_code == 0

@@ -26,7 +26,7 @@ from phoenix_trio.diagnosis.latency import (
 from phoenix_trio.diagnosis.loopback import Baseline, Offloads
 from phoenix_trio.diagnosis.processor import Interpreter, judge_processor, read_interpreter
 from phoenix_trio.diagnosis.results import Finding, Status
-from phoenix_trio.diagnosis.target import PathFacts, Target, examine_target
+from phoenix_trio.diagnosis.target import PathFacts, TargetServer, examine_target
 from phoenix_trio.diagnosis.throughput import estimate_limits, judge_transfer, main_limit
 from phoenix_trio.diagnosis.transfer import Measures, Sample, measure_transfer
 from phoenix_trio.testing import SimulatedNetwork
@@ -267,7 +267,7 @@ async def test_a_symptom_uses_the_transfer_if_the_server_takes_it(
     measured = _Measured(baseline=BASELINE)
     async with bench(network):
         examination = await examine_target(
-            Target(host=SERVER, port=PORT, alpn=(protocol.ALPN,)), "linux", client
+            TargetServer(host=SERVER, port=PORT, alpn=(protocol.ALPN,)), "linux", client
         )
         run = partial(_examine_symptom, measured=measured, network=client, system="linux")
         for symptom, name in (("low-throughput", "throughput"), ("high-latency", "latency-queue")):
