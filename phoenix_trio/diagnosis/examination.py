@@ -60,6 +60,12 @@ class _Measured:
     ciphers: CipherRates | None = None
     baseline: Baseline | None = None
 
+    @property
+    def device(self) -> str:
+        """The name of an interface, for commands."""
+        interfaces = () if self.machine is None else self.machine.interfaces
+        return next((each.name for each in interfaces if not each.is_loopback), "DEVICE")
+
 
 async def examine(
     target: TargetServer | None = None,
@@ -148,12 +154,8 @@ async def _examine_machine(measured: _Measured, system: str, *, can_send: bool) 
         ]
 
     async def offloads() -> list[Finding]:
-        device = "DEVICE"
-        if machine is not None:
-            names = [each.name for each in machine.interfaces if not each.is_loopback]
-            device = names[0] if names else device
         found = measured.offloads = await measure_offloads()
-        return [check_offloads(found, device, system), check_ecn(found)]
+        return [check_offloads(found, measured.device, system), check_ecn(found)]
 
     async def ciphers() -> list[Finding]:
         rates = measured.ciphers = await trio.to_thread.run_sync(measure_ciphers)
@@ -197,7 +199,8 @@ async def _examine_symptom(
         if measures is not None:
             return findings + judge_transfer(measures, system)
         config = TransportConfig()
-        return findings + estimate_limits(measured.baseline, path, config, system)
+        host = "HOST" if examination is None else examination.target.host
+        return findings + estimate_limits(measured.baseline, path, config, system, host)
     if delay is not None:
         return findings + judge_latency(path, measures, delay, system)
     return findings + _judge_processor(measured, path, system)
@@ -220,6 +223,7 @@ def _judge_processor(measured: _Measured, path: PathFacts | None, system: str) -
         interpreter=read_interpreter(),
         compiled=is_compiled,
         packet=_ETHERNET_PAYLOAD if path is None else path.path_mtu,
+        device=measured.device,
         system=system,
     )
 

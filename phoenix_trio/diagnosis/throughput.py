@@ -27,6 +27,9 @@ _OFTEN_BUSY = 0.6
 
 _LOSS = 0.001
 
+#: Without a server, packets are taken to be as large as those of Ethernet.
+_ETHERNET_PAYLOAD = 1452
+
 #: A queue on the way makes round trips so much longer.
 _QUEUED_TIMES = 1.5
 _QUEUED_SECONDS = 0.003
@@ -182,7 +185,11 @@ def _causes(measures: Measures, system: str) -> list[_Cause]:
 
 
 def estimate_limits(
-    baseline: Baseline | None, path: PathFacts | None, config: TransportConfig, system: str
+    baseline: Baseline | None,
+    path: PathFacts | None,
+    config: TransportConfig,
+    system: str,
+    host: str = "HOST",
 ) -> list[Finding]:
     """The rates that each part allows; the lowest warns.
 
@@ -191,6 +198,7 @@ def estimate_limits(
       path: to the server; ``None``: there is no server.
       config: of a connection.
       system: for the commands.
+      host: the server's, for the commands.
     """
     limits: list[tuple[float, Finding]] = []
 
@@ -208,9 +216,9 @@ def estimate_limits(
     if baseline is not None:
         # Both ends shared a process there, so each has about twice the rate.
         rate = 2 * 8e9 / baseline.seconds_a_gigabyte
-        packet = min(baseline.path_mtu, path.path_mtu if path is not None else baseline.path_mtu)
-        if packet < 16_000:
-            rate = min(rate, 8 * packet / 4.2e-6)
+        packet = min(baseline.path_mtu, _ETHERNET_PAYLOAD if path is None else path.path_mtu)
+        # (The loopback has large packets; 4.2 us a packet is what those of 1,452 bytes cost.)
+        rate = min(rate, 8 * packet / 4.2e-6)
         add(
             "limit-processor",
             rate,
@@ -236,7 +244,7 @@ def estimate_limits(
                 f"{path.packets_lost} of {path.packets_sent} packets lost",
                 "each loss takes 30 % of the window (CUBIC); several connections (pool, striping) "
                 "share it",
-                command("path-mtu", system, host="HOST"),
+                command("path-mtu", system, host=host),
             )
     limits.sort(key=lambda each: each[0])
     hint = (
