@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import click
 import trio
 
-from ..diagnosis import OFFERED_ALPN, SYMPTOMS, Finding, Report, Status, Target, examine
+from ..diagnosis import OFFERED_ALPN, SYMPTOMS, Finding, Report, Status, TargetServer, examine
 from ..diagnosis.results import count_statuses
 from ..storage.names import printable
 from .failures import failures_in_one_line
@@ -93,7 +93,7 @@ def doctor(
     server = None
     if target is not None:
         try:
-            server = Target(
+            server = TargetServer(
                 host=target[0],
                 port=target[1],
                 alpn=alpn or OFFERED_ALPN,

@@ -3,8 +3,8 @@
 Knows nothing of the program: ``phoenix-trio doctor`` prints what :func:`examine` returns.
 """
 
-from .examine import SYMPTOMS, examine
+from .examination import SYMPTOMS, examine
 from .results import Finding, Report, Status
-from .target import OFFERED_ALPN, Target
+from .target import OFFERED_ALPN, TargetServer
 
-__all__ = ["OFFERED_ALPN", "SYMPTOMS", "Finding", "Report", "Status", "Target", "examine"]
+__all__ = ["OFFERED_ALPN", "SYMPTOMS", "Finding", "Report", "Status", "TargetServer", "examine"]

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 
 from ..errors import (
@@ -19,12 +20,24 @@ from ..errors import (
     MigrationFailed,
     MigrationForbidden,
 )
-from ..quic.handshake.tls_failures import describe, names_of
+from ..quic.handshake.tls_failures import describe, names_of, quote
 from .commands import command
 from .results import Finding, Status, Value
 from .text import format_seconds
 
 __all__ = ["DAYS_LEFT_TO_WARN", "check_certificate", "check_migration", "check_resumption"]
+
+#: What cryptography raises for a hostile certificate, mostly when a field is read; some defects
+#: are warnings, which a program may have turned into errors.
+_MALFORMED = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    Warning,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
 
 #: A certificate with fewer days left should have been renewed.
 DAYS_LEFT_TO_WARN = 14
@@ -33,7 +46,7 @@ DAYS_LEFT_TO_WARN = 14
 def check_certificate(
     chain: Sequence[x509.Certificate],
     failure: Exception | None,
-    host: str,
+    where: str,
     system: str,
     now: dt.datetime | None = None,
 ) -> Finding:
@@ -42,7 +55,7 @@ def check_certificate(
     Args:
       chain: what the server has shown, its own certificate first.
       failure: why it is not trusted; ``None``: it is.
-      host: the target's name.
+      where: the target, ``HOST:PORT``.
       system: for the commands.
       now: the time; ``None``: the clock's.
     """
@@ -53,26 +66,29 @@ def check_certificate(
     days = math.inf
     fingerprint = ""
     if chain:
-        own = chain[0]
-        fingerprint = own.fingerprint(hashes.SHA256()).hex()
-        first_to_end = min(chain, key=lambda each: each.not_valid_after_utc)
-        end = first_to_end.not_valid_after_utc
-        days = (end - now).total_seconds() / 86400
-        shown = f"{len(chain)} sent, for {names_of(own)}, valid until {end:%Y-%m-%d}"
-        shown += f" ({days:.0f} days left)" if days >= 0 else f" ({-days:.0f} days ago)"
-        values |= {
-            "subject_and_issuer": describe(own),
-            "not_after": end.isoformat(),
-            "days_left": round(days, 2),
-            "sha256": fingerprint,
-        }
+        fingerprint = chain[0].fingerprint(hashes.SHA256()).hex()
+        values["sha256"] = fingerprint
+        try:
+            end = _end(chain, now if failure is None else None)
+            shown = f"{len(chain)} sent, for {names_of(chain[0])}, "
+            values["subject_and_issuer"] = describe(chain[0])
+        except _MALFORMED as error:
+            shown = f"{len(chain)} sent, malformed: {quote(str(error))}"
+        else:
+            days = (end - now).total_seconds() / 86400
+            shown += (
+                f"valid until {end:%Y-%m-%d} ({days:.0f} days left)"
+                if days >= 0
+                else f"expired on {end:%Y-%m-%d %H:%M} UTC, {-days:.0f} days ago"
+            )
+            values |= {"not_after": end.isoformat(), "days_left": round(days, 2)}
     if failure is not None:
         values["error"] = type(failure).__name__
-        why, commands = _untrusted(failure, days, fingerprint, system)
+        why, commands = _untrusted(failure, days, fingerprint, where, system)
         return Finding(
             name="certificate",
             status=Status.FAIL,
-            found=f"{failure}; {shown}" if shown else str(failure),
+            found=_failed(failure, shown, days),
             why=why,
             commands=commands,
             values=values,
@@ -90,8 +106,31 @@ def check_certificate(
     return Finding(name="certificate", status=Status.OK, found=shown, values=values)
 
 
+def _end(chain: Sequence[x509.Certificate], trusted_at: dt.datetime | None) -> dt.datetime:
+    """When the server's certificate, or that of its issuer, ends.
+
+    Others are left out: an authority can have several certificates, of which one is enough.  So
+    is an issuer that had ended when the chain was trusted.
+    """
+    own = chain[0]
+    issuers = [
+        each
+        for each in chain[1:]
+        if each.subject == own.issuer
+        and (trusted_at is None or each.not_valid_after_utc > trusted_at)
+    ]
+    return min(each.not_valid_after_utc for each in (own, *issuers))
+
+
+def _failed(failure: Exception, shown: str, days: float) -> str:
+    """The finding about a certificate that is not trusted."""
+    if isinstance(failure, CertificateExpired) and days < 0:
+        return shown
+    return f"{failure}; {shown}" if shown else str(failure)
+
+
 def _untrusted(
-    failure: Exception, days: float, fingerprint: str, system: str
+    failure: Exception, days: float, fingerprint: str, where: str, system: str
 ) -> tuple[str, tuple[str, ...]]:
     """Why it matters, and what to do."""
     if isinstance(failure, CertificateExpired):
@@ -104,12 +143,12 @@ def _untrusted(
         )
     if isinstance(failure, CertificateNameMismatch):
         return "every client that dials this name refuses the server", (
-            "phoenix-trio doctor HOST:PORT --server-name NAME",
+            f"phoenix-trio doctor {where} --server-name NAME",
         )
     if isinstance(failure, CertificateUntrusted) and fingerprint:
         return "clients need its authority, or its fingerprint of 64 digits", (
-            "phoenix-trio doctor HOST:PORT --ca ca.pem",
-            f"phoenix-trio doctor HOST:PORT --pin {fingerprint}",
+            f"phoenix-trio doctor {where} --ca ca.pem",
+            f"phoenix-trio doctor {where} --pin {fingerprint}",
         )
     return "clients with these settings refuse the server", ()
 

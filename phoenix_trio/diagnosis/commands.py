@@ -103,6 +103,9 @@ _COMMANDS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     "queue": {
         "linux": ("tc qdisc replace dev DEVICE root fq_codel   # at the slowest link",),
     },
+    "message-calls": {
+        "win32": ("wsl --install",),
+    },
     "clock-source": {
         "linux": ("cat /sys/devices/system/clocksource/clocksource0/available_clocksource",),
     },

@@ -57,6 +57,7 @@ def judge_processor(
     interpreter: Interpreter,
     compiled: bool,
     packet: int,
+    device: str,
     system: str,
 ) -> list[Finding]:
     """One finding for each part of the work.
@@ -66,11 +67,12 @@ def judge_processor(
       interpreter: the state of this process.
       compiled: whether the core is.
       packet: the UDP payload of the path, in bytes.
+      device: an interface, for the commands.
       system: for the commands.
     """
     findings = [
         _check_interpreter(interpreter),
-        _check_packets(packet, offloads, system),
+        _check_packets(packet, offloads, device, system),
         _check_cipher_share(ciphers, packet),
         _check_cost(
             "cpu-handshake",
@@ -138,7 +140,7 @@ def _check_interpreter(interpreter: Interpreter) -> Finding:
     )
 
 
-def _check_packets(packet: int, offloads: Offloads, system: str) -> Finding:
+def _check_packets(packet: int, offloads: Offloads, device: str, system: str) -> Finding:
     packets = 1e9 / packet
     found = f"a gigabyte takes {packets:,.0f} packets of {packet:,} bytes"
     values = {
@@ -154,7 +156,7 @@ def _check_packets(packet: int, offloads: Offloads, system: str) -> Finding:
             found=f"{found}, each with a system call of its own",
             why=f"a system call takes {format_seconds(each)}: {packets * each:.2g} s a gigabyte, "
             f"where runs take {packets * offloads.run_seconds / 16:.2g} s",
-            commands=command("offloads", system, device="DEVICE"),
+            commands=command("offloads", system, device=device),
             values=values,
         )
     if packet < 8000:
@@ -164,7 +166,7 @@ def _check_packets(packet: int, offloads: Offloads, system: str) -> Finding:
             found=found,
             why=f"4.2 us a packet is {packets * 4.2e-6:.1f} s of processor time each way; jumbo "
             "frames take a sixth of the packets where the whole path carries 9,000 bytes",
-            commands=command("mtu", system, device="DEVICE", mtu=9000),
+            commands=command("mtu", system, device=device, mtu=9000),
             values=values,
         )
     return Finding(name="cpu-packets", status=Status.OK, found=found, values=values)

@@ -120,8 +120,8 @@ def _check_family(
             name=name,
             status=bad,
             found=f"{host} says that nothing listens on port {port}/udp (ICMP port unreachable)",
-            why="a packet goes there and back, so the way is open: the server does not run, or "
-            "has another port; 0 of 1 connections can be made",
+            why="the answer took 1 round trip, so the way is open: the server does not run, or "
+            "has another port",
             commands=command("listens", system, port=port),
             values=values,
         )
@@ -186,10 +186,18 @@ def check_failure(
     failure: Exception,
     offered: Sequence[str],
     probes: Sequence[Probe],
-    port: int,
+    where: str,
     system: str,
 ) -> Finding:
-    """Why there is no connection."""
+    """Why there is no connection.
+
+    Args:
+      failure: the error of the dialling call.
+      offered: the protocols that were offered.
+      probes: of all addresses.
+      where: the target, ``HOST:PORT``.
+      system: for the commands.
+    """
     found = str(failure)
     values: dict[str, Value] = {"error": type(failure).__name__}
     if isinstance(failure, NoCommonProtocol):
@@ -200,7 +208,7 @@ def check_failure(
             found=f"the server takes none of the {len(offered)} protocols offered: {names}",
             why="a server answers only to the name of its own protocol (RFC 9001 section 8.1); "
             "its documentation has it, or its argument alpn",
-            commands=("phoenix-trio doctor HOST:PORT --alpn NAME",),
+            commands=(f"phoenix-trio doctor {where} --alpn NAME",),
             values={"offered": list(offered)},
         )
     if isinstance(failure, ClientCertificateRequired):
@@ -209,7 +217,7 @@ def check_failure(
             status=Status.FAIL,
             found="the server requires a client certificate",
             why="it refuses 1 of 1 clients without one that its authority has signed",
-            commands=("phoenix-trio doctor HOST:PORT --certificate FILE --key FILE",),
+            commands=(f"phoenix-trio doctor {where} --certificate FILE --key FILE",),
             values=values,
         )
     if isinstance(failure, HandshakeTimedOut):
@@ -218,8 +226,8 @@ def check_failure(
             why += "and one that is cut off at a smaller MTU is lost each time"
             commands = command("path-mtu", system, host=_host_of(probes))
         else:
-            why = "5 s without an answer, where a reachable server takes two round trips"
-            commands = command("firewall-there", system, port=port)
+            why = "a server that can be reached answers in 1 or 2 round trips; see above"
+            commands = ()
         return Finding(
             name="handshake",
             status=Status.FAIL,

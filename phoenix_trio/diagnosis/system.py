@@ -21,6 +21,7 @@ __all__ = [
     "Drops",
     "Interface",
     "Machine",
+    "has_message_calls",
     "interfaces",
     "open_descriptors",
     "package_version",
@@ -172,6 +173,11 @@ def open_descriptors() -> tuple[int | None, int | None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     unlimited = resource.RLIM_INFINITY
     return (None if soft == unlimited else soft), (None if hard == unlimited else hard)
+
+
+def has_message_calls() -> bool:
+    """Whether sockets have ``sendmsg`` and ``recvmsg``, which the library needs."""
+    return hasattr(socket.socket, "recvmsg") and hasattr(socket.socket, "sendmsg")
 
 
 def usable_processors() -> int:

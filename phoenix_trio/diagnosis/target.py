@@ -34,7 +34,14 @@ from .reachability import check_failure, check_name, check_reachability, name_un
 from .results import Finding
 from .running import in_parallel, run_check
 
-__all__ = ["BENCH_ALPN", "OFFERED_ALPN", "Examination", "PathFacts", "Target", "examine_target"]
+__all__ = [
+    "BENCH_ALPN",
+    "OFFERED_ALPN",
+    "Examination",
+    "PathFacts",
+    "TargetServer",
+    "examine_target",
+]
 
 #: The protocol of ``phoenix-trio serve-bench``.
 BENCH_ALPN: Final = "phoenix-bench/1"
@@ -56,7 +63,7 @@ _PING_SECONDS = 3.0
 
 
 @attrs.frozen(kw_only=True)
-class Target:
+class TargetServer:
     """A server, and which certificate is expected of it."""
 
     host: str
@@ -75,6 +82,11 @@ class Target:
           OSError, ValueError: as of :class:`~phoenix_trio.ClientTLS`.
         """
         self.trusting()
+
+    @property
+    def where(self) -> str:
+        """``HOST:PORT``; an IPv6 address has brackets."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     def trusting(
         self, sessions: SessionStore | None = None, *, early_data: bool = False
@@ -139,7 +151,7 @@ class PathFacts:
 class Examination:
     """The results for one target."""
 
-    target: Target
+    target: TargetServer
     network: Network
     findings: list[Finding] = attrs.field(factory=list)
     address: SocketAddress | None = None
@@ -149,7 +161,7 @@ class Examination:
 
 
 async def examine_target(
-    target: Target, system: str, network: Network | None = None
+    target: TargetServer, system: str, network: Network | None = None
 ) -> Examination:
     """Examine a server.  Takes a few seconds, and at most about 35.
 
@@ -221,7 +233,7 @@ async def _connect(done: Examination, probes: list[Probe], system: str) -> list[
     reached = done.path is not None
     before = check_reachability(probes, done.address if reached else None, target.port, system)
     if failure is not None:
-        findings.append(check_failure(failure, target.alpn, probes, target.port, system))
+        findings.append(check_failure(failure, target.alpn, probes, target.where, system))
     return before + findings
 
 
@@ -276,8 +288,8 @@ async def _trust(
             await connection.wait_confirmed()
             await connection.ping()  # (Tickets come with the confirmation, or just after it.)
     except HandshakeFailed as error:
-        return [check_certificate(chain, error, target.host, system)]
-    findings = [check_certificate(chain, None, target.host, system)]
+        return [check_certificate(chain, error, target.where, system)]
+    findings = [check_certificate(chain, None, target.where, system)]
     if not len(sessions):
         return [*findings, check_resumption(None, None)]
     start = trio.current_time()

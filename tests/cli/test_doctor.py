@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from phoenix_trio.cli import doctor as command
 from phoenix_trio.cli.doctor import render
 from phoenix_trio.cli.program import program
-from phoenix_trio.diagnosis import Finding, Report, Status, Target, examine
+from phoenix_trio.diagnosis import Finding, Report, Status, TargetServer, examine
 
 MACHINE = {
     "versions",
@@ -41,7 +41,7 @@ def use(monkeypatch: pytest.MonkeyPatch, *statuses: Status) -> list[Any]:
     """Let the command print findings with these statuses; returns what it asks for."""
     asked: list[Any] = []
 
-    async def fake(target: Target | None, symptom: str | None) -> Report:
+    async def fake(target: TargetServer | None, symptom: str | None) -> Report:
         asked.append((target, symptom))
         findings = tuple(
             Finding(name="check", status=status, found="found", why="3 times", commands=("do it",))
@@ -179,3 +179,44 @@ def test_what_is_fine_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_an_unknown_symptom_is_a_value_error() -> None:
     with pytest.raises(ValueError, match="low-throughput"):
         await examine(symptom="tired")
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "howto" / "doctor.md").read_text()
+
+
+def test_the_page_names_every_check_of_a_machine() -> None:
+    for name in MACHINE:
+        assert f"`{name}`" in PAGE
+
+
+def test_the_program_on_the_page_runs(tmp_path: Path) -> None:
+    program = PAGE.split("```python\n")[1].split("```")[0]
+    program = program.replace("files.example.org", "127.0.0.1").replace("4433", str(free_port()))
+    (tmp_path / "check.py").write_text(program)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "check.py")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert "udp-ipv4\n    127.0.0.1 says that nothing listens" in done.stdout
+
+
+def test_the_samples_on_the_page_have_the_form_of_the_output() -> None:
+    import re
+
+    lines = [
+        line for line in PAGE.splitlines() if re.match(r"  (ok|warn|fail|unknown) +[a-z]", line)
+    ]
+    assert len(lines) >= 30
+    for line in lines:
+        status, name = line.split()[:2]
+        finding = Finding(name=name, status=Status(status), found="x")
+        made = list(render(report_of(finding)))[1]
+        assert plain(made).startswith(line[:27]), "status and name stand in their columns"
+        assert f"`{name}`" in PAGE, "the tables have it"
+
+
+def report_of(finding: Finding) -> Report:
+    return Report(version="0", system="linux", groups={"machine": (finding,)})

@@ -54,7 +54,8 @@ def receiver(directory: Path, *arguments: str) -> Iterator[tuple[subprocess.Pope
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["receive"], ["send"], ["certificate"], ["demo"], ["top"], ["plot"]]
+    "command",
+    [[], ["receive"], ["send"], ["certificate"], ["demo"], ["doctor"], ["top"], ["plot"]],
 )
 def test_help_teaches_with_an_example(command: list[str]) -> None:
     result = CliRunner().invoke(program, [*command, "--help"], prog_name="phoenix-trio")

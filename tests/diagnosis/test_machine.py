@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 import pytest
 
-from phoenix_trio.diagnosis import machine
+from phoenix_trio.diagnosis import TargetServer, examine, machine
 from phoenix_trio.diagnosis.ciphers import CipherRates, check_ciphers, measure_ciphers
 from phoenix_trio.diagnosis.commands import command
 from phoenix_trio.diagnosis.results import Finding, Status
@@ -163,6 +163,24 @@ def test_a_full_table_of_connection_tracking_is_named() -> None:
     assert full.commands == ("sysctl -w net.netfilter.nf_conntrack_max=200",)
 
 
+def test_checks_without_their_files_are_left_out_on_other_systems() -> None:
+    mac = attrs.evolve(GOOD, system="darwin", interfaces=(), drops=None)
+    names = [each.name for each in machine.judge_machine(mac, compiled=True)]
+    assert names == ["versions", "core", "processors", "descriptors"]
+
+
+async def test_a_system_whose_sockets_lack_calls_is_told_so_without_sending(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("phoenix_trio.diagnosis.examination.has_message_calls", lambda: False)
+    report = await examine(TargetServer(host="127.0.0.1", port=1), "high-cpu", system="win32")
+    found = {each.name: each for each in report.findings}
+    assert found["sockets"].status is Status.FAIL
+    assert found["sockets"].commands == ("wsl --install",)
+    assert "loopback" not in found
+    assert list(report.groups) == ["machine"]
+
+
 def test_ipv6_has_to_work_and_to_share_a_socket() -> None:
     def check(works: bool, dual: bool) -> Finding:
         return machine.check_ipv6(works=works, has_dual_stack=dual, disabled=True, system="win32")
@@ -211,7 +229,8 @@ def test_facts_are_read_from_proc_and_sys(tmp_path: Path) -> None:
     write(tmp_path, "proc/cpuinfo", "processor : 0\nflags\t\t: fpu sse2 aes vaes\n")
     write(tmp_path, "proc/self/cgroup", "0::/system.slice/app.service\n")
     write(tmp_path, "sys/fs/cgroup/system.slice/cpu.max", "150000 100000\n")
-    write(tmp_path, "sys/fs/cgroup/system.slice/app.service/cpu.max", "max 100000\n")
+    write(tmp_path, "sys/fs/cgroup/system.slice/app.service/cpu.max", "200000 100000\n")
+    write(tmp_path, "sys/fs/cgroup/cpu.max", "max 100000\n")
     write(tmp_path, "sys/class/net/eth0/mtu", "1400\n")
     write(tmp_path, "sys/class/net/eth0/flags", "0x1003\n")
     write(tmp_path, "sys/class/net/down0/mtu", "9000\n")
@@ -222,7 +241,7 @@ def test_facts_are_read_from_proc_and_sys(tmp_path: Path) -> None:
     assert found.send_buffer_limit is None
     assert found.ipv6_disabled is True
     assert found.has_aes is True
-    assert found.quota == 1.5, "the group above has it"
+    assert found.quota == 1.5, "the group above has less than the own one"
     assert found.interfaces == (Interface("eth0", 1400, False),)
     assert found.drops is None
     assert found.processors >= 1

@@ -16,6 +16,7 @@ import phoenix_trio
 from phoenix_trio.diagnosis import target as target_module
 from phoenix_trio.diagnosis import transfer
 from phoenix_trio.diagnosis.ciphers import CipherRates
+from phoenix_trio.diagnosis.examination import _examine_symptom, _Measured
 from phoenix_trio.diagnosis.latency import (
     LoopDelay,
     check_loop_delay,
@@ -25,7 +26,7 @@ from phoenix_trio.diagnosis.latency import (
 from phoenix_trio.diagnosis.loopback import Baseline, Offloads
 from phoenix_trio.diagnosis.processor import Interpreter, judge_processor, read_interpreter
 from phoenix_trio.diagnosis.results import Finding, Status
-from phoenix_trio.diagnosis.target import PathFacts
+from phoenix_trio.diagnosis.target import PathFacts, TargetServer, examine_target
 from phoenix_trio.diagnosis.throughput import estimate_limits, judge_transfer, main_limit
 from phoenix_trio.diagnosis.transfer import Measures, Sample, measure_transfer
 from phoenix_trio.testing import SimulatedNetwork
@@ -107,6 +108,11 @@ def test_the_words_of_the_benchmark_server_are_the_same() -> None:
     [
         ({"processor_seconds": 0.9}, "limit-processor"),
         ({"processor_seconds": 0.5, "processor_wait_seconds": 0.4}, "limit-processor"),
+        (
+            {"processor_wait_seconds": 0.6, "congestion_share": 0.5, "credit_share": 0.5},
+            "limit-processor",
+        ),
+        ({"processor_wait_seconds": 0.6}, "limit-congestion"),
         ({"peer_processor_seconds": 0.9}, "limit-receiver"),
         ({"peer_processor_seconds": None}, "limit-congestion"),
         ({}, "limit-congestion"),
@@ -243,7 +249,7 @@ def test_without_a_benchmark_server_the_lowest_limit_is_computed() -> None:
     config = phoenix_trio.TransportConfig()
     alone = estimate_limits(BASELINE, None, config, "linux")
     assert [each.name for each in alone] == ["throughput", "limit-processor"]
-    assert alone[1].values["rate_bits_per_second"] == pytest.approx(8.9e9, rel=0.01)
+    assert alone[1].values["rate_bits_per_second"] == pytest.approx(2.77e9, rel=0.01)
     far = attrs.evolve(PATH, rtt_min=0.2)
     assert warnings(estimate_limits(BASELINE, far, config, "linux")) == {"limit-buffer"}
     lossy = attrs.evolve(PATH, packets_lost=5)
@@ -251,6 +257,32 @@ def test_without_a_benchmark_server_the_lowest_limit_is_computed() -> None:
     near = attrs.evolve(PATH, rtt_min=0.0005)
     assert warnings(estimate_limits(BASELINE, near, config, "linux")) == {"limit-processor"}
     assert estimate_limits(None, None, config, "linux")[0].name == "throughput"
+
+
+async def test_a_symptom_uses_the_transfer_if_the_server_takes_it(
+    autojump_clock: MockClock,
+) -> None:
+    network = SimulatedNetwork(delay=0.02, bandwidth=1_000_000, queue_bytes=32 * KIB)
+    client = network.host(CLIENT)
+    measured = _Measured(baseline=BASELINE)
+    async with bench(network):
+        examination = await examine_target(
+            TargetServer(host=SERVER, port=PORT, alpn=(protocol.ALPN,)), "linux", client
+        )
+        run = partial(_examine_symptom, measured=measured, network=client, system="linux")
+        for symptom, name in (("low-throughput", "throughput"), ("high-latency", "latency-queue")):
+            found = by_name(await run(symptom, examination=examination))
+            assert name in found
+            assert found[name].values, "it was measured"
+        assert found["latency-queue"].values["under_load"] is True
+        unmeasured = await run("high-cpu", examination=examination)
+        assert [each.status for each in unmeasured] == [Status.UNKNOWN]
+    async with bench(network):
+        network.partition(CLIENT, SERVER)
+        lost = await run("low-throughput", examination=examination)
+        assert lost[0].status is Status.UNKNOWN
+        assert lost[0].found.startswith("could not check: ")
+        network.heal(CLIENT, SERVER)
 
 
 # ------------------------------------------------------------------ high-latency
@@ -339,6 +371,7 @@ def test_causes_of_processor_time_are_told_apart(changes: dict[str, Any], cause:
         "interpreter": INTERPRETER,
         "compiled": True,
         "packet": 65507,
+        "device": "eth0",
         "system": "linux",
     }
     found = judge_processor(**{**arguments, **changes})

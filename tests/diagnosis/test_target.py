@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
+import errno
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import cache, partial
 from typing import Any
@@ -21,10 +22,11 @@ from trio.testing import MockClock
 import phoenix_trio
 from phoenix_trio.diagnosis.certificate_checks import check_certificate, check_migration
 from phoenix_trio.diagnosis.path_checks import check_path
-from phoenix_trio.diagnosis.probing import Outcome, probe_address
+from phoenix_trio.diagnosis.probing import Outcome, Probe, _failure, probe_address
 from phoenix_trio.diagnosis.reachability import check_failure, check_reachability
 from phoenix_trio.diagnosis.results import Finding, Status
-from phoenix_trio.diagnosis.target import PathFacts, Target, examine_target
+from phoenix_trio.diagnosis.target import PathFacts, TargetServer, examine_target
+from phoenix_trio.quic.datagram_socket import DeliveryFailure
 from phoenix_trio.testing import Datagram, SimulatedNetwork
 from tests.support import CLIENT, PORT, SERVER, authority_pem, server_tls
 
@@ -84,7 +86,7 @@ async def serving(
 
 async def examine(network: SimulatedNetwork, **changes: Any) -> dict[str, Finding]:
     arguments: dict[str, Any] = {"host": SERVER, "port": PORT, "alpn": ALPN, "ca": authority_pem()}
-    target = Target(**{**arguments, **changes})
+    target = TargetServer(**{**arguments, **changes})
     done = await examine_target(target, "linux", network.host(CLIENT))
     return {finding.name: finding for finding in done.findings}
 
@@ -164,30 +166,60 @@ async def test_a_closed_port_is_found_over_real_sockets() -> None:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
     with trio.fail_after(5):
-        done = await examine_target(Target(host="127.0.0.1", port=port), "linux")
+        done = await examine_target(TargetServer(host="127.0.0.1", port=port), "linux")
     assert [each.status for each in done.findings] == [Status.OK, Status.FAIL]
     assert "ICMP port unreachable" in done.findings[1].found
 
 
-async def test_a_forged_answer_to_a_probe_does_not_count(autojump_clock: MockClock) -> None:
+async def probe_answered_by(answer: Callable[[bytes, bytes], tuple[bytes, bytes]]) -> Probe:
+    """A probe whose answer has the connection IDs that `answer` makes of its own ones."""
     network = SimulatedNetwork(delay=0.01)
     server = await network.host(SERVER).open_socket(SERVER, PORT, buffer_size=65536)
+
+    async def serve() -> None:
+        while True:
+            await server.wait_readable()
+            for data, source, _, _, _ in server.receive_runs(4):
+                first, second = answer(bytes(data[6:14]), bytes(data[15:23]))
+                cids = b"\x08" + first + b"\x08" + second
+                server.send_run(b"\xc0" + bytes(4) + cids + b"\0\0\0\1", source)
+                server.send_run(b"\xc0\0", source)
+                server.send_run(b"", source)
+
     async with trio.open_nursery() as nursery:
-
-        async def answer() -> None:
-            while True:
-                await server.wait_readable()
-                for _, source, _, _, _ in server.receive_runs(4):
-                    cids = b"\x08" + bytes(8) + b"\x08" + bytes(8)
-                    server.send_run(b"\xc0" + bytes(4) + cids + b"\0\0\0\1", source)
-                    server.send_run(b"\xc0\0", source)
-                    server.send_run(b"", source)
-
-        nursery.start_soon(answer)
+        nursery.start_soon(serve)
         probe = await probe_address(network.host(CLIENT), (SERVER, PORT))
         nursery.cancel_scope.cancel()
     server.close()
-    assert probe.outcome is Outcome.SILENT
+    return probe
+
+
+async def test_a_forged_answer_to_a_probe_does_not_count(autojump_clock: MockClock) -> None:
+    right = await probe_answered_by(lambda destination, source: (source, destination))
+    assert (right.outcome, right.versions) == (Outcome.ANSWERED, (1,))
+    for forge in (
+        lambda destination, source: (bytes(8), destination),
+        lambda destination, source: (source, bytes(8)),
+        lambda destination, source: (destination, source),
+    ):
+        assert (await probe_answered_by(forge)).outcome is Outcome.SILENT
+
+
+def test_a_report_of_the_network_has_to_quote_the_packet() -> None:
+    class Reports:
+        def __init__(self, *starts: bytes) -> None:
+            self.failures = [
+                DeliveryFailure((SERVER, PORT), errno.ECONNREFUSED, start) for start in starts
+            ]
+
+        def take_failures(self) -> list[DeliveryFailure]:
+            return self.failures
+
+    def found(*starts: bytes) -> Any:
+        return _failure(Reports(*starts), (SERVER, PORT), b"packet of this probe")  # type: ignore[arg-type]
+
+    assert found(b"", b"another packet") is None
+    assert found(b"another packet", b"packet of").outcome is Outcome.REFUSED
 
 
 async def test_an_expired_certificate_is_shown_and_the_rest_measured(
@@ -205,6 +237,7 @@ async def test_an_expired_certificate_is_shown_and_the_rest_measured(
     assert expired.values["error"] == "CertificateExpired"
     assert expired.values["days_left"] == pytest.approx(-3.5, abs=0.01)
     assert "expired on" in expired.found
+    assert "1 sent, for 'example.org', 'localhost', expired on" in expired.found
     assert "for 4 days now" in expired.why
     assert "certbot renew" in expired.commands[0]
     assert expired.commands[1] == "timedatectl set-ntp true"
@@ -221,6 +254,15 @@ async def test_a_certificate_with_few_days_left_warns(autojump_clock: MockClock)
         assert found["certificate"].values["days_left"] == pytest.approx(days, abs=0.01)
 
 
+def test_the_issuer_counts_unless_another_one_is_trusted() -> None:
+    good, soon, old = (
+        x509.load_pem_x509_certificates(certificate(days)[0])[0] for days in (50.0, 5.0, -5.0)
+    )
+    # (These have one name, so the second one of a chain counts as the issuer of the first.)
+    assert check_certificate([good, soon], None, "host:1", "linux").status is Status.WARN
+    assert check_certificate([good, old], None, "host:1", "linux").status is Status.OK
+
+
 async def test_an_untrusted_certificate_comes_with_its_fingerprint(
     autojump_clock: MockClock,
 ) -> None:
@@ -231,7 +273,7 @@ async def test_an_untrusted_certificate_comes_with_its_fingerprint(
         assert found["certificate"].status is Status.FAIL
         assert found["certificate"].values["error"] == "CertificateUntrusted"
         pin = found["certificate"].values["sha256"]
-        assert f"phoenix-trio doctor HOST:PORT --pin {pin}" in found["certificate"].commands
+        assert f"phoenix-trio doctor {SERVER}:{PORT} --pin {pin}" in found["certificate"].commands
         pinned = await examine(network, ca=None, pinned_sha256=pin)
         assert pinned["certificate"].status is Status.OK
 
@@ -252,7 +294,7 @@ async def test_no_common_protocol_lists_those_offered(autojump_clock: MockClock)
     assert found["udp-ipv4"].status is Status.OK
     assert found["alpn"].status is Status.FAIL
     assert found["alpn"].found == "the server takes none of the 2 protocols offered: a/1, b/1"
-    assert found["alpn"].commands == ("phoenix-trio doctor HOST:PORT --alpn NAME",)
+    assert found["alpn"].commands == (f"phoenix-trio doctor {SERVER}:{PORT} --alpn NAME",)
 
 
 async def test_a_server_that_wants_a_client_certificate_says_so(
@@ -411,13 +453,35 @@ def test_a_server_without_tickets_or_moves_warns() -> None:
 
 
 def test_a_failure_without_a_certificate_is_judged_too() -> None:
-    found = check_certificate([], phoenix_trio.HandshakeFailed("gone"), "host", "linux")
+    found = check_certificate([], phoenix_trio.HandshakeFailed("gone"), "host:1", "linux")
     assert (found.status, found.found) == (Status.FAIL, "gone")
 
 
-def test_a_server_without_a_version_in_common_fails() -> None:
-    from phoenix_trio.diagnosis.probing import Probe
+def test_a_malformed_certificate_is_a_finding_and_no_crash() -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "\x1b[2J")])
+    now = dt.datetime.now(dt.UTC)
+    alternative_names = x509.ObjectIdentifier("2.5.29.17")
+    bad = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now)
+        .not_valid_after(now + dt.timedelta(days=30))
+        .add_extension(x509.UnrecognizedExtension(alternative_names, b"\xff\xff"), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    error = phoenix_trio.CertificateUntrusted("malformed")
+    found = check_certificate([bad], error, "host:1", "linux")
+    assert found.status is Status.FAIL
+    assert "1 sent, malformed" in found.found
+    assert found.values["sha256"]
+    assert "\x1b" not in found.found
 
+
+def test_a_server_without_a_version_in_common_fails() -> None:
     probe = Probe(
         address=("10.0.0.1", 1),
         outcome=Outcome.ANSWERED,
@@ -431,4 +495,4 @@ def test_a_server_without_a_version_in_common_fails() -> None:
 
 def test_other_failures_of_a_handshake_keep_their_text() -> None:
     error = phoenix_trio.ConnectionRefused("the server is full")
-    assert check_failure(error, ("a",), [], 1, "linux").found == "the server is full"
+    assert check_failure(error, ("a",), [], "[::1]:1", "linux").found == "the server is full"

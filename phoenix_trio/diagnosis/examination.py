@@ -32,12 +32,12 @@ from .loopback import (
     measure_baseline,
     measure_offloads,
 )
-from .machine import check_ipv6, check_socket_buffers, judge_machine
+from .machine import check_ipv6, check_socket_buffers, check_sockets, judge_machine
 from .processor import judge_processor, read_interpreter
 from .results import Finding, Group, Report, Status
 from .running import in_parallel, run_check
-from .system import Machine, package_version, read_machine
-from .target import BENCH_ALPN, Examination, PathFacts, Target, examine_target
+from .system import Machine, has_message_calls, package_version, read_machine
+from .target import BENCH_ALPN, Examination, PathFacts, TargetServer, examine_target
 from .throughput import estimate_limits, judge_transfer
 from .transfer import Measures, measure_transfer
 
@@ -60,9 +60,15 @@ class _Measured:
     ciphers: CipherRates | None = None
     baseline: Baseline | None = None
 
+    @property
+    def device(self) -> str:
+        """The name of an interface, for commands."""
+        interfaces = () if self.machine is None else self.machine.interfaces
+        return next((each.name for each in interfaces if not each.is_loopback), "DEVICE")
+
 
 async def examine(
-    target: Target | None = None,
+    target: TargetServer | None = None,
     symptom: str | None = None,
     *,
     network: Network | None = None,
@@ -74,7 +80,7 @@ async def examine(
 
     Args:
       target: the server.
-      symptom: one of :data:`SYMPTOMS`, whose causes are to be told apart.
+      symptom: one of ``SYMPTOMS``, whose causes are to be told apart.
       network: for the target; ``None``: the real UDP.
       system: for the commands, as ``sys.platform``.
 
@@ -86,40 +92,38 @@ async def examine(
     if symptom is not None and symptom not in SYMPTOMS:
         raise ValueError(f"symptom must be one of {', '.join(SYMPTOMS)}, not {symptom!r}")
     measured = _Measured()
+    can_send = has_message_calls()
     groups: dict[Group, tuple[Finding, ...]] = {
-        "machine": tuple(await _examine_machine(measured, system))
+        "machine": tuple(await _examine_machine(measured, system, can_send=can_send))
     }
     examination = None
-    if target is not None:
+    if target is not None and can_send:
         examination = await examine_target(target, system, network)
         groups["target"] = tuple(examination.findings)
-    if symptom is not None:
+    if symptom is not None and can_send:
         groups["symptom"] = tuple(
             await _examine_symptom(symptom, measured, examination, network, system)
         )
     return Report(
         version=package_version("phoenix-trio"),
         system=system,
-        target=None if target is None else _shown(target),
+        target=None if target is None else target.where,
         symptom=symptom,
         groups=groups,
     )
 
 
-def _shown(target: Target) -> str:
-    host = f"[{target.host}]" if ":" in target.host else target.host
-    return f"{host}:{target.port}"
-
-
 # ------------------------------------------------------------------ the machine
 
 
-async def _examine_machine(measured: _Measured, system: str) -> list[Finding]:
+async def _examine_machine(measured: _Measured, system: str, *, can_send: bool) -> list[Finding]:
     async def facts() -> list[Finding]:
         machine = measured.machine = await trio.to_thread.run_sync(read_machine)
         return judge_machine(attrs.evolve(machine, system=system), compiled=is_compiled)
 
     found = await run_check(("machine", facts), _QUICK_SECONDS)
+    if not can_send:
+        return [*found, check_sockets(has_message_calls=False, system=system)]
     machine = measured.machine
 
     async def buffers() -> list[Finding]:
@@ -150,12 +154,8 @@ async def _examine_machine(measured: _Measured, system: str) -> list[Finding]:
         ]
 
     async def offloads() -> list[Finding]:
-        device = "DEVICE"
-        if machine is not None:
-            names = [each.name for each in machine.interfaces if not each.is_loopback]
-            device = names[0] if names else device
         found = measured.offloads = await measure_offloads()
-        return [check_offloads(found, device, system), check_ecn(found)]
+        return [check_offloads(found, measured.device, system), check_ecn(found)]
 
     async def ciphers() -> list[Finding]:
         rates = measured.ciphers = await trio.to_thread.run_sync(measure_ciphers)
@@ -199,7 +199,8 @@ async def _examine_symptom(
         if measures is not None:
             return findings + judge_transfer(measures, system)
         config = TransportConfig()
-        return findings + estimate_limits(measured.baseline, path, config, system)
+        host = "HOST" if examination is None else examination.target.host
+        return findings + estimate_limits(measured.baseline, path, config, system, host)
     if delay is not None:
         return findings + judge_latency(path, measures, delay, system)
     return findings + _judge_processor(measured, path, system)
@@ -222,6 +223,7 @@ def _judge_processor(measured: _Measured, path: PathFacts | None, system: str) -
         interpreter=read_interpreter(),
         compiled=is_compiled,
         packet=_ETHERNET_PAYLOAD if path is None else path.path_mtu,
+        device=measured.device,
         system=system,
     )
 
