@@ -166,7 +166,7 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
           StreamReset: the sender has given the message up.  The next call is for the next one.
           trio.ClosedResourceError, ConnectionBroken: the connection was closed, or ended,
             and no message is left.
-          Exceptions of `decode`: that message is lost.
+          Errors from `decode`: that message is lost.
         """
         if max_size is not None and (not isinstance(max_size, int) or isinstance(max_size, bool)):
             raise TypeError(f"max_size must be an integer or None, not {max_size!r}")

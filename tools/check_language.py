@@ -86,7 +86,7 @@ def prose_of_page(text: str) -> Iterator[tuple[int, str]]:
 
 
 def files() -> Iterator[Path]:
-    """All files which are checked."""
+    """The files to check."""
     for name in PAGES:
         path = ROOT / name
         yield from sorted(path.glob("*.md")) if path.is_dir() else [path]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 __all__ = ["LEAST_PROGRESS", "StallClock"]
 
-#: Bytes which count as progress: with a timeout of two minutes, 137 bytes a second.
+#: Bytes that count as progress: with a timeout of two minutes, 137 bytes a second.
 LEAST_PROGRESS = 16 * 1024
 
 

@@ -121,7 +121,7 @@ class Ranges:
 
 @attrs.define(eq=False)
 class Stripe:
-    """One stripe which the sender keeps."""
+    """One stripe in the sender's memory."""
 
     offset: int
     data: bytes | bytearray | memoryview
@@ -507,7 +507,7 @@ class ReassemblyWindow:
         return len(self._news) > 0
 
     def take_news(self) -> list[tuple[int, int]]:
-        """The ranges which arrived since the last call, to be acknowledged."""
+        """The ranges received since the last call, to be acknowledged."""
         news = list(self._news)
         self._news.clear()
         return news

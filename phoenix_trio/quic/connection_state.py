@@ -168,7 +168,7 @@ class ConnectionState:
 
     @property
     def peer_certificate_chain(self) -> tuple[Certificate, ...]:
-        """The certificates which the peer sent, its own first, then the others as they came.
+        """The peer's certificates, its own first, then the others in the order of arrival.
 
         Only the first is proved to be the peer's: a peer can send any others with it.  Empty
         where :attr:`peer_certificate` is ``None``.

@@ -177,7 +177,7 @@ def interface_mtu(address: SocketAddress, local: str | None) -> int | None:
 
 
 def has_lost_address(raw: socket.socket) -> bool:
-    """Whether the socket is bound to an address which is none of this host any more."""
+    """Whether the socket is bound to an address that the host has lost."""
     address = raw.getsockname()
     try:
         with socket.socket(raw.family, socket.SOCK_DGRAM) as other:

@@ -92,7 +92,7 @@ def test_only_the_newest_tokens_hold() -> None:
     for number, token in enumerate(made[4:], 4):
         assert tokens.open(token, HERE, 100.0) == number
         tokens.use(number)
-    # A new one takes the place of an old one which was used.
+    # A new token takes the place of an old, used one.
     assert tokens.open(sealed(tokens), HERE, 100.0) == 20
 
 

@@ -215,7 +215,7 @@ class PeerIds:
         """The one to which this side sends on the active path."""
         self.available: list[PeerId] = []
         self.reserved: dict[int, PeerId] = {}
-        """Those kept for paths which are being validated, by sequence number."""
+        """Connection IDs for paths in validation, by sequence number."""
         self.retiring: list[int] = []
         """Sequence numbers for which RETIRE_CONNECTION_ID is to be sent."""
         self.tokens_changed = False
