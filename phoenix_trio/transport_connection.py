@@ -47,7 +47,7 @@ from .transport_incoming import IncomingQueue
 
 __all__ = ["PhoenixConnection"]
 
-logger = logging.getLogger("phoenix_trio.transport")
+logger: logging.Logger = logging.getLogger("phoenix_trio.transport")
 
 _ENDED = (trio.BrokenResourceError, trio.ClosedResourceError)
 _TRANSFER_KINDS = (StreamKind.TRANSFER, StreamKind.STRIPES, StreamKind.TRANSFER_REPLY)

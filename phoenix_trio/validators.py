@@ -14,11 +14,14 @@ import attrs
 
 __all__ = ["fraction", "integer", "optional", "optional_bytes", "path", "seconds"]
 
-#: The same validator, but ``None`` is allowed as well.
-optional = attrs.validators.optional
+
+def optional(validator: Any) -> Any:
+    """The same validator, but ``None`` is allowed as well."""
+    return attrs.validators.optional(validator)
+
 
 #: Bytes, or ``None``.
-optional_bytes = optional(attrs.validators.instance_of(bytes))
+optional_bytes: Any = optional(attrs.validators.instance_of(bytes))
 
 
 def integer(minimum: int, maximum: int) -> Any:

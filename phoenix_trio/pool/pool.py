@@ -37,7 +37,7 @@ _SHORT_LIFE = 1.0
 
 _DEFAULT_BACKOFF = Backoff()
 
-logger = logging.getLogger("phoenix_trio.pool")
+logger: logging.Logger = logging.getLogger("phoenix_trio.pool")
 
 #: Opens a connection to a target for the length of a block, as ``Endpoint.connect`` does.
 Dial: TypeAlias = Callable[[Target], AbstractAsyncContextManager[QuicConnection]]

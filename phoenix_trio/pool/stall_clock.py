@@ -29,7 +29,7 @@ class StallClock:
     __slots__ = ("_count", "_excused", "_since", "timeout")
 
     def __init__(self, timeout: float, now: float) -> None:
-        self.timeout = timeout
+        self.timeout: float = timeout
         self._since = now
         self._count = 0
         self._excused = False

@@ -85,9 +85,9 @@ class ConnectionIdFormat:
             )
         if workers > 1 and len(secret) < 16:
             raise ValueError("the secret of workers must have at least 16 bytes")
-        self.worker = worker
+        self.worker: int = worker
         """The number of this process."""
-        self.workers = workers
+        self.workers: int = workers
         """The number of processes on the port."""
         self._server_id = server_id
         self._top = rotation << _ROTATION_SHIFT

@@ -8,6 +8,7 @@ applications are in :mod:`.connection`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Coroutine, MutableMapping
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ConnectionState"]
 
-logger = bounded_logger("phoenix_trio.quic")
+logger: logging.Logger = bounded_logger("phoenix_trio.quic")
 
 
 class ConnectionState:

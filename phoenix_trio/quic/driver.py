@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import math
 from collections.abc import Awaitable, Callable
 
@@ -54,7 +55,7 @@ from .waiter import Lot
 
 __all__ = ["SocketDriver"]
 
-logger = bounded_logger("phoenix_trio.quic")
+logger: logging.Logger = bounded_logger("phoenix_trio.quic")
 
 #: Events that the driver itself acts on; see :meth:`SocketDriver._act_on_event`.
 _RARE_EVENTS = frozenset(
@@ -91,7 +92,7 @@ class SocketDriver(Flushing):
     ) -> None:
         self.socket = socket
         self.config = config
-        self.memory = EndpointMemory(config)
+        self.memory: EndpointMemory = EndpointMemory(config)
         """Shared by all connections of the socket."""
         # (Linux doubles the granted size, for its own records.)
         self._arrivals = Arrivals(2 * socket.statistics.receive_buffer_size)
@@ -116,9 +117,9 @@ class SocketDriver(Flushing):
         self._sender = Sender(
             socket, on_transmitted=self._on_transmitted, on_blocked=self._end_or_schedule
         )
-        self.sockets = LocalSockets(socket)
+        self.sockets: LocalSockets = LocalSockets(socket)
         """The endpoint's socket, and further ones of moved client connections."""
-        self.rebinding = Rebinding(
+        self.rebinding: Rebinding = Rebinding(
             self.sockets,
             sending=lambda: self._sender.sending,
             add_socket=self.add_socket,
@@ -133,7 +134,7 @@ class SocketDriver(Flushing):
         )
         self.failure: BaseException | None = None
         """The error that has stopped the driver for good."""
-        self.has_own_tasks = False
+        self.has_own_tasks: bool = False
         """Whether :meth:`run` drives; otherwise, waiting tasks do."""
         self.close_when_unused = False
         """Close the socket as soon as there is neither a listener nor a connection."""

@@ -15,10 +15,11 @@ from typing import Final
 from ..config import SMALLEST_UDP_PAYLOAD, TransportConfig
 from . import events
 from .connection_end import ConnectionEnd
-from .established.congestion import make_control
+from .established.congestion import Control, make_control
 from .established.connection import Established
+from .established.connection_ids import PeerIds
 from .established.ecn import NOT_ECT
-from .established.memory_budget import EndpointMemory
+from .established.memory_budget import EndpointMemory, MemoryBudget
 from .established.parameters import PeerParameters
 from .established.paths import Paths
 from .established.rtt import RoundTrip
@@ -69,16 +70,16 @@ class Engine(ConnectionEnd):
         super().__init__(settings.is_client)
         memory = EndpointMemory(config) if memory is None else memory
         self.config = config
-        self.receive_memory = memory.receive
-        self.paths = Paths(settings.is_client)
-        self.rtt = RoundTrip(config.initial_rtt)
-        self.control = make_control(config.congestion_control, SMALLEST_UDP_PAYLOAD)
+        self.receive_memory: MemoryBudget = memory.receive
+        self.paths: Paths = Paths(settings.is_client)
+        self.rtt: RoundTrip = RoundTrip(config.initial_rtt)
+        self.control: Control = make_control(config.congestion_control, SMALLEST_UDP_PAYLOAD)
         # The send buffer bounds the bytes in flight; packet overhead comes on top.
         self.control.maximum_window = 2 * config.send_buffer_size
-        self.streams = Streams(
+        self.streams: Streams = Streams(
             is_client=settings.is_client, config=config, memory=memory, events=self._events
         )
-        self.handshake = Handshake(
+        self.handshake: Handshake = Handshake(
             self,
             settings,
             LocalParameters(
@@ -91,7 +92,7 @@ class Engine(ConnectionEnd):
                 max_datagram_frame_size=65_535 if config.enable_datagrams else 0,
             ),
         )
-        self.state = State(
+        self.state: State = State(
             is_client=settings.is_client,
             config=config,
             streams=self.streams,
@@ -105,8 +106,8 @@ class Engine(ConnectionEnd):
             queue=self._events,
             trace=self.handshake.trace,
         )
-        self.established = Established(self.state)
-        self.peer_ids = self.state.peer_ids
+        self.established: Established = Established(self.state)
+        self.peer_ids: PeerIds = self.state.peer_ids
         self.state.on_handshake_done = self._on_handshake_done
         self.state.on_ticket = self.handshake.take_tls_message
         self.state.on_token = settings.keep_token

@@ -5,6 +5,7 @@ Floor 2.  Carries out what :class:`~phoenix_trio.quic.handshake.admission.Admiss
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 
@@ -18,7 +19,7 @@ from .route import Route, Sink
 
 __all__ = ["Incoming"]
 
-logger = bounded_logger("phoenix_trio.quic")
+logger: logging.Logger = bounded_logger("phoenix_trio.quic")
 
 
 class Incoming:
@@ -48,14 +49,14 @@ class Incoming:
         self._add = add
         self.accept: Callable[[Admit, SocketAddress], tuple[Engine, Sink]] | None = None
         """Set while the endpoint listens: makes the connection of an admitted client."""
-        self.is_leaving = False
+        self.is_leaving: bool = False
         """Set when the endpoint refuses all clients, so that they dial another server."""
         self.answers: dict[str, int] = {}
         """Answers sent without any state, by kind."""
-        self.datagrams_unroutable = 0
-        self.connections_accepted = 0
-        self.connections_refused = 0
-        self.handshakes_failed = 0
+        self.datagrams_unroutable: int = 0
+        self.connections_accepted: int = 0
+        self.connections_refused: int = 0
+        self.handshakes_failed: int = 0
 
     def take_short(self, data: bytes, address: Address, now: float) -> None:
         """A datagram with a short header that belongs to no connection."""

@@ -12,6 +12,8 @@ send counts as lost.
 
 from __future__ import annotations
 
+import logging
+
 import attrs
 import trio
 
@@ -24,7 +26,7 @@ from .route import Route
 
 __all__ = ["LocalSockets"]
 
-logger = bounded_logger("phoenix_trio.quic")
+logger: logging.Logger = bounded_logger("phoenix_trio.quic")
 
 #: Counters summed over all sockets.
 _COUNTERS = tuple(

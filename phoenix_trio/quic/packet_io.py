@@ -11,6 +11,7 @@ Without it, or when the kernel refuses a run, this module sends the datagrams on
 from __future__ import annotations
 
 import errno
+import logging
 import socket
 import sys
 from collections.abc import Callable
@@ -38,7 +39,7 @@ from .socket_options import SOL_UDP, UDP_GRO, UDP_SEGMENT
 
 __all__ = ["UdpNetwork", "UdpSocket", "bind_raw"]
 
-logger = bounded_logger("phoenix_trio.quic")
+logger: logging.Logger = bounded_logger("phoenix_trio.quic")
 
 #: Errors of one datagram or one passing moment, not of the socket.  The datagram counts as
 #: lost, and QUIC's loss recovery repairs that.

@@ -8,6 +8,7 @@ route.  The first packet that cannot leave starts this, so no polling is needed.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 
 import trio
@@ -21,7 +22,7 @@ from .route import Route
 
 __all__ = ["Rebinding"]
 
-logger = bounded_logger("phoenix_trio.quic")
+logger: logging.Logger = bounded_logger("phoenix_trio.quic")
 
 #: The most sockets opened for one connection.  One is enough; further attempts are needed if
 #: the server has given no connection ID yet, or opening the socket fails.

@@ -67,7 +67,7 @@ class Receiver:
         self._relay = relay
         self._ids = ids
         self._pool = receive_pool(config.memory_pool_size) if config.enable_memory_pool else None
-        self.resets_received = 0
+        self.resets_received: int = 0
 
     def use(self, socket: RunReceiver) -> None:
         """Read `socket` from now on."""

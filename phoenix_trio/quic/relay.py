@@ -73,15 +73,15 @@ class Relay:
         inbox: socket.socket,
         outboxes: Sequence[socket.socket],
     ) -> None:
-        self.number = number
-        self.secret = secret
+        self.number: int = number
+        self.secret: bytes = secret
         self._inbox = inbox
         self._outboxes = tuple(outboxes)
         for each in (inbox, *self._outboxes):
             each.setblocking(False)
-        self.passed_on = 0
+        self.passed_on: int = 0
         """Datagrams passed on to others."""
-        self.dropped = 0
+        self.dropped: int = 0
         """Datagrams dropped because the inbox of another process was full."""
 
     @property

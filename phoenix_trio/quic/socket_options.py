@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import socket
 import sys
 
@@ -30,7 +31,7 @@ __all__ = [
     "set_buffers",
 ]
 
-logger = bounded_logger("phoenix_trio.quic")
+logger: logging.Logger = bounded_logger("phoenix_trio.quic")
 
 # Linux has these; the socket module of Python 3.11 does not name them.
 _IP_MTU_DISCOVER = 10

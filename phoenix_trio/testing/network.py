@@ -62,9 +62,9 @@ class SimulatedNetwork:
         mtu: int | None = 1500,
         port_unreachable: bool = False,
     ) -> None:
-        self.seed = int.from_bytes(os.urandom(4), "big") if seed is None else seed
+        self.seed: int = int.from_bytes(os.urandom(4), "big") if seed is None else seed
         """The seed in use; print it when a test fails."""
-        self.conditions = Conditions(
+        self.conditions: Conditions = Conditions(
             loss=loss,
             delay=delay,
             jitter=jitter,

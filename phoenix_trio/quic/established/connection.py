@@ -36,7 +36,7 @@ class Established:
     __slots__ = ("state",)
 
     def __init__(self, state: State) -> None:
-        self.state = state
+        self.state: State = state
         state.recovery.owner = self
 
     # ------------------------------------------------------------------ from the handshake

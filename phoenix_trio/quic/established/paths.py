@@ -56,24 +56,24 @@ class Path:
     )
 
     def __init__(self, address: Address, is_validated: bool = False) -> None:
-        self.addr = address
-        self.bytes_received = 0
+        self.addr: Address = address
+        self.bytes_received: int = 0
         """UDP payload received while the path was not validated."""
-        self.bytes_sent = 0
-        self.is_validated = is_validated
-        self.is_candidate = False
+        self.bytes_sent: int = 0
+        self.is_validated: bool = is_validated
+        self.is_candidate: bool = False
         """Client: whether the application waits for its validation, to move to it or not."""
-        self.challenge_sent = False
+        self.challenge_sent: bool = False
         """Whether a PATH_CHALLENGE was sent, and not declared lost."""
         self.own_challenges: list[bytes] = []
         """Our challenges that may still be answered."""
         self.challenges: list[bytes] = []
         """The peer's challenges that wait for their PATH_RESPONSE."""
-        self.reserved_id = -1
+        self.reserved_id: int = -1
         """The sequence number of the peer's connection ID for this path alone; -1: none."""
-        self.validation_deadline = math.inf
+        self.validation_deadline: float = math.inf
         """When the validation of the active path, or of a candidate, is given up."""
-        self.repeat_at = math.inf
+        self.repeat_at: float = math.inf
         """When a challenge is sent again while the path is not active."""
 
     def can_send(self, size: int) -> bool:
@@ -125,10 +125,10 @@ class Paths:
         """The active one first."""
         self.preferred: PreferredAddress | None = None
         """The server's preferred address, until it was tried."""
-        self.has_frames = False
+        self.has_frames: bool = False
         """Whether any path may have a PATH_CHALLENGE or PATH_RESPONSE to send.  False while a
         path lacks a connection ID or room; set again when either arrives."""
-        self.repeat_at = math.inf
+        self.repeat_at: float = math.inf
         """When :meth:`repeat_challenges` is due."""
         self.probed: list[tuple[Address, bool]] = []
         """Client: candidates to report, with true if validated, false if given up."""
