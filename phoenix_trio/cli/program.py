@@ -36,5 +36,5 @@ def program() -> None:
     """
 
 
-for command in (receive, send, certificate, demo, *benchmark_commands()):
-    program.add_command(command)
+for _command in (receive, send, certificate, demo, *benchmark_commands()):
+    program.add_command(_command)

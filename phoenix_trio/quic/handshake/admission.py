@@ -136,7 +136,7 @@ class Admission:
         self._make_connection_id = make_connection_id
         self._tokens = AddressTokens()
         self._return_tokens = ReturnTokens(config.address_token_lifetime)
-        self.places = Places(config)
+        self.places: Places = Places(config)
         self._unvalidated = RateLimit(config.retry_admission_rate, config.retry_admission_rate)
         self._failures = RateLimit(config.retry_failure_rate, config.retry_failure_rate)
         # Enough for honest clients, useless as a reflector.  Retries are what lets honest
