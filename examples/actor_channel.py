@@ -25,8 +25,8 @@ LARGEST = 1024 * 1024
 class MessageChannel(trio.abc.Channel[Any]):
     """Sends and receives whatever msgpack can carry.
 
-    Cancellation: a message which was not received whole is received by the next call; one
-    which was not sent whole takes its stream with it.
+    Cancellation: the next call receives a message that had not arrived whole.  A message not
+    sent whole ends its stream.
     """
 
     def __init__(self, stream: phoenix_trio.QuicStream) -> None:

@@ -6,7 +6,7 @@
 
 GET /SIZE answers with so many bytes, POST with the body's size and SHA-256.  The same code
 serves TCP: of QUIC it knows the listener alone.  (Browsers speak HTTP/3 over QUIC, see
-http3_server.py; this is for programs which have HTTP/1.1 on both sides.)
+http3_server.py; this is for programs with HTTP/1.1 on both sides.)
 """
 
 import argparse

@@ -77,7 +77,7 @@ class QuicBackend(httpcore.AsyncNetworkBackend):
     ) -> httpcore.AsyncNetworkStream:
         with as_httpcore(timeout, httpcore.ConnectTimeout, httpcore.ConnectError):
             async with AsyncExitStack() as held:
-                # For as long as the stream: the pool closes connections which are not leased.
+                # Held as long as the stream: the pool closes connections without a lease.
                 quic = await held.enter_async_context(self._pool.lease((host, port)))
                 stream = await held.enter_async_context(await quic.open_stream())
                 return HttpStream(stream, held.pop_all())

@@ -187,13 +187,13 @@ class HandshakeFailed(ConnectionBroken):
         by_peer: bool = False,
     ) -> None:
         super().__init__(message, error_code=error_code, reason=reason, by_peer=by_peer)
-        self.alert = self.default_alert if alert is None else alert
+        self.alert: int | None = self.default_alert if alert is None else alert
 
 
 class NoCommonProtocol(HandshakeFailed):
     """Client and server offer no ALPN protocol in common (RFC 7301, RFC 9001 section 8.1)."""
 
-    default_alert = 120
+    default_alert: ClassVar[int | None] = 120
 
 
 class CertificateUntrusted(HandshakeFailed):
@@ -202,31 +202,31 @@ class CertificateUntrusted(HandshakeFailed):
     Or the application's `verify` function has rejected it; its exception is the ``__cause__``.
     """
 
-    default_alert = 48
+    default_alert: ClassVar[int | None] = 48
 
 
 class CertificateExpired(HandshakeFailed):
     """A certificate in the peer's chain is expired or not valid yet."""
 
-    default_alert = 45
+    default_alert: ClassVar[int | None] = 45
 
 
 class CertificateNameMismatch(HandshakeFailed):
     """The peer's certificate is valid, but not for the name that was dialled."""
 
-    default_alert = 42
+    default_alert: ClassVar[int | None] = 42
 
 
 class CertificatePinMismatch(HandshakeFailed):
     """The peer's certificate is not the one pinned by its SHA-256 fingerprint."""
 
-    default_alert = 42
+    default_alert: ClassVar[int | None] = 42
 
 
 class ClientCertificateRequired(HandshakeFailed):
     """The server requires a client certificate, and none was presented."""
 
-    default_alert = 116
+    default_alert: ClassVar[int | None] = 116
 
 
 class HandshakeTimedOut(HandshakeFailed):

@@ -1,4 +1,4 @@
-"""How does a thread of a metrics library look at what belongs to a Trio loop?
+"""Takes snapshots of a transport in its Trio loop, for threads of metrics libraries.
 
 Floor 5.
 """
@@ -18,12 +18,12 @@ T = TypeVar("T")
 
 @final
 class Look(Generic[T]):
-    """Asks the Trio loop in which it was made for a snapshot, from any thread.
+    """Takes a snapshot in the Trio loop that made this object, from any thread.
 
     Args:
       take: makes the snapshot; synchronous, runs in the loop.
-      timeout: seconds for which another thread waits for the loop at most; after that, as
-        when the loop has ended, it gets the last snapshot again.
+      timeout: the most seconds that another thread waits for the loop.  After that, or when
+        the loop has ended, it gets the previous snapshot again.
     """
 
     def __init__(self, take: Callable[[], T], *, timeout: float = 5.0) -> None:
@@ -34,7 +34,7 @@ class Look(Generic[T]):
         self._last = take()
 
     def __call__(self) -> T:
-        """The snapshot of now."""
+        """A new snapshot."""
         if threading.get_ident() == self._thread:
             self._last = self._take()
             return self._last

@@ -190,8 +190,8 @@ class PhoenixTransport(TransferCalls, trio.abc.AsyncResource, metaclass=NoPublic
         Cancellation: the server may or may not have seen the request.
 
         Raises:
-          Errors of :meth:`QuicConnection.request`, and of entering :meth:`connect`.  The last
-          attempt's error is raised.
+          Errors from ``QuicConnection.request`` and from entering ``connect``: that of the
+            last attempt.
         """
 
         async def ask() -> bytes:

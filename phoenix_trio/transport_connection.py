@@ -48,7 +48,7 @@ from .transport_incoming import IncomingQueue
 
 __all__ = ["PhoenixConnection"]
 
-logger = logging.getLogger("phoenix_trio.transport")
+logger: logging.Logger = logging.getLogger("phoenix_trio.transport")
 
 _ENDED = (trio.BrokenResourceError, trio.ClosedResourceError)
 _TRANSFER_KINDS = (StreamKind.TRANSFER, StreamKind.STRIPES, StreamKind.TRANSFER_REPLY)
@@ -169,7 +169,7 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
           StreamReset: the sender has given the message up.  The next call is for the next one.
           trio.ClosedResourceError, ConnectionBroken: the connection was closed, or ended,
             and no message is left.
-          Exceptions of `decode`: that message is lost.
+          Errors from `decode`: that message is lost.
         """
         if max_size is not None and (not isinstance(max_size, int) or isinstance(max_size, bool)):
             raise TypeError(f"max_size must be an integer or None, not {max_size!r}")

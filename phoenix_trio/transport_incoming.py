@@ -20,7 +20,7 @@ class IncomingQueue(Generic[R]):
     """Incoming streams of one kind, the lowest stream ID first."""
 
     def __init__(self) -> None:
-        self.lot = trio.lowlevel.ParkingLot()
+        self.lot: trio.lowlevel.ParkingLot = trio.lowlevel.ParkingLot()
         """Woken for each stream; its users wait here while there is none."""
         self._heap: list[tuple[int, int, R]] = []
         self._number = itertools.count()

@@ -46,7 +46,7 @@ class TransferCalls:
 
         Raises:
           TypeError, ValueError: not a valid target, or the number is out of range.
-          Errors of entering ``connect``: one of them cannot be established.
+          Errors from entering ``connect``: one of them cannot be established.
         """
         parsed = parse_target(target)
         async with self._pool.lease_several(parsed, connections):
@@ -96,7 +96,7 @@ class TransferCalls:
           TransferRefused: the receiver has refused the transfer, or has failed to store it.
           ChecksumMismatch: the data at the receiver, of this attempt or an earlier one, is not
             the data sent.
-          Errors of entering ``connect``, and of reading `data`.
+          Errors from entering ``connect`` and from reading `data`.
         """
         parsed = parse_target(target)
         check_labels(metadata, transfer_id)
@@ -156,7 +156,7 @@ class TransferCalls:
           trio.ClosedResourceError: the transport was closed.
           OSError: the directory of `path` is missing, or `path` is not a regular file; raised
             before the wait for a transfer.
-          Errors of ``IncomingTransfer.store``, with `path`.
+          Errors from ``IncomingTransfer.store``: only with `path`.
         """
         if path is None:
             return await self._hub.accept()

@@ -23,8 +23,10 @@ __all__ = [
     "true_or_false",
 ]
 
-#: The same validator, but ``None`` is allowed as well.
-optional = attrs.validators.optional
+
+def optional(validator: Any) -> Any:
+    """The same validator, but ``None`` is allowed as well."""
+    return attrs.validators.optional(validator)
 
 
 def one_of(*values: object) -> Any:

@@ -1,6 +1,6 @@
-"""One of several processes that serve one port together: its side.
+"""Runs inside of each of several processes that serve one port together.
 
-Floor 5.  :mod:`~phoenix_trio.workers` is the side of the process that starts them.
+Floor 5.  :mod:`~phoenix_trio.workers` runs in the process that starts them.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from .quic.worker_socket import WorkerSocket
 
 __all__ = ["HELD_BACK", "Equipment", "Worker", "run_worker"]
 
-#: Signals which a process that starts holds back until it can act on them.
+#: Signals that a starting process blocks until it can act on them.
 HELD_BACK = (signal.SIGTERM, signal.SIGINT)
 
 
 @final
 class Worker(metaclass=NoPublicConstructor):
-    """What one of the processes of :func:`run_workers` is, and its socket.
+    """The number and the socket of one of the processes of :func:`run_workers`.
 
     Passed to the program's main function.
     """
@@ -46,12 +46,12 @@ class Worker(metaclass=NoPublicConstructor):
 
     @property
     def number(self) -> int:
-        """From 0 on.  A process that replaces another one has its number."""
+        """The process's number, from 0 on.  A replacement has the number of the old process."""
         return self._number
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """The number of processes."""
         return self._relay.count
 
     @property
@@ -68,15 +68,15 @@ class Worker(metaclass=NoPublicConstructor):
     def socket(self) -> sockets.socket:
         """This process's socket, as ``socket=`` of :func:`serve` and others takes it.
 
-        The endpoint which takes it closes it at the end; to serve several times in turn, pass
-        ``worker.socket.dup()``.  It listens only: dial from another endpoint.
+        Its endpoint closes it at the end; to serve several times in turn, pass
+        ``worker.socket.dup()``.  It is for listening only: dial from another endpoint.
         """
         return self._socket
 
 
 @attrs.frozen
 class Equipment:
-    """What a process is started with; its sockets are inherited."""
+    """The data that a new process gets from its parent; it inherits the sockets."""
 
     number: int
     udp_socket: sockets.socket
@@ -86,7 +86,7 @@ class Equipment:
     keys: KeyChain
 
     def unpack(self) -> Worker:
-        """The worker of this process, which takes the sockets over."""
+        """The worker of this process; it owns the sockets."""
         keys = WorkerKeys(self.keys)
         relay = Relay(self.number, self.secret, self.inbox, self.outboxes, keys)
         worker: Worker = Worker._create(self.number, WorkerSocket(self.udp_socket, relay))
@@ -94,15 +94,14 @@ class Equipment:
 
 
 def run_worker(main: Callable[[Worker], Awaitable[object]], equipment: Equipment) -> None:
-    """The whole life of one of the processes: run `main` until it returns or is to end.
+    """Run `main` in one of the processes, until it returns or is cancelled.
 
-    It is cancelled on SIGTERM, and when the process that has started this one is gone.
-    SIGINT is ignored, since a terminal sends it to all of them and the first one sends
-    SIGTERM then.
+    `main` is cancelled on SIGTERM, and when the parent process is gone.  SIGINT is ignored: a
+    terminal sends it to all processes, and the parent sends SIGTERM then.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # (In place whenever no receiver is: a second SIGTERM says nothing new.  It is not ignored,
-    # which would discard one that is held back.)
+    # (Installed whenever no receiver is: a second SIGTERM has no effect.  SIG_IGN would discard
+    # a blocked signal.)
     signal.signal(signal.SIGTERM, _do_nothing)
     trio.run(_run_until_told, main, equipment.unpack())
 
@@ -131,6 +130,6 @@ async def _cancel_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope
 async def _cancel_when_alone(scope: trio.CancelScope) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
-    # (A pipe whose other end is closed when that process ends, whatever ends it.)
+    # (A pipe; the system closes its other end when the parent ends, for any reason.)
     await trio.lowlevel.wait_readable(parent.sentinel)
     scope.cancel()

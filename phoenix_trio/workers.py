@@ -41,7 +41,7 @@ from .worker import HELD_BACK, Equipment, Worker, run_worker
 
 __all__ = ["WorkersFailed", "run_workers"]
 
-logger = logging.getLogger("phoenix_trio")
+logger: logging.Logger = logging.getLogger("phoenix_trio")
 
 #: Crashes of one worker within so many seconds count together.
 _CRASH_WINDOW: Final = 60.0

@@ -385,7 +385,7 @@ def own_connection_id_numbers(engine: Engine) -> list[int]:
 
 
 def own_connection_ids(engine: Engine) -> list[bytes]:
-    """The engine's own connection IDs which are not retired."""
+    """The engine's own connection IDs that are not retired."""
     return [each.cid for each in engine.state.local_ids.all]
 
 
@@ -470,7 +470,7 @@ def answer_challenges(engine: Engine, *data: bytes) -> None:
 
 
 def take_back_connection_id_of_probe(engine: Engine) -> None:
-    """Client: let the server have retired the connection ID of the path which is probed."""
+    """Client: let the server have retired the connection ID of the probed path."""
     candidate = engine.paths.all[1]
     engine.peer_ids.retire_reserved(candidate.reserved_id)
     candidate.reserved_id = -1

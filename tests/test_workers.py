@@ -98,7 +98,7 @@ async def wait_gone(pids: list[int]) -> None:
 
 
 class Nat:
-    """A way to a server whose outer port changes, as behind a router which has forgotten it."""
+    """A way to a server whose outer port changes, as after a restart of a NAT router."""
 
     def __init__(self, port: int, nursery: trio.Nursery) -> None:
         self._server = ("127.0.0.1", port)

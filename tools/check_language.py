@@ -86,7 +86,7 @@ def prose_of_page(text: str) -> Iterator[tuple[int, str]]:
 
 
 def files() -> Iterator[Path]:
-    """Yield every file that is checked."""
+    """The files to check."""
     for name in PAGES:
         path = ROOT / name
         yield from sorted(path.rglob("*.md")) if path.is_dir() else [path]

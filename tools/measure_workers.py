@@ -1,4 +1,4 @@
-"""What do more workers bring?  `python tools/measure_workers.py`: loopback, one client process.
+"""Measures servers with more workers: `python tools/measure_workers.py`; loopback, one client.
 
 Prints, for 1 and for 2 workers, connections a second (each with a handshake, a request and a
 goodbye) and the rate of uploads over several connections at once, with the processor time that

@@ -39,7 +39,7 @@ def program() -> None:
     """
 
 
-for command in (
+for _command in (
     receive,
     send,
     certificate,
@@ -49,4 +49,4 @@ for command in (
     plot,
     *benchmark_commands(),
 ):
-    program.add_command(command)
+    program.add_command(_command)

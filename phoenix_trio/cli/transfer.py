@@ -46,7 +46,7 @@ __all__ = [
     "send_file",
 ]
 
-logger = logging.getLogger("phoenix_trio.cli")
+logger: logging.Logger = logging.getLogger("phoenix_trio.cli")
 
 ALPN = "phoenix-files/1"
 VERSION = 1

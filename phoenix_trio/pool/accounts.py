@@ -43,20 +43,21 @@ class Pooled:
     )
 
     def __init__(self, number: int, entry: Entry, quic: QuicConnection, now: float) -> None:
-        self.id = number
-        self.entry = entry
-        self.quic = quic
-        self.leases = 0
-        self.most_streams = quic.available_streams
+        self.id: int = number
+        self.entry: Entry = entry
+        self.quic: QuicConnection = quic
+        self.leases: int = 0
+        self.most_streams: int = quic.available_streams
         # Leases granted and streams opened since the two counts were last equal.
-        self.promised = 0
-        self.opened_before = 0
-        self.opened_at = self.idle_since = now
-        self.checked_at = -math.inf
-        self.closing_since = 0.0
-        self.is_checking = False
-        self.is_closing = False
-        self.is_draining = False
+        self.promised: int = 0
+        self.opened_before: int = 0
+        self.opened_at: float = now
+        self.idle_since: float = now
+        self.checked_at: float = -math.inf
+        self.closing_since: float = 0.0
+        self.is_checking: bool = False
+        self.is_closing: bool = False
+        self.is_draining: bool = False
         self.yields_to: int | None = None
         # Leases asked for later than with this ticket are not served here, because one lease
         # has the connection to itself, or waits for that.

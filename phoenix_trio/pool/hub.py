@@ -67,7 +67,7 @@ class TransferHub(trio.abc.AsyncResource):
     gone or has stalled is given up when its time is over; otherwise when the hub is next used.
 
     Args:
-      window: bytes of one incoming transfer which wait in memory at most.
+      window: the most bytes of one incoming transfer that wait in memory.
       max_transfers: incoming transfers at most at once, interrupted ones included; the
         memory of all is bounded by `max_transfers` times `window`.  Further ones are
         refused.
@@ -292,7 +292,7 @@ class TransferHub(trio.abc.AsyncResource):
     async def handle_stream(
         self, kind: int, reader: StreamReader, connection: QuicConnection
     ) -> None:
-        """Serve a unidirectional stream which the peer has opened, until it ends.
+        """Serve a unidirectional stream of the peer, until it ends.
 
         Args:
           kind: TRANSFER, STRIPES or TRANSFER_REPLY.

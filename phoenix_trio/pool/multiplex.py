@@ -121,7 +121,9 @@ class OutgoingTransfer:
             raise ValueError(f"window must be at least {SMALLEST_STRIPE} bytes, not {window}")
         check_labels(metadata, transfer_id)
         self._may_resume = transfer_id is not None
-        self.id = bytes(transfer_id) if transfer_id is not None else os.urandom(TRANSFER_ID_SIZE)
+        self.id: bytes = (
+            bytes(transfer_id) if transfer_id is not None else os.urandom(TRANSFER_ID_SIZE)
+        )
         self._wished_stripe_size = stripe_size
         self._window = window
         self._replace = replace

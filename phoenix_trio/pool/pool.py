@@ -37,7 +37,7 @@ _SHORT_LIFE = 1.0
 
 _DEFAULT_BACKOFF = Backoff()
 
-logger = logging.getLogger("phoenix_trio.pool")
+logger: logging.Logger = logging.getLogger("phoenix_trio.pool")
 
 #: Opens a connection to a target for the length of a block, as ``Endpoint.connect`` does.
 Dial: TypeAlias = Callable[[Target], AbstractAsyncContextManager[QuicConnection]]
@@ -121,7 +121,7 @@ class ConnectionPool(metaclass=NoPublicConstructor):
         Waits until there are so many, and dials them one after the other.
 
         Args:
-          besides: connections which do not count, because they are in use already.
+          besides: connections that do not count, because they are in use already.
 
         Cancellation: while waiting, nothing is held.
 
@@ -529,7 +529,7 @@ class ConnectionPool(metaclass=NoPublicConstructor):
     async def finish(self) -> None:
         """Take no new leases, and wait until all there are have been handed back.
 
-        Leases which wait for a connection still get it; further ones raise
+        Waiting leases still get a connection; further ones raise
         :class:`ShuttingDown`.
 
         Cancellation: without effect on leases; no new ones are taken all the same.

@@ -39,7 +39,7 @@ def _code_of(error: BaseException) -> TransferCode:
 
 @final
 class IncomingTransfer(Reception, trio.abc.AsyncResource, metaclass=NoPublicConstructor):
-    """A striped transfer which this side receives.  Obtained from :meth:`TransferHub.accept`.
+    """An incoming striped transfer.  Obtained from :meth:`TransferHub.accept`.
 
     Read it in one of three ways: ``async for chunk in transfer``, :meth:`receive_into`
     or :meth:`read_all`; or let :meth:`store` write a file.  At most the hub's ``window`` of

@@ -72,7 +72,7 @@ class Retry:
     idempotent: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
 
     def allows(self, error: BaseException) -> bool:
-        """Whether a call which raised `error` may be made again."""
+        """Whether a call that raised `error` may be made again."""
         if isinstance(error, HandshakeFailed):
             return isinstance(error, _PASSING_HANDSHAKES) and (
                 error.processed is False or self.idempotent

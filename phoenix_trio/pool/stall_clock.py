@@ -13,7 +13,7 @@ from __future__ import annotations
 
 __all__ = ["LEAST_PROGRESS", "StallClock"]
 
-#: Bytes which count as progress: with a timeout of two minutes, 137 bytes a second.
+#: Bytes that count as progress: with a timeout of two minutes, 137 bytes a second.
 LEAST_PROGRESS = 16 * 1024
 
 
@@ -29,7 +29,7 @@ class StallClock:
     __slots__ = ("_count", "_excused", "_since", "timeout")
 
     def __init__(self, timeout: float, now: float) -> None:
-        self.timeout = timeout
+        self.timeout: float = timeout
         self._since = now
         self._count = 0
         self._excused = False

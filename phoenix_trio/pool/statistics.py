@@ -49,7 +49,7 @@ class PoolStatistics:
       evicted_idle: Connections closed because they had no lease for the idle timeout.
       evicted_for_others: Idle connections closed because another target needed the slot.
       drained: Connections closed because their peer, or the application, asked for draining.
-      lost: Connections which ended although the pool did not close them.
+      lost: Connections that ended although the pool did not close them.
       health_failures: Connections given up because a health check was not answered.
     """
 

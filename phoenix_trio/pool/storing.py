@@ -29,7 +29,7 @@ from .transfer_errors import ChecksumMismatch, TransferAbandoned, TransferCode, 
 
 __all__ = ["StrPath", "check_target", "store"]
 
-logger = logging.getLogger("phoenix_trio.pool")
+logger: logging.Logger = logging.getLogger("phoenix_trio.pool")
 
 StrPath: TypeAlias = "str | os.PathLike[str]"
 

@@ -76,7 +76,7 @@ class Ranges:
     def __init__(self) -> None:
         self._starts: list[int] = []
         self._stops: list[int] = []
-        self.total = 0
+        self.total: int = 0
         """How many offsets are in the set."""
 
     def __len__(self) -> int:
@@ -121,7 +121,7 @@ class Ranges:
 
 @attrs.define(eq=False)
 class Stripe:
-    """One stripe which the sender keeps."""
+    """One stripe in the sender's memory."""
 
     offset: int
     data: bytes | bytearray | memoryview
@@ -142,22 +142,22 @@ class SendingPlan:
 
     def __init__(self, *, stripe_size: int, window: int, size: int | None = None) -> None:
         self.stripe_size = stripe_size
-        self.window = max(window, stripe_size)
+        self.window: int = max(window, stripe_size)
         self.announced = size
-        self.credit = 0
+        self.credit: int = 0
         """The offset up to which the receiver takes stripes."""
-        self.read = 0
+        self.read: int = 0
         """How many bytes were added."""
         self.end: int | None = None
         """Bytes in all, once everything was added."""
-        self.skipped_to = 0
+        self.skipped_to: int = 0
         """Where the last stripe ends that the receiver had when it was added."""
-        self.kept = 0
+        self.kept: int = 0
         """Bytes kept at present."""
-        self.stripes_sent = 0
-        self.stripes_sent_again = 0
-        self.bytes_sent_again = 0
-        self.bytes_sent_once = 0
+        self.stripes_sent: int = 0
+        self.stripes_sent_again: int = 0
+        self.bytes_sent_again: int = 0
+        self.bytes_sent_once: int = 0
         """Bytes of all stripes given out, each counted once."""
         self._stripes: dict[int, Stripe] = {}
         self._waiting: list[int] = []
@@ -308,11 +308,11 @@ class Arrival:
     __slots__ = ("buffer", "length", "offset", "wanted")
 
     def __init__(self, offset: int, length: int, *, wanted: bool) -> None:
-        self.offset = offset
-        self.length = length
-        self.wanted = wanted
+        self.offset: int = offset
+        self.length: int = length
+        self.wanted: bool = wanted
         """Whether its bytes are kept; there may be a finished copy, or a copy begun later."""
-        self.buffer = ReceiveBuffer()
+        self.buffer: ReceiveBuffer = ReceiveBuffer()
 
     def append(self, data: bytes | bytearray) -> None:
         """Some more of its bytes."""
@@ -349,9 +349,9 @@ class ReassemblyWindow:
     ) -> None:
         self.stripe_size = stripe_size
         self._max_size = max_size
-        self.window = max(stripe_size, window - window % stripe_size)
+        self.window: int = max(stripe_size, window - window % stripe_size)
         self.size = size
-        self.consumed = 0
+        self.consumed: int = 0
         """The number of bytes consumed: all bytes below this offset."""
         self._taken = 0
         self._held: dict[int, Arrival] = {}
@@ -507,7 +507,7 @@ class ReassemblyWindow:
         return len(self._news) > 0
 
     def take_news(self) -> list[tuple[int, int]]:
-        """The ranges which arrived since the last call, to be acknowledged."""
+        """The ranges received since the last call, to be acknowledged."""
         news = list(self._news)
         self._news.clear()
         return news

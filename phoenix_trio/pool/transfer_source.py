@@ -230,7 +230,7 @@ def check_source(data: object) -> None:
 
 
 async def open_source(data: SourceData) -> Source:
-    """The source which suits `data`.
+    """The source for the type of `data`.
 
     A seekable file is read from its current position to its end.
 

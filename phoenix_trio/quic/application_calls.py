@@ -105,7 +105,7 @@ class ApplicationCalls:
 
     @property
     def peer_certificate_chain(self) -> tuple[Certificate, ...]:
-        """The certificates which the peer sent, its own first, if they were accepted."""
+        """The peer's certificates, its own first, if they were accepted."""
         return self.handshake.peer_certificate_chain
 
     @property
@@ -115,11 +115,11 @@ class ApplicationCalls:
 
     @property
     def connection_ids(self) -> list[bytes]:
-        """The connection IDs by which the peer may address us at present."""
+        """Our connection IDs that the peer may use at present."""
         return [each.cid for each in self.state.local_ids.all]
 
     def take_reset_tokens(self) -> set[bytes]:
-        """The stateless reset tokens which the peer's connection IDs carry at present.
+        """The stateless reset tokens of the peer's connection IDs at present.
 
         :attr:`reset_tokens_changed` is false until they change again.
         """
@@ -128,7 +128,7 @@ class ApplicationCalls:
 
     @property
     def reset_tokens_changed(self) -> bool:
-        """Whether :meth:`take_reset_tokens` would return other ones than the last time."""
+        """Whether the result of :meth:`take_reset_tokens` has changed since its last call."""
         return self.state.peer_ids.tokens_changed
 
     def get_peer_address(self) -> Address | None:
@@ -154,11 +154,11 @@ class ApplicationCalls:
 
     @property
     def available_streams(self) -> int:
-        """How many bidirectional streams the peer permits to open now."""
+        """The number of bidirectional streams that the peer permits now."""
         return self.streams.available_streams(unidirectional=False)
 
     def streams_left(self, *, unidirectional: bool) -> int:
-        """How many streams of this kind the peer permits to open now."""
+        """The number of streams of this kind that the peer permits now."""
         return self.streams.available_streams(unidirectional=unidirectional)
 
     @property
@@ -230,14 +230,14 @@ class ApplicationCalls:
 
     @property
     def is_congested(self) -> bool:
-        """Whether more waits to be sent than the congestion window lets through at a time."""
+        """Whether more data waits than the congestion window permits to be in flight."""
         in_flight = self.control.bytes_in_flight
         window = self.state.recovery.congestion_window
         return self.streams.sending.buffered - in_flight >= window and 2 * in_flight > window
 
     @property
     def has_full_packet(self) -> bool:
-        """Whether so much stream data was never sent as fills a packet."""
+        """Whether the stream data not sent before would fill a packet."""
         return self.streams.sending.unsent >= self.state.max_datagram_size
 
     # ------------------------------------------------------------------ datagrams, pings, keys
@@ -272,7 +272,7 @@ class ApplicationCalls:
         self.state.datagrams.add(data, priority, expires_at, now, tag)
 
     def expire_datagram(self, tag: int = -1) -> None:
-        """Count a datagram for which there was no room before its time was over."""
+        """Count a datagram that expired while it waited for room in the queue."""
         self.state.datagrams.expire_unqueued(tag)
 
     def send_ping(self, uid: int) -> None:
@@ -314,14 +314,14 @@ class ApplicationCalls:
         return self.established.probe_path(address, now)
 
     def move_to_path(self, address: Address) -> bool:
-        """Client: use a path which was validated from now on.
+        """Client: use a validated path from now on.
 
-        Returns whether that is so: there may be no connection ID for it any more.
+        Returns whether the connection has moved; without a connection ID for it, it does not.
         """
         return self.established.move_to_path(address)
 
     def rebind(self, address: Address) -> bool:
-        """Client: go on from another local address at once, as that in use has gone.
+        """Client: go on from another local address at once, since the old one is gone.
 
         Returns whether that is possible: the handshake is confirmed, and the server permits
         moves and has given a connection ID.
@@ -337,7 +337,7 @@ class ApplicationCalls:
 
     @property
     def congestion_window(self) -> int:
-        """Bytes which may be in flight (RFC 9002 section 7)."""
+        """Bytes that may be in flight (RFC 9002 section 7)."""
         return self.state.recovery.congestion_window
 
     @property
@@ -347,7 +347,7 @@ class ApplicationCalls:
 
     @property
     def path_mtu(self) -> int:
-        """The largest UDP payload which is sent, in bytes."""
+        """The largest UDP payload to send, in bytes."""
         return self.state.max_datagram_size
 
     def statistics(
@@ -358,7 +358,7 @@ class ApplicationCalls:
         stream_credit_stalls: int,
         receive_buffer_bytes: int,
     ) -> ConnectionStatistics:
-        """A snapshot; the arguments are what the Trio half counts."""
+        """A snapshot; the arguments are the counters of the Trio half."""
         s, streams, handshake, rtt = self.state, self.streams, self.handshake, self.rtt
         recovery, sending, datagrams = s.recovery, streams.sending, s.datagrams
         sampled = rtt.has_sample

@@ -19,7 +19,7 @@ class ConflictDetector:
 
     def __init__(self, message: str) -> None:
         self._message = message
-        self.busy = False
+        self.busy: bool = False
 
     def __enter__(self) -> None:
         if self.busy:

@@ -5,6 +5,7 @@ Floor 1, sans-IO: the part of :class:`~phoenix_trio.quic.engine.Engine` for RFC 
 
 from __future__ import annotations
 
+import logging
 from typing import Final
 
 from . import events
@@ -24,7 +25,7 @@ from .wire.errors import INTERNAL_ERROR, NO_ERROR
 
 __all__ = ["ConnectionEnd"]
 
-logger = bounded_logger("phoenix_trio.quic")
+logger: logging.Logger = bounded_logger("phoenix_trio.quic")
 
 #: A CONNECTION_CLOSE has to fit into one packet with its reason: the most bytes of the reason,
 #: and of the whole frame.

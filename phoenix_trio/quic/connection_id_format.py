@@ -1,16 +1,16 @@
-"""What the connection IDs of a server say: which server and which process of it have made them.
+"""The format of a server's connection IDs: the numbers of the server and of its process.
 
-Floor 0, sans-IO.  For load balancers, which find the server in them, and for the processes that
-share a port, which find each other.  The bytes of one (docs: workers):
+Floor 0, sans-IO.  Load balancers route by the server ID.  Processes on one port pass datagrams
+on by the number of the process.  The bytes of a connection ID (docs: workers):
 
 ======  ===========================================================================
 first   three bits of a load balancer's configuration, five random bits
 next    the server ID, 0 to 2 bytes
-rest    random, 5 bytes at least; where processes share the port, one byte more at the end
-        which holds the number of the process, masked
+rest    random, 5 bytes at least; where processes share the port, the last byte is the
+        number of the process, masked
 ======  ===========================================================================
 
-The mask is a keyed hash of the bytes before it, so a connection ID tells nobody else the number.
+The mask is a keyed hash of the bytes before it, so observers cannot read the number.
 With a key, the server ID and the random bytes behind it are encrypted
 (:mod:`~phoenix_trio.quic.connection_id_cipher`), up to the number of the process.
 Without a server ID and without processes, all 8 bytes are random.
@@ -32,14 +32,14 @@ __all__ = [
     "random_connection_id",
 ]
 
-#: Bytes of the connection IDs which we choose, so that short headers can be parsed.
+#: The length of our connection IDs in bytes; fixed, so that short headers can be parsed.
 CONNECTION_ID_LENGTH = 8
 
 #: draft-ietf-quic-load-balancers: 7 means that a load balancer cannot tell the server.
 LARGEST_ROTATION = 6
 
-#: Bytes of a connection ID which are random in any case: as many as a nonce needs so that the
-#: IDs of a connection cannot be guessed.
+#: The fewest random bytes of a connection ID: enough that the IDs of a connection cannot be
+#: guessed.
 _SMALLEST_NONCE = 5
 
 LONGEST_SERVER_ID = CONNECTION_ID_LENGTH - 1 - _SMALLEST_NONCE
@@ -52,21 +52,21 @@ _RANDOM_BITS = (1 << _ROTATION_SHIFT) - 1
 
 
 def random_connection_id() -> bytes:
-    """A connection ID which says nothing."""
+    """A random connection ID, without any number."""
     return os.urandom(CONNECTION_ID_LENGTH)
 
 
 class ConnectionIdFormat:
-    """Makes connection IDs, and finds in them which process has made them.
+    """Makes connection IDs, and finds the number of the process in them.
 
     Args:
-      server_id: by which load balancers know this server, up to 2 bytes; empty: they do not.
+      server_id: this server's ID for load balancers, up to 2 bytes; empty: none.
       rotation: the configuration of load balancers to which it belongs, 0 to 6.
       key: 16 bytes, which encrypt the server ID and which load balancers have, too; empty: it
         is in plaintext.
       worker: the number of this process.
       workers: how many processes share the port, 1 to 256.
-      secret: that of these processes, 16 to 64 bytes; empty if there is one.
+      secret: shared by these processes, 16 to 64 bytes; empty for a single process.
 
     Raises:
       ValueError: the connection ID has no room for all of that, or the key does not fit.
@@ -101,10 +101,10 @@ class ConnectionIdFormat:
             )
         if workers > 1 and len(secret) < 16:
             raise ValueError("the secret of workers must have at least 16 bytes")
-        self.worker = worker
+        self.worker: int = worker
         """The number of this process."""
-        self.workers = workers
-        """How many processes share the port."""
+        self.workers: int = workers
+        """The number of processes on the port."""
         self._server_id = server_id
         self._top = rotation << _ROTATION_SHIFT
         self._secret = secret
@@ -132,9 +132,9 @@ class ConnectionIdFormat:
         return bytes(made)
 
     def worker_of(self, connection_id: bytes) -> int:
-        """The number of the process which has made it; -1: none of these has.
+        """The number of the process that made it; -1: not one of these processes.
 
-        A connection ID that another program has chosen gives any of these numbers.
+        The connection ID of another program can give any of these numbers.
         """
         if len(connection_id) != CONNECTION_ID_LENGTH:
             return -1

@@ -18,13 +18,13 @@ from .path_address import Address, SocketPath, display_address, remote_of
 
 __all__ = ["PathCalls"]
 
-#: Round trips for which a server may take to give a connection ID: those which it has given may
-#: have been lost, or used by moves before this one.
+#: Round trips to wait for a connection ID of the server: earlier ones may have been lost, or
+#: used by earlier moves.
 _ROUND_TRIPS_FOR_CONNECTION_ID = 3
 
 
 class PathCalls(DatagramCalls):
-    """Moves a connection to another path, and tells what is known of its paths."""
+    """Moves a connection to another path, and reports its paths."""
 
     if TYPE_CHECKING:
         # Of QuicConnection.
@@ -34,24 +34,24 @@ class PathCalls(DatagramCalls):
     async def migrate(self, local_address: str | tuple[str, int] | None = None) -> None:
         """Client: move to another socket, so to another path, without losing anything.
 
-        For a device which comes to another network, or wants another one of those it has.
-        Opens a socket, lets the server answer a challenge on the new path, and uses that
-        path from then on (RFC 9000 sections 8.2 and 9.2).  Until then, everything goes on over the
-        old one.  What was learnt of the old path (round-trip time, congestion window, size of
-        packets, ECN) is learnt anew.  Other connections of the endpoint stay where they are.
+        For a device that joins another network, or prefers another one of its networks.  The
+        call opens a socket, and sends a challenge to the server on the new path.  Once the
+        server has answered, the connection uses that path (RFC 9000 sections 8.2 and 9.2); until
+        then, the old one.  Round-trip time, congestion window, packet size and ECN are measured
+        anew on the new path.  Other connections of the endpoint do not move.
 
         Waits for the confirmation of the handshake first, then for the server's answer: a round
         trip, if nothing is lost.  The challenge is sent up to five times, and given up
         after 31 times the larger of the probe timeout and ``2 * TransportConfig.initial_rtt``:
-        6.2 s by default where the round trip is short.  A cancel scope shortens that.
+        6.2 s by default where the round trip is short.  A cancel scope can shorten the wait.
 
-        The connection has two such sockets at most besides the endpoint's: that in use,
-        and that before it, on which late packets are received.
+        The connection has at most two such sockets besides the endpoint's: the one in use, and
+        the previous one, for late packets.
 
         Args:
-          local_address: to which to bind the new socket: a host, or a host and a port, which
-            are a numeric address or name of this machine, and 0 for any free port.  ``None``:
-            a free port of all addresses, of which the system chooses by the route.
+          local_address: the address of the new socket: a host, or a host and a port.  The host
+            is a numeric address or a name of this machine; port 0 is any free port.  ``None``:
+            all addresses and a free port; the system chooses the address by the route.
 
         Cancellation: the connection stays on the old path.
 
@@ -65,7 +65,7 @@ class PathCalls(DatagramCalls):
           trio.BusyResourceError: another task is moving the connection.
           trio.ClosedResourceError: the connection was closed here.
           ConnectionBroken: the connection ended first.
-          TypeError, ValueError: `local_address` is no such thing.
+          TypeError, ValueError: `local_address` is not an address.
         """
         host, port = _host_and_port(local_address)
         with self._move:
@@ -93,10 +93,9 @@ class PathCalls(DatagramCalls):
             self._close_paths_except(address, before)
 
     def paths(self) -> tuple[PathStatistics, ...]:
-        """What is known of each network path, the active one first; nothing after the end.
+        """Statistics of each network path, the active one first; empty after the end.
 
-        A connection remembers eight paths at most: those which are being probed or
-        validated, and those which it has left.
+        A connection keeps at most eight paths: paths in use, in validation, and left ones.
         """
         engine = self._engine
         found: list[PathStatistics] = []
@@ -155,7 +154,7 @@ class PathCalls(DatagramCalls):
             )
 
     def _close_path(self, address: Address) -> None:
-        """Use a path no more, and close its socket if it has one of its own."""
+        """Remove a path, and close its socket if it has one of its own."""
         self._engine.forget_path(address)
         if type(address) is SocketPath:
             self._driver.sockets.close(address.name)

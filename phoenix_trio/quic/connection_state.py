@@ -8,6 +8,7 @@ applications are in :mod:`.connection`.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, MutableMapping
 from typing import TYPE_CHECKING, Any
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ConnectionState"]
 
-logger = bounded_logger("phoenix_trio.quic")
+logger: logging.Logger = bounded_logger("phoenix_trio.quic")
 
 
 class ConnectionState:
@@ -181,7 +182,7 @@ class ConnectionState:
 
     @property
     def peer_certificate_chain(self) -> tuple[Certificate, ...]:
-        """The certificates which the peer sent, its own first, then the others as they came.
+        """The peer's certificates, its own first, then the others in the order of arrival.
 
         Only the first is proved to be the peer's: a peer can send any others with it.  Empty
         where :attr:`peer_certificate` is ``None``.

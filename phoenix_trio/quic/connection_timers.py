@@ -33,7 +33,7 @@ class ConnectionTimers:
         self._table = table
         self._timers: Timers[Route] = Timers()
         self._sleep: trio.CancelScope | None = None
-        self.held_work_at = math.inf
+        self.held_work_at: float = math.inf
         """When to do the work that is held back; call :meth:`set_alarm` after a change."""
 
     def __len__(self) -> int:

@@ -1,13 +1,13 @@
 """Drives one UDP socket: reads datagrams, runs timers, delivers events, sends packets.
 
 Floor 2.  The driver owns the socket, and only the driver calls engines with packets and
-times.  It contains no protocol arithmetic, and knows nothing of streams: above it, a
-connection is a :class:`~phoenix_trio.quic.route.Sink`, which takes events.
+times.  It contains no protocol arithmetic, and does not deal with streams.  It delivers the
+events of a connection to a :class:`~phoenix_trio.quic.route.Sink` of the floor above.
 
 One turn: drain the socket up to a bound and hand each datagram to its engine
 (:mod:`~phoenix_trio.quic.receiving`), run the timers that are due, deliver events, flush
-every connection that has something to say (:mod:`~phoenix_trio.quic.sending`), sleep until
-the socket is readable or a deadline comes.
+every connection with something to send (:mod:`~phoenix_trio.quic.sending`), sleep until the
+socket is readable or a deadline expires.
 
 Two ways to run: :meth:`SocketDriver.run` in a nursery; or, where there is no
 nursery (a listener opened by a plain function), the tasks that wait take turns at
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import math
 from collections.abc import Awaitable, Callable
 
@@ -55,7 +56,7 @@ from .waiter import Lot
 
 __all__ = ["SocketDriver"]
 
-logger = bounded_logger("phoenix_trio.quic")
+logger: logging.Logger = bounded_logger("phoenix_trio.quic")
 
 #: Events that the driver itself acts on; see :meth:`SocketDriver._act_on_event`.
 _RARE_EVENTS = frozenset(
@@ -76,8 +77,8 @@ class SocketDriver(Flushing):
       socket: bound and non-blocking; closed by :meth:`close`.
       config: limits of the endpoint.
       reset_key: secret for stateless reset tokens, at least 16 bytes.
-      relay: the way to other processes on the same port; ``None``: there are none.  It stays
-        open.
+      relay: passes datagrams on to other processes on the same port; ``None``: there are no
+        others.  The caller closes it.
 
     Raises:
       ValueError: the server ID of the configuration is too long beside other processes.
@@ -92,9 +93,9 @@ class SocketDriver(Flushing):
     ) -> None:
         self.socket = socket
         self.config = config
-        self.memory = EndpointMemory(config)
+        self.memory: EndpointMemory = EndpointMemory(config)
         """Shared by all connections of the socket."""
-        # (Linux reserves twice what it grants, for its own records.)
+        # (Linux doubles the granted size, for its own records.)
         self._arrivals = Arrivals(2 * socket.statistics.receive_buffer_size)
         self._reset_key = reset_key
         self._ids = ConnectionIdFormat(
@@ -118,9 +119,9 @@ class SocketDriver(Flushing):
         self._sender = Sender(
             socket, on_transmitted=self._on_transmitted, on_blocked=self._end_or_schedule
         )
-        self.sockets = LocalSockets(socket)
-        """With those to which client connections have moved."""
-        self.rebinding = Rebinding(
+        self.sockets: LocalSockets = LocalSockets(socket)
+        """The endpoint's socket, and further ones of moved client connections."""
+        self.rebinding: Rebinding = Rebinding(
             self.sockets,
             sending=lambda: self._sender.sending,
             add_socket=self.add_socket,
@@ -134,9 +135,9 @@ class SocketDriver(Flushing):
             self._drive, on_stop=self._flush_left_over, on_unattended=self.close_if_unused
         )
         self.failure: BaseException | None = None
-        """What has stopped the driver for good."""
-        self.has_own_tasks = False
-        """Whether :meth:`run` drives; otherwise, tasks that wait do."""
+        """The error that has stopped the driver for good."""
+        self.has_own_tasks: bool = False
+        """Whether :meth:`run` drives; otherwise, waiting tasks do."""
         self.close_when_unused = False
         """Close the socket as soon as there is neither a listener nor a connection."""
         self.on_close: Callable[[], None] | None = None
@@ -157,7 +158,7 @@ class SocketDriver(Flushing):
 
     @property
     def shares_port(self) -> bool:
-        """Whether other processes receive a part of what is sent to the port."""
+        """Whether other processes receive a part of the port's datagrams."""
         return self._relay is not None
 
     @property
@@ -180,15 +181,15 @@ class SocketDriver(Flushing):
         self._incoming.is_leaving = False
 
     def refuse_clients(self) -> None:
-        """From now on, tell clients which dial that this endpoint takes no more."""
+        """From now on, refuse new clients with CONNECTION_REFUSED."""
         self.accept = None
         self._incoming.is_leaving = True
 
     def report_local_addresses(self) -> None:
         """From now on, answer each peer from the local address to which it sends.
 
-        For listening.  Clients do without: the system chooses their address by the route
-        to the server, and chooses anew when the network changes.
+        For listening.  Clients do not need it: the system chooses their address by the route
+        to the server, and again when the network changes.
         """
         self.socket.report_local_addresses()
 
@@ -229,7 +230,7 @@ class SocketDriver(Flushing):
 
         Raises:
           trio.BrokenResourceError: the socket has failed before.
-          OSError: it failed while this task drove it.
+          OSError: the socket failed while this task drove it.
         """
         if self.failure is not None:
             raise trio.BrokenResourceError("the endpoint's socket has failed") from self.failure
@@ -240,7 +241,7 @@ class SocketDriver(Flushing):
 
         Raises:
           trio.BusyResourceError: another task drives.
-          OSError: the socket failed for good; every connection has been told before.
+          OSError: the socket failed for good; the connections have ended with this error.
         """
         if self._hand_over.is_running:
             raise trio.BusyResourceError("the endpoint is being driven by another task")
@@ -272,7 +273,7 @@ class SocketDriver(Flushing):
             self.rebinding.nursery = None
 
     def _flush_left_over(self) -> None:
-        """Send what the cancelled tasks would have sent: no task may drive for long."""
+        """Send the packets left by cancelled tasks: it can take long until another drives."""
         if self._sender.dirty and not self._is_closed:
             self._flush_without_driver()
 
@@ -297,7 +298,7 @@ class SocketDriver(Flushing):
         return [route.sink for route in self._routes]
 
     def close(self) -> None:
-        """Send what can be sent, close the socket, forget every connection.  Idempotent."""
+        """Send pending packets once, close the socket, drop every connection.  Idempotent."""
         if self._is_closed:
             return
         now = trio.current_time()
@@ -308,7 +309,7 @@ class SocketDriver(Flushing):
             self._sender.dirty[route] = None
             self._on_transmitted(route, now)
         self.flush_now()
-        # One more copy to peers that may not know yet, because this is the last chance.
+        # A last copy of CONNECTION_CLOSE to peers that have not answered.
         for route in list(self._routes):
             route.engine.say_again()
             self._sender.dirty[route] = None
@@ -320,11 +321,11 @@ class SocketDriver(Flushing):
         self._close_socket()
 
     async def linger(self) -> None:
-        """Wait until the peers of closed connections know, or were told often enough.
+        """Wait until the peers of closed connections have answered, or all copies were sent.
 
-        Clients whose handshake is under way are waited for, too: they are told when it is
-        complete.  That takes a round trip if no packet is lost, and `close_linger` seconds at
-        most.  Call it while the driver runs.
+        This includes clients in the handshake: they get CONNECTION_CLOSE when it is complete.
+        The wait takes a round trip if no packet is lost, and `close_linger` seconds at most.
+        Call it while the driver runs.
 
         Cancellation: CONNECTION_CLOSE is not sent again.
         """
@@ -336,8 +337,7 @@ class SocketDriver(Flushing):
     def close_if_unused(self) -> None:
         """Close now if :attr:`close_when_unused` is set and nothing needs the socket.
 
-        Closing periods are kept only while a task drives: without one, they would never
-        end.
+        Closing periods count only while a task drives: otherwise they would never end.
         """
         if not self.close_when_unused or self.accept is not None:
             return
@@ -382,7 +382,7 @@ class SocketDriver(Flushing):
                 await self.socket.wait_readable()
 
     async def _watch_socket(self, socket: DatagramSocket) -> None:
-        """Take turns when a socket besides the endpoint's own is readable, until it is closed."""
+        """Run a turn whenever a further socket is readable, until it is closed."""
         while True:
             try:
                 await socket.wait_readable()
@@ -407,9 +407,9 @@ class SocketDriver(Flushing):
             self._turn()
 
     def _turn(self) -> bool:
-        """Read what has arrived, run the timers that are due, answer.
+        """Read waiting datagrams, run the timers that are due, send answers.
 
-        Returns whether there may be more to do at once.
+        Returns whether another turn is needed at once.
         """
         now = trio.current_time()
         touched: dict[Route, None] = {}
@@ -449,7 +449,7 @@ class SocketDriver(Flushing):
         self._deliver_events(route, now)
         self._end_or_schedule(route, now)
         if self._dialling.routes:
-            # (A packet that cannot leave this host is known at once.)
+            # (The system may report a packet that cannot leave this host at once.)
             for ended in self._dialling.end_unreachable():
                 self._deliver_events(ended, now)
                 self._end_or_schedule(ended, now)
@@ -516,7 +516,7 @@ class SocketDriver(Flushing):
             self._timers.schedule(route, route.handshake_deadline)
 
     def _release(self, route: Route, now: float) -> None:
-        """Free the engine of a connection that is over; keep what answers late packets."""
+        """Free the engine of a connection that is over; keep its answer to late packets."""
         self._deliver_events(route, now)
         released = route.engine.release()
         if released is None:
@@ -528,10 +528,10 @@ class SocketDriver(Flushing):
         sink.on_released(remains)
 
     def _forget(self, route: Route, now: float) -> None:
-        """Free all that is known of a connection whose closing period is over."""
+        """Remove all records of a connection whose closing period is over."""
         if route not in self._routes:
             return
-        del self._routes[route]  # (First, because telling the sink may lead here again.)
+        del self._routes[route]  # (First, because the sink's callback may lead here again.)
         self._end_dialling(route)
         self._release(route, now)
         if route.place is not None:

@@ -15,10 +15,11 @@ from typing import Final
 from ..config import SMALLEST_UDP_PAYLOAD, TransportConfig
 from . import events
 from .connection_end import ConnectionEnd
-from .established.congestion import make_control
+from .established.congestion import Control, make_control
 from .established.connection import Established
+from .established.connection_ids import PeerIds
 from .established.ecn import NOT_ECT
-from .established.memory_budget import EndpointMemory
+from .established.memory_budget import EndpointMemory, MemoryBudget
 from .established.parameters import PeerParameters
 from .established.paths import Paths
 from .established.rtt import RoundTrip
@@ -36,8 +37,8 @@ from .wire.errors import NO_ERROR, NO_VIABLE_PATH
 
 __all__ = ["Engine"]
 
-#: Seconds by which a timer is taken to be later than it is: the sum which makes a deadline
-#: may be rounded up, and the clock may stand still.
+#: Seconds added to the time of a timer: the sum in a deadline may be rounded up, and a clock
+#: with coarse steps may not have reached it.
 _TIMER_SLACK: Final = 1e-6
 
 
@@ -69,16 +70,16 @@ class Engine(ConnectionEnd):
         super().__init__(settings.is_client)
         memory = EndpointMemory(config) if memory is None else memory
         self.config = config
-        self.receive_memory = memory.receive
-        self.paths = Paths(settings.is_client)
-        self.rtt = RoundTrip(config.initial_rtt)
-        self.control = make_control(config.congestion_control, SMALLEST_UDP_PAYLOAD)
-        # More than can be buffered cannot be in flight; packets' own overhead is on top.
+        self.receive_memory: MemoryBudget = memory.receive
+        self.paths: Paths = Paths(settings.is_client)
+        self.rtt: RoundTrip = RoundTrip(config.initial_rtt)
+        self.control: Control = make_control(config.congestion_control, SMALLEST_UDP_PAYLOAD)
+        # The send buffer bounds the bytes in flight; packet overhead comes on top.
         self.control.maximum_window = 2 * config.send_buffer_size
-        self.streams = Streams(
+        self.streams: Streams = Streams(
             is_client=settings.is_client, config=config, memory=memory, events=self._events
         )
-        self.handshake = Handshake(
+        self.handshake: Handshake = Handshake(
             self,
             settings,
             LocalParameters(
@@ -91,7 +92,7 @@ class Engine(ConnectionEnd):
                 max_datagram_frame_size=65_535 if config.enable_datagrams else 0,
             ),
         )
-        self.state = State(
+        self.state: State = State(
             is_client=settings.is_client,
             config=config,
             streams=self.streams,
@@ -108,8 +109,8 @@ class Engine(ConnectionEnd):
         if settings.preferred is not None:
             self.state.local_ids.add_preferred(settings.preferred_cid)
             self.paths.announced = settings.preferred
-        self.established = Established(self.state)
-        self.peer_ids = self.state.peer_ids
+        self.established: Established = Established(self.state)
+        self.peer_ids: PeerIds = self.state.peer_ids
         self.state.on_handshake_done = self._on_handshake_done
         self.state.on_ticket = self.handshake.take_tls_message
         self.state.on_token = settings.keep_token
@@ -132,7 +133,7 @@ class Engine(ConnectionEnd):
         s.touch_keep_alive(now)
 
     def receive(self, data: bytes, address: Address, now: float, mark: int = NOT_ECT) -> None:
-        """Take one UDP payload, with its ECN codepoint, which was routed to this connection."""
+        """Process one UDP payload of this connection, with its ECN codepoint."""
         self.receive_run(data, 0, len(data), address, now, mark)
 
     def receive_run(
@@ -145,20 +146,20 @@ class Engine(ConnectionEnd):
         mark: int = NOT_ECT,
         stop: int | None = None,
     ) -> int:
-        """Take datagrams of `size` bytes (the last may be shorter) from `data`, from `start` on.
+        """Process datagrams of `size` bytes (the last may be shorter) of `data`.
 
-        They end at `stop` (``None``: with `data`, nothing of which is kept), and all have
-        the ECN codepoint `mark`.
+        They begin at `start`, end at `stop` (``None``: with `data`), and all have the ECN
+        codepoint `mark`.  The engine keeps no reference to `data`.
 
-        Returns the position of the first one which was not taken, because it may be
-        for another connection; at least one is taken.
+        Returns the position of the first datagram not processed, because it may be for
+        another connection; at least one is processed.
         """
         if stop is None:
             stop = len(data)
         end = stop
         s = self.state
         try:
-            # (After a fault nothing is taken any more; CONNECTION_CLOSE may still have to leave.)
+            # (After a fault, datagrams are ignored; CONNECTION_CLOSE may still have to leave.)
             if self._is_over or (self._end is not None and self._end.cause is not Cause.LOCAL):
                 end = min(start + size, stop)
                 if self._closing is not None:
@@ -190,7 +191,7 @@ class Engine(ConnectionEnd):
             self.established.give_token(make_token(path.addr, self.state.now))
 
     def _go_on_with_handshake(self) -> None:
-        """What a packet may have brought before the handshake is confirmed."""
+        """Act on a packet before the handshake is confirmed: keys, tokens, completion."""
         s = self.state
         if self._is_client and s.is_complete and s.recovery.largest_acknowledged >= s.first_one_rtt:
             # RFC 9001 section 4.1.2: the server reads 1-RTT packets once it is complete.
@@ -200,7 +201,7 @@ class Engine(ConnectionEnd):
             self._events.append(events.EarlyDataReady(self.handshake.alpn))
 
     def _collect(self) -> None:
-        """Notice what the two halves have found, and report what is due."""
+        """Collect faults and events of the two halves, and report those that are due."""
         s = self.state
         if s.fault is not None:
             fault, s.fault = s.fault, None
@@ -220,12 +221,12 @@ class Engine(ConnectionEnd):
         self.streams.collect()
 
     def set_arrivals(self, arrivals: Arrivals) -> None:
-        """Learn from the driver what it knows of when packets have arrived."""
+        """Set the driver's record of arrival times of packets."""
         self.rtt.arrivals = arrivals
 
     @property
     def path_ceiling(self) -> Callable[[Address], int | None]:
-        """The largest payload which the interface towards an address takes."""
+        """The largest payload of the interface towards an address."""
         return self.state.path_ceiling
 
     @path_ceiling.setter
@@ -233,19 +234,19 @@ class Engine(ConnectionEnd):
         self.state.path_ceiling = ceiling
 
     def begin_pass(self) -> None:
-        """The driver begins a new round of sending: judge anew what should wait for more."""
+        """Begin a new round of sending: decide again which data waits for more."""
         self.established.begin_pass()
 
     def transmit(self, now: float, slab: bytearray | None = None) -> list[Run]:
-        """One paced run of UDP payloads, or a few; empty when all is said for now.
+        """One paced run of UDP payloads, or a few; empty: nothing to send now.
 
         Each comes with its destination and the size of its datagrams (the last may
-        be shorter).  When more may leave at once, :meth:`has_more_to_send`.
+        be shorter).  If more may leave at once, :meth:`has_more_to_send` returns true.
 
         Args:
           now: the time.
-          slab: room for a run, which the result may be a view of; it is valid until
-            the slab is used again.
+          slab: room for a run.  The result may be a view of it, valid until the slab is
+            used again.
         """
         if self._closing is not None:
             return self._count_sent(self._closing.transmit(now))
@@ -271,7 +272,7 @@ class Engine(ConnectionEnd):
         return runs
 
     def on_timer(self, now: float) -> None:
-        """A deadline given by :meth:`next_deadline` has come, or passed."""
+        """Act on a deadline of :meth:`next_deadline` that has expired."""
         if self._is_terminated:
             return
         s = self.state
@@ -313,9 +314,10 @@ class Engine(ConnectionEnd):
         return deadline
 
     def only_acknowledgement_due(self) -> float | None:
-        """When to send what was received its acknowledgement, if that is all there is to do.
+        """When to send a delayed acknowledgement, if nothing else is pending.
 
-        ``None``: there may be more, so :meth:`transmit` and :meth:`next_deadline` are due.
+        ``None``: something else may be pending, so call :meth:`transmit` and
+        :meth:`next_deadline`.
         """
         if self._end is not None:
             return None
@@ -339,23 +341,23 @@ class Engine(ConnectionEnd):
         return bool(self._events)
 
     def take_events(self) -> list[events.Event]:
-        """What has happened since the last call."""
+        """The events since the last call."""
         if not self._events:
             return []
         result = self._events[:]
         self._events.clear()
         return result
 
-    # ------------------------------------------------------------------ told by the handshake
+    # ------------------------------------------------------------------ called by the handshake
 
     def coalesce(self, now: float, room: int, must_fill: bool) -> bytes:
         """A packet of application data for the rest of a datagram; empty: there is none."""
         if self.peer_ids.current.cid != self.handshake.peer_cid:
-            return b""  # RFC 9000 section 12.2: all packets of a datagram have the same one
+            return b""  # RFC 9000 section 12.2: one connection ID for all packets of a datagram
         return self.established.coalesce(now, room, must_fill)
 
     def on_peer_cid(self, cid: bytes) -> None:
-        """The peer is to be addressed by this connection ID from now on."""
+        """Use this connection ID for the peer from now on."""
         self.established.set_peer_cid(cid)
 
     def on_keys(
@@ -368,18 +370,18 @@ class Engine(ConnectionEnd):
             self._early_pending = True
 
     def on_packet(self, level: int, packet: bytes, address: Address, now: float, mark: int) -> None:
-        """A packet of application data from a datagram which the handshake was given."""
+        """Process a packet of application data that followed handshake packets in a datagram."""
         s = self.state
         if s.fault is not None or s.peer_close is not None or self._end is not None:
             return
         self.established.receive_packet(level == EARLY, packet, address, now, mark)
 
     def on_parameters(self, parameters: PeerParameters, remembered: bool) -> None:
-        """The peer's transport parameters, which were checked."""
+        """Apply the peer's transport parameters; they are checked."""
         self.established.set_parameters(parameters, remembered=remembered)
 
     def on_crypto(self, data: bytes) -> None:
-        """TLS has something to say in 1-RTT packets."""
+        """Queue TLS data for 1-RTT packets."""
         self.state.crypto_send.write(data)
 
     def on_complete(self, alpn: str | None, early_data_accepted: bool, resumed: bool) -> None:
@@ -392,7 +394,7 @@ class Engine(ConnectionEnd):
             self._confirm()
 
     def _on_handshake_done(self) -> None:
-        """Client: HANDSHAKE_DONE has come."""
+        """Client: HANDSHAKE_DONE has arrived."""
         if not self.state.is_confirmed and self.state.is_complete:
             self.handshake.confirm()
             self._confirm()
@@ -402,7 +404,7 @@ class Engine(ConnectionEnd):
         self._events.append(events.HandshakeConfirmed())
 
     def on_early_data_refused(self) -> None:
-        """What was sent in 0-RTT packets is to be sent again."""
+        """Send the data of all 0-RTT packets again."""
         self.established.on_early_data_refused(self.state.now)
 
     def on_retry(self) -> None:

@@ -102,9 +102,9 @@ class ErrorQueue:
     def __init__(self, raw: socket.socket) -> None:
         self._raw = raw
         self._failures: deque[DeliveryFailure] = deque(maxlen=_KEPT)
-        self.is_asked = False
+        self.is_asked: bool = False
         """Whether the system keeps errors for this socket at present."""
-        self.was_asked = False
+        self.was_asked: bool = False
         """Whether it has ever kept them; otherwise no call can fail because of another datagram."""
 
     def ask(self, *, wanted: bool) -> None:

@@ -171,7 +171,7 @@ class ApplicationFace(Protocol):
 
     @property
     def peer_certificate_chain(self) -> tuple[Certificate, ...]:
-        """The certificates which the peer sent, its own first, if they were accepted."""
+        """The peer's certificates, its own first, if they were accepted."""
 
     @property
     def client_certificate_requested(self) -> bool:
@@ -339,7 +339,7 @@ class ApplicationFace(Protocol):
         """Challenge the server on another path; whether there is a connection ID for it."""
 
     def move_to_path(self, address: Address) -> bool:
-        """Use a path which was validated from now on; whether that is possible."""
+        """Use a validated path from now on; whether that is possible."""
 
     def forget_path(self, address: Address) -> None:
         """Use this path no more, unless it is the active one."""

@@ -5,6 +5,7 @@ Floor 2.  A part of :class:`~phoenix_trio.quic.driver.SocketDriver`.
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 
 import trio
@@ -16,7 +17,7 @@ from .sending import Sender
 
 __all__ = ["Flushing"]
 
-logger = bounded_logger("phoenix_trio.quic")
+logger: logging.Logger = bounded_logger("phoenix_trio.quic")
 
 #: Flushes in a row while no task drives.  Two: what the first holds back because more may be
 #: written (:meth:`Engine.begin_pass`) would wait for a driver that may not come.

@@ -45,7 +45,7 @@ class HandOver:
         self._on_unattended = on_unattended
         self._waiting: dict[Lot, int] = {}
         self._is_closed = False
-        self.is_running = False
+        self.is_running: bool = False
         """Whether a task runs the job, or is about to."""
 
     async def run(self) -> None:

@@ -5,6 +5,7 @@ Floor 2.  Carries out what :class:`~phoenix_trio.quic.handshake.admission.Admiss
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 
@@ -18,7 +19,7 @@ from .route import Route, Sink
 
 __all__ = ["Incoming"]
 
-logger = bounded_logger("phoenix_trio.quic")
+logger: logging.Logger = bounded_logger("phoenix_trio.quic")
 
 
 class Incoming:
@@ -48,14 +49,14 @@ class Incoming:
         self._add = add
         self.accept: Callable[[Admit, SocketAddress], tuple[Engine, Sink]] | None = None
         """Set while the endpoint listens: makes the connection of an admitted client."""
-        self.is_leaving = False
-        """Set when the endpoint takes no more clients: they are told so, and go elsewhere."""
+        self.is_leaving: bool = False
+        """Set when the endpoint refuses all clients, so that they dial another server."""
         self.answers: dict[str, int] = {}
         """Answers sent without any state, by kind."""
-        self.datagrams_unroutable = 0
-        self.connections_accepted = 0
-        self.connections_refused = 0
-        self.handshakes_failed = 0
+        self.datagrams_unroutable: int = 0
+        self.connections_accepted: int = 0
+        self.connections_refused: int = 0
+        self.handshakes_failed: int = 0
 
     def take_short(self, data: bytes, address: Address, now: float) -> None:
         """A datagram with a short header that belongs to no connection."""
@@ -104,7 +105,7 @@ class Incoming:
     def _answer(self, verdict: Drop | Answer, address: Address) -> None:
         if isinstance(verdict, Answer):
             self.answers[verdict.kind] = self.answers.get(verdict.kind, 0) + 1
-            # There is no state behind it: if the socket is full, the answer is dropped.
+            # The answer has no state: it is dropped if the socket is full.
             self._socket.send_run(verdict.data, address)
 
     def _admit(
@@ -115,12 +116,13 @@ class Incoming:
         try:
             engine, sink = self.accept(verdict, client)
         except Exception:
-            # A trace file that cannot be made, for instance: other clients must not suffer.
+            # For example, a trace file that cannot be opened.  Other clients must still be
+            # admitted.
             logger.exception("a connection from %s could not be made", client)
             return None
         engine.receive(data, address, now, mark)
         if not engine.has_peer and not engine.is_ending:
-            # It has taken no packet, so it gets no state.
+            # No packet of it was valid, so no state is kept.
             self.datagrams_unroutable += 1
             sink.on_released(engine.release()[1])
             return None

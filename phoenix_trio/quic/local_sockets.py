@@ -1,16 +1,18 @@
-"""The sockets of one endpoint: its own, and those to which client connections have moved.
+"""The sockets of one endpoint: its own, and further ones of moved client connections.
 
-Floor 2.  A client which moves to another path (RFC 9000 section 9.2) opens a socket for it.
-Both paths lead to the same server, so the address of what comes and goes by such a socket
-names the socket as well (:class:`~phoenix_trio.quic.path_address.SocketPath`).  Sender and
-receiver of the driver use :class:`LocalSockets` in the place of the endpoint's own socket from
-then on; until then, it costs nothing.
+Floor 2.  A client that moves to another path (RFC 9000 section 9.2) opens a socket for it.
+Both paths lead to the same server, so the address of a datagram on such a socket names the
+socket as well (:class:`~phoenix_trio.quic.path_address.SocketPath`).  From then on, the sender
+and the receiver of the driver use :class:`LocalSockets` in place of the endpoint's own socket;
+before that, it costs nothing.
 
-A socket of this kind belongs to one connection, and must not harm another one: what fails for
-it counts as lost.
+Such a socket belongs to one connection, and must not affect others: a datagram that it cannot
+send counts as lost.
 """
 
 from __future__ import annotations
+
+import logging
 
 import attrs
 import trio
@@ -24,9 +26,9 @@ from .route import Route
 
 __all__ = ["LocalSockets"]
 
-logger = bounded_logger("phoenix_trio.quic")
+logger: logging.Logger = bounded_logger("phoenix_trio.quic")
 
-#: Counters of sockets, which are summed over all of them.
+#: Counters summed over all sockets.
 _COUNTERS = tuple(
     field.name
     for field in attrs.fields(SocketStatistics)
@@ -74,8 +76,8 @@ class LocalSockets:
     def add(self, socket: DatagramSocket, route: Route, remote: SocketAddress) -> SocketPath | None:
         """Take up a socket; it is closed with the connection, or by :meth:`close`.
 
-        Returns the path from it to `remote`; ``None``, and the socket stays the caller's:
-        that cannot be reached from there.
+        Returns the path from it to `remote`; ``None``: it cannot reach `remote`, and the
+        caller keeps the socket.
         """
         target = socket.reachable(display_address(remote))
         if target is None:
@@ -108,7 +110,7 @@ class LocalSockets:
     # ------------------------------------------------------------------ facts
 
     def address_of(self, path: Address) -> SocketAddress:
-        """The local address of the socket which a path uses."""
+        """The local address of a path's socket."""
         found = self.more.get(path.name) if type(path) is SocketPath else None
         return self._own.address if found is None else found.socket.address
 
@@ -169,7 +171,7 @@ class LocalSockets:
     ) -> int:
         """See :meth:`.datagram_socket.DatagramSocket.send_run`.
 
-        What is for a socket which was closed, or fails, is lost.
+        Datagrams for a closed or failing socket are lost.
         """
         if type(address) is not SocketPath:
             taken = self._own.send_run(data, address, segment_size, mark)
@@ -189,7 +191,7 @@ class LocalSockets:
         return taken
 
     async def wait_writable(self) -> None:
-        """Wait until the socket which was full last has room, or is one of :attr:`more` no more.
+        """Wait until the socket that was full last has room, or was removed.
 
         Raises:
           trio.ClosedResourceError: the endpoint's own socket was closed.

@@ -4,14 +4,14 @@ Floor 1.  Sockets are raw and non-blocking, driven by ``trio.lowlevel``, which m
 three times cheaper per datagram than ``trio.socket``.  They are never connected: peers
 migrate, and a server's preferred address changes the target (RFC 9000 section 9).
 
-On Linux the kernel takes and gives runs of datagrams in one call (UDP GSO and GRO,
-``udp(7)``); where it does not, or refuses once, the run is taken apart here and nothing
-above notices.
+On Linux one system call sends or receives a run of datagrams (UDP GSO and GRO, ``udp(7)``).
+Without it, or when the kernel refuses a run, this module sends the datagrams one by one.
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 import socket
 import sys
 from collections.abc import Callable
@@ -39,10 +39,10 @@ from .socket_options import SOL_UDP, UDP_GRO, UDP_SEGMENT
 
 __all__ = ["UdpNetwork", "UdpSocket", "bind_raw"]
 
-logger = bounded_logger("phoenix_trio.quic")
+logger: logging.Logger = bounded_logger("phoenix_trio.quic")
 
-#: Errors which concern one datagram or one passing moment, not the socket: the datagram
-#: counts as lost, which is what QUIC is made to repair.
+#: Errors of one datagram or one passing moment, not of the socket.  The datagram counts as
+#: lost, and QUIC's loss recovery repairs that.
 _SOFT_ERRORS = PASSING_ERRORS | {
     errno.EADDRNOTAVAIL,
     errno.ECONNRESET,
@@ -51,8 +51,8 @@ _SOFT_ERRORS = PASSING_ERRORS | {
     errno.EPERM,
 }
 
-#: Sending: the system refuses this one address.  A peer can bring that about by sending
-#: from port 0, which is received but cannot be answered; the others must not suffer.
+#: Sending: the system refuses this one address.  A peer can cause that by sending from port 0,
+#: which cannot be answered.  Other connections must not be affected.
 _SOFT_SEND_ERRORS = _SOFT_ERRORS | {
     errno.EAFNOSUPPORT,
     errno.EINVAL,
@@ -63,24 +63,24 @@ _SOFT_SEND_ERRORS = _SOFT_ERRORS | {
 _IPV4_AND_UDP_HEADERS = 20 + 8
 _IPV6_AND_UDP_HEADERS = 40 + 8
 
-#: What the kernel says where an interface or an old kernel cannot do GSO.
+#: Errors of the kernel where an interface or an old kernel cannot do GSO.
 _GSO_REFUSED = frozenset({errno.EIO, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOPROTOOPT})
 
-#: Refusals in a row after which GSO is not tried any more.  One can be a passing matter:
-#: a run for an interface whose MTU is smaller than its segments.
+#: Refusals in a row after which GSO is not tried any more.  A single one can have another
+#: cause: a run for an interface whose MTU is smaller than its segments.
 _GSO_PATIENCE = 3
 
-#: The control messages which carry a mark.
+#: The control messages with an ECN mark.
 _IPV4_MARK = (socket.IPPROTO_IP, socket.IP_TOS)
 _IPV6_MARK = (socket.IPPROTO_IPV6, getattr(socket, "IPV6_TCLASS", 67))
 _MARK_MESSAGES = frozenset({_IPV4_MARK, _IPV6_MARK})
 
-#: What a system can say which does not take a mark with a datagram, and how often it may.
+#: Errors of a system without marks for single datagrams, and how often they are tolerated.
 _MARK_REFUSED = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOPROTOOPT})
 _MARK_PATIENCE = 8
 
-#: What a system can say when it does not take our own address with a datagram: the address
-#: has gone from its interface, say.
+#: Errors when the system refuses our own address for a datagram, for example because the
+#: address was removed from its interface.
 _SOURCE_REFUSED = frozenset(
     {
         errno.EADDRNOTAVAIL,
@@ -98,8 +98,8 @@ _CONTROL_CACHE = 256
 #: Local addresses of which the text is kept.
 _LOCAL_CACHE = 256
 
-#: Room for the control messages which are asked for (the size of a run's segments, its ECN
-#: codepoint in the IPv4 and the IPv6 form, our own address).
+#: Room for the enabled control messages (the size of a run's segments, its ECN codepoint in
+#: the IPv4 and the IPv6 form, our own address).
 _CONTROL_BYTES = 96 + packet_info.SPACE
 
 _ECN_MASK = 0b11
@@ -186,7 +186,7 @@ class UdpSocket:
         data: bytes | bytearray
         buffer: bytearray | None = None
         known = 0 if pool is None else len(pool)
-        # Soft errors count against the limit as well: a flood of them must not hold the loop.
+        # Soft errors count against the limit as well: a flood of them must not block the loop.
         for _ in range(limit):
             try:
                 if pool is not None:
@@ -199,7 +199,7 @@ class UdpSocket:
                     size = len(data)
             except (BlockingIOError, InterruptedError):
                 if was_woken and not received and self._errors.is_asked:
-                    self._errors.drain()  # (It may be what has woken us, and would again.)
+                    self._errors.drain()  # (An unread error queue keeps the socket readable.)
                 break
             except OSError as error:
                 self._note_error(error, _SOFT_ERRORS)
@@ -225,7 +225,7 @@ class UdpSocket:
         return received
 
     def _learn_local(self, level: int, value: bytes) -> str | None:
-        """The local address which a control message names; its text is kept."""
+        """The local address in a control message; its text is cached."""
         if len(self._locals) >= _LOCAL_CACHE:
             self._locals.clear()
         local = self._locals[value] = packet_info.local_address(level, value)
@@ -256,10 +256,10 @@ class UdpSocket:
                     before = self._datagrams_sent
                     taken = self._send_each(data, address, segment_size, mark)
                     if error.errno != errno.EINVAL or self._datagrams_sent > before:
-                        # (Else not runs are at fault, but the address or the size.)
+                        # (Otherwise the cause is the address or the size, not GSO.)
                         self._on_gso_refused(error)
                     return taken
-                # (One by one they may get through, where the run was too large.)
+                # (Single datagrams may pass where the run was too large.)
                 self._note_error(error, _SOFT_SEND_ERRORS)
             else:
                 self._gso_refusals = 0
@@ -270,7 +270,7 @@ class UdpSocket:
     def _send_each(
         self, data: bytes | memoryview, address: Address, segment_size: int, mark: int
     ) -> int:
-        """Send the datagrams of a run one by one; how many bytes were taken."""
+        """Send the datagrams of a run one by one; the number of bytes sent."""
         size = len(data)
         for start in range(0, size, segment_size):
             if not self._send_one(data[start : start + segment_size], address, mark):
@@ -303,7 +303,7 @@ class UdpSocket:
             except OSError as error:
                 if not self._errors.was_asked or error.errno not in PASSING_ERRORS:
                     raise
-                # Perhaps it is about a datagram of another connection.
+                # The error may belong to a datagram of another connection.
                 if control:
                     self._errors.retry(partial(self._raw.sendmsg, [data], control, 0, address))
                 else:
@@ -311,15 +311,15 @@ class UdpSocket:
         except OSError as error:
             if local is None or error.errno not in _SOURCE_REFUSED:
                 raise
-            # Perhaps our address has gone from its interface, or was never one to send
-            # from (broadcast).  If it goes without, neither runs nor marks are to blame,
-            # nor is any other peer to suffer.
+            # Our address may be gone from its interface, or may not be one to send from
+            # (broadcast).  If sending without it works, then neither runs nor marks are the
+            # cause, and they stay enabled for other peers.
             self._submit(data, address, segment_size, mark)
 
     def _make_control(
         self, segment_size: int, mark: int, is_ipv4: bool, local: str | None
     ) -> list[tuple[int, int, bytes]]:
-        """The control messages which say the size of segments, the mark, and our address."""
+        """The control messages for the size of segments, the mark, and our address."""
         control: list[tuple[int, int, bytes]] = []
         if segment_size:
             value = segment_size.to_bytes(2, sys.byteorder)
@@ -342,12 +342,12 @@ class UdpSocket:
             return False
         except OSError as error:
             if mark and error.errno in _MARK_REFUSED:
-                # Perhaps because of the mark: the datagram must not suffer for that.
+                # The mark may be the cause: try once more without it.
                 before = self._datagrams_sent
                 if not self._send_one(data, address, NOT_ECT):
                     return False
                 if self._datagrams_sent > before:
-                    # (Else it is the address, port 0 say, which is at fault.)
+                    # (Otherwise the cause is the address, for example port 0.)
                     self._on_mark_refused(error)
                 return True
             self._note_error(error, _SOFT_SEND_ERRORS)
@@ -492,8 +492,8 @@ def bind_raw(address: SocketAddress, buffer_size: int | None, *, reuse_port: boo
 
     Args:
       address: ``::`` means IPv4 as well.
-      buffer_size: asked of the system for both buffers; ``None``: its default.
-      reuse_port: let other sockets be bound to the same address.
+      buffer_size: requested from the system for both buffers; ``None``: its default.
+      reuse_port: let other sockets bind to the same address.
 
     Raises:
       OSError: the address is not local, or the port is in use; the text names both.

@@ -2,7 +2,7 @@
 
 Floor 0, pure.  A network path has two ends (RFC 9000 section 9).  A socket bound to
 one address has the same local end for all peers, and the peer's address alone names
-the path.  A client which has moved to another socket names that as well
+the path.  After a client has moved to another socket, its paths name that as well
 (:class:`SocketPath`).  A server's wildcard socket has as many local ends as the host has
 addresses, and a peer takes answers only from the one it has sent to (section 9:
 "packets from an unknown server address" are discarded).  There, each received

@@ -1,14 +1,14 @@
-"""Lets client connections go on when the local address of their socket has gone.
+"""Lets client connections go on when the host loses the local address of their socket.
 
-Floor 2.  A socket which is bound to one address is of no use when the host loses that address.
-Where ``TransportConfig.leave_lost_address`` permits it, a connection goes on from a socket
-which is bound to none (RFC 9000 section 9.2), for which the system chooses the address by the
-route, again and again.  So that happens once, on the first packet which cannot leave, and
-nothing is polled.
+Floor 2.  A socket bound to one address cannot send once the host loses that address.  With
+``TransportConfig.leave_lost_address``, the connection then goes on from a socket bound to all
+addresses (RFC 9000 section 9.2).  There the system chooses the address of each packet by the
+route.  The first packet that cannot leave starts this, so no polling is needed.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 
 import trio
@@ -22,21 +22,21 @@ from .route import Route
 
 __all__ = ["Rebinding"]
 
-logger = bounded_logger("phoenix_trio.quic")
+logger: logging.Logger = bounded_logger("phoenix_trio.quic")
 
-#: Sockets which are opened for one connection at most.  One is enough; the others are for when
-#: the server has given no connection ID yet, or no socket can be opened.
+#: The most sockets opened for one connection.  One is enough; further attempts are needed if
+#: the server has given no connection ID yet, or opening the socket fails.
 _ATTEMPTS = 3
 
 
 class Rebinding:
-    """Moves connections away from local addresses which have gone.
+    """Moves connections away from lost local addresses.
 
     Args:
       sockets: those of the endpoint.
       sending: the connection whose packets are being sent.
       add_socket: drives another socket for a connection.
-      flush_soon: sends what a connection has to say.
+      flush_soon: sends the pending packets of a connection.
     """
 
     __slots__ = ("_add_socket", "_flush_soon", "_left", "_sending", "_sockets", "nursery",
@@ -61,7 +61,7 @@ class Rebinding:
         """Opens another socket, bound to a host and port."""
 
     def add(self, route: Route, socket: DatagramSocket) -> None:
-        """A connection, which may leave a lost address, uses this socket."""
+        """Add a connection that uses this socket and may leave a lost address."""
         self._left.setdefault(route, _ATTEMPTS)
         socket.report_lost_address(self._on_lost_address)
 
@@ -74,7 +74,7 @@ class Rebinding:
         self._left.pop(route, None)
 
     def _on_lost_address(self) -> None:
-        """A packet could not leave, since the address of its socket is not ours any more."""
+        """Act on a packet that could not leave, because its socket's address is lost."""
         route = self._sending()
         if route is None or self.nursery is None or self._left.get(route, 0) <= 0:
             return
@@ -83,7 +83,7 @@ class Rebinding:
         self.nursery.start_soon(self._rebind, route)
 
     async def _rebind(self, route: Route) -> None:
-        """Let the connection go on from a socket which is bound to no address."""
+        """Let the connection go on from a socket bound to all addresses."""
         assert self.open_socket is not None
         try:
             socket = await self.open_socket(None, 0)

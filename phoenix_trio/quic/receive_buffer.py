@@ -23,7 +23,7 @@ class ReceiveBuffer:
     def __init__(self) -> None:
         self._pieces: deque[bytes | bytearray] = deque()
         self._head_offset = 0
-        self.size = 0
+        self.size: int = 0
         """Bytes held."""
 
     def __len__(self) -> int:

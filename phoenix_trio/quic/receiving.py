@@ -25,11 +25,11 @@ from .turn_budget import Account, TurnBudget
 __all__ = ["Receiver"]
 
 
-#: Runs of datagrams read in one turn before anything is sent: enough to share the cost of a
-#: turn, few enough that acknowledgements are not kept waiting.
+#: Runs of datagrams read in one turn before the driver sends: enough to share the cost of a
+#: turn, and few enough to send acknowledgements in time.
 RUNS_PER_TURN = 16
 
-#: Times that the socket is read in one turn at most, while what comes is held back.
+#: The most times that the socket is read in one turn, while arriving datagrams are held back.
 BATCHES_PER_TURN = 8
 
 
@@ -42,7 +42,7 @@ class Receiver:
       table: finds connections.
       budget: bounds the time that expensive datagrams take.
       incoming: takes datagrams that belong to no connection.
-      relay: passes on what belongs to other processes; ``None``: there are none.
+      relay: passes datagrams on to other processes; ``None``: there are no others.
       ids: finds the process in a connection ID; needed with a `relay`.
     """
 
@@ -67,7 +67,7 @@ class Receiver:
         self._relay = relay
         self._ids = ids
         self._pool = receive_pool(config.memory_pool_size) if config.enable_memory_pool else None
-        self.resets_received = 0
+        self.resets_received: int = 0
 
     def use(self, socket: RunReceiver) -> None:
         """Read `socket` from now on."""
@@ -118,14 +118,14 @@ class Receiver:
     ) -> bool:
         """Hand the datagrams of a run to their connections, and add these to `touched`.
 
-        Those which another process has passed on (`was_passed_on`) are not passed on again.
+        Datagrams from another process (`was_passed_on`) are not passed on again.
 
         Returns whether some of them have to wait, or were dropped, because their
         connection's datagrams are expensive.
         """
         data, address, size, mark, stop = run
         if not address[1]:
-            # Nothing can be sent to port 0, so such a datagram is worth no work.
+            # A datagram from port 0 cannot be answered, so it is dropped.
             self._incoming.datagrams_unroutable += -(-stop // size) if size else 1
             return False
         budget = self._budget
@@ -192,11 +192,12 @@ class Receiver:
     def _pass_on(self, relay: Relay, run: ReceivedRun, start: int) -> int:
         """Give the datagrams of a run, from `start` on, to the process of their connection.
 
-        These have a connection ID which is unknown here, and which another process has made.
-        They are not answered here in any case: a stateless reset would end a connection which
-        the other process knows (RFC 9000 section 10.3.2).
+        Their connection ID is unknown here, and names another process.  This process never
+        answers them: a stateless reset would end a connection of the other process
+        (RFC 9000 section 10.3.2).
 
-        Returns where they end; `start`: the first one belongs here, if anywhere.
+        Returns the end of the datagrams passed on; `start`: the first one is not for another
+        process.
         """
         data, address, size, mark, stop = run
         end = min(start + size, stop)
@@ -233,4 +234,4 @@ class Receiver:
         for at in range(start, stop, step):
             piece = bytes(data[at : min(at + step, stop)])
             if not self._budget.hold(account, (piece, address, size, mark, len(piece)), len(piece)):
-                break  # (There is no room for the rest either.)
+                break  # (No room for the rest, either.)

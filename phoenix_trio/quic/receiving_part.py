@@ -96,8 +96,8 @@ class ReceivingPart(trio.abc.ReceiveStream, Generic[ConnectionT], metaclass=NoPu
     def is_readable(self) -> bool:
         """Whether :meth:`receive_some` would return, or raise, without waiting for the peer.
 
-        For a pool of idle streams: one on which nothing is due and which is readable all the
-        same was ended, reset, or lost with its connection, and is not to be used again.
+        For a pool of idle streams, where no data is due: a readable one was ended, reset, or
+        lost with its connection, and must not be used again.
         """
         return self._is_ready()
 

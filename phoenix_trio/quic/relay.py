@@ -1,16 +1,15 @@
 """Passes datagrams on between processes that share a port.
 
-Floor 1.  The system chooses the process for a datagram by the addresses it has come from and
-gone to, so the datagrams of a client which has moved come to any of the processes.  The number
-of the right one is in their connection ID
-(:mod:`~phoenix_trio.quic.connection_id_format`): they are passed on to it through a Unix
-datagram socket, with all that the system has said of them, and are dealt with there as if they
-had come to its own socket.
+Floor 1.  The system chooses the process for a datagram by source and destination address.  So
+the datagrams of a client that has moved can reach the wrong process.  Their connection ID
+contains the number of the right one (:mod:`~phoenix_trio.quic.connection_id_format`).  The
+receiving process passes them on through a Unix datagram socket, together with their addresses
+and ECN mark.  The right process treats them like datagrams of its own socket.
 
-Each process has one inbox, and the sending ends of all.  A full inbox drops, as a UDP socket's
-buffer does, so nothing waits and memory is bounded by the buffers of the sockets.
+Each process has one inbox, and the sending ends of all.  A full inbox drops datagrams, like a
+UDP socket's buffer.  So no process waits for another, and the sockets' buffers bound the memory.
 
-A message is a head, the peer's host, our own host (if the system has told it), and a run of
+A message is a head, the peer's host, our own host (if the system reports it), and a run of
 datagrams.  The head, without padding: the ECN codepoint (1 byte), the size of the datagrams (2),
 the peer's port (2), flow information (4) and scope (4), the lengths of the two hosts (1 each).
 """
@@ -33,13 +32,13 @@ __all__ = ["Relay", "open_inbox"]
 
 _HEAD = struct.Struct("!BHHIIBB")
 
-#: Bytes of a message at most: a head, two hosts, a run.
+#: The most bytes of a message: a head, two hosts, a run.
 _LARGEST_MESSAGE = _HEAD.size + 2 * 255 + 65_535
 
-#: Bytes which wait in an inbox at most, the system's bookkeeping included; it may grant less.
+#: The size of an inbox in bytes, including the system's records; the system may grant less.
 INBOX_SIZE = 1024 * 1024
 
-#: What the system says when an inbox is full, or has no reader any more.
+#: Errors when an inbox is full, or its process has ended.
 _DROPPED = frozenset(
     {errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.EMSGSIZE, errno.ECONNREFUSED, errno.EPIPE}
 )
@@ -48,7 +47,7 @@ _DROPPED = frozenset(
 def open_inbox() -> tuple[socket.socket, socket.socket]:
     """The receiving end and the sending end of an inbox."""
     receive, send = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-    # (Linux counts what waits against the buffer of the sender.)
+    # (Linux counts waiting messages against the sender's buffer.)
     with contextlib.suppress(OSError):
         send.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, INBOX_SIZE)
     return receive, send
@@ -64,7 +63,7 @@ class Relay:
       outboxes: the sending ends of all inboxes by number.
       keys: with which all of them seal tickets and tokens; ``None``: each has its own.
 
-    The sockets stay the caller's, and become non-blocking.
+    The caller keeps the sockets; they become non-blocking.
     """
 
     __slots__ = ("_inbox", "_outboxes", "dropped", "keys", "number", "passed_on", "secret")
@@ -77,21 +76,21 @@ class Relay:
         outboxes: Sequence[socket.socket],
         keys: SharedKeys | None = None,
     ) -> None:
-        self.number = number
-        self.secret = secret
-        self.keys = keys
+        self.number: int = number
+        self.secret: bytes = secret
+        self.keys: SharedKeys | None = keys
         self._inbox = inbox
         self._outboxes = tuple(outboxes)
         for each in (inbox, *self._outboxes):
             each.setblocking(False)
-        self.passed_on = 0
+        self.passed_on: int = 0
         """Datagrams passed on to others."""
-        self.dropped = 0
+        self.dropped: int = 0
         """Datagrams dropped because the inbox of another process was full."""
 
     @property
     def count(self) -> int:
-        """How many processes there are."""
+        """The number of processes."""
         return len(self._outboxes)
 
     def pass_on(
@@ -102,11 +101,11 @@ class Relay:
         Args:
           worker: its number.
           run: one datagram at least; of the last one there may be less than `size`.
-          address: where they came from, with our own end if it is known.
+          address: their source, with our own address if it is known.
           mark: their ECN codepoint.
 
         Raises:
-          OSError: the socket has failed, as it should not.
+          OSError: the socket has failed.
         """
         datagrams = -(-len(run) // size)
         try:
@@ -119,7 +118,7 @@ class Relay:
             self.passed_on += datagrams
 
     def take(self, limit: int) -> list[ReceivedRun]:
-        """Up to `limit` runs which others have passed on to this process.  Never blocks."""
+        """Up to `limit` runs that other processes have passed on.  Never blocks."""
         taken: list[ReceivedRun] = []
         for _ in range(limit):
             try:
@@ -148,7 +147,7 @@ def _head_of(address: Address, size: int, mark: int) -> bytes:
 
 
 def _parse(message: bytes) -> ReceivedRun:
-    # (Processes of one program have written it, so it has the right form.)
+    # (Only processes of the same program write to it, so the form is not checked.)
     mark, size, port, flow, scope, host_length, own_length = _HEAD.unpack_from(message)
     host_end = _HEAD.size + host_length
     own_end = host_end + own_length

@@ -87,7 +87,7 @@ class ConnectionRemains:
     has_limits_to_send = False
     has_queued_datagrams = False
     has_unacknowledged_streams = False
-    idle_timeout = math.inf
+    idle_timeout: float = math.inf
     is_congested = False
     keep_alive: float | None = None
     peer_forbids_moves = False
@@ -105,12 +105,12 @@ class ConnectionRemains:
         unacknowledged: dict[int, tuple[int, int]],
         unread: UnreadData,
     ) -> None:
-        self.config = config
-        self.quic_version = quic_version
-        self.cipher = cipher
-        self.key_exchange = key_exchange
-        self.peer_certificate_chain = peer_certificate_chain
-        self.max_datagram_payload = max_datagram_payload
+        self.config: TransportConfig = config
+        self.quic_version: int = quic_version
+        self.cipher: str | None = cipher
+        self.key_exchange: str | None = key_exchange
+        self.peer_certificate_chain: tuple[Certificate, ...] = peer_certificate_chain
+        self.max_datagram_payload: int | None = max_datagram_payload
         self._statistics = statistics
         self._unacknowledged = unacknowledged
         self._unread = unread

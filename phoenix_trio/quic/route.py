@@ -74,14 +74,14 @@ class Route:
     )
 
     def __init__(self, engine: DriverFace, sink: Sink, *, place: Place | None = None) -> None:
-        self.engine = engine
-        self.sink = sink
-        self.place = place
-        self.is_pending = place is not None
+        self.engine: DriverFace = engine
+        self.sink: Sink = sink
+        self.place: Place | None = place
+        self.is_pending: bool = place is not None
         """Whether this is an incoming connection whose handshake is not complete."""
         self.account: Account | None = None
         """The recent processor time of the connection; ``None`` during the handshake."""
-        self.handshake_deadline = math.inf
+        self.handshake_deadline: float = math.inf
         """When the handshake fails for being too slow; infinite: it is complete, or has failed."""
         self.connection_ids: set[bytes] = set()
         """All IDs of this route (see :class:`~phoenix_trio.quic.routing_table.RoutingTable`)."""
@@ -89,9 +89,9 @@ class Route:
         """Hashes of the peer's stateless reset tokens."""
         self.initial_connection_id: bytes | None = None
         """The ID chosen by the client, until the handshake is confirmed."""
-        self.scheduled_at = math.inf
-        self.looked_at = math.inf
-        self.pace = INITIAL_PACE
+        self.scheduled_at: float = math.inf
+        self.looked_at: float = math.inf
+        self.pace: float = INITIAL_PACE
         # (These three: see :class:`~phoenix_trio.quic.timers.Timed`.)
         self.writers: set[trio.lowlevel.Task] = set()
         """Tasks that have written since packets were last built, and may write more."""

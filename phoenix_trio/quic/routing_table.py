@@ -34,8 +34,8 @@ class RoutingTable:
         self.by_reset_key: dict[bytes, Route] = {}
         self.retired: deque[tuple[float, bytes, Route]] = deque()
         """Connection IDs to remove, and when; the next one first."""
-        # Tokens are secrets: looked up by a keyed hash, so that the time of a look-up
-        # says nothing of them (RFC 9000 section 10.3.1).
+        # Tokens are secrets.  A keyed hash is looked up, so that the time of a look-up
+        # reveals nothing of them (RFC 9000 section 10.3.1).
         self._key = os.urandom(32)
 
     def add(self, route: Route, connection_ids: Iterable[bytes]) -> None:
@@ -80,7 +80,7 @@ class RoutingTable:
         return self.by_reset_key.get(self._hash(data[-RESET_TOKEN_LENGTH:]))
 
     def remove(self, route: Route) -> None:
-        """Forget a connection and everything that leads to it, but for the retired list."""
+        """Remove a connection and all its entries, except for those of the retired list."""
         self.routes.pop(route, None)
         for connection_id in route.connection_ids:
             if self.by_connection_id.get(connection_id) is route:

@@ -84,7 +84,7 @@ class Sender:
         """Packets that the socket did not take yet."""
         self.sending: Route | None = None
         """The connection whose packets were built last."""
-        self.is_quiet = False
+        self.is_quiet: bool = False
         """Whether no connection was marked dirty since this was set."""
         self.error: OSError | None = None
         """The error of the socket in another task; :meth:`run` raises it."""

@@ -5,6 +5,7 @@ Floor 3.  For :func:`phoenix_trio.serve` and for the application's transport.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 
 import trio
@@ -21,7 +22,7 @@ from .preferred_address import PreferredAddressOption
 
 __all__ = ["Server", "check_grace", "part"]
 
-logger = bounded_logger("phoenix_trio")
+logger: logging.Logger = bounded_logger("phoenix_trio")
 
 #: With these codes a peer lets go of a stream which it does not need any more.
 _LEAVING = (ApplicationErrorCode.NO_ERROR, ApplicationErrorCode.CANCELLED)
@@ -91,13 +92,13 @@ class Server:
         self._handlers: trio.Nursery | None = None
         # Its tasks go on for the grace period after a cancellation of the server.
         self._scope = trio.CancelScope(shield=True)
-        self.grace_period = check_grace("grace_period", grace_period)
+        self.grace_period: float = check_grace("grace_period", grace_period)
         """Seconds for handlers to finish after a cancellation of :meth:`run`."""
-        self.is_stopping = False
+        self.is_stopping: bool = False
         """Whether :meth:`stop` was called."""
-        self.handlers_cancelled = 0
+        self.handlers_cancelled: int = 0
         """Handlers that had not finished at the end of the grace period."""
-        self.ended = trio.Event()
+        self.ended: trio.Event = trio.Event()
         """Set when :meth:`run` is over."""
 
     def stop(self, deadline: float) -> None:

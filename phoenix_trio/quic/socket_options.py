@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import socket
 import sys
 
@@ -30,7 +31,7 @@ __all__ = [
     "set_buffers",
 ]
 
-logger = bounded_logger("phoenix_trio.quic")
+logger: logging.Logger = bounded_logger("phoenix_trio.quic")
 
 # Linux has these; the socket module of Python 3.11 does not name them.
 _IP_MTU_DISCOVER = 10
@@ -177,7 +178,7 @@ def interface_mtu(address: SocketAddress, local: str | None) -> int | None:
 
 
 def has_lost_address(raw: socket.socket) -> bool:
-    """Whether the socket is bound to an address which is none of this host any more."""
+    """Whether the socket is bound to an address that the host has lost."""
     address = raw.getsockname()
     try:
         with socket.socket(raw.family, socket.SOCK_DGRAM) as other:

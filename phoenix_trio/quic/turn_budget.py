@@ -115,9 +115,9 @@ class Account:
     )
 
     def __init__(self) -> None:
-        self.watched = 0
+        self.watched: int = 0
         """Runs still to be measured exactly."""
-        self.is_dear = False
+        self.is_dear: bool = False
         """Whether its datagrams have to wait in line."""
         self._excess = 0.0  # seconds of excess, less the savings since
         self._price = 0.0  # seconds of a datagram, by the last measurement
@@ -157,7 +157,7 @@ class TurnBudget(Generic[Work]):
         self._use = _Use()  # of all connections
         self._latest: Account | None = None
         self._latest_at = self._other_at = -math.inf
-        self.dropped = 0
+        self.dropped: int = 0
         """Pieces of work dropped so far."""
 
     def begin_turn(self, now: float, *, rested: bool) -> None:

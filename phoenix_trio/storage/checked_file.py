@@ -33,7 +33,7 @@ from .stored_file import StoredFile
 
 __all__ = ["CheckedFile"]
 
-logger = logging.getLogger("phoenix_trio.storage")
+logger: logging.Logger = logging.getLogger("phoenix_trio.storage")
 
 #: Bytes that one step reads again.
 _CHUNK = 1024 * 1024

@@ -84,9 +84,9 @@ class Storage:
         with _umask_lock:
             umask = os.umask(0o077)  # (It can only be read by setting it.)
             os.umask(umask)
-        self.file_mode = 0o666 & ~umask
-        self.lock = threading.RLock()
-        self.folders = Folders(
+        self.file_mode: int = 0o666 & ~umask
+        self.lock: threading.RLock = threading.RLock()
+        self.folders: Folders = Folders(
             self._root,
             self.lock,
             overwrite=overwrite,

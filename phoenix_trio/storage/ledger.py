@@ -75,7 +75,7 @@ class Span:
 
 
 def least_span(start: int) -> int:
-    """How many bytes a record which begins at `start` should cover at least.
+    """The fewest bytes that a record beginning at `start` should cover.
 
     A mebibyte, or a thousandth of the bytes before it if that is more, so that ledgers stay small.
     """
@@ -83,7 +83,7 @@ def least_span(start: int) -> int:
 
 
 def next_stop(start: int) -> int:
-    """Where a record which begins at `start` should end: at a whole mebibyte.
+    """Where a record beginning at `start` should end: at a whole mebibyte.
 
     Stripes of any usual size end there, too, so that another stripe size costs nothing when
     a part is continued.
@@ -100,7 +100,7 @@ def encode_header(header: Header) -> bytes:
 
 
 def encode_record(header: bytes, span: Span) -> bytes:
-    """A record for a ledger which begins with these bytes.
+    """A record for a ledger that begins with these bytes.
 
     The record's own CRC covers the header, too, so a record left from another ledger
     does not count.

@@ -1,4 +1,4 @@
-"""Decides which partial files of a receiver have to go.
+"""Decides which partial files of a receiver to delete.
 
 Floor 4, pure: no files, no clock.  A part is the file left by a broken transfer; it waits
 for its sender to go on.  Parts hold disk space that others need, so they have a

@@ -218,7 +218,7 @@ class BatchReceiver(trio.abc.ReceiveChannel[T_co]):
     async def aclose(self) -> None:
         """End receiving; the peer of a QUIC stream is told.  Idempotent.
 
-        A stream which can be half closed stays open for sending.
+        A half-closeable stream stays open for sending.
         """
         self._closed = True
         self._messages.clear()

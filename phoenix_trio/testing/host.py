@@ -122,8 +122,8 @@ class SimulatedHost:
     def lose(self, address: str) -> None:
         """The host loses one of its addresses, as when a network interface is taken away.
 
-        Nothing leaves from it or arrives there any more.  A socket which is bound to all
-        addresses goes on with the others.
+        No datagram leaves from it or arrives there any more.  A socket bound to all addresses
+        goes on with the others.
 
         Raises:
           ValueError: it is not an address of this host, or is lost already.

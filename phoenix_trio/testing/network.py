@@ -62,9 +62,9 @@ class SimulatedNetwork:
         mtu: int | None = 1500,
         port_unreachable: bool = False,
     ) -> None:
-        self.seed = int.from_bytes(os.urandom(4), "big") if seed is None else seed
+        self.seed: int = int.from_bytes(os.urandom(4), "big") if seed is None else seed
         """The seed in use; print it when a test fails."""
-        self.conditions = Conditions(
+        self.conditions: Conditions = Conditions(
             loss=loss,
             delay=delay,
             jitter=jitter,
@@ -93,7 +93,7 @@ class SimulatedNetwork:
         # Source addresses that a rebinding has put in the place of a socket's own, each with
         # the local address behind it.
         self._aliases: dict[tuple[str, int], tuple[SimulatedSocket, str]] = {}
-        self._lost: set[str] = set()  # addresses which their hosts have no more
+        self._lost: set[str] = set()  # addresses lost by their hosts
         self._sequence = itertools.count()
         self._ports = itertools.cycle(_EPHEMERAL_PORTS)
         self._counts = dict.fromkeys((f.name for f in attrs.fields(NetworkStatistics)), 0)

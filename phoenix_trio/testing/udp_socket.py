@@ -70,7 +70,7 @@ class SimulatedSocket:
         self._datagrams_sent = 0
         self._datagrams_received = 0
         self._send_blocked = 0
-        self.block_sending = False
+        self.block_sending: bool = False
         """Set it to let the send buffer seem full, until :meth:`unblock_sending`."""
 
     def __repr__(self) -> str:

@@ -79,7 +79,7 @@ async def test_it_does_so_after_a_move_as_well(autojump_clock: MockClock) -> Non
 
 
 async def test_it_stays_unless_it_was_asked_to_leave(autojump_clock: MockClock) -> None:
-    """Packets which are to leave through a tunnel must not leave beside it when it has gone."""
+    """Packets for a tunnel must not leave by another interface when the tunnel is gone."""
     network = SimulatedNetwork(delay=0.01)
     async with bound_client(network, leaves=False) as client:
         network.host(CLIENT).lose(CLIENT)

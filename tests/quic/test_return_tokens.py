@@ -93,7 +93,7 @@ def test_only_the_newest_tokens_hold() -> None:
         opened = tokens.open(token, HERE, 100.0)
         assert opened.number == number
         tokens.use(opened)
-    # A new one takes the place of an old one which was used.
+    # A new token takes the place of an old, used one.
     assert tokens.open(sealed(tokens), HERE, 100.0).number == 20
 
 

@@ -253,7 +253,7 @@ class RenoControl(Control):
         self._stash: int = 0  # bytes acknowledged since the window last grew
 
     def _reduce(self) -> None:
-        self.ssthresh = self._reduced(_RENO_BETA)
+        self.ssthresh: int = self._reduced(_RENO_BETA)
         self._stash = 0
 
     def _avoid(self, acknowledged: int, now: float, grow: bool) -> None:
@@ -287,7 +287,7 @@ class CubicControl(Control):
         # RFC 9438 section 4.7, fast convergence: give way to newcomers.
         share = (1 + _CUBIC_BETA) / 2 if window < self._largest else 1.0
         self._largest = window * share
-        self.ssthresh = self._reduced(_CUBIC_BETA)
+        self.ssthresh: int = self._reduced(_CUBIC_BETA)
 
     def begin_path(self, now: float) -> None:
         super().begin_path(now)

@@ -36,7 +36,7 @@ class Established:
     __slots__ = ("state",)
 
     def __init__(self, state: State) -> None:
-        self.state = state
+        self.state: State = state
         state.recovery.owner = self
 
     # ------------------------------------------------------------------ from the handshake
@@ -316,7 +316,7 @@ class Established:
         return s.paths.add_known(address, s.peer_ids) and self.move_to_path(address)
 
     def move_to_path(self, address: Address) -> bool:
-        """Client: use a path which was validated; see :meth:`.paths.Paths.move`."""
+        """Client: use a validated path; see :meth:`.paths.Paths.move`."""
         s = self.state
         if not s.paths.move(address, s.peer_ids):
             return False

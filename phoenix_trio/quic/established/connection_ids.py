@@ -42,9 +42,9 @@ class LocalId:
     __slots__ = ("cid", "is_sent", "number")
 
     def __init__(self, number: int, cid: bytes) -> None:
-        self.number = number
-        self.cid = cid
-        self.is_sent = False
+        self.number: int = number
+        self.cid: bytes = cid
+        self.is_sent: bool = False
         """Whether the peer was told of it."""
 
 
@@ -81,14 +81,14 @@ class LocalIds:
     ) -> None:
         known = LocalId(0, first)
         known.is_sent = True
-        self.all = [known]
-        self.current = first
+        self.all: list[LocalId] = [known]
+        self.current: bytes = first
         """The one to which the peer sends at present."""
-        self.has_pending = False
+        self.has_pending: bool = False
         """Whether the peer is to be told of some."""
-        self.largest_issued = 0
+        self.largest_issued: int = 0
         """The largest sequence number of which the peer was told."""
-        self.replace_at = math.inf
+        self.replace_at: float = math.inf
         """When to replace retired ones, if the peer has retired many at once; else infinite."""
         self._limit = 0
         self._make = make
@@ -195,9 +195,9 @@ class PeerId:
     __slots__ = ("cid", "number", "reset_token")
 
     def __init__(self, number: int, cid: bytes, reset_token: bytes = b"") -> None:
-        self.number = number
-        self.cid = cid
-        self.reset_token = reset_token
+        self.number: int = number
+        self.cid: bytes = cid
+        self.reset_token: bytes = reset_token
 
 
 class PeerIds:
@@ -219,16 +219,16 @@ class PeerIds:
     )
 
     def __init__(self, first: bytes) -> None:
-        self.current = PeerId(0, first)
+        self.current: PeerId = PeerId(0, first)
         """The one to which this side sends on the active path."""
         self.available: list[PeerId] = []
         self.reserved: dict[int, PeerId] = {}
-        """Those kept for paths which are being validated, by sequence number."""
+        """Connection IDs for paths in validation, by sequence number."""
         self.retiring: list[int] = []
         """Sequence numbers for which RETIRE_CONNECTION_ID is to be sent."""
-        self.tokens_changed = False
+        self.tokens_changed: bool = False
         """Whether :meth:`reset_tokens` has changed since this was last set to false."""
-        self.changes = 0
+        self.changes: int = 0
         """How often the current one was changed."""
         self._numbers = {0}
         self._retire_prior_to = 0

@@ -24,7 +24,7 @@ class CryptoSender:
         self._released = 0  # the offset of the first byte of _data
         self._pending = Ranges()
         self._acknowledged = Ranges()
-        self.has_pending = False
+        self.has_pending: bool = False
         """Whether anything is to be sent."""
 
     def write(self, data: bytes) -> None:

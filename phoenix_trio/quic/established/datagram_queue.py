@@ -29,9 +29,9 @@ class DatagramQueue:
         self._length = length
         self._budget = budget
         self._account: MemoryAccount | None = None  # made when the minimum is exceeded
-        self.size = 0
+        self.size: int = 0
         """Bytes held."""
-        self.dropped = 0
+        self.dropped: int = 0
         """Datagrams dropped so far."""
 
     def __len__(self) -> int:

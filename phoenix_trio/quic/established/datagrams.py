@@ -41,17 +41,17 @@ class DatagramSender:
         # programs use more than one priority, so empty levels stay.
         self._levels: list[tuple[int, deque[tuple[bytes, float, int]]]] = []
         self._earliest: float = math.inf  # no waiting datagram expires before
-        self.limit = -1
+        self.limit: int = -1
         """The largest payload that the peer takes, in bytes; -1: it takes no datagrams."""
-        self.waiting = 0
+        self.waiting: int = 0
         """Datagrams in the queue."""
-        self.queued = 0
+        self.queued: int = 0
         """Datagrams queued so far."""
-        self.dropped = 0
+        self.dropped: int = 0
         """Datagrams dropped so far, because there was no room, or because they were too large."""
-        self.expired = 0
+        self.expired: int = 0
         """Datagrams dropped so far because their time was over."""
-        self.wants_room = False
+        self.wants_room: bool = False
         """Whether a caller waits for room in the queue."""
         self.losses: deque[int] = deque(maxlen=MOST_LOSSES)
         """Tags of datagrams that were lost, dropped or have expired, until they are reported."""

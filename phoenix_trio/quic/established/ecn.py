@@ -31,9 +31,9 @@ class ReceivedMarks:
     __slots__ = ("congestion", "ect_0", "ect_1")
 
     def __init__(self) -> None:
-        self.ect_0 = 0
-        self.ect_1 = 0
-        self.congestion = 0
+        self.ect_0: int = 0
+        self.ect_1: int = 0
+        self.congestion: int = 0
 
     def count(self, mark: int, packets: int = 1) -> None:
         """Count `packets` more, all with the same mark."""
@@ -68,7 +68,7 @@ class EcnMarking:
         self._acknowledged = 0
         self._reported = (0, 0, 0)
         self._base = (0, 0, 0)
-        self.signals = 0
+        self.signals: int = 0
         """How often the peer reported new congestion marks."""
 
     @property

@@ -46,11 +46,11 @@ class ReceiveWindow:
     )
 
     def __init__(self, initial: int, maximum: int, account: MemoryAccount | None = None) -> None:
-        self.maximum = maximum
-        self.size = min(initial, maximum)
-        self.limit = self.size
+        self.maximum: int = maximum
+        self.size: int = min(initial, maximum)
+        self.limit: int = self.size
         """The highest offset that the peer may reach; an update may still be unsent."""
-        self.released = 0
+        self.released: int = 0
         """Bytes read or discarded."""
         self._due = self.size // _UPDATE_SHARE
         self._epoch_start: float | None = None

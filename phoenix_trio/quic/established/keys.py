@@ -47,22 +47,22 @@ class OneRttKeys:
         self.receive: PacketKey | None = None
         self.header_send: HeaderKey | None = None
         self.header_receive: HeaderKey | None = None
-        self.phase = 0
+        self.phase: int = 0
         """The key phase bit of the present keys."""
-        self.lowest_number = _NONE
+        self.lowest_number: int = _NONE
         """The lowest number of a packet received with the present keys."""
-        self.update_pending = False
+        self.update_pending: bool = False
         """Whether the next packet sent begins an update."""
-        self.updates = 0
+        self.updates: int = 0
         """How often the keys were updated, by either side."""
-        self.updates_begun = 0
+        self.updates_begun: int = 0
         """How often this side has begun an update."""
         self._previous: PacketKey | None = None
         self._following: PacketKey | None = None
         self._forget_at = -1.0
         self._keys_since = 0  # the first packet number sent with the present keys, or a later one
         self._updates_noticed = 0
-        self.next_update = KEY_UPDATE_PACKETS
+        self.next_update: int = KEY_UPDATE_PACKETS
         """The packet number from which :meth:`consider_update` is to be called (section 6.6)."""
 
     def install(self, for_sending: bool, suite: int, secret: bytes, version: int) -> None:

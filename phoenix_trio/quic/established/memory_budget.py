@@ -59,11 +59,11 @@ class MemoryBudget:
     __slots__ = ("connections", "limit", "minimum", "used")
 
     def __init__(self, limit: int, minimum: int) -> None:
-        self.limit = limit
-        self.minimum = minimum
-        self.used = 0
+        self.limit: int = limit
+        self.minimum: int = minimum
+        self.used: int = 0
         """Bytes held above the minimums."""
-        self.connections = 0
+        self.connections: int = 0
         """Connections that share the budget."""
 
     def open(self, *, counts: bool = True) -> MemoryAccount:
@@ -88,7 +88,7 @@ class MemoryAccount:
     def __init__(self, budget: MemoryBudget, *, counts: bool = True) -> None:
         self._budget = budget
         self._is_counted = counts
-        self.held = 0
+        self.held: int = 0
         """Bytes held above the minimum."""
         if counts:
             budget.connections += 1
@@ -170,8 +170,8 @@ class EndpointMemory:
 
     def __init__(self, config: TransportConfig) -> None:
         minimum = config.minimum_connection_memory
-        self.receive = MemoryBudget(config.endpoint_receive_memory, minimum)
+        self.receive: MemoryBudget = MemoryBudget(config.endpoint_receive_memory, minimum)
         """For data that the application has not read: stream data by the credit announced, and
         datagrams."""
-        self.send = MemoryBudget(config.endpoint_send_memory, minimum)
+        self.send: MemoryBudget = MemoryBudget(config.endpoint_send_memory, minimum)
         """For stream data not acknowledged by peers."""

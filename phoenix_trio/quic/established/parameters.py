@@ -37,10 +37,10 @@ class PreferredAddress:
         connection_id: bytes,
         reset_token: bytes,
     ) -> None:
-        self.ipv4 = ipv4
-        self.ipv6 = ipv6
-        self.connection_id = connection_id
-        self.reset_token = reset_token
+        self.ipv4: tuple[str, int] | None = ipv4
+        self.ipv6: tuple[str, int] | None = ipv6
+        self.connection_id: bytes = connection_id
+        self.reset_token: bytes = reset_token
 
 
 class PeerParameters:
@@ -66,30 +66,30 @@ class PeerParameters:
     )
 
     def __init__(self) -> None:
-        self.ack_delay_exponent = _DEFAULT_ACK_DELAY_EXPONENT
+        self.ack_delay_exponent: int = _DEFAULT_ACK_DELAY_EXPONENT
         """The exponent of ACK delays: a received delay shifted left by this is in microseconds."""
-        self.active_connection_id_limit = _DEFAULT_CONNECTION_ID_LIMIT
+        self.active_connection_id_limit: int = _DEFAULT_CONNECTION_ID_LIMIT
         """The most connection IDs that the peer keeps for us at a time."""
         self.available_versions: Sequence[int] = ()
         """QUIC versions, from the version information (RFC 9368); empty: not said."""
-        self.disable_active_migration = False
+        self.disable_active_migration: bool = False
         """Whether the peer's address is not to be sent to from another one of ours, except for
         its preferred address."""
-        self.max_ack_delay = _DEFAULT_MAX_ACK_DELAY
+        self.max_ack_delay: float = _DEFAULT_MAX_ACK_DELAY
         """The most seconds by which the peer delays acknowledgements."""
-        self.max_data = 0
-        self.max_datagram_frame_size = 0
+        self.max_data: int = 0
+        self.max_datagram_frame_size: int = 0
         """Bytes of a DATAGRAM frame, header included (RFC 9221 section 3); 0: none is accepted."""
-        self.max_idle_timeout = math.inf
+        self.max_idle_timeout: float = math.inf
         """Seconds; infinite: the peer has no idle timeout."""
-        self.max_stream_data_bidi_local = 0
+        self.max_stream_data_bidi_local: int = 0
         """For bidirectional streams opened by the peer."""
-        self.max_stream_data_bidi_remote = 0
+        self.max_stream_data_bidi_remote: int = 0
         """For bidirectional streams opened by this side."""
-        self.max_stream_data_uni = 0
-        self.max_streams_bidi = 0
-        self.max_streams_uni = 0
-        self.max_udp_payload_size = _DEFAULT_MAX_UDP_PAYLOAD
+        self.max_stream_data_uni: int = 0
+        self.max_streams_bidi: int = 0
+        self.max_streams_uni: int = 0
+        self.max_udp_payload_size: int = _DEFAULT_MAX_UDP_PAYLOAD
         self.preferred_address: PreferredAddress | None = None
-        self.stateless_reset_token = b""
+        self.stateless_reset_token: bytes = b""
         """Of the server's first connection ID; empty: none."""

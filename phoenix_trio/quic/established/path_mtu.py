@@ -55,8 +55,8 @@ class MtuSearch:
     )
 
     def __init__(self, ceiling: int) -> None:
-        self.ceiling = max(ceiling, SMALLEST_UDP_PAYLOAD)
-        self.size = SMALLEST_UDP_PAYLOAD
+        self.ceiling: int = max(ceiling, SMALLEST_UDP_PAYLOAD)
+        self.size: int = SMALLEST_UDP_PAYLOAD
         """The largest payload known to pass, in bytes."""
         self._best_failed = self.ceiling + 1
         self._probe: int | None = None

@@ -5,6 +5,8 @@ Floor 1, sans-IO.
 
 from __future__ import annotations
 
+import logging
+
 from ...config import SMALLEST_UDP_PAYLOAD
 from ..logs import bounded_logger
 from ..path_address import ends_of
@@ -23,7 +25,7 @@ __all__ = [
     "set_datagram_size",
 ]
 
-logger = bounded_logger("phoenix_trio.quic")
+logger: logging.Logger = bounded_logger("phoenix_trio.quic")
 
 #: The largest payload tried on an unknown interface: Ethernet, IPv6.
 _UNKNOWN_PATH_CEILING = 1452

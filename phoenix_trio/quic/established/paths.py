@@ -3,7 +3,7 @@
 Floor 1, sans-IO.  A path is a peer's address, together with the local address where a
 host has several.  The first path of the list is the active one.  A server follows its
 client to a new address and validates it there.  A client moves when its application says
-so, or to the preferred address of its server.
+calls for it, or to the preferred address of its server.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from .parameters import PreferredAddress
 
 __all__ = ["PROBE_SIZE", "Path", "Paths"]
 
-#: Paths which are known at a time; one more takes the place of one that is not in use.
+#: The most paths at a time; a further one replaces one that is not in use.
 _MAX_PATHS = 8
 
-#: Challenges of a peer which wait for their answer; a peer needs the answer to one.
+#: The most challenges of a peer that wait for their answer; a peer needs one answer.
 _PATH_CHALLENGES = 4
 
-#: Our challenges on a path, any of which may still be answered; while the path is not active,
-#: no more are sent.
+#: The most challenges of ours on a path; any of them may still be answered.  While the path is
+#: not active, no more are sent.
 _OWN_CHALLENGES = 5
 
 #: The size to which a datagram with a PATH_CHALLENGE or PATH_RESPONSE is expanded (RFC 9000
@@ -57,24 +57,24 @@ class Path:
     )
 
     def __init__(self, address: Address, is_validated: bool = False) -> None:
-        self.addr = address
-        self.bytes_received = 0
+        self.addr: Address = address
+        self.bytes_received: int = 0
         """UDP payload received while the path was not validated."""
-        self.bytes_sent = 0
-        self.is_validated = is_validated
-        self.is_candidate = False
+        self.bytes_sent: int = 0
+        self.is_validated: bool = is_validated
+        self.is_candidate: bool = False
         """Client: whether the application waits for its validation, to move to it or not."""
-        self.challenge_sent = False
-        """Whether a PATH_CHALLENGE has left which is not known to be lost."""
+        self.challenge_sent: bool = False
+        """Whether a PATH_CHALLENGE was sent, and not declared lost."""
         self.own_challenges: list[bytes] = []
-        """Those which may still be answered."""
+        """Our challenges that may still be answered."""
         self.challenges: list[bytes] = []
-        """The peer's, which wait for their PATH_RESPONSE."""
-        self.reserved_id = -1
+        """The peer's challenges that wait for their PATH_RESPONSE."""
+        self.reserved_id: int = -1
         """The sequence number of the peer's connection ID for this path alone; -1: none."""
-        self.validation_deadline = math.inf
+        self.validation_deadline: float = math.inf
         """When the validation of the active path, or of a candidate, is given up."""
-        self.repeat_at = math.inf
+        self.repeat_at: float = math.inf
         """When a challenge is sent again while the path is not active."""
 
     def can_send(self, size: int) -> bool:
@@ -82,7 +82,7 @@ class Path:
         return self.is_validated or self.bytes_sent + size <= 3 * self.bytes_received
 
     def room(self) -> float:
-        """Bytes which the anti-amplification limit leaves; infinite on a validated path."""
+        """Bytes that the anti-amplification limit permits; infinite on a validated path."""
         if self.is_validated:
             return math.inf
         return 3 * self.bytes_received - self.bytes_sent
@@ -96,7 +96,7 @@ class Path:
         return bool(self.challenges) or self.needs_challenge()
 
     def new_challenge(self) -> bytes:
-        """The data of a PATH_CHALLENGE which leaves now."""
+        """The data of a PATH_CHALLENGE to be sent now."""
         data = os.urandom(8)
         self.own_challenges.append(data)
         if len(self.own_challenges) > _OWN_CHALLENGES:
@@ -105,7 +105,7 @@ class Path:
         return data
 
     def take_challenge(self, data: bytes) -> None:
-        """A PATH_CHALLENGE of the peer; only the newest few are answered."""
+        """Record a PATH_CHALLENGE of the peer; only the newest few are answered."""
         self.challenges.append(data)
         if len(self.challenges) > _PATH_CHALLENGES:
             del self.challenges[0]
@@ -139,13 +139,13 @@ class Paths:
         """Server: those to which its client was asked to move."""
         self.first: SocketAddress | None = None
         """Client: the server's address in the handshake."""
-        self.has_frames = False
-        """Whether any path may have a PATH_CHALLENGE or PATH_RESPONSE to send.  Not if it
-        lacks a connection ID or room: it is asked anew when either has come."""
-        self.repeat_at = math.inf
+        self.has_frames: bool = False
+        """Whether any path may have a PATH_CHALLENGE or PATH_RESPONSE to send.  False while a
+        path lacks a connection ID or room; set again when either arrives."""
+        self.repeat_at: float = math.inf
         """When :meth:`repeat_challenges` is due."""
         self.probed: list[tuple[Address, bool]] = []
-        """Client: candidates which are validated (true), or given up, to be reported."""
+        """Client: candidates to report, with true if validated, false if given up."""
 
     def begin(self, address: Address, *, is_validated: bool) -> None:
         """The path of the handshake."""
@@ -172,14 +172,14 @@ class Paths:
         )
 
     def find(self, address: Address) -> Path:
-        """The path with this address, or a new one which is not in :attr:`all`."""
+        """The path with this address, or a new one; the new one is not added to :attr:`all`."""
         for path in self.all:
             if path.addr == address:
                 return path
         return Path(address)
 
     def count_received(self, path: Path, size: int) -> None:
-        """Bytes have come from an address, whether they can be read or not (section 8.1)."""
+        """Count bytes from an address, whether they can be decrypted or not (section 8.1)."""
         if not path.is_validated:
             path.bytes_received += size
             self.has_frames = True  # (A probe may have waited for the room.)
@@ -189,9 +189,9 @@ class Paths:
         return any(path.addr == address for path in self.all)
 
     def add(self, path: Path, ids: PeerIds) -> None:
-        """Remember a path, in the place of another one if there are many.
+        """Add a path, in place of another one at the limit.
 
-        The active one stays, and of the others one which is not validated goes first.
+        The active path stays.  Of the others, one without validation is replaced first.
         """
         if len(self.all) >= _MAX_PATHS:
             others = self.all[1:]
@@ -215,7 +215,7 @@ class Paths:
             ids.use_reserved(path.reserved_id)
             path.reserved_id = -1
         if not path.is_validated:
-            # A challenge which was sent while the path was only probed is not repeated.
+            # Challenges of the time before the move are not repeated.
             path.challenge_sent = False
             path.validation_deadline = math.inf
         return used_reserved
@@ -223,8 +223,8 @@ class Paths:
     def take_response(self, data: bytes, ids: PeerIds) -> bool:
         """A PATH_RESPONSE; whether the active path is another one or is validated now.
 
-        One which answers no challenge of ours is ignored: the challenge may have been
-        forgotten (RFC 9000 section 19.18).
+        A PATH_RESPONSE to no known challenge is ignored: the challenge may have been dropped
+        (RFC 9000 section 19.18).
         """
         for path in self.all:
             if data in path.own_challenges:
@@ -275,9 +275,9 @@ class Paths:
             self.has_frames = True
 
     def expect_response(self, path: Path, now: float, period: float) -> None:
-        """A challenge has left on a path which is not active: send it again after a while.
+        """Schedule the repetition of a challenge on a path other than the active one.
 
-        RFC 9000 section 8.2.1: as often as an Initial packet, after a `period` which doubles;
+        RFC 9000 section 8.2.1: as often as an Initial packet, after a `period` that doubles;
         :data:`_OWN_CHALLENGES` in all.
         """
         sent = len(path.own_challenges)
@@ -286,9 +286,9 @@ class Paths:
             self.repeat_at = min(self.repeat_at, path.repeat_at)
 
     def repeat_challenges(self, now: float, ids: PeerIds) -> None:
-        """Send the challenges again which nothing has answered, on paths which are not active.
+        """Repeat unanswered challenges on paths other than the active one.
 
-        Candidates which were challenged often enough are given up.
+        Candidates without an answer to the last challenge are given up.
         """
         self.repeat_at = math.inf
         for path in self.all[1:]:
@@ -309,9 +309,8 @@ class Paths:
     def begin_probe(self, address: Address, ids: PeerIds, now: float, period: float) -> bool:
         """Client: challenge the server on another path, and stay on this one (section 9.1).
 
-        :attr:`probed` tells the outcome.  The challenge is repeated as
-        :meth:`expect_response` has it; an answer counts for as long after the last one as
-        would be waited for the next.
+        :attr:`probed` gets the outcome.  :meth:`expect_response` schedules repetitions.  After
+        the last challenge, an answer counts for one more period.
 
         Returns whether the server has given a connection ID for it (section 9.5).
         """
@@ -327,7 +326,7 @@ class Paths:
         return True
 
     def add_known(self, address: Address, ids: PeerIds) -> bool:
-        """Client: a path to the server whose address is known to work, for :meth:`move`.
+        """Client: add a path from a new local address without a probe, for :meth:`move`.
 
         Returns whether the server has given a connection ID for it.
         """
@@ -340,10 +339,10 @@ class Paths:
         return True
 
     def move(self, address: Address, ids: PeerIds) -> bool:
-        """Client: use this path, which is validated, from now on (section 9.2).
+        """Client: use this validated path from now on (section 9.2).
 
-        Returns whether that is so; without a connection ID which was used on no other path,
-        everything stays as it is.
+        Returns whether the connection has moved.  Without a connection ID unused on other
+        paths, it stays.
         """
         for path in self.all[1:]:
             if path.addr != address or not path.is_validated:
@@ -404,7 +403,7 @@ def _preferred_address(preferred: PreferredAddress, active: Address) -> Address 
     if host.version == 4:
         chosen = preferred.ipv4
     elif host.ipv4_mapped is not None:
-        # So does a dual-stack socket report peers of IPv4.
+        # The form in which a dual-stack socket reports IPv4 peers.
         host, prefix, chosen = host.ipv4_mapped, "::ffff:", preferred.ipv4
     if chosen is None:
         return None
@@ -416,7 +415,7 @@ def _preferred_address(preferred: PreferredAddress, active: Address) -> Address 
         or (target.is_loopback and not host.is_loopback)
         or (isinstance(target, ipaddress.IPv6Address) and target.ipv4_mapped is not None)
     ):
-        return None  # malformed, or of use for request forgery (RFC 9000 section 21.5.6)
+        return None  # malformed, or usable for request forgery (RFC 9000 section 21.5.6)
     address: Address = (prefix + chosen[0], chosen[1])
     if len(active) == 4:
         address = (prefix + chosen[0], chosen[1], 0, 0)

@@ -38,9 +38,9 @@ class PieceLimit:
     __slots__ = ("held", "pieces")
 
     def __init__(self) -> None:
-        self.pieces = 0
+        self.pieces: int = 0
         """Pieces held."""
-        self.held = 0
+        self.held: int = 0
         """Bytes held."""
 
     @property

@@ -17,7 +17,7 @@ from ..wire.frames import (
     build_stop_sending,
 )
 from .flow_control import ReceiveWindow
-from .memory_budget import MemoryBudget
+from .memory_budget import MemoryAccount, MemoryBudget
 from .reassembly import PieceLimit
 from .receive_stream import ReceiveStream
 from .sending import add_control
@@ -59,7 +59,7 @@ class Receiving:
     )
 
     def __init__(self, config: TransportConfig, memory: MemoryBudget) -> None:
-        self.account = memory.open()
+        self.account: MemoryAccount = memory.open()
         """The connection's share of the endpoint's memory."""
         self._ceiling: int = min(config.stream_receive_buffer_size, config.receive_buffer_size)
         stream_window = min(INITIAL_STREAM_WINDOW, self._ceiling)

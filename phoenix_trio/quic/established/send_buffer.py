@@ -27,8 +27,8 @@ class SendBuffer:
     def __init__(self) -> None:
         self._chunks: list[bytes | bytearray | memoryview] = []
         self._starts: list[int] = []
-        self.start = 0
-        self.stop = 0
+        self.start: int = 0
+        self.stop: int = 0
 
     def __len__(self) -> int:
         return self.stop - self.start

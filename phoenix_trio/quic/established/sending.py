@@ -95,6 +95,9 @@ class Sending(SendQueue):
         "zero_copy_operations",
     )
 
+    buffered: int
+    unsent: int
+
     def __init__(self, config: TransportConfig, memory: MemoryBudget, ended: list[int]) -> None:
         super().__init__(ended)
         self._limit: int = config.send_buffer_size

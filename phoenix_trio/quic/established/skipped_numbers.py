@@ -42,11 +42,11 @@ class SkippedNumbers:
         self._choose = choose
         self._numbers: list[int] = []  # ascending
         self._period = FIRST_PERIOD
-        self.next = _NEVER
+        self.next: int = _NEVER
         """The next number to skip.  A run of packets has to end before it."""
-        self.newest = -1
+        self.newest: int = -1
         """The largest number skipped so far."""
-        self.count = 0
+        self.count: int = 0
         """Numbers skipped so far."""
 
     def begin(self, following: int) -> None:

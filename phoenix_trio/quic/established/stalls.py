@@ -39,7 +39,7 @@ class Arrivals:
     __slots__ = ("_capacity", "_mark", "_read", "earliest")
 
     def __init__(self, capacity: int) -> None:
-        self.earliest = -math.inf
+        self.earliest: float = -math.inf
         """Data being read now has arrived after this time."""
         self._capacity = capacity
         self._mark: float | None = None

@@ -63,9 +63,9 @@ class PeerClose:
     __slots__ = ("code", "frame_type", "reason")
 
     def __init__(self, code: int, frame_type: int, reason: str) -> None:
-        self.code = code
-        self.frame_type = frame_type
-        self.reason = reason
+        self.code: int = code
+        self.frame_type: int = frame_type
+        self.reason: str = reason
 
 
 class State:
@@ -168,52 +168,52 @@ class State:
         trace: Trace | None,
         make_connection_id: Callable[[], bytes] = random_connection_id,
     ) -> None:
-        self.is_client = is_client
-        self.config = config
-        self.events = queue
-        self.trace = trace
-        self.local_cid = local_cid
+        self.is_client: bool = is_client
+        self.config: TransportConfig = config
+        self.events: list[events.Event] = queue
+        self.trace: Trace | None = trace
+        self.local_cid: bytes = local_cid
         """This side's first connection ID, the source of 0-RTT packets."""
-        self.version = 0
+        self.version: int = 0
 
         # Keys.
-        self.keys = OneRttKeys()
+        self.keys: OneRttKeys = OneRttKeys()
         self.zero_rtt_key: PacketKey | None = None
         """Seals a client's 0-RTT packets, or opens them at the server, while they are permitted."""
         self.zero_rtt_header: HeaderKey | None = None
-        self.can_send_early = False
+        self.can_send_early: bool = False
         """Client: whether 0-RTT packets may be sent."""
 
         # Parts.
-        self.paths = paths
-        self.local_ids = LocalIds(local_cid, reset_token, queue, make_connection_id)
-        self.peer_ids = PeerIds(peer_cid)
-        self.rtt = rtt
-        self.control = control
-        self.recovery = Recovery(rtt, control, Pacer(SMALLEST_UDP_PAYLOAD))
-        self.received = ReceivedPackets()
-        self.streams = streams
-        self.datagrams = DatagramSender(config.datagram_queue_length)
-        self.crypto_send = CryptoSender()
-        self.crypto_receive = CryptoReceiver()
-        self.ecn = EcnMarking(enabled=config.enable_ecn)
+        self.paths: Paths = paths
+        self.local_ids: LocalIds = LocalIds(local_cid, reset_token, queue, make_connection_id)
+        self.peer_ids: PeerIds = PeerIds(peer_cid)
+        self.rtt: RoundTrip = rtt
+        self.control: Control = control
+        self.recovery: Recovery = Recovery(rtt, control, Pacer(SMALLEST_UDP_PAYLOAD))
+        self.received: ReceivedPackets = ReceivedPackets()
+        self.streams: Streams = streams
+        self.datagrams: DatagramSender = DatagramSender(config.datagram_queue_length)
+        self.crypto_send: CryptoSender = CryptoSender()
+        self.crypto_receive: CryptoReceiver = CryptoReceiver()
+        self.ecn: EcnMarking = EcnMarking(enabled=config.enable_ecn)
         self.mtu: MtuSearch | None = None
-        self.ticket_limit = RateLimit(_TICKETS_PER_SECOND, _TICKETS_AT_ONCE)
+        self.ticket_limit: RateLimit = RateLimit(_TICKETS_PER_SECOND, _TICKETS_AT_ONCE)
 
         # The handshake.
-        self.first_one_rtt = 0
+        self.first_one_rtt: int = 0
         """The number of the first 1-RTT packet; 0-RTT packets have smaller ones."""
-        self.is_complete = False
-        self.is_confirmed = False
-        self.handshake_done_pending = False
+        self.is_complete: bool = False
+        self.is_confirmed: bool = False
+        self.handshake_done_pending: bool = False
         self.on_handshake_done: Callable[[], None] | None = None
         self.on_ticket: Callable[[bytes], None] | None = None
         """Client: takes TLS messages of 1-RTT packets."""
         self.on_token: Callable[[bytes], None] | None = None
         """Client: keeps a token for a later connection."""
-        self.token = b""
+        self.token: bytes = b""
         """Server: what proves the client's address in a later connection."""
-        self.token_pending = False
+        self.token_pending: bool = False
         """Whether the client is to be told of it."""
 
         # The end.
@@ -223,51 +223,51 @@ class State:
 
         # Things to send besides those of the parts.
         self.pings: list[int] = []
-        self.probes_due = 0
+        self.probes_due: int = 0
         """Datagrams of a probe timeout still to be sent."""
 
         # Paths.
-        self.peer_forbids_moves = False
+        self.peer_forbids_moves: bool = False
         """Whether the peer has sent disable_active_migration (RFC 9000 section 18.2)."""
         self.mtu_address: Address | None = None
         """The address whose path MTU is searched."""
         self.known_path: Address | None = None
         """The address of the path that congestion control and round-trip times describe."""
         self.ecn_path: Path | None = None
-        self.used_peer_changes = 0
+        self.used_peer_changes: int = 0
         """The count of changes of the peer's connection ID when a packet was last sent."""
         self.path_ceiling: Callable[[Address], int | None] = _unknown_path
         """The largest payload that the interface towards an address takes."""
-        self.max_datagram_size = SMALLEST_UDP_PAYLOAD
-        self.peer_max_udp_payload = LARGEST_UDP_PAYLOAD
-        self.spin = 0
+        self.max_datagram_size: int = SMALLEST_UDP_PAYLOAD
+        self.peer_max_udp_payload: int = LARGEST_UDP_PAYLOAD
+        self.spin: int = 0
         """The spin bit of packets to send (RFC 9000 section 17.4)."""
-        self.spin_number = -1
+        self.spin_number: int = -1
 
         # Times.
-        self.now = 0.0
+        self.now: float = 0.0
         self.arrival_path: Path | None = None
         """The path of the packets being received."""
-        self.arrival_cid = local_cid
+        self.arrival_cid: bytes = local_cid
         """The destination connection ID of these packets."""
-        self.datagrams_received = 0
-        self.ack_delay_exponent = 3
+        self.datagrams_received: int = 0
+        self.ack_delay_exponent: int = 3
         """The exponent of the peer's ACK delays."""
-        self.own_idle_timeout = max(min(config.max_idle_timeout, NEVER), 0.001)
-        self.peer_idle_timeout = math.inf
-        self.idle_since = math.inf
+        self.own_idle_timeout: float = max(min(config.max_idle_timeout, NEVER), 0.001)
+        self.peer_idle_timeout: float = math.inf
+        self.idle_since: float = math.inf
         """When the idle timer was restarted; infinite: it does not run yet."""
-        self.eliciting_sent_since_receipt = False
-        self.keep_alive_at = math.inf
-        self.longest_silence = keep_alive_interval(math.inf, self.own_idle_timeout)
-        self.pacing_at = math.inf
+        self.eliciting_sent_since_receipt: bool = False
+        self.keep_alive_at: float = math.inf
+        self.longest_silence: float = keep_alive_interval(math.inf, self.own_idle_timeout)
+        self.pacing_at: float = math.inf
         self.recovery.longest_backoff = longest_backoff(self.own_idle_timeout)
 
         # One pass of sending.
-        self.more = False
+        self.more: bool = False
         """Whether more may be sent at once than the last call returned."""
-        self.wrote_before = False
-        self.tail_held = False
+        self.wrote_before: bool = False
+        self.tail_held: bool = False
         """Whether a partial packet waits for more data."""
 
     def idle_timeout(self) -> float:

@@ -305,7 +305,7 @@ class Streams(StreamTable):
         peer = self._peer[unidirectional]
         if limit >= peer.announced:
             peer.is_waiting = True
-            self.max_streams_pending = peer.is_due() or self.max_streams_pending
+            self.max_streams_pending: bool = peer.is_due() or self.max_streams_pending
 
     def take_stream_data_blocked(self, stream_id: int) -> None:
         """Take a STREAM_DATA_BLOCKED frame (RFC 9000 section 19.13); it may open the stream.

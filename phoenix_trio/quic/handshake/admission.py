@@ -138,7 +138,7 @@ class Admission:
         self._keys: SharedKeys | None = None
         self._tokens = AddressTokens()
         self._return_tokens = ReturnTokens(config.address_token_lifetime)
-        self.places = Places(config)
+        self.places: Places = Places(config)
         self._unvalidated = RateLimit(config.retry_admission_rate, config.retry_admission_rate)
         self._failures = RateLimit(config.retry_failure_rate, config.retry_failure_rate)
         # Enough for honest clients, useless as a reflector.  Retries are what lets honest

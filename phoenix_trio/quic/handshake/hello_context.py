@@ -185,7 +185,7 @@ class HelloContext(tls.Context):
             shared_key = exchange.finish(public_key)
         except ValueError:
             raise tls.AlertIllegalParameter("ServerHello has an invalid key share") from None
-        self.key_schedule = schedule
+        self.key_schedule: KeySchedule = schedule
         self._psk_schedule = None
         self._exchanges = []
         self._key_group = group
@@ -258,11 +258,11 @@ class HelloContext(tls.Context):
             alpn = [name for name in self._alpn_protocols if name in (hello.alpn or ())]
             if not alpn:
                 raise tls.AlertNoApplicationProtocol("No common ALPN protocols")
-            self.alpn_negotiated = alpn[0]
-        self.client_random = hello.random
-        self.server_random = os.urandom(32)
-        self.legacy_session_id = hello.session_id
-        self.received_extensions = hello.other
+            self.alpn_negotiated: str = alpn[0]
+        self.client_random: bytes = hello.random
+        self.server_random: bytes = os.urandom(32)
+        self.legacy_session_id: bytes = hello.session_id
+        self.received_extensions: list[tls.Extension] | None = hello.other
         if self.alpn_cb is not None and self.alpn_negotiated is not None:
             # (What the application says of itself may change from here on.)
             self.alpn_cb(self.alpn_negotiated)

@@ -79,10 +79,10 @@ class KeySchedule(tls.KeySchedule):
         self._suite = suite = _SUITES[cipher_suite]
         self._messages = hashlib.new(suite.name)
         self._digest = suite.empty
-        self.algorithm = suite.algorithm
+        self.algorithm: HashAlgorithm = suite.algorithm
         self.cipher_suite = cipher_suite
-        self.generation = 0
-        self.secret = bytes(suite.size)
+        self.generation: int = 0
+        self.secret: bytes = bytes(suite.size)
 
     def _transcript(self) -> bytes:
         digest = self._digest

@@ -30,7 +30,7 @@ class InitialKeyring:
     __slots__ = ("_common", "_keys", "_known", "destination_cid")
 
     def __init__(self, destination_cid: bytes, known: InitialKeys | None = None) -> None:
-        self.destination_cid = destination_cid
+        self.destination_cid: bytes = destination_cid
         self._known = known
         self._keys: dict[tuple[int, bool], Keys] = {}
         self._common: dict[int, bytes] = {}

@@ -92,13 +92,13 @@ class LongHeader:
         number_at: int,
         end: int,
     ) -> None:
-        self.kind = kind
-        self.version = version
-        self.destination_cid = destination_cid
-        self.source_cid = source_cid
-        self.token = token
-        self.number_at = number_at
-        self.end = end
+        self.kind: int = kind
+        self.version: int = version
+        self.destination_cid: bytes = destination_cid
+        self.source_cid: bytes = source_cid
+        self.token: bytes = token
+        self.number_at: int = number_at
+        self.end: int = end
 
 
 def parse_long(data: bytes, start: int) -> LongHeader | None:

@@ -106,13 +106,13 @@ class LocalParameters:
         max_datagram_frame_size: int,
         max_udp_payload_size: int = 65_527,
     ) -> None:
-        self.idle_timeout = idle_timeout
-        self.max_data = max_data
-        self.max_stream_data = max_stream_data
-        self.max_streams_bidi = max_streams_bidi
-        self.max_streams_uni = max_streams_uni
-        self.max_datagram_frame_size = max_datagram_frame_size
-        self.max_udp_payload_size = max_udp_payload_size
+        self.idle_timeout: float = idle_timeout
+        self.max_data: int = max_data
+        self.max_stream_data: int = max_stream_data
+        self.max_streams_bidi: int = max_streams_bidi
+        self.max_streams_uni: int = max_streams_uni
+        self.max_datagram_frame_size: int = max_datagram_frame_size
+        self.max_udp_payload_size: int = max_udp_payload_size
 
     def build(
         self,
@@ -182,11 +182,11 @@ class HandshakeParameters:
     )
 
     def __init__(self) -> None:
-        self.peer = PeerParameters()
+        self.peer: PeerParameters = PeerParameters()
         self.initial_source_cid: bytes | None = None
         self.original_destination_cid: bytes | None = None
         self.retry_source_cid: bytes | None = None
-        self.chosen_version = 0
+        self.chosen_version: int = 0
         """From the version information; 0: there is none."""
         self.available_versions: tuple[int, ...] = ()
 

@@ -147,11 +147,11 @@ class Places:
     def __init__(self, config: TransportConfig) -> None:
         self._config = config
         self._peers: dict[str, _Peer] = {}
-        self.connections = 0
+        self.connections: int = 0
         """Incoming connections, unfinished handshakes included."""
-        self.handshakes = 0
+        self.handshakes: int = 0
         """Unfinished handshakes."""
-        self.unvalidated = 0
+        self.unvalidated: int = 0
         """Those of them whose address is not validated."""
         # Half, so that forged addresses leave room for clients which prove theirs.
         self._most_unvalidated = max(1, min(config.max_connections, config.max_handshakes) // 2)

@@ -7,6 +7,7 @@ the owner, or wait for their keys.
 
 from __future__ import annotations
 
+import logging
 from typing import Final
 
 from ...config import SMALLEST_UDP_PAYLOAD
@@ -40,7 +41,7 @@ from .tls_link import TlsLink
 
 __all__ = ["HandshakeReceiver"]
 
-logger = bounded_logger("phoenix_trio.quic")
+logger: logging.Logger = bounded_logger("phoenix_trio.quic")
 
 #: How often a server sends its flight early because the client repeats its hello.
 _ANSWERS_TO_REPEATED_HELLOS: Final = 8

@@ -55,17 +55,17 @@ class HandshakeRecovery:
         self._rtt = rtt
         self._control = control
         self.spaces: tuple[Space, ...] = ()
-        self.is_confirmed = False
-        self.peer_knows_address = not is_client
+        self.is_confirmed: bool = False
+        self.peer_knows_address: bool = not is_client
         """Whether the peer has validated this side's address, so that nothing has to be sent
         only to prove it (RFC 9002 section 6.2.2.1)."""
-        self.max_ack_delay = _DEFAULT_MAX_ACK_DELAY
+        self.max_ack_delay: float = _DEFAULT_MAX_ACK_DELAY
         """The peer's."""
-        self.pto_count = 0
-        self.last_eliciting_sent = 0.0
-        self.packets_acknowledged = 0
-        self.packets_lost = 0
-        self.probe_timeouts = 0
+        self.pto_count: int = 0
+        self.last_eliciting_sent: float = 0.0
+        self.packets_acknowledged: int = 0
+        self.packets_lost: int = 0
+        self.probe_timeouts: int = 0
 
     # -- packets
 

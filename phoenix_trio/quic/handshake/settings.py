@@ -83,17 +83,17 @@ class HandshakeSettings:
         trace_logger: TraceLogger | None,
         is_client: bool,
     ) -> None:
-        self.is_client = is_client
-        self.policy = policy
-        self.alpn = list(alpn)
-        self.key_log = key_log
-        self.trace_logger = trace_logger
+        self.is_client: bool = is_client
+        self.policy: Policy = policy
+        self.alpn: list[str] = list(alpn)
+        self.key_log: TextIO | None = key_log
+        self.trace_logger: TraceLogger | None = trace_logger
         self.versions: Sequence[int] = SUPPORTED_VERSIONS
         """QUIC versions, the preferred one first."""
-        self.first_version = 0
+        self.first_version: int = 0
         """Client: of its first packets; 0: the preferred one.  A server which knows a preferred
         version goes over to it without another round trip (RFC 9368 section 2.3)."""
-        self.cid_length = CONNECTION_ID_LENGTH
+        self.cid_length: int = CONNECTION_ID_LENGTH
         self.make_connection_id: Callable[[], bytes] = random_connection_id
         """Makes this side's connection IDs, of `cid_length` bytes."""
 
@@ -101,7 +101,7 @@ class HandshakeSettings:
         self.server_name: str | None = None
         self.ticket: SessionTicket | None = None
         """Resumes a session."""
-        self.token = b""
+        self.token: bytes = b""
         """Proves this side's address, from an earlier connection; empty: there is none."""
         self.keep_token: Callable[[bytes], None] | None = None
         """Takes a token for a later connection; ``None``: it is of no use."""
@@ -111,15 +111,15 @@ class HandshakeSettings:
         self.find_ticket: Callable[[bytes], SessionTicket | None] | None = None
         self.seal_ticket: Callable[[SessionTicket], bytes] | None = None
         """Makes what the client is given of a session; ``None``: a random label."""
-        self.destination_cid = b""
+        self.destination_cid: bytes = b""
         """Of the packet which was admitted."""
-        self.original_destination_cid = b""
+        self.original_destination_cid: bytes = b""
         self.retry_source_cid: bytes | None = None
         self.initial_keys: InitialKeys | None = None
         """The client's, if they were derived to see that its packet is authentic."""
         self.reset_token: Callable[[bytes], bytes] | None = None
         """Derives the stateless reset token of a connection ID."""
-        self.is_validated = False
+        self.is_validated: bool = False
         """Whether the client has proved its address before."""
         self.make_token: Callable[[Address, float], bytes] | None = None
         """Makes a token for the client's later connections; ``None``: it is given none."""

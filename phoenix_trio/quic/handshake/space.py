@@ -26,8 +26,8 @@ class Keys:
     __slots__ = ("header", "packet")
 
     def __init__(self, packet: PacketKey, header: HeaderKey) -> None:
-        self.packet = packet
-        self.header = header
+        self.packet: PacketKey = packet
+        self.header: HeaderKey = header
 
 
 class HandshakePacket:
@@ -41,13 +41,13 @@ class HandshakePacket:
     __slots__ = ("acknowledges", "frames", "is_eliciting", "is_in_flight", "number", "size", "time")
 
     def __init__(self, number: int, time: float) -> None:
-        self.number = number
-        self.time = time
-        self.size = 0
-        self.is_eliciting = False
-        self.is_in_flight = False
+        self.number: int = number
+        self.time: float = time
+        self.size: int = 0
+        self.is_eliciting: bool = False
+        self.is_in_flight: bool = False
         """Whether it counts in the congestion window."""
-        self.acknowledges = -1
+        self.acknowledges: int = -1
         """The largest number in its ACK frame; -1: it has none."""
         self.frames: list[tuple[int, int, int]] = []
         """Its CRYPTO frames: type, where the data begins and ends."""
@@ -76,20 +76,20 @@ class Space:
     )
 
     def __init__(self, kind: int) -> None:
-        self.kind = kind
+        self.kind: int = kind
         self.send_keys: Keys | None = None
         self.receive_keys: Keys | None = None
-        self.is_discarded = False
-        self.crypto = CryptoSender()
-        self.receiver = CryptoReceiver(_WINDOWS[kind])
-        self.received = ReceivedPackets()
-        self.next_number = 0
+        self.is_discarded: bool = False
+        self.crypto: CryptoSender = CryptoSender()
+        self.receiver: CryptoReceiver = CryptoReceiver(_WINDOWS[kind])
+        self.received: ReceivedPackets = ReceivedPackets()
+        self.next_number: int = 0
         """Of the next packet to send."""
         self.sent: dict[int, HandshakePacket] = {}
         """Those whose arrival is not known, ascending."""
-        self.eliciting_in_flight = 0
-        self.largest_acknowledged = -1
-        self.loss_time = math.inf
+        self.eliciting_in_flight: int = 0
+        self.largest_acknowledged: int = -1
+        self.loss_time: float = math.inf
 
     def has_work(self) -> bool:
         """Whether there is anything to send."""

@@ -70,62 +70,64 @@ class HandshakeState:
     )
 
     def __init__(self, host: HandshakeHost, settings: HandshakeSettings) -> None:
-        self.host = host
-        self.settings = settings
-        self.is_client = settings.is_client
-        self.host_cid = settings.make_connection_id()
+        self.host: HandshakeHost = host
+        self.settings: HandshakeSettings = settings
+        self.is_client: bool = settings.is_client
+        self.host_cid: bytes = settings.make_connection_id()
         """By which the peer addresses this side."""
-        self.version = settings.first_version or settings.versions[0]
+        self.version: int = settings.first_version or settings.versions[0]
         """The QUIC version in use; a server's is that of the client's first packet at first."""
         if settings.is_client:
             original = os.urandom(settings.cid_length)
-            self.keyring = InitialKeyring(original)
-            self.peer_cid = original
+            self.keyring: InitialKeyring = InitialKeyring(original)
+            self.peer_cid: bytes = original
         else:
             original = settings.original_destination_cid
             self.keyring = InitialKeyring(settings.destination_cid, settings.initial_keys)
             self.peer_cid = b""
-        self.original_destination_cid = original
+        self.original_destination_cid: bytes = original
         """The destination connection ID of the client's first packet."""
-        self.retry_source_cid = settings.retry_source_cid
+        self.retry_source_cid: bytes | None = settings.retry_source_cid
         """That of the Retry packet; ``None``: there was none."""
         self.peer_source_cid: bytes | None = None
         """The source connection ID of the peer's first packet."""
-        self.token = settings.token
+        self.token: bytes = settings.token
         """Client: what proves its address, from an earlier connection or a Retry packet."""
-        self.initial = Space(INITIAL)
-        self.handshake = Space(HANDSHAKE)
-        self.recovery = HandshakeRecovery(settings.is_client, host.rtt, host.control)
+        self.initial: Space = Space(INITIAL)
+        self.handshake: Space = Space(HANDSHAKE)
+        self.recovery: HandshakeRecovery = HandshakeRecovery(
+            settings.is_client, host.rtt, host.control
+        )
         self.recovery.spaces = (self.initial, self.handshake)
-        self.packets_sent = 0
+        self.packets_sent: int = 0
 
         self.early: EarlyPackets | None = EarlyPackets(
             (HANDSHAKE_LEVEL, APPLICATION) if settings.is_client else (EARLY,)
         )
         """Packets which wait for keys; ``None`` once all keys are there."""
-        self.can_open_early = False
-        self.can_open_application = False
-        self.can_send_early = False
-        self.cipher_suite = 0
+        self.can_open_early: bool = False
+        self.can_open_application: bool = False
+        self.can_send_early: bool = False
+        self.cipher_suite: int = 0
         """Of 1-RTT packets (RFC 8446 appendix B.4); 0: not agreed yet."""
         self.alpn: str | None = None
         """The application protocol, once it is chosen."""
-        self.ack_delay_exponent = 3
+        self.ack_delay_exponent: int = 3
         """The peer's."""
 
-        self.has_peer = False
+        self.has_peer: bool = False
         """Whether a packet of the peer was ever authentic."""
-        self.came_from_one_address = True
+        self.came_from_one_address: bool = True
         """Server: whether the whole handshake came from the address of its first packet."""
-        self.is_complete = False
-        self.is_confirmed = False
-        self.is_over = False
+        self.is_complete: bool = False
+        self.is_confirmed: bool = False
+        self.is_over: bool = False
         """Whether the connection has ended, or is about to: nothing more is received."""
         self.closing: tuple[int, int, str] | None = None
         """Code, frame type and reason of a CONNECTION_CLOSE to send."""
-        self.probe_pending = False
+        self.probe_pending: bool = False
         """Whether an ack-eliciting packet is to be sent in any case."""
-        self.probes_due = 0
+        self.probes_due: int = 0
         """Datagrams which a probe timeout has still to send."""
 
         logger = settings.trace_logger

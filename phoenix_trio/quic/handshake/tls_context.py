@@ -27,7 +27,7 @@ from aioquic.buffer import Buffer
 from aioquic.quic.packet import QuicTransportParameters, pull_quic_transport_parameters
 from cryptography import x509
 
-from ...errors import ClientCertificateRequired, NoCommonProtocol
+from ...errors import ClientCertificateRequired, HandshakeFailed, NoCommonProtocol
 from ..wire.errors import CRYPTO_ERROR
 from .certificate_judge import JudgingContext
 from .key_exchange import GROUPS
@@ -213,7 +213,7 @@ class PhoenixTLSContext(JudgingContext):
         except tls.Alert as alert:
             self._dead = True
             if self.failure is None:
-                self.failure = handshake_error(
+                self.failure: HandshakeFailed | None = handshake_error(
                     error_code=CRYPTO_ERROR + int(alert.description),
                     reason=str(alert),
                     by_peer=False,

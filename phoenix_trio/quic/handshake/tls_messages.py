@@ -396,20 +396,20 @@ class ClientHello:
     )
 
     def __init__(self) -> None:
-        self.random = b""
-        self.session_id = b""
+        self.random: bytes = b""
+        self.session_id: bytes = b""
         self.cipher_suites: list[int] = []
-        self.compression_methods = b""
+        self.compression_methods: bytes = b""
         self.versions: list[int] | None = None
         self.groups: list[int] = []
         self.signature_algorithms: list[int] | None = None
         self.key_shares: list[tuple[int, bytes]] | None = None
         self.alpn: list[str] | None = None
-        self.psk_modes = b""
+        self.psk_modes: bytes = b""
         self.identities: list[bytes] = []
         self.binders: list[bytes] = []
-        self.binders_at = 0
-        self.has_early_data = False
+        self.binders_at: int = 0
+        self.has_early_data: bool = False
         self.other: list[tuple[int, bytes]] = []
 
 
@@ -515,14 +515,14 @@ class ServerHello:
     )
 
     def __init__(self) -> None:
-        self.is_retry = False
-        self.session_id = b""
-        self.cipher_suite = 0
-        self.compression_method = 0
-        self.version = 0
+        self.is_retry: bool = False
+        self.session_id: bytes = b""
+        self.cipher_suite: int = 0
+        self.compression_method: int = 0
+        self.version: int = 0
         self.key_share: tuple[int, bytes] | None = None
-        self.ticket = -1
-        self.cookie = b""
+        self.ticket: int = -1
+        self.cookie: bytes = b""
 
 
 def parse_server_hello(data: bytes) -> ServerHello:

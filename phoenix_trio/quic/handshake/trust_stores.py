@@ -18,7 +18,7 @@ from OpenSSL import crypto
 
 __all__ = ["store_of", "system_store"]
 
-logger = logging.getLogger("phoenix_trio.quic")
+logger: logging.Logger = logging.getLogger("phoenix_trio.quic")
 
 
 def store_of(field: str, certificates: Sequence[x509.Certificate]) -> crypto.X509Store:

@@ -32,8 +32,8 @@ class Verdict:
         chain: list[x509.Certificate],
         verified: list[x509.Certificate],
     ) -> None:
-        self.certificate = certificate
-        self.chain = chain
+        self.certificate: x509.Certificate = certificate
+        self.chain: list[x509.Certificate] = chain
         every = [certificate, *verified]
         self._not_before = max(each.not_valid_before_utc for each in every)
         self._not_after = min(each.not_valid_after_utc for each in every)

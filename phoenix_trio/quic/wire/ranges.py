@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
+from typing import ClassVar
 
 __all__ = ["Ranges"]
 
@@ -119,7 +120,7 @@ class Ranges:
             return NotImplemented
         return self.starts == other.starts and self.stops == other.stops
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         return f"Ranges({list(self)!r})"

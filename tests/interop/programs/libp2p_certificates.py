@@ -1,4 +1,4 @@
-"""Which certificates does examples/libp2p take for a proof?  Prints a line for each kind.
+"""Prints for each kind of certificate whether examples/libp2p accepts it as a proof.
 
 Runs in an environment with libp2p, as libp2p_host.py does.
 """

@@ -162,7 +162,7 @@ class Owner:
         return key.decrypt(int.from_bytes(number, "big"), clear, packet[at + 2 :])
 
 
-#: Whether to lose a datagram, by the side which has sent it.
+#: Whether to lose a datagram, by its sender.
 Drop = Callable[[Owner, bytes], bool]
 
 

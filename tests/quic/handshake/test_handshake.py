@@ -198,7 +198,7 @@ def test_version_negotiation() -> None:
     ((hello, _),) = pair.client.handshake.transmit(0.0)
     own, original = pair.client.handshake.host_cid, pair.client.handshake.peer_cid
     for source_cid, versions in (
-        (original, [VERSION_1, VERSION_2]),  # with the version which was tried
+        (original, [VERSION_1, VERSION_2]),  # with the version of the client
         (b"another", [VERSION_1]),  # of somebody who has not seen the hello
     ):
         pair.client.handshake.receive(
@@ -451,7 +451,7 @@ def test_a_client_checks_that_the_server_knows_of_the_retry() -> None:
 def with_ticket(
     *, early_data: bool = True, **changes: Any
 ) -> tuple[ClientTLS, Callable[[Admit], HandshakeSettings]]:
-    """The settings of a client which has a session ticket, and of its server."""
+    """The settings of a client with a session ticket, and of its server."""
     store = SessionStore()
     tls = client_tls(session_store=store, early_data=early_data, **changes)
     server = partial(make_server, tls=server_tls(early_data=early_data))

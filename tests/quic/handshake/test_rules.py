@@ -109,7 +109,7 @@ def acknowledgement(*numbers: int) -> bytes:
         (b"\x06" + (frames.LONG_VARINT | (1 << 62) - 1).to_bytes(8, "big") + b"\x01a",
          FRAME_ENCODING_ERROR),
         (b"\x02\0\0\x01\0", FRAME_ENCODING_ERROR),  # ACK, cut short
-        (acknowledgement(0), PROTOCOL_VIOLATION),  # of a packet which was never sent
+        (acknowledgement(0), PROTOCOL_VIOLATION),  # of a packet that was never sent
         (frames.build_crypto(20_000, b"far away"), CRYPTO_BUFFER_EXCEEDED),
         (frames.build_crypto(0, b"\x01\xff\xff\xff"), CRYPTO_BUFFER_EXCEEDED),
         (frames.build_crypto(0, b"\x02\0\0\0"), CRYPTO_ERROR + 10),  # unexpected_message

@@ -1,4 +1,4 @@
-"""What a handshake writes into a qlog trace."""
+"""The events of a handshake in a qlog trace."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Certificate chains which were accepted are not verified again, and never for others."""
+"""A remembered verdict saves the second verification of the same chain, and of no other."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .pair import SERVER, Pair, make_client, make_server
 
 @pytest.fixture
 def checks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The chains which were verified."""
+    """The verified chains."""
     done: list[str] = []
     check = JudgingContext._check_chain
 
