@@ -11,13 +11,20 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
+import trio
 
-from tests.support import authority_pem, server_pem
+import phoenix_trio
+from tests.support import authority_pem, client_tls, server_pem, server_tls
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+sys.path.insert(0, str(EXAMPLES))
+
+import http3_server  # noqa: E402
+
 SEARCH = os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin"
 CLIENT = shutil.which("gtlsclient", path=SEARCH) or shutil.which("ngtcp2-client", path=SEARCH)
 SERVER = shutil.which("gtlsserver", path=SEARCH) or shutil.which("ngtcp2-server", path=SEARCH)
@@ -105,14 +112,67 @@ def test_their_client_opens_many_streams_and_resumes_a_session(directory: Path) 
             )
 
 
+@pytest.mark.skipif(CLIENT is None, reason="Debian's ngtcp2-client is not installed")
+async def test_their_client_moves_to_our_preferred_address(directory: Path) -> None:
+    seen: list[str] = []
+
+    async def handler(connection: phoenix_trio.QuicConnection) -> None:
+        try:
+            await http3_server.handler(connection)
+        finally:
+            seen.append(connection.local_address[0])
+
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            (listener,) = await nursery.start(
+                partial(
+                    phoenix_trio.serve,
+                    handler,
+                    0,
+                    host="0.0.0.0",
+                    tls=server_tls(),
+                    alpn=http3_server.ALPN,
+                    preferred_address="127.0.0.2",
+                )
+            )
+            target = ("127.0.0.1", str(listener.port), "https://localhost/10000000")
+            await trio.run_process(
+                [str(CLIENT), "--exit-on-all-streams-close", "--no-quic-dump", "-q", *target],
+                capture_stdout=True,
+                capture_stderr=True,
+                cwd=directory,
+            )
+            while not seen:
+                await trio.sleep(0.05)
+            nursery.cancel_scope.cancel()
+    assert seen == ["127.0.0.2"]
+
+
+@pytest.mark.skipif(SERVER is None, reason="Debian's ngtcp2-server is not installed")
+async def test_our_client_moves_to_their_preferred_address(directory: Path) -> None:
+    (directory / "htdocs").mkdir()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.2", 0))
+        there = probe.getsockname()
+    option = f"--preferred-ipv4-addr={there[0]}:{there[1]}"
+    with trio.fail_after(30), their_server(directory, option) as port:
+        async with phoenix_trio.open_connection(
+            "127.0.0.1", int(port), tls=client_tls(server_name="localhost"), alpn=("h3",)
+        ) as connection:
+            while connection.peer_address != there:
+                await trio.sleep(0.05)
+            await connection.ping()
+
+
 @contextmanager
-def their_server(directory: Path) -> Iterator[str]:
+def their_server(directory: Path, *options: str) -> Iterator[str]:
     assert SERVER is not None
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     process = subprocess.Popen(
-        [SERVER, "-q", "--htdocs", "htdocs", "127.0.0.1", port, "server-key.pem", "server.pem"],
+        [SERVER, "-q", "--htdocs", "htdocs", *options, "127.0.0.1", port]
+        + ["server-key.pem", "server.pem"],
         cwd=directory,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
