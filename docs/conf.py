@@ -123,8 +123,10 @@ _PRIVATE_IN_SIGNATURES = {
     "DatagramSocket",
     "Decode",
     "Encode",
+    "Group",
     "Handler",
     "Network",
+    "PEMSource",
     "RetryPolicy",
     "SequenceSource",
     "ServerIdentity",
@@ -132,6 +134,7 @@ _PRIVATE_IN_SIGNATURES = {
     "SocketStatistics",
     "SourceData",
     "TargetLike",
+    "Value",
     "WritableFile",
 }
 
@@ -177,15 +180,18 @@ def show_constructor(
     if attrs.has(obj):
         # The generated __init__ has the types, but shows no defaults.
         fields = [field for field in attrs.fields(obj) if field.init]
-        arguments = [
-            f"{field.name}: {field.type}"
-            + ("" if field.default is attrs.NOTHING else f" = {field.default!r}")
-            for field in fields
-        ]
+        arguments = [f"{field.name}: {field.type}{_default(field)}" for field in fields]
         if any(field.kw_only for field in fields):
             arguments.insert(0, "*")
         return f"({', '.join(arguments)})", ""
     return None
+
+
+def _default(field: attrs.Attribute[Any]) -> str:
+    if field.default is attrs.NOTHING:
+        return ""
+    # (That of a factory is no expression, so that Sphinx could not parse the signature.)
+    return " = ..." if isinstance(field.default, attrs.Factory) else f" = {field.default!r}"  # type: ignore[arg-type]
 
 
 #: Base classes whose methods are shown as those of the public class.

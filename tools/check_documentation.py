@@ -246,7 +246,7 @@ def check_names(found: list[Path]) -> list[str]:
         for source in (ROOT / tree).rglob("*.py"):
             known.add(source.stem)
             known.update(re.findall(r"\w+", source.read_text(encoding="utf-8")))
-    # The collector composes the names of the metrics; a test compares the dashboard's with a scrape.
+    # The collector composes the names of metrics; a test compares the dashboard's with a scrape.
     for dashboard in (ROOT / "docs" / "grafana").glob("*.json"):
         known.update(re.findall(r"\w+", dashboard.read_text(encoding="utf-8")))
     problems = []
