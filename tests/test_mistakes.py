@@ -396,11 +396,12 @@ async def test_tasks_for_both_kinds_of_streams_are_not_warned(
 
         await trio.sleep(1)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(take, connection.incoming_streams())
-            nursery.start_soon(one_way)
+            nursery.start_soon(one_way)  # which runs for the first time while this task waits
+            await take(connection.incoming_streams())
 
     async with connected(both) as connection:
         await (await connection.open_send_stream()).send_all(b"x")
+        await trio.sleep(2)
         await (await connection.open_stream()).send_all(b"x")
         await trio.sleep(2)
     assert taken == 2

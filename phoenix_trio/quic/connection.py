@@ -262,7 +262,8 @@ class QuicConnection(PathCalls, trio.abc.AsyncResource, metaclass=NoPublicConstr
             if self._refuses_from is not None and queue is self._incoming:
                 raise ShuttingDown("this connection takes no further streams")
             if self._incoming_one_way and not self._takes_one_way:
-                await trio.lowlevel.checkpoint()  # (another task may be about to accept it)
+                for _ in range(2):  # (another task, just started, may be about to accept it)
+                    await trio.lowlevel.checkpoint()
                 self._warn_of_one_way_streams()
                 continue
             await self._wait(self._accept_lot)
@@ -482,8 +483,6 @@ class QuicConnection(PathCalls, trio.abc.AsyncResource, metaclass=NoPublicConstr
         if stream_id & 2:
             receiver = self._make_receiver(stream_id)
             self._incoming_one_way.append(receiver)
-            if self._accept_lot and not self._takes_one_way:
-                self._warn_of_one_way_streams()
         else:
             stream = self._make_stream(stream_id)
             self._next_incoming = stream_id + 4

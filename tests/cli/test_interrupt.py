@@ -90,7 +90,9 @@ def test_receive_ends_in_the_middle_of_a_transfer_and_send_without_data(tmp_path
     is_reached(lambda: any(part.glob("piped*")), client)
     status, _, errors = end_with(server)
     assert (status, errors) == (130, "phoenix-trio: interrupted\n")
+    pipe, client.stdin = client.stdin, None  # communicate() would close it
     status, _, errors = end_with(client)
+    pipe.close()
     assert (status, errors.splitlines()[-1]) == (130, "phoenix-trio: interrupted")
     assert "Traceback" not in errors
     assert "Fatal" not in errors
