@@ -244,7 +244,7 @@ class _Supervisor:
         try:
             with self._handling_signals():
                 try:
-                    self._look_after_all()
+                    self._supervise_workers()
                 finally:
                     self._kill_all()
         finally:
@@ -267,7 +267,7 @@ class _Supervisor:
             for number, handler in before.items():
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
-    def _look_after_all(self) -> None:
+    def _supervise_workers(self) -> None:
         # (It lets signals through when it starts, which is not to happen later.)
         multiprocessing.resource_tracker.ensure_running()
         acted_on = 0

@@ -66,7 +66,7 @@ class ConnectionIdFormat:
       ValueError: the connection ID has no room for all of that.
     """
 
-    __slots__ = ("_says_nothing", "_secret", "_server_id", "_top", "worker", "workers")
+    __slots__ = ("_is_random", "_secret", "_server_id", "_top", "worker", "workers")
 
     def __init__(
         self,
@@ -92,11 +92,11 @@ class ConnectionIdFormat:
         self._server_id = server_id
         self._top = rotation << _ROTATION_SHIFT
         self._secret = secret
-        self._says_nothing = not server_id and workers == 1
+        self._is_random = not server_id and workers == 1
 
     def make(self) -> bytes:
         """A new connection ID of this process."""
-        if self._says_nothing:
+        if self._is_random:
             return random_connection_id()
         made = bytearray(os.urandom(CONNECTION_ID_LENGTH))
         if self._server_id:
