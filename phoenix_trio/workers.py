@@ -5,7 +5,7 @@ Floor 5.  Plain Python without Trio: this process only looks after the others
 
 All sockets are made here, once, and each is inherited by the process with its number, also by
 those which replace it.  So the system spreads clients over the same sockets whatever happens to a
-process; what comes for one that is being replaced waits in its socket.
+process; datagrams for a process that is being replaced wait in its socket.
 """
 
 from __future__ import annotations
