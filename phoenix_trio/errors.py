@@ -311,12 +311,12 @@ class MessageRefusedByPeer(StreamStopped):
 class StreamTooLarge(trio.BrokenResourceError):
     """The peer sent more on a stream than the receiving call takes; the connection goes on.
 
-    The data that had arrived was discarded, and the peer was told to stop.
+    The call has discarded the arrived data, and has asked the peer to stop (STOP_SENDING).
 
     Attributes:
       stream_id: the stream's ID.
       maximum: the limit, in bytes.
-      code: the application error code that the peer was told.
+      code: the application error code sent to the peer.
     """
 
     def __init__(self, message: str, *, stream_id: int, maximum: int, code: int) -> None:
@@ -330,7 +330,7 @@ class MessageRefused(trio.BrokenResourceError):
     """A message could not be taken in; the connection and other messages go on.
 
     Attributes:
-      code: the code that the sender was told, an :class:`ApplicationErrorCode`.
+      code: the code sent to the sender, an :class:`ApplicationErrorCode`.
       size: bytes of the message as its sender announced them; ``None``: it did not, or the
         size is not the reason.
       limit: the largest message taken, in bytes; ``None`` if `size` is ``None``.

@@ -38,7 +38,7 @@ from .quic.endpoint import DEFAULT_ALPN, Endpoint
 from .quic.groups import unwrap_lone
 from .quic.handshake.tls import ClientTLS, ServerTLS
 from .quic.listener import QuicListener
-from .quic.server import Server, check_grace, part
+from .quic.server import Server, check_grace, wait_for_peer_to_close
 from .quic.serving import open_endpoints
 from .streams.limits import ANNOUNCING_PROTOCOL
 from .transport_connection import PhoenixConnection
@@ -261,7 +261,8 @@ class PhoenixTransport(TransferCalls, trio.abc.AsyncResource, metaclass=NoPublic
             async with self._served(quic) as connection:
                 await handler(connection)
                 if server.is_stopping:
-                    await part(quic)  # (in this block, so that DRAIN can still be sent)
+                    # (In this block, so that DRAIN can still be sent.)
+                    await wait_for_peer_to_close(quic)
 
         server = Server(
             handle,
@@ -278,7 +279,7 @@ class PhoenixTransport(TransferCalls, trio.abc.AsyncResource, metaclass=NoPublic
             on_error=on_error,
             strict=strict,
             grace_period=grace_period,
-            parts=False,
+            waits_for_peer=False,
             on_stop=self._on_server_stops,
         )
         await self._ending.serve(server, task_status)

@@ -93,7 +93,7 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
         self._dispatched = False
         self._is_draining = False
         self._nursery: trio.Nursery | None = None  # where its dispatching task runs
-        self._has_told_drain = False
+        self._has_sent_drain = False
         self._operations = 0
         self._messages_sent = 0
         self._messages_received = 0
@@ -363,16 +363,16 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
           trio.ClosedResourceError, ConnectionBroken: the connection was closed, or ended.
         """
         await trio.lowlevel.checkpoint()
-        if self._has_told_drain:
+        if self._has_sent_drain:
             return
-        self._has_told_drain = self._is_draining = True
+        self._has_sent_drain = self._is_draining = True
         try:
-            await self._tell_drain(b"")
+            await self._send_drain(b"")
         except BaseException:
-            self._has_told_drain = False  # another call sends it
+            self._has_sent_drain = False  # another call sends it
             raise
 
-    async def _tell_drain(self, details: bytes) -> None:
+    async def _send_drain(self, details: bytes) -> None:
         async with await self._quic.open_send_stream() as stream:
             await stream.send_all(encode_varint(StreamKind.DRAIN) + details, end=True)
 
@@ -380,11 +380,11 @@ class PhoenixConnection(metaclass=NoPublicConstructor):
         """Send a DRAIN stream: this side refuses streams from the ID `first` on."""
         self._is_draining = True
         if self._nursery is not None:
-            self._nursery.start_soon(self._tell_leaving, first)
+            self._nursery.start_soon(self._send_refusal_from, first)
 
-    async def _tell_leaving(self, first: int) -> None:
+    async def _send_refusal_from(self, first: int) -> None:
         try:
-            await self._tell_drain(encode_varint(first))
+            await self._send_drain(encode_varint(first))
         except _ENDED:
             await trio.lowlevel.checkpoint()  # the connection has ended
 

@@ -103,14 +103,14 @@ def run_worker(main: Callable[[Worker], Awaitable[object]], equipment: Equipment
     # (Installed whenever no receiver is: a second SIGTERM has no effect.  SIG_IGN would discard
     # a blocked signal.)
     signal.signal(signal.SIGTERM, _do_nothing)
-    trio.run(_run_until_told, main, equipment.unpack())
+    trio.run(_run_until_sigterm, main, equipment.unpack())
 
 
 def _do_nothing(number: int, frame: FrameType | None) -> None:
     pass
 
 
-async def _run_until_told(main: Callable[[Worker], Awaitable[object]], worker: Worker) -> None:
+async def _run_until_sigterm(main: Callable[[Worker], Awaitable[object]], worker: Worker) -> None:
     with trio.open_signal_receiver(signal.SIGTERM) as signals, unwrap_lone():
         signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
         async with trio.open_nursery() as nursery:

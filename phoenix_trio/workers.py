@@ -5,7 +5,7 @@ Floor 5.  Plain Python without Trio: this process only looks after the others
 
 All sockets are made here, once, and each is inherited by the process with its number, also by
 those which replace it.  So the system spreads clients over the same sockets whatever happens to a
-process; what comes for one that is being replaced waits in its socket.
+process; datagrams for a process that is being replaced wait in its socket.
 """
 
 from __future__ import annotations
@@ -247,7 +247,7 @@ class _Supervisor:
         try:
             with self._handling_signals():
                 try:
-                    self._look_after_all()
+                    self._supervise_workers()
                 finally:
                     self._kill_all()
         finally:
@@ -270,7 +270,7 @@ class _Supervisor:
             for number, handler in before.items():
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
-    def _look_after_all(self) -> None:
+    def _supervise_workers(self) -> None:
         # (It lets signals through when it starts, which is not to happen later.)
         multiprocessing.resource_tracker.ensure_running()
         acted_on = 0

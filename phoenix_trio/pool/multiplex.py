@@ -192,7 +192,7 @@ class OutgoingTransfer:
                 continue
             now = (
                 verdict.size
-                if verdict is not None and self._is_good(verdict)
+                if verdict is not None and self._confirms_data(verdict)
                 else (self._acknowledged)
             )
             if now > told:
@@ -217,13 +217,13 @@ class OutgoingTransfer:
             and self._end is None
         )
 
-    def _is_good(self, verdict: Verdict) -> bool:
+    def _confirms_data(self, verdict: Verdict) -> bool:
         if verdict.code != TransferCode.VERIFIED:
             return False
         return self._end == End(verdict.size, verdict.digest)
 
     def _judge(self, verdict: Verdict) -> None:
-        if self._is_good(verdict):
+        if self._confirms_data(verdict):
             return
         size = self._acknowledged
         if verdict.code == TransferCode.CHECKSUM_MISMATCH:
@@ -485,12 +485,12 @@ class OutgoingTransfer:
             async with await connection.open_send_stream() as stream:
                 self._streams.append(stream)
                 try:
-                    await while_open(stream, partial(self._speak, stream, manifest))
+                    await while_open(stream, partial(self._send_manifest_and_end, stream, manifest))
                 finally:
                     self._streams.remove(stream)
         raise _LineLost("the receiver has ended its answers without a verdict")
 
-    async def _speak(self, stream: SendStream, manifest: Manifest) -> None:
+    async def _send_manifest_and_end(self, stream: SendStream, manifest: Manifest) -> None:
         await stream.send_all(first_bytes(StreamKind.TRANSFER, self.id) + encode_record(manifest))
         told = 0
         while self._end is None:

@@ -283,15 +283,15 @@ class _Account:
         return waiters[self.served] if self.served < len(waiters) else None
 
     @property
-    def claimant(self) -> Waiter | None:
+    def waiter_to_dial_for(self) -> Waiter | None:
         """The longest-waiting waiter that a further connection would help."""
-        waiter, unmet = self.next_waiter, self.unmet
-        if waiter is None or (unmet is not None and unmet.ticket < waiter.ticket):
-            return unmet
+        waiter, several = self.next_waiter, self.waiter_for_several
+        if waiter is None or (several is not None and several.ticket < waiter.ticket):
+            return several
         return waiter
 
     @property
-    def unmet(self) -> Waiter | None:
+    def waiter_for_several(self) -> Waiter | None:
         """The longest-waiting waiter that needs more connections at once than are open."""
         if not self.state.wishes:
             return None
@@ -340,7 +340,7 @@ class _Turn:
 
     def run(self) -> Decision:
         for account in self._accounts:
-            self._close_what_is_over(account)
+            self._close_drained(account)
         for account in self._accounts:
             self._serve(account)
         self._share_out_slots()
@@ -369,7 +369,7 @@ class _Turn:
         seat.is_closing = True
         self._closures.append((seat.id, reason))
 
-    def _close_what_is_over(self, account: _Account) -> None:
+    def _close_drained(self, account: _Account) -> None:
         for seat in account.seats:
             if seat.state.is_draining and seat.leases == 0 and not seat.is_closing:
                 self._close(seat, Reason.DRAINED)
@@ -441,9 +441,9 @@ class _Turn:
         coming = 0  # slots that become free without further action
         for account in self._accounts:
             free -= len(account.seats) + account.is_dialling
-            coming += account.is_given_up + sum(self._goes_soon(s) for s in account.seats)
+            coming += account.is_given_up + sum(self._slot_is_nearly_free(s) for s in account.seats)
         starving: list[tuple[_Account, Waiter]] = []
-        queue = self._who_wants_more()
+        queue = self._targets_to_dial()
         seen: set[_Account] = set()
         while queue:
             account = queue.pop(0)
@@ -452,10 +452,10 @@ class _Turn:
             waiter, usable = account.next_waiter, account.usable
             is_first = waiter is not None and not usable
             gate = account.state.may_dial_at if is_first else account.state.may_grow_at
-            claimant = account.claimant
+            claimant = account.waiter_to_dial_for
             is_urgent = claimant is not None or len(usable) < account.state.warm
             # (A waiter that needs only a lease can share its target's connections.)
-            starver = account.unmet if usable else claimant
+            starver = account.waiter_for_several if usable else claimant
             if not (self._is_due(gate) if is_urgent else gate <= self._now):
                 continue
             if free > 0:
@@ -469,14 +469,14 @@ class _Turn:
             elif self._make_room(account):
                 # An account that collected the closed connection may want a further one itself
                 # now, if it was not asked yet.
-                queue = [each for each in self._who_wants_more() if each not in seen]
+                queue = [each for each in self._targets_to_dial() if each not in seen]
             elif starver is None:
                 continue
             elif self._is_due(starver.since + self._config.patience):
                 starving.append((account, starver))
         self._choose_yielding(starving)
 
-    def _goes_soon(self, seat: _Seat) -> bool:
+    def _slot_is_nearly_free(self, seat: _Seat) -> bool:
         """Whether a connection is being closed, and its slot still counts as about to be free."""
         if not seat.is_closing:
             return False
@@ -484,7 +484,7 @@ class _Turn:
             return True  # it was decided a moment ago
         return not self._is_due(seat.state.closing_since + CLOSING_ALLOWANCE)
 
-    def _who_wants_more(self) -> list[_Account]:
+    def _targets_to_dial(self) -> list[_Account]:
         """The targets that want one more connection, the first to be served first."""
         waiting: list[tuple[int, _Account]] = []
         warm: list[_Account] = []
@@ -492,7 +492,7 @@ class _Turn:
         for account in self._accounts:
             if account.is_dialling or len(account.seats) >= self._config.per_target:
                 continue
-            claimant = account.claimant
+            claimant = account.waiter_to_dial_for
             if claimant is not None:
                 waiting.append((claimant.ticket, account))
             elif len(account.usable) < account.state.warm:
@@ -504,7 +504,7 @@ class _Turn:
 
     def _make_room(self, account: _Account) -> bool:
         """Let go of something that another target does not use; whether there was something."""
-        claimant = account.claimant
+        claimant = account.waiter_to_dial_for
         ticket = math.inf if claimant is None else claimant.ticket
         idle = [
             seat
@@ -523,7 +523,7 @@ class _Turn:
             if (
                 other.state.is_dialling
                 and not other.is_given_up
-                and other.claimant is None
+                and other.waiter_to_dial_for is None
                 and len(other.usable) >= other.state.warm
             ):
                 other.is_given_up = True
@@ -538,21 +538,21 @@ class _Turn:
             candidates = [
                 seat
                 for other in self._accounts
-                if other is not account and self._can_spare_one(other, waiter.ticket)
+                if other is not account and self._has_surplus_connection(other, waiter.ticket)
                 for seat in other.usable
                 if seat.id not in self._yielding
             ]
             if not candidates:
                 continue
-            chosen = min(candidates, key=partial(_fitness_to_yield, waiter.ticket))
+            chosen = min(candidates, key=partial(_yield_order, waiter.ticket))
             self._yielding[chosen.id] = waiter.ticket
 
-    def _can_spare_one(self, account: _Account, ticket: int) -> bool:
+    def _has_surplus_connection(self, account: _Account, ticket: int) -> bool:
         staying = [seat for seat in account.usable if seat.id not in self._yielding]
         return len(staying) > account.keeps(ticket)
 
 
-def _fitness_to_yield(ticket: int, seat: _Seat) -> tuple[bool, bool, int, int, int]:
+def _yield_order(ticket: int, seat: _Seat) -> tuple[bool, bool, int, int, int]:
     """Sort key: a connection once chosen stays chosen, or none would ever come to its end.
 
     Otherwise the target with the most connections yields one, and of these the one whose

@@ -280,7 +280,7 @@ class IncomingTransfer(Reception, trio.abc.AsyncResource, metaclass=NoPublicCons
         Cancellation: it is left all the same.
         """
         self.abandon()
-        await self._wait_told()
+        await self._wait_until_verdict_sent()
 
     async def __aexit__(
         self,
@@ -295,4 +295,4 @@ class IncomingTransfer(Reception, trio.abc.AsyncResource, metaclass=NoPublicCons
             await self.confirm()
             return
         self.abandon(TransferCode.CANCELLED if exc_value is None else _code_of(exc_value))
-        await self._wait_told()
+        await self._wait_until_verdict_sent()

@@ -98,13 +98,13 @@ class Reception:
         self._chunks: deque[bytes | bytearray] = deque()
         self._line: trio.CancelScope | None = None
         self._line_lost_at: float | None = None
-        self._told_credit = -1
+        self._sent_credit = -1
         # The bytes left by an earlier attempt are known when the application begins to read.
         self._holds_credit = manifest.may_resume
         self._is_checking = False
         self._resumed_at = 0
         self._skipped = 0
-        self._verdict_told = False
+        self._verdict_sent = False
         self._read_lot = trio.lowlevel.ParkingLot()
         self._reply_lot = trio.lowlevel.ParkingLot()
         self._conflict = ConflictDetector("another task is already reading this transfer")
@@ -239,7 +239,7 @@ class Reception:
                         bytes_acknowledged=end.size,
                     ),
                 )
-                await self._wait_told()
+                await self._wait_until_verdict_sent()
         await trio.lowlevel.checkpoint()
         self._check()
 
@@ -255,16 +255,16 @@ class Reception:
                 raise RuntimeError("a transfer is confirmed after it was read to its end")
             self._conclude(Verdict(TransferCode.VERIFIED, end.size, end.digest), None)
         # So that the sender is told even if this program ends right now.
-        await self._wait_told()
+        await self._wait_until_verdict_sent()
         self._check()
         if not self._is_confirmed:
             raise trio.ClosedResourceError("this transfer was abandoned")
 
-    async def _wait_told(self) -> None:
+    async def _wait_until_verdict_sent(self) -> None:
         await trio.lowlevel.checkpoint()
         # A peer that gives no credit for the answer must not hold the caller for ever.
         with trio.move_on_after(self._stall.timeout):
-            while self._line is not None and not self._verdict_told:
+            while self._line is not None and not self._verdict_sent:
                 await self._read_lot.park()
 
     # ------------------------------------------------------------------ the end
@@ -316,18 +316,18 @@ class Reception:
         self._line = scope
         if self._line_lost_at is not None:
             self._line_lost_at = None
-            self._stall.excuse(trio.current_time())
+            self._stall.restart_after_loss(trio.current_time())
             self._on_new_deadline()
-        self._told_credit = -1
+        self._sent_credit = -1
         self._skipped = 0
-        self._verdict_told = False
-        self._window.repeat_news()  # (of nothing, as long as credit is held back)
+        self._verdict_sent = False
+        self._window.repeat_all_ranges()  # (of nothing, as long as credit is held back)
         try:
             with unwrap_lone(), scope:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._answer, connection, scope)
                     await self._listen(reader)
-                    if not self._verdict_told:
+                    if not self._verdict_sent:
                         # The sender has ended its side of the line, to open another one.
                         scope.cancel()
         except StreamReset as error:
@@ -369,7 +369,7 @@ class Reception:
         """Write the TRANSFER_REPLY stream of the present line."""
         try:
             async with await connection.open_send_stream() as stream:
-                await while_open(stream, partial(self._send_news, stream))
+                await while_open(stream, partial(self._send_replies, stream))
         except LINE_ERRORS:
             line.cancel()
 
@@ -377,27 +377,31 @@ class Reception:
     def _credit(self) -> int:
         return 0 if self._holds_credit else self._window.limit
 
-    async def _send_news(self, stream: SendStream) -> None:
+    async def _send_replies(self, stream: SendStream) -> None:
         window = self._window
         await stream.send_all(
             first_bytes(StreamKind.TRANSFER_REPLY, self._id)
             + encode_record(Accepted(window.stripe_size))
         )
         while True:
-            records = [encode_record(record) for record in split_ranges(window.take_news())]
+            records = [encode_record(record) for record in split_ranges(window.take_new_ranges())]
             verdict = self._verdict
-            if verdict is None and self._credit != self._told_credit:
-                self._told_credit = self._credit
+            if verdict is None and self._credit != self._sent_credit:
+                self._sent_credit = self._credit
                 records.append(encode_record(Credit(self._credit)))
             if verdict is not None:
                 records.append(encode_record(verdict))
             if records:
                 await stream.send_all(b"".join(records), end=verdict is not None)
             if verdict is not None:
-                self._verdict_told = True
+                self._verdict_sent = True
                 self._read_lot.unpark_all()
                 return
-            if not window.has_news and self._credit == self._told_credit and self._verdict is None:
+            if (
+                not window.has_new_ranges
+                and self._credit == self._sent_credit
+                and self._verdict is None
+            ):
                 await self._reply_lot.park()
 
     async def _receive_stripes(self, reader: StreamReader) -> None:

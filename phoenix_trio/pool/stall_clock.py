@@ -51,7 +51,7 @@ class StallClock:
         self._since = now
         self._count = 0
 
-    def excuse(self, now: float) -> None:
+    def restart_after_loss(self, now: float) -> None:
         """The sender is back after its connection was lost: restart, once between progress.
 
         Without that condition, a sender that only comes and goes would never stall.

@@ -502,17 +502,17 @@ class ReassemblyWindow:
         self.consumed += count
 
     @property
-    def has_news(self) -> bool:
-        """Whether :meth:`take_news` has something to tell."""
+    def has_new_ranges(self) -> bool:
+        """Whether :meth:`take_new_ranges` has something to tell."""
         return len(self._news) > 0
 
-    def take_news(self) -> list[tuple[int, int]]:
+    def take_new_ranges(self) -> list[tuple[int, int]]:
         """The ranges received since the last call, to be acknowledged."""
         news = list(self._news)
         self._news.clear()
         return news
 
-    def repeat_news(self) -> None:
+    def repeat_all_ranges(self) -> None:
         """Acknowledge everything once more: the sender has opened a new line."""
         self._news.clear()
         self._news.add(0, self._taken)

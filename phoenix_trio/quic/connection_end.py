@@ -149,7 +149,7 @@ class ConnectionEnd(ApplicationCalls):
             )
         )
 
-    def _say_goodbye(self, now: float) -> list[Run]:
+    def _send_close(self, now: float) -> list[Run]:
         """Send CONNECTION_CLOSE, which answers late packets from now on.
 
         RFC 9000 sections 10.2.1 and 10.2.3.  Nothing is sent if the peer's address has already
@@ -207,7 +207,7 @@ class ConnectionEnd(ApplicationCalls):
         if self._end is None:
             self._on_internal_error("building packets", error)
             try:
-                return self._say_goodbye(now)
+                return self._send_close(now)
             except Exception as another:  # noqa: BLE001 - as above
                 error = another
         logger.error("internal error while closing; the connection is forgotten", exc_info=error)
@@ -288,7 +288,7 @@ class ConnectionEnd(ApplicationCalls):
         """Whether CONNECTION_CLOSE has still to be sent to the peer."""
         return self._end is not None
 
-    def say_again(self) -> None:
+    def repeat_close(self) -> None:
         """Do nothing: CONNECTION_CLOSE was not sent yet, or was sent a moment ago."""
 
     def release(self) -> tuple[ClosingConnection, ConnectionRemains]:

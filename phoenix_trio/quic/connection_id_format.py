@@ -75,7 +75,7 @@ class ConnectionIdFormat:
     __slots__ = (
         "_cipher",
         "_cipher_end",
-        "_says_nothing",
+        "_is_random",
         "_secret",
         "_server_id",
         "_top",
@@ -114,11 +114,11 @@ class ConnectionIdFormat:
             if not server_id:
                 raise ValueError("connection_id_key is of no use without connection_id_server_id")
             self._cipher = ConnectionIdCipher(key, self._cipher_end - 1)
-        self._says_nothing = not server_id and workers == 1
+        self._is_random = not server_id and workers == 1
 
     def make(self) -> bytes:
         """A new connection ID of this process."""
-        if self._says_nothing:
+        if self._is_random:
             return random_connection_id()
         made = bytearray(os.urandom(CONNECTION_ID_LENGTH))
         if self._server_id:

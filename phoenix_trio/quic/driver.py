@@ -178,12 +178,12 @@ class SocketDriver(Flushing):
     @accept.setter
     def accept(self, accept: Callable[[Admit, SocketAddress], tuple[Engine, Sink]] | None) -> None:
         self._incoming.accept = accept
-        self._incoming.is_leaving = False
+        self._incoming.refuses_all = False
 
     def refuse_clients(self) -> None:
         """From now on, refuse new clients with CONNECTION_REFUSED."""
         self.accept = None
-        self._incoming.is_leaving = True
+        self._incoming.refuses_all = True
 
     def report_local_addresses(self) -> None:
         """From now on, answer each peer from the local address to which it sends.
@@ -311,7 +311,7 @@ class SocketDriver(Flushing):
         self.flush_now()
         # A last copy of CONNECTION_CLOSE to peers that have not answered.
         for route in list(self._routes):
-            route.engine.say_again()
+            route.engine.repeat_close()
             self._sender.dirty[route] = None
         self.flush_now()
         self._is_closed = True
@@ -428,7 +428,7 @@ class SocketDriver(Flushing):
             if route not in sender.dirty and not timers.only_delayed_ack_pending(route, now):
                 answering.append(route)
             account = route.account
-            if account is not None and account.is_dear:
+            if account is not None and account.is_expensive:
                 budget.begin()
                 self._deliver_events(route, now)
                 budget.charge_events(account)

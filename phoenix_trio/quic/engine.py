@@ -254,7 +254,7 @@ class Engine(ConnectionEnd):
             return self._count_sent(self._answer_goodbye(now)) if self._owes_goodbye else []
         try:
             if self._close_pending:
-                runs = self._say_goodbye(now)
+                runs = self._send_close(now)
             elif self.state.is_confirmed:
                 runs = self.established.transmit(now, slab)
             else:

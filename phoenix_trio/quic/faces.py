@@ -118,7 +118,7 @@ class DriverFace(Protocol):
     def close_application(self, error_code: int, reason: str) -> None:
         """Close with an application code; buffered stream data is dropped."""
 
-    def say_again(self) -> None:
+    def repeat_close(self) -> None:
         """Send one more CONNECTION_CLOSE now, unless the peer is known to have it."""
 
     def on_stateless_reset(self, now: float) -> None:

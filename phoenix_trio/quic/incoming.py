@@ -34,7 +34,7 @@ class Incoming:
 
     __slots__ = ("_add", "_admission", "_config", "_socket", "accept", "answers",
                  "connections_accepted", "connections_refused", "datagrams_unroutable",
-                 "handshakes_failed", "is_leaving")  # fmt: skip
+                 "handshakes_failed", "refuses_all")  # fmt: skip
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Incoming:
         self._add = add
         self.accept: Callable[[Admit, SocketAddress], tuple[Engine, Sink]] | None = None
         """Set while the endpoint listens: makes the connection of an admitted client."""
-        self.is_leaving: bool = False
+        self.refuses_all: bool = False
         """Set when the endpoint refuses all clients, so that they dial another server."""
         self.answers: dict[str, int] = {}
         """Answers sent without any state, by kind."""
@@ -73,7 +73,7 @@ class Incoming:
             remote_of(address),
             now,
             listening=self.accept is not None,
-            leaving=self.is_leaving,
+            leaving=self.refuses_all,
         )
         if isinstance(verdict, Admit):
             return self._admit(verdict, data, address, now, mark)

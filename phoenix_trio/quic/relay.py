@@ -109,7 +109,7 @@ class Relay:
         """
         datagrams = -(-len(run) // size)
         try:
-            self._outboxes[worker].sendmsg([_head_of(address, size, mark), run])
+            self._outboxes[worker].sendmsg([_encode_head(address, size, mark), run])
         except OSError as error:
             if error.errno not in _DROPPED:
                 raise
@@ -133,7 +133,7 @@ class Relay:
         await trio.lowlevel.wait_readable(self._inbox)
 
 
-def _head_of(address: Address, size: int, mark: int) -> bytes:
+def _encode_head(address: Address, size: int, mark: int) -> bytes:
     remote: SocketAddress
     local = ""
     if isinstance(address, PathAddress):

@@ -20,7 +20,7 @@ from .listener import QuicListener
 from .logs import bounded_logger
 from .preferred_address import PreferredAddressOption
 
-__all__ = ["Server", "check_grace", "part"]
+__all__ = ["Server", "check_grace", "wait_for_peer_to_close"]
 
 logger: logging.Logger = bounded_logger("phoenix_trio")
 
@@ -37,7 +37,7 @@ def check_grace(name: str, value: float) -> float:
     return float(value)
 
 
-async def part(connection: QuicConnection) -> None:
+async def wait_for_peer_to_close(connection: QuicConnection) -> None:
     """Wait for the peer to close the connection first; refuse its streams until then.
 
     Requests on the way when a connection is closed are lost without an answer.  After the
@@ -55,8 +55,8 @@ class Server:
       open_endpoints: opens the sockets.
       tls, alpn, preferred_address, on_error, strict, grace_period: see
         :func:`phoenix_trio.serve`.
-      parts: whether the server waits for the peer to close the connection when a handler
-        returns while the server stops; otherwise `handler` itself waits.
+      waits_for_peer: whether the server waits for the peer to close the connection when a
+        handler returns while the server stops; otherwise `handler` itself waits.
       on_stop: called for each served connection when the server stops, with the ID of the
         first refused stream.
     """
@@ -72,7 +72,7 @@ class Server:
         on_error: Callable[[Exception], object] | None,
         strict: bool,
         grace_period: float,
-        parts: bool = True,
+        waits_for_peer: bool = True,
         on_stop: Callable[[QuicConnection, int], object] | None = None,
     ) -> None:
         check_handler(handler)
@@ -85,7 +85,7 @@ class Server:
         self._preferred_address = preferred_address
         self._on_error = on_error
         self._strict = strict
-        self._parts = parts
+        self._waits_for_peer = waits_for_peer
         self._on_stop = on_stop
         self._listeners: list[QuicListener] = []
         self._served: dict[QuicConnection, None] = {}
@@ -224,8 +224,8 @@ class Server:
             connection.abort(ApplicationErrorCode.SHUTTING_DOWN)
             raise
         else:
-            if self.is_stopping and self._parts:
-                await part(connection)
+            if self.is_stopping and self._waits_for_peer:
+                await wait_for_peer_to_close(connection)
             await connection.aclose()
         finally:
             del self._served[connection]

@@ -110,14 +110,14 @@ class Account:
         "_price",
         "_saved",
         "_use",
-        "is_dear",
+        "is_expensive",
         "watched",
     )
 
     def __init__(self) -> None:
         self.watched: int = 0
         """Runs still to be measured exactly."""
-        self.is_dear: bool = False
+        self.is_expensive: bool = False
         """Whether its datagrams have to wait in line."""
         self._excess = 0.0  # seconds of excess, less the savings since
         self._price = 0.0  # seconds of a datagram, by the last measurement
@@ -214,7 +214,7 @@ class TurnBudget(Generic[Work]):
 
     def must_wait(self, account: Account) -> bool:
         """Whether new work of a watched connection has to be held back."""
-        return account.is_dear or account in self._held
+        return account.is_expensive or account in self._held
 
     def portion(self, account: Account) -> int:
         """The number of datagrams to take at once, so that they do not take long."""
@@ -237,13 +237,13 @@ class TurnBudget(Generic[Work]):
         excess = account._excess = min(MOST_EXCESS, max(0.0, account._excess + more))
         if more > 0:
             account.watched = WATCHED
-            account.is_dear = account.is_dear or excess >= DEAR_EXCESS
-        elif not account.is_dear:
+            account.is_expensive = account.is_expensive or excess >= DEAR_EXCESS
+        elif not account.is_expensive:
             account.watched -= 1
             if not account.watched:
                 account._excess = 0.0
         elif not excess:
-            account.is_dear = False
+            account.is_expensive = False
 
     def charge_events(self, account: Account) -> None:
         """Count the work begun, now done: the delivery of events to the application."""
@@ -313,7 +313,7 @@ class TurnBudget(Generic[Work]):
     def _wait(self, account: Account) -> float:
         """Seconds until the connection may do its next piece of work."""
         other_at = self._other_at if account is self._latest else self._latest_at
-        if not account.is_dear or self._now - other_at > ACTIVE_SECONDS:
+        if not account.is_expensive or self._now - other_at > ACTIVE_SECONDS:
             return 0.0
         at = self._time
         others = self._use.part(at) - account._use.part(at)

@@ -117,7 +117,7 @@ class CheckedFile:
                 for _ in range(_STEP // _CHUNK):
                     checked.go_on(stored)
                 yield checked.position
-            if not checked.is_right:
+            if not checked.is_intact:
                 logger.warning(
                     "the partial file for %r is damaged between byte %d and %d: it is continued"
                     " from before that",
@@ -272,7 +272,7 @@ class _Check:
         return self.position >= self._span.stop
 
     @property
-    def is_right(self) -> bool:
+    def is_intact(self) -> bool:
         """Whether the disk has the bytes that were written."""
         return self._crc == self._span.crc
 

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from .beside import remove_widows, rename_part, unlink_beside
 from .folders import Folders
 from .names import Refused, check_path, shorten
-from .parts import Part, PartLimits, next_expiry, to_give_way, to_remove
+from .parts import Part, PartLimits, choose_removed_parts, next_expiry, to_remove
 from .stored_file import Hashed, StoredFile, look
 from .system import open_directory, try_lock
 
@@ -354,7 +354,7 @@ class Storage:
                 waiting.remove(part)
                 if self._remove(directory, part):
                     given += part.size
-            for part in to_give_way(waiting, missing - given):
+            for part in choose_removed_parts(waiting, missing - given):
                 if self._remove(directory, part):
                     given += part.size
         finally:

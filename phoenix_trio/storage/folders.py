@@ -71,7 +71,7 @@ class Folders:
             below = open_directory(part, current)
         except FileNotFoundError:
             with self._lock:
-                self._check_twins(current, part)
+                self._refuse_equivalent_names(current, part)
                 if not create:
                     return -1
                 with contextlib.suppress(FileExistsError), self.changing(current, part):
@@ -87,14 +87,14 @@ class Folders:
         try:
             there = os.stat(final, dir_fd=directory, follow_symlinks=False)
         except FileNotFoundError:
-            self._check_twins(directory, final)
+            self._refuse_equivalent_names(directory, final)
             return
         if not self._overwrite:
             raise Refused("exists", f"{final!r} exists, and this receiver does not overwrite")
         if not stat.S_ISREG(there.st_mode):
             raise Refused("exists", f"{final!r} exists, and is not a regular file")
 
-    def _check_twins(self, directory: int, name: str) -> None:
+    def _refuse_equivalent_names(self, directory: int, name: str) -> None:
         """Refuse a name that equals another one except for case or the form of its letters.
 
         This is a courtesy to systems that take the two for one name, so it is bounded: the first

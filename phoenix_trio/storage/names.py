@@ -73,7 +73,7 @@ def check_path(path: str) -> tuple[str, ...]:
     if path.startswith("/"):
         raise refuse("it is absolute")
     for character in path:
-        odd = _oddity(character)
+        odd = _fault_of(character)
         if odd is not None:
             raise refuse(f"it has {odd} (U+{ord(character):04X})")
     parts = tuple(unicodedata.normalize("NFC", part) for part in path.split("/"))
@@ -114,12 +114,12 @@ def fold(name: str) -> str:
 def printable(text: str) -> str:
     """`text` with every character escaped that commands a terminal, hides, or turns the line."""
     return "".join(
-        character if _oddity(character) is None else character.encode("unicode_escape").decode()
+        character if _fault_of(character) is None else character.encode("unicode_escape").decode()
         for character in text
     )
 
 
-def _oddity(character: str) -> str | None:
+def _fault_of(character: str) -> str | None:
     """The fault of a character of a name; ``None``: there is none."""
     if " " <= character <= "~":
         return None

@@ -15,7 +15,7 @@ from typing import Any
 
 import attrs
 
-__all__ = ["Part", "PartLimits", "next_expiry", "to_give_way", "to_remove"]
+__all__ = ["Part", "PartLimits", "next_expiry", "choose_removed_parts", "to_remove"]
 
 _DAY = 86_400.0
 
@@ -117,7 +117,7 @@ def to_remove(parts: Iterable[Part], limits: PartLimits, now: float, *, free: in
     return gone
 
 
-def to_give_way(parts: Iterable[Part], needed: int) -> list[Part]:
+def choose_removed_parts(parts: Iterable[Part], needed: int) -> list[Part]:
     """The parts that give way to a transfer needing so many bytes more than are free.
 
     Of the sender with most, the part written longest ago goes first.  None goes if all

@@ -180,7 +180,7 @@ class BatchSender(trio.abc.SendChannel[T_contra]):
         self._count += 1
         self._queued += 1
         if express:
-            self._hurry()
+            self._send_batch_now()
 
     async def send_many(self, values: Iterable[T_contra], *, express: bool = False) -> int:
         """Queue many messages in order, with one checkpoint for all that find room at once.
@@ -222,7 +222,7 @@ class BatchSender(trio.abc.SendChannel[T_contra]):
                 self._queued += 1
             count += 1
         if express and self._count:
-            self._hurry()
+            self._send_batch_now()
         await trio.lowlevel.cancel_shielded_checkpoint()
         return count
 
@@ -271,11 +271,11 @@ class BatchSender(trio.abc.SendChannel[T_contra]):
         if not self._line and self._has_room(len(payload)):
             self._append(payload)
             if express:
-                self._hurry()
+                self._send_batch_now()
             return
         task = trio.lowlevel.current_task()
         place = self._line[task] = _Place(payload, express)
-        self._hurry()
+        self._send_batch_now()
 
         def leave(_: object) -> trio.lowlevel.Abort:
             del self._line[task]
@@ -292,12 +292,12 @@ class BatchSender(trio.abc.SendChannel[T_contra]):
         while line:
             task, place = next(iter(line.items()))
             if not self._has_room(len(place.payload)):
-                self._hurry()
+                self._send_batch_now()
                 return
             del line[task]
             self._append(place.payload)
             if place.express:
-                self._hurry()
+                self._send_batch_now()
             place.is_queued = True
             trio.lowlevel.reschedule(task)
 
@@ -316,9 +316,9 @@ class BatchSender(trio.abc.SendChannel[T_contra]):
         self._count += 1
         self._queued += 1
         if len(self._batch) >= self._max_batch_bytes:
-            self._hurry()
+            self._send_batch_now()
 
-    def _hurry(self) -> None:
+    def _send_batch_now(self) -> None:
         if not self._urgent:
             self._urgent = True
             self._work_lot.unpark()
@@ -344,7 +344,7 @@ class BatchSender(trio.abc.SendChannel[T_contra]):
             if self._error is not None:
                 raise self._broken("the stream has failed") from self._error
             if self._count:
-                self._hurry()
+                self._send_batch_now()
             await self._written_lot.park()
 
     async def aclose(self) -> None:
@@ -403,7 +403,7 @@ class BatchSender(trio.abc.SendChannel[T_contra]):
     async def _flush_closed(self) -> None:
         while self._written < self._queued:
             if self._count:
-                self._hurry()
+                self._send_batch_now()
             await self._written_lot.park()
             self._check_not_left()
             if self._error is not None:

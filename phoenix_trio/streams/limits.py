@@ -149,13 +149,13 @@ class PeerLimits:
         Raises:
           CompressionUnsupported: the peer does not have it.
         """
-        if not self._takes(codec):
+        if not self._supports_codec(codec):
             raise CompressionUnsupported(
                 f"the peer cannot unpack {name}: send without compress=, or install it there"
                 " (pip install 'phoenix-trio[zstd]')"
             )
 
-    def _takes(self, codec: int) -> bool:
+    def _supports_codec(self, codec: int) -> bool:
         codecs = self._limits.codecs
         return codecs is None or bool(codecs >> codec & 1)
 
@@ -187,7 +187,7 @@ class PeerLimits:
         limit = self.max_message_size
         if limit is not None and size > limit:
             code = ApplicationErrorCode.MESSAGE_TOO_LARGE
-        elif not self._takes(codec):
+        elif not self._supports_codec(codec):
             code = ApplicationErrorCode.UNSUPPORTED
         else:
             return

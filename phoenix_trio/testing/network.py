@@ -243,7 +243,7 @@ class SimulatedNetwork:
         if found is None:
             self._count("no_listener")
             if self.port_unreachable and datagram.destination[0] in self._hosts:
-                self._say_unreachable(datagram, arrival)
+                self._report_unreachable(datagram, arrival)
             return
         receiver, local = found
         self._count("under_way")
@@ -251,7 +251,7 @@ class SimulatedNetwork:
             arrival, next(self._sequence), datagram.data, datagram.source, local, datagram.ecn
         )
 
-    def _say_unreachable(self, datagram: Datagram, arrival: float) -> None:
+    def _report_unreachable(self, datagram: Datagram, arrival: float) -> None:
         """Tell the sender that a datagram has come to a port without a socket."""
         back = self._link(datagram.destination[0], datagram.source[0])
         sender = self._find(datagram.source)

@@ -194,10 +194,10 @@ def test_the_clock_of_progress() -> None:
     assert clock.deadline == 16.0
     clock.pause(4.0)
     assert clock.deadline == 20.0
-    clock.excuse(now=10.0)
-    clock.excuse(now=15.0)
+    clock.restart_after_loss(now=10.0)
+    clock.restart_after_loss(now=15.0)
     assert clock.deadline == 20.0, "excused once"
     clock.note(LEAST_PROGRESS, now=18.0)
-    clock.excuse(now=20.0)
-    assert clock.deadline == 30.0, "progress earns the next excuse"
+    clock.restart_after_loss(now=20.0)
+    assert clock.deadline == 30.0, "progress earns the next restart_after_loss"
     assert StallClock(math.inf, now=0.0).deadline == math.inf

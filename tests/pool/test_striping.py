@@ -89,12 +89,12 @@ def test_what_an_earlier_attempt_has_left_counts_as_consumed() -> None:
     arrive(window, STRIPE, bytes(STRIPE))
     arrive(window, 5 * STRIPE, b"5" * STRIPE)
     late = window.begin(2 * STRIPE, STRIPE)
-    window.take_news()
+    window.take_new_ranges()
     window.restore(4 * STRIPE)
     assert window.received == 5 * STRIPE
     assert window.memory == STRIPE
     assert window.limit == 12 * STRIPE
-    assert window.take_news() == [(0, 4 * STRIPE)]
+    assert window.take_new_ranges() == [(0, 4 * STRIPE)]
     late.append(bytes(STRIPE))
     assert not window.complete(late)
     assert window.memory == STRIPE
@@ -221,11 +221,11 @@ class Striping(RuleBasedStateMachine):
         if not heard:
             # The line was on it: acknowledgements on their way are sent again.
             self.acknowledgements.clear()
-            self.window.repeat_news()
+            self.window.repeat_all_ranges()
 
     @rule()
     def acknowledge(self) -> None:
-        self.acknowledgements += self.window.take_news()
+        self.acknowledgements += self.window.take_new_ranges()
 
     @rule()
     def hear(self) -> None:

@@ -57,7 +57,7 @@ DATA = bytes(range(256)) * (SIZE // 256)
 def test_it_is_said_after_a_probe_timeout_and_again_after_a_third_of_the_idle_timeout() -> None:
     signals = BlockedSignals(math.inf)
     assert signals.deadline("a", 10.0, 0.1, 30.0) == 10.1
-    signals.on_said("a", 10.1)
+    signals.on_frames_sent("a", 10.1)
     assert signals.deadline("a", 10.2, 0.1, 30.0) == 20.2
     assert signals.deadline("b", 12.0, 0.1, 30.0) == 12.1, "credit came, and is used up"
     assert signals.deadline("a", 10.2, 15.0, 30.0) == 25.2, "not before a probe timeout"
@@ -65,16 +65,16 @@ def test_it_is_said_after_a_probe_timeout_and_again_after_a_third_of_the_idle_ti
 
 def test_a_signal_which_finds_nothing_to_say_is_not_repeated_at_once() -> None:
     signals = BlockedSignals(math.inf)
-    signals.on_said("a", 50.0)
+    signals.on_frames_sent("a", 50.0)
     assert signals.deadline("a", 10.0, 0.1, 30.0) == 60.0
 
 
 def test_patience_is_measured_from_the_last_progress() -> None:
     signals = BlockedSignals(100.0)
-    signals.on_said("a", 0.0)
-    signals.on_said("a", 90.0)
+    signals.on_frames_sent("a", 0.0)
+    signals.on_frames_sent("a", 90.0)
     assert signals.deadline("a", 90.0, 0.1, 30.0) == 100.0
-    signals.on_said("a", 100.0)
+    signals.on_frames_sent("a", 100.0)
     assert signals.deadline("a", 100.0, 0.1, 30.0) == math.inf
     assert signals.deadline("b", 100.0, 0.1, 30.0) == 100.1
 

@@ -154,7 +154,7 @@ def test_behind_expensive_datagrams_the_socket_is_read_a_bounded_number_of_times
 ) -> None:
     route, _ = world.connect(FIRST)
     account = route.account = Account()
-    account.watched, account.is_dear = 100, True
+    account.watched, account.is_expensive = 100, True
     data = short(FIRST)
     limit = RUNS_PER_TURN
     world.socket.waiting = [(data, PEER, len(data), 0, len(data))] * (limit * 100)

@@ -84,8 +84,8 @@ def test_a_dear_connection_leaves_ordinary_ones_most_of_the_time() -> None:
     honest, attacker = Account(), Account()
     while loop.seconds < 2.0:
         loop.turn(*[(attacker, DEAR)] * 14, *[(honest, ORDINARY)] * 10)
-    assert attacker.is_dear
-    assert not honest.is_dear
+    assert attacker.is_expensive
+    assert not honest.is_expensive
     assert loop.took[attacker] < 1.2 * LEAST_PART * loop.seconds
     assert loop.took[honest] > 0.5 * loop.seconds
 
@@ -159,8 +159,8 @@ def test_time_which_other_processes_had_makes_no_connection_dear() -> None:
             loop.now += ORDINARY + pause
             loop.stolen += pause
             (loop.budget.charge if watched else loop.budget.note)(account, 1, 1200)
-        assert not one.is_dear
-        assert not other.is_dear
+        assert not one.is_expensive
+        assert not other.is_expensive
 
 
 def test_the_first_datagrams_after_a_pause_may_be_slow() -> None:
@@ -180,7 +180,7 @@ def test_on_a_slow_machine_what_is_ordinary_costs_more() -> None:
     for _ in range(200):
         loop.turn((honest, slow * ORDINARY), (other, slow * ORDINARY), (attacker, slow * DEAR))
         assert not honest.watched
-    assert attacker.is_dear
+    assert attacker.is_expensive
 
 
 def test_dear_packets_among_cheap_ones_count_with_their_average() -> None:
@@ -188,17 +188,17 @@ def test_dear_packets_among_cheap_ones_count_with_their_average() -> None:
     attacker, honest = Account(), Account()
     for _ in range(200):
         loop.turn((attacker, DEAR), (attacker, ORDINARY), (attacker, ORDINARY), (honest, ORDINARY))
-    assert attacker.is_dear
+    assert attacker.is_expensive
 
 
 def test_a_connection_which_has_become_ordinary_is_served_in_order_and_at_once() -> None:
     loop = Loop(4 << 20)
     account, other = Account(), Account()
-    while not account.is_dear:
+    while not account.is_expensive:
         loop.turn((account, DEAR), (other, ORDINARY))
     for _ in range(2000):
         loop.turn(*[(account, ORDINARY)] * 3, (other, ORDINARY))
-    assert not account.is_dear
+    assert not account.is_expensive
     assert account.watched == 0
     assert loop.budget.next_work_at() == math.inf
     assert loop.budget.dropped == 0

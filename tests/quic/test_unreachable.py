@@ -219,7 +219,7 @@ async def test_a_retry_counts_as_an_answer(autojump_clock: MockClock) -> None:
             assert seen[1].data[0] >> 4 == 0xF, "a Retry packet"
             assert seen[2].source[0] == CLIENT
             for answer in seen[:1] + seen[2:]:
-                network._say_unreachable(answer, trio.current_time())
+                network._report_unreachable(answer, trio.current_time())
 
         async with trio.open_nursery() as nursery:
 
@@ -280,7 +280,7 @@ async def test_forged_reports_in_a_flood_are_bounded_and_ignored(autojump_clock:
                 first = seen[0].data
                 for forged in (b"", first[:6], bytes(64), b"\xff" * 64, first[:20] + bytes(44)):
                     for _ in range(50):
-                        network._say_unreachable(
+                        network._report_unreachable(
                             Datagram((CLIENT, endpoint.port), (SERVER, PORT), forged), 0.0
                         )
                 await trio.sleep(1)

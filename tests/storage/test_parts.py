@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phoenix_trio.storage.parts import Part, PartLimits, next_expiry, to_give_way, to_remove
+from phoenix_trio.storage.parts import (
+    Part,
+    PartLimits,
+    choose_removed_parts,
+    next_expiry,
+    to_remove,
+)
 
 ANY_PARTS = st.lists(
     st.builds(
@@ -42,14 +48,14 @@ def test_who_has_most_loses_first() -> None:
     limits = PartLimits(max_bytes=50)
     gone = to_remove([*many, other], limits, 60.0, free=10**6)
     assert [part.name for part in gone] == ["a0", "a1"]
-    assert [part.name for part in to_give_way([*many, other], 25)] == ["a0", "a1", "a2"]
+    assert [part.name for part in choose_removed_parts([*many, other], 25)] == ["a0", "a1", "a2"]
 
 
 def test_nothing_gives_way_where_all_would_not_be_enough() -> None:
     parts = [Part("a", "a", 10, 1.0), Part("b", "b", 20, 1.0)]
-    assert to_give_way(parts, 31) == []
-    assert len(to_give_way(parts, 30)) == 2
-    assert to_give_way(parts, 0) == []
+    assert choose_removed_parts(parts, 31) == []
+    assert len(choose_removed_parts(parts, 30)) == 2
+    assert choose_removed_parts(parts, 0) == []
 
 
 def test_parts_may_have_half_of_what_is_free_without_them() -> None:
@@ -97,7 +103,7 @@ def test_afterwards_every_limit_holds(
 
 @given(ANY_PARTS, st.integers(0, 40_000))
 def test_no_more_give_way_than_are_needed(parts: list[Part], needed: int) -> None:
-    gone = to_give_way(parts, needed)
+    gone = choose_removed_parts(parts, needed)
     freed = sum(part.size for part in gone)
     if sum(part.size for part in parts) >= needed:
         assert freed >= needed

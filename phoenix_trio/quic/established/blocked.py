@@ -25,12 +25,12 @@ class BlockedSignals:
       patience: seconds without any progress after which no more are sent.
     """
 
-    __slots__ = ("_patience", "_progress", "_said_at", "_since")
+    __slots__ = ("_frames_sent_at", "_patience", "_progress", "_since")
 
     def __init__(self, patience: float) -> None:
         self._patience = patience
         self._progress: object = None
-        self._said_at = -math.inf
+        self._frames_sent_at = -math.inf
         self._since = 0.0
 
     def deadline(
@@ -46,12 +46,12 @@ class BlockedSignals:
         """
         if progress != self._progress:
             return quiet_since + probe_timeout
-        due = max(quiet_since, self._said_at) + max(probe_timeout, idle_timeout * _SHARE)
+        due = max(quiet_since, self._frames_sent_at) + max(probe_timeout, idle_timeout * _SHARE)
         return due if due <= self._since + self._patience else math.inf
 
-    def on_said(self, progress: object, now: float) -> None:
+    def on_frames_sent(self, progress: object, now: float) -> None:
         """Note that the frames were sent."""
         if progress != self._progress:
             self._progress = progress
             self._since = now
-        self._said_at = now
+        self._frames_sent_at = now

@@ -93,7 +93,7 @@ class ClosingConnection:
         """Whether CONNECTION_CLOSE is sent again because the peer may not have received it."""
         return bool(self._repeats) and self._until is not None
 
-    def say_again(self) -> None:
+    def repeat_close(self) -> None:
         """Send one more copy now, unless the peer has answered; called when the socket closes."""
         if self.has_close_to_send:
             self._answer_due = True

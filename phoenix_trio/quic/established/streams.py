@@ -482,5 +482,5 @@ class Streams(StreamTable):
             else:
                 frame = build_streams_blocked(limit, kind == STREAMS_BLOCKED_UNI)
             room -= add_control(parts, packet, frame, kind, 0, 0)
-        self._signals.on_said(self._credit_progress(), self.now)
+        self._signals.on_frames_sent(self._credit_progress(), self.now)
         return room
