@@ -8,6 +8,7 @@ nothing else up.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import final
@@ -24,7 +25,7 @@ from .snapshot import Observer
 
 __all__ = ["open_inspection"]
 
-logger = bounded_logger("phoenix_trio.inspection")
+logger: logging.Logger = bounded_logger("phoenix_trio.inspection")
 
 #: Viewers at once.  Further ones are told, and left.
 MOST_VIEWERS = 8

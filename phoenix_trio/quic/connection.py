@@ -14,6 +14,7 @@ has read all arrived data.  The handler is not cancelled: unread data would be l
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from functools import partial
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 
 __all__ = ["QuicConnection", "QuicStream", "ReceiveStream", "SendStream"]
 
-logger = bounded_logger("phoenix_trio")
+logger: logging.Logger = bounded_logger("phoenix_trio")
 
 
 @final

@@ -155,8 +155,8 @@ class Reader:
         self._count = 0
         self._odd = 0
         self._is_sequence = False
-        self.vantage = ""
-        self.title = ""
+        self.vantage: str = ""
+        self.title: str = ""
         self.remarks: list[str] = []
 
     def events(self) -> Iterator[Event]:

@@ -23,7 +23,7 @@ class Timeline:
 
     def __init__(self, most: int = 400) -> None:
         self._most = most
-        self.width = 0.01
+        self.width: float = 0.01
         """Of an interval, in milliseconds."""
         self._kept: list[Gauge | Counter] = []
 
@@ -109,7 +109,7 @@ class Counter:
     def __init__(self, timeline: Timeline) -> None:
         self._timeline = timeline
         self._found: dict[int, float] = {}
-        self.total = 0.0
+        self.total: float = 0.0
 
     def add(self, time: float, count: float = 1) -> None:
         """Count something."""

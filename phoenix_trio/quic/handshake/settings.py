@@ -125,7 +125,7 @@ class HandshakeSettings:
         """Makes a token for the client's later connections; ``None``: it is given none."""
         self.preferred: PreferredAddresses | None = None
         """The addresses to which the client is asked to move; ``None``: to none."""
-        self.preferred_cid = b""
+        self.preferred_cid: bytes = b""
         """The connection ID for them, with sequence number 1."""
 
         # Both.
