@@ -77,6 +77,11 @@ _COMMANDS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
             ),
         ),
     },
+    "route": {
+        "linux": ("ip route get {host}",),
+        "darwin": ("route -n get {host}",),
+        "win32": ("Find-NetRoute -RemoteIPAddress {host}",),
+    },
     "listens": {
         "linux": ("ss -ulnp 'sport = :{port}'   # on the server",),
         "darwin": ("lsof -nP -iUDP:{port}   # on the server",),

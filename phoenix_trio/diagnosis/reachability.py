@@ -143,8 +143,8 @@ def _check_family(
             # Clients skip such an address at once, so it costs nothing.
             status=Status.OK if is_ours else bad,
             found=f"{host} cannot be reached from here: {reason}",
-            why="" if is_ours else "the network reports this at once, for each of 3 packets",
-            commands=() if is_ours else command("firewall-here", system),
+            why="" if is_ours else "the first packet brought this report, so every dial fails",
+            commands=() if is_ours else command("route", system, host=str(host)),
             values=values,
         )
     return Finding(

@@ -493,6 +493,21 @@ def test_a_server_without_a_version_in_common_fails() -> None:
     assert found.found == "0xff00001d", "a reserved version is no offer"
 
 
+def test_a_family_without_a_route_matters_if_it_is_the_only_one() -> None:
+    lost = Probe(
+        address=("2001:db8::1", 1, 0, 0), outcome=Outcome.UNREACHABLE, errno=errno.ENETUNREACH
+    )
+    works = Probe(address=("10.0.0.1", 1), outcome=Outcome.ANSWERED, seconds=0.01, versions=(1,))
+    both = check_reachability([lost, works], None, 1, "linux")
+    assert [each.status for each in both] == [Status.OK] * 3
+    (alone,) = check_reachability([lost], None, 1, "linux")
+    assert (alone.name, alone.status) == ("udp-ipv6", Status.FAIL)
+    assert alone.commands == ("ip route get 2001:db8::1",)
+    blocked = attrs.evolve(lost, outcome=Outcome.BLOCKED_HERE)
+    (alone,) = check_reachability([blocked], None, 1, "linux")
+    assert "refuses to send" in alone.found
+
+
 def test_other_failures_of_a_handshake_keep_their_text() -> None:
     error = phoenix_trio.ConnectionRefused("the server is full")
     assert check_failure(error, ("a",), [], "[::1]:1", "linux").found == "the server is full"
