@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 
 from ..errors import (
@@ -20,24 +19,12 @@ from ..errors import (
     MigrationFailed,
     MigrationForbidden,
 )
-from ..quic.handshake.tls_failures import describe, names_of, quote
+from ..quic.handshake.tls_failures import MALFORMED, describe, names_of, quote
 from .commands import command
 from .results import Finding, Status, Value
 from .text import format_seconds
 
 __all__ = ["DAYS_LEFT_TO_WARN", "check_certificate", "check_migration", "check_resumption"]
-
-#: What cryptography raises for a hostile certificate, mostly when a field is read; some defects
-#: are warnings, which a program may have turned into errors.
-_MALFORMED = (
-    ValueError,
-    TypeError,
-    UnsupportedAlgorithm,
-    Warning,
-    x509.DuplicateExtension,
-    x509.InvalidVersion,
-    x509.UnsupportedGeneralNameType,
-)
 
 #: A certificate with fewer days left should have been renewed.
 DAYS_LEFT_TO_WARN = 14
@@ -72,7 +59,7 @@ def check_certificate(
             end = _end(chain, now if failure is None else None)
             shown = f"{len(chain)} sent, for {names_of(chain[0])}, "
             values["subject_and_issuer"] = describe(chain[0])
-        except _MALFORMED as error:
+        except MALFORMED as error:
             shown = f"{len(chain)} sent, malformed: {quote(str(error))}"
         else:
             days = (end - now).total_seconds() / 86400

@@ -26,12 +26,13 @@ from phoenix_trio.diagnosis.latency import (
 from phoenix_trio.diagnosis.loopback import Baseline, Offloads
 from phoenix_trio.diagnosis.processor import Interpreter, judge_processor, read_interpreter
 from phoenix_trio.diagnosis.results import Finding, Status
-from phoenix_trio.diagnosis.target import PathFacts, TargetServer, examine_target
+from phoenix_trio.diagnosis.target import TargetServer, examine_target
 from phoenix_trio.diagnosis.throughput import estimate_limits, judge_transfer, main_limit
 from phoenix_trio.diagnosis.transfer import Measures, Sample, measure_transfer
 from phoenix_trio.testing import SimulatedNetwork
 from phoenix_trio_bench import protocol
 from phoenix_trio_bench.server import _Server
+from tests.diagnosis.facts import PATH
 from tests.support import CLIENT, PORT, SERVER, client_tls, server_tls
 
 KIB = 1024
@@ -50,22 +51,6 @@ MEASURES = Measures(
     packets_sent=7000,
     packets_lost=0,
     path_mtu=1452,
-)
-
-PATH = PathFacts(
-    handshake_seconds=0.05,
-    alpn="test/1",
-    version=1,
-    cipher="TLS_AES_256_GCM_SHA384",
-    pings=(0.02,) * 40,
-    rtt_min=0.02,
-    rtt_smoothed=0.021,
-    packets_sent=50,
-    packets_lost=0,
-    path_mtu=1452,
-    ecn_validated=True,
-    idle_timeout=30.0,
-    streams=100,
 )
 
 BASELINE = Baseline(

@@ -25,9 +25,10 @@ from phoenix_trio.diagnosis.path_checks import check_path
 from phoenix_trio.diagnosis.probing import Outcome, Probe, _failure, probe_address
 from phoenix_trio.diagnosis.reachability import check_failure, check_reachability
 from phoenix_trio.diagnosis.results import Finding, Status
-from phoenix_trio.diagnosis.target import PathFacts, TargetServer, examine_target
+from phoenix_trio.diagnosis.target import TargetServer, examine_target
 from phoenix_trio.quic.datagram_socket import DeliveryFailure
 from phoenix_trio.testing import Datagram, SimulatedNetwork
+from tests.diagnosis.facts import PATH
 from tests.support import CLIENT, PORT, SERVER, authority_pem, server_tls
 
 ALPN = ("test/1",)
@@ -403,22 +404,6 @@ async def test_a_silent_address_beside_one_that_works_warns(autojump_clock: Mock
 
 
 # ------------------------------------------------------------------ judgements alone
-
-PATH = PathFacts(
-    handshake_seconds=0.05,
-    alpn="test/1",
-    version=1,
-    cipher="TLS_AES_256_GCM_SHA384",
-    pings=(0.02,) * 40,
-    rtt_min=0.02,
-    rtt_smoothed=0.021,
-    packets_sent=50,
-    packets_lost=0,
-    path_mtu=1452,
-    ecn_validated=True,
-    idle_timeout=30.0,
-    streams=100,
-)
 
 
 @pytest.mark.parametrize(

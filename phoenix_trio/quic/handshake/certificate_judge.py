@@ -16,7 +16,6 @@ from typing import NoReturn
 import service_identity
 from aioquic import tls
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import crypto
@@ -33,6 +32,7 @@ from ..wire.errors import CRYPTO_ERROR
 from .hello_context import HelloContext
 from .policies import Policy, ServerPolicy
 from .tls_failures import (
+    MALFORMED,
     AlertCertificateRequired,
     AlertCertificateRevoked,
     AlertCertificateUnknown,
@@ -48,18 +48,6 @@ __all__ = ["JudgingContext"]
 
 #: More than any real chain has; each costs parsing and memory.
 _LONGEST_CHAIN = 16
-
-#: What cryptography raises for hostile certificates, most of it only when a field is read.
-#: Some defects are warnings, which a program may have turned into errors (``python -W error``).
-_MALFORMED = (
-    ValueError,
-    TypeError,
-    UnsupportedAlgorithm,
-    Warning,
-    x509.DuplicateExtension,
-    x509.InvalidVersion,
-    x509.UnsupportedGeneralNameType,
-)
 
 #: Broken by collisions (RFC 8446 section 4.4.2.4 for MD5; SHA-1 since 2017).
 _BROKEN_HASHES = frozenset({"md5", "sha1"})
@@ -109,7 +97,7 @@ class JudgingContext(HelloContext):
                 return
         try:
             super()._set_peer_certificate(certificate)
-        except _MALFORMED as exc:
+        except MALFORMED as exc:
             self._refuse_malformed(exc)
 
     def _check_certificate_verify_signature(self, verify: tls.CertificateVerify) -> None:
@@ -124,7 +112,7 @@ class JudgingContext(HelloContext):
             self._judge_peer()
         except tls.Alert:
             raise
-        except _MALFORMED as exc:
+        except MALFORMED as exc:
             self._refuse_malformed(exc)
         except Exception as exc:  # noqa: BLE001
             # Third-party parsers on hostile input: not even their bugs may pass as success

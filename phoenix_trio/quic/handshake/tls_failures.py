@@ -6,8 +6,11 @@ told says what to do.
 
 from __future__ import annotations
 
+from typing import Final
+
 from aioquic import tls
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 
 from ...errors import (
     CertificateExpired,
@@ -24,11 +27,24 @@ __all__ = [
     "AlertCertificateRevoked",
     "AlertCertificateUnknown",
     "AlertUnknownCA",
+    "MALFORMED",
     "describe",
     "handshake_error",
     "names_of",
     "quote",
 ]
+
+#: What cryptography raises for hostile certificates, most of it only when a field is read.
+#: Some defects are warnings, which a program may have turned into errors (``python -W error``).
+MALFORMED: Final[tuple[type[Exception], ...]] = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    Warning,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
 
 
 class AlertUnknownCA(tls.Alert):
