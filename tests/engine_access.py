@@ -351,6 +351,11 @@ def queued_datagrams(engine: Engine) -> int:
     return engine.state.datagrams.waiting
 
 
+def has_tagged_packets(engine: Engine) -> bool:
+    """Whether any unacknowledged packet has datagrams with tags."""
+    return any(packet.tags for packet in engine.state.recovery.sent.values())
+
+
 def announce_datagram_frame_size(engine: Engine, size: int) -> None:
     """Server: let the engine announce this max_datagram_frame_size; before its first packet."""
     engine.handshake._link._parameters.max_datagram_frame_size = size

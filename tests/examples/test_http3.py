@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib
 import itertools
-import sys
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import attrs
@@ -24,23 +21,16 @@ from aioquic.quic.events import StreamDataReceived
 
 import phoenix_trio
 from phoenix_trio.testing import SimulatedNetwork
+from tests.example_programs import example_programs
 from tests.support import CLIENT, PORT, SERVER, client_tls, server_tls
 
-EXAMPLES = str(Path(__file__).parents[2] / "examples")
 PROGRAMS = ("http3", "http3_client", "http3_server")
 
 
 @pytest.fixture
 def programs() -> Iterator[SimpleNamespace]:
-    """The example's modules, as they find each other when run from their directory."""
-    sys.path.insert(0, EXAMPLES)
-    try:
-        modules: dict[str, ModuleType] = {name: importlib.import_module(name) for name in PROGRAMS}
-        yield SimpleNamespace(**modules)
-    finally:
-        sys.path.remove(EXAMPLES)
-        for name in PROGRAMS:
-            sys.modules.pop(name, None)
+    with example_programs(*PROGRAMS) as modules:
+        yield modules
 
 
 def asking(path: str, **more: Any) -> argparse.Namespace:

@@ -7,11 +7,8 @@ examples as processes.
 from __future__ import annotations
 
 import hashlib
-import importlib
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,23 +22,17 @@ import trio_websocket
 
 import phoenix_trio
 from phoenix_trio.testing import SimulatedNetwork
+from tests.example_programs import example_programs
 from tests.support import CLIENT, PORT, SERVER, client_tls, connected_pair, server_tls, stream_pair
 
-EXAMPLES = str(Path(__file__).parents[2] / "examples")
 PROGRAMS = ("h11_server", "httpcore_backend", "websocket_streams", "actor_channel")
 URL = f"https://{SERVER}:{PORT}"
 
 
 @pytest.fixture
 def programs() -> Iterator[SimpleNamespace]:
-    """The examples as modules, as they find each other when run from their directory."""
-    sys.path.insert(0, EXAMPLES)
-    try:
-        yield SimpleNamespace(**{name: importlib.import_module(name) for name in PROGRAMS})
-    finally:
-        sys.path.remove(EXAMPLES)
-        for name in PROGRAMS:
-            sys.modules.pop(name, None)
+    with example_programs(*PROGRAMS) as modules:
+        yield modules
 
 
 @attrs.frozen

@@ -18,12 +18,8 @@ import pytest
 import trio
 
 import phoenix_trio
+from tests.example_programs import EXAMPLES, example_programs
 from tests.support import authority_pem, client_tls, server_pem, server_tls
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
-sys.path.insert(0, str(EXAMPLES))
-
-import http3_server  # noqa: E402
 
 SEARCH = os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin"
 CLIENT = shutil.which("gtlsclient", path=SEARCH) or shutil.which("ngtcp2-client", path=SEARCH)
@@ -118,11 +114,11 @@ async def test_their_client_moves_to_our_preferred_address(directory: Path) -> N
 
     async def handler(connection: phoenix_trio.QuicConnection) -> None:
         try:
-            await http3_server.handler(connection)
+            await programs.http3_server.handler(connection)
         finally:
             seen.append(connection.local_address[0])
 
-    with trio.fail_after(30):
+    with trio.fail_after(30), example_programs("http3", "http3_server") as programs:
         async with trio.open_nursery() as nursery:
             (listener,) = await nursery.start(
                 partial(
@@ -131,7 +127,7 @@ async def test_their_client_moves_to_our_preferred_address(directory: Path) -> N
                     0,
                     host="0.0.0.0",
                     tls=server_tls(),
-                    alpn=http3_server.ALPN,
+                    alpn=programs.http3_server.ALPN,
                     preferred_address="127.0.0.2",
                 )
             )

@@ -14,7 +14,7 @@ import phoenix_trio
 from phoenix_trio import TransportConfig
 from phoenix_trio.quic.established.datagrams import MOST_LOSSES, DatagramSender
 from phoenix_trio.testing import SimulatedNetwork
-from tests.engine_access import engine_of, queued_datagrams
+from tests.engine_access import engine_of, has_tagged_packets, queued_datagrams
 from tests.support import connected_pair
 
 
@@ -143,7 +143,7 @@ async def test_lost_datagrams_are_reported_with_their_tags(autojump_clock: MockC
         assert sorted(tags) == sorted(lost)
         assert lost
         assert not client._lost_tags
-        assert not any(packet.tags for packet in engine_of(client).state.recovery.sent.values())
+        assert not has_tagged_packets(engine_of(client))
     # (The task has ended with the connection, so the nursery has.)
 
 

@@ -96,9 +96,11 @@ def find_peers(
 
 
 def _version_here(package: str) -> str | None:
-    if importlib.util.find_spec(package) is None:
+    try:
+        # (A directory of this name in the path is found as well, without being installed.)
+        return importlib.metadata.version(package) if importlib.util.find_spec(package) else None
+    except importlib.metadata.PackageNotFoundError:
         return None
-    return importlib.metadata.version(package)
 
 
 def _version_elsewhere(python: str, package: str) -> str | None:
