@@ -121,7 +121,7 @@ def judge(report: Report, row: Row) -> Verdict | None:
 
 
 def summary(report: Report) -> str:
-    """One sentence: how many rows we lead against the best peer of each, the best and the worst."""
+    """How many rows we lead: against the best peer of each row, and against each peer."""
     names = [name for name in report.names if _TWIN not in name]
     ahead: list[tuple[float, str, str]] = []
     behind: list[tuple[float, str, str]] = []
@@ -159,7 +159,22 @@ def summary(report: Report) -> str:
         text += f"; best: {_against(*decided[-1])}"
     if len(decided) > 1:
         text += f"; worst: {_against(*decided[0])}"
-    return text + "."
+    return f"{text}.{_peer_by_peer(report, names)}"
+
+
+def _peer_by_peer(report: Report, names: list[str]) -> str:
+    """A sentence that counts the rows in which we lead each peer; empty for a single peer."""
+    counts: dict[str, tuple[int, int]] = {}
+    for row in report.rows:
+        verdict = judge(report, row) if row.name in names else None
+        if verdict is not None:
+            ahead, total = counts.get(row.implementation, (0, 0))
+            is_ahead = verdict.ratio is not None and verdict.ratio > 1
+            counts[row.implementation] = ahead + is_ahead, total + 1
+    if len(counts) < 2:
+        return ""
+    parts = [f"of {peer} in {ahead} of {total} rows" for peer, (ahead, total) in counts.items()]
+    return f" Ahead {', '.join(parts)}."
 
 
 def _against(ratio: float, name: str, peer: str) -> str:

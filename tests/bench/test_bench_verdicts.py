@@ -121,7 +121,15 @@ def test_the_summary_counts_rows_against_the_best_peer_of_each() -> None:
     assert summary(many()) == (
         "Against the best peer of each row, phoenix_trio is ahead in 1 of 4 rows and behind in 1; "
         "1 is level; 1 is too noisy for a verdict; best: won, 2.1 times better than near; "
-        "worst: lost, 2 times worse than near."
+        "worst: lost, 2 times worse than near. Ahead of far in 2 of 4 rows, of near in 1 of 2 rows."
+    )
+
+
+def test_with_one_peer_its_rows_are_counted_once() -> None:
+    report = make_report(row("won", *STEADY), row("won", 30, 31, 32, who="far"))
+    assert summary(report) == (
+        "Against the best peer of each row, phoenix_trio is ahead in 1 of 1 rows and behind in 0; "
+        "best: won, 3.1 times better than far."
     )
 
 
