@@ -4,11 +4,12 @@
     python examples/roaming.py serve --port 4433
     python examples/roaming.py roam --host localhost --port 4433 --local 127.0.0.2 --local 127.0.0.3
 
-The client sends lines all the time, and moves to each of its addresses in turn.  The server
-prints from where each line comes; none is missing.
+The client sends lines, and moves to each of its addresses in turn.  The server answers with the
+number of lines that it has, and prints at the end from where they came; none is missing.
 """
 
 import argparse
+import sys
 from functools import partial
 
 import trio
@@ -21,13 +22,14 @@ LINES_BETWEEN_MOVES = 10
 
 async def serve(options: argparse.Namespace) -> None:
     async def handler(connection: phoenix_trio.QuicConnection) -> None:
-        stream = await connection.accept_receive_stream()
         seen: list[str] = []
         lines = 0
-        async for chunk in stream:
-            lines += chunk.count(b"\n")
-            if connection.peer_address[0] not in seen:
-                seen.append(connection.peer_address[0])
+        async with await connection.accept_stream() as stream:
+            async for chunk in stream:
+                lines += chunk.count(b"\n")
+                if connection.peer_address[0] not in seen:
+                    seen.append(connection.peer_address[0])
+                await stream.send_all(b"%d\n" % lines)
         print(f"{lines} lines from {', '.join(seen)}", flush=True)
 
     tls = phoenix_trio.ServerTLS(options.certificate, options.key)
@@ -42,16 +44,22 @@ async def roam(options: argparse.Namespace) -> None:
     async with phoenix_trio.open_connection(
         options.host, options.port, tls=tls, alpn=ALPN
     ) as connection:
-        async with await connection.open_send_stream() as stream:
+        async with await connection.open_stream() as stream:
+            answers, sent = b"", 0
             for address in (None, *options.local):
                 if address is not None:
                     try:
                         await connection.migrate(address)
                     except phoenix_trio.MigrationFailed as error:
                         print(f"stayed where it was: {error}")
-                for number in range(LINES_BETWEEN_MOVES):
-                    await stream.send_all(b"line %d\n" % number)
-                await stream.wait_acked()
+                for _ in range(LINES_BETWEEN_MOVES):
+                    sent += 1
+                    await stream.send_all(b"line %d\n" % sent)
+                while not answers.endswith(b"%d\n" % sent):  # the server has all of them
+                    answer = await stream.receive_some()
+                    if not answer:
+                        sys.exit("the server has ended")
+                    answers += answer
         for path in connection.paths():
             state = "in use" if path.is_active else "left"
             print(f"{path.local_address[0]} to {path.peer_address[0]}: {state}")

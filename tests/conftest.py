@@ -35,6 +35,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Many tests start programs.  Those compile the package once, in a place of their own, also
+    # where the environment forbids bytecode beside the sources: that halves their start.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ.setdefault("PYTHONPYCACHEPREFIX", str(config.rootpath / "build" / "pycache"))
     if config.getoption("--hypothesis-profile", default=None) is not None:
         return
     if config.getoption("--soak"):
