@@ -99,7 +99,7 @@ def fraction(instance: object, attribute: attrs.Attribute[float], value: object)
         raise ValueError(f"{attribute.name} must be between 0 and 1, not {value!r}")
 
 
-def path(value: object, field: attrs.Attribute[Any]) -> str | None:
+def path(value: str | os.PathLike[str] | None, field: attrs.Attribute[Any]) -> str | None:
     """A converter for paths: text, or ``None``."""
     if value is None:
         return None

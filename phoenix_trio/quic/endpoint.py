@@ -505,8 +505,33 @@ async def open_connection(
 ) -> AsyncIterator[QuicConnection]:
     """Dial a server from a socket of its own, for the length of the block.
 
-    See :meth:`Endpoint.connect` for arguments, cancellation and errors.  A program with many
+    Each address of the name is tried, 0.25 s after the last one or as soon as that fails (RFC
+    8305); the first handshake that completes wins.  With `early_data` in `tls` and a ticket in
+    its session store, the block begins before the handshake is complete; an attacker can replay
+    data sent by then.
+
+    When the block is left normally, the connection is closed in good order: all sent data is
+    delivered.  When it is left by an exception, the connection is aborted.  A program with many
     connections should open one :class:`Endpoint` for all of them.
+
+    Args:
+      host: a name or address.
+      port: the UDP port.
+      tls: trust, and this client's own certificate; default: the system's authorities.
+      alpn: protocol names, the preferred one first.
+      config: limits, buffers and timers; default: ``TransportConfig()``.
+      network: makes the socket, such as a host of a
+        :class:`~phoenix_trio.testing.SimulatedNetwork`; ``None``: real UDP.
+
+    Cancellation: the attempt is given up; nothing stays behind.
+
+    Raises:
+      OSError: the name is unknown, or no address of it can be reached.
+      ServerUnreachable: the network reports that no program listens there, or that there is no
+        route; on Linux, and where ICMP messages pass.
+      HandshakeTimedOut: no answer in ``TransportConfig.handshake_timeout``.
+      HandshakeFailed: another reason; see its subclasses.
+      TypeError, ValueError: an argument is wrong; the text says what to write instead.
     """
     async with (
         Endpoint.open(config=config, network=network) as endpoint,
