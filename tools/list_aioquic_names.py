@@ -16,6 +16,7 @@ import importlib
 import inspect
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -36,12 +37,16 @@ def _imports(tree: ast.AST) -> set[str]:
     return {name for name in found if name.partition(".")[0] == "aioquic"}
 
 
+@cache
 def modules_of_ours() -> dict[str, ast.Module]:
     """Our modules in which names of aioquic may be used."""
     found: dict[str, ast.Module] = {}
     for path in sorted(_PACKAGE.rglob("*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
         relative = path.relative_to(_PACKAGE.parent).with_suffix("")
+        if "aioquic" not in text and "handshake" not in relative.parts:
+            continue
+        tree = ast.parse(text)
         if _imports(tree) or "handshake" in relative.parts:
             found[".".join(relative.parts).removesuffix(".__init__")] = tree
     return found
