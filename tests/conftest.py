@@ -6,6 +6,7 @@ phoenix_trio itself.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator
 
 import pytest
@@ -39,6 +40,10 @@ def pytest_configure(config: pytest.Config) -> None:
     # where the environment forbids bytecode beside the sources: that halves their start.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     os.environ.setdefault("PYTHONPYCACHEPREFIX", str(config.rootpath / "build" / "pycache"))
+    # A shell that runs the tests in the background has them ignore SIGINT, and the programs that
+    # they interrupt would inherit that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("--hypothesis-profile", default=None) is not None:
         return
     if config.getoption("--soak"):
