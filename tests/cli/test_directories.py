@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,8 @@ from phoenix_trio.cli.transfer import TransferError, TransferRefused, receive_fi
 from phoenix_trio.storage.directory import Storage
 from phoenix_trio.streams.framing import encode_frame
 from phoenix_trio.testing import SimulatedNetwork
-from tests.support import CLIENT, PORT, SERVER, client_tls, server_tls
+from tests.cli.file_receiver import listening
+from tests.support import CLIENT, PORT, SERVER, client_tls
 
 
 @pytest.fixture(autouse=True)
@@ -139,23 +139,9 @@ def test_a_directory_that_cannot_be_read_is_named(
 async def receiving(directory: Path) -> AsyncIterator[SimulatedNetwork]:
     network = SimulatedNetwork(delay=0.001)
     storage = Storage(str(directory))
-    listening = trio.Event()
     receiver = Receiver(storage, Places(64, 8), 20.0, None, "quiet")
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(
-            partial(
-                receiver.serve,
-                tls=server_tls(),
-                host=None,
-                port=PORT,
-                config=phoenix_trio.TransportConfig(),
-                on_listening=lambda port: listening.set(),
-                network=network.host(SERVER),
-            )
-        )
-        await listening.wait()
+    async with listening(receiver, network):
         yield network
-        nursery.cancel_scope.cancel()
     storage.close()
 
 

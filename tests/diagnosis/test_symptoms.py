@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -36,6 +36,8 @@ from tests.diagnosis.facts import PATH
 from tests.support import CLIENT, PORT, SERVER, client_tls, server_tls
 
 KIB = 1024
+
+Handler = Callable[[phoenix_trio.QuicConnection], Awaitable[object]]
 
 MEASURES = Measures(
     size=10_000_000,
@@ -125,11 +127,13 @@ def test_a_sample_says_what_holds_data_back() -> None:
 
 @asynccontextmanager
 async def bench(
-    network: SimulatedNetwork, config: phoenix_trio.TransportConfig | None = None
+    network: SimulatedNetwork,
+    config: phoenix_trio.TransportConfig | None = None,
+    handler: Handler | None = None,
 ) -> AsyncIterator[phoenix_trio.QuicConnection]:
     serve = partial(
         phoenix_trio.serve,
-        _Server().handle,
+        handler or _Server().handle,
         PORT,
         tls=server_tls(),
         alpn=(protocol.ALPN,),
@@ -208,26 +212,9 @@ async def test_a_server_that_answers_something_else_is_an_error(
                 await stream.receive_all(1 << 20)
                 await stream.send_all(b"\x06" + bytes(40), end=True)
 
-    serve = partial(
-        phoenix_trio.serve,
-        handler,
-        PORT,
-        tls=server_tls(),
-        alpn=(protocol.ALPN,),
-        network=network.host(SERVER),
-    )
-    async with trio.open_nursery() as nursery:
-        await nursery.start(serve)
-        async with phoenix_trio.open_connection(
-            SERVER,
-            PORT,
-            tls=client_tls(),
-            alpn=(protocol.ALPN,),
-            network=network.host(CLIENT),
-        ) as connection:
-            with pytest.raises(ValueError, match="other bytes than were sent"):
-                await measure_transfer(connection, 100_000, 1.0)
-        nursery.cancel_scope.cancel()
+    async with bench(network, handler=handler) as connection:
+        with pytest.raises(ValueError, match="other bytes than were sent"):
+            await measure_transfer(connection, 100_000, 1.0)
 
 
 def test_without_a_benchmark_server_the_lowest_limit_is_computed() -> None:

@@ -14,7 +14,6 @@ import unicodedata
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +42,11 @@ from phoenix_trio.storage.names import Refused, check_path, fold, printable
 from phoenix_trio.storage.parts import PartLimits
 from phoenix_trio.streams.framing import encode_frame
 from phoenix_trio.testing import SimulatedNetwork
+from tests.cli.file_receiver import listening
 from tests.cli.test_transfer import Bytes
 from tests.hostile.conftest import Figure
 from tests.pool.test_transfer_hub import no_threads as plain_no_threads
-from tests.support import CLIENT, PORT, SERVER, client_tls, server_tls
+from tests.support import CLIENT, PORT, SERVER, client_tls
 
 MEBIBYTE = 1024 * 1024
 
@@ -677,22 +677,8 @@ async def served(
     network = SimulatedNetwork(delay=0.005)
     storage = Storage(str(directory), limits=PartLimits(lifetime=500.0), clock=clock.current_time)
     receiver = Receiver(storage, places or Places(64, 8), timeout)
-    listening = trio.Event()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(
-            partial(
-                receiver.serve,
-                tls=server_tls(),
-                host=None,
-                port=PORT,
-                config=phoenix_trio.TransportConfig(),
-                on_listening=lambda port: listening.set(),
-                network=network.host(SERVER),
-            )
-        )
-        await listening.wait()
+    async with listening(receiver, network):
         yield receiver, network
-        nursery.cancel_scope.cancel()
     storage.close()
 
 

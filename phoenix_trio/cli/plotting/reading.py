@@ -210,37 +210,19 @@ class Reader:
 
     def _traces(self) -> Iterator[Event]:
         """The list of traces, up to the first one with events."""
-        text = self._text
-        text.take("[")
-        if text.peek() == "]":
-            text.take("]")
-            return
-        while True:
+        for _ in self._parts("[", "]"):
+            if self._count:
+                self._remark("the file has several traces; this is the first one with events")
+                return
             for key in self._keys():
                 if key == "events":
                     yield from self._list_of_events()
                 else:
-                    self._describe({key: text.value()})
-            if text.peek() != ",":
-                text.take("]")
-                return
-            text.take(",")
-            if self._count:
-                self._remark("the file has several traces; this is the first one with events")
-                return
+                    self._describe({key: self._text.value()})
 
     def _list_of_events(self) -> Iterator[Event]:
-        text = self._text
-        text.take("[")
-        if text.peek() == "]":
-            text.take("]")
-            return
-        while True:
-            yield from self._event(text.value())
-            if text.peek() != ",":
-                text.take("]")
-                return
-            text.take(",")
+        for _ in self._parts("[", "]"):
+            yield from self._event(self._text.value())
 
     def _sequence(self, separator: str) -> Iterator[Event]:
         """The records after the first one."""
@@ -256,21 +238,23 @@ class Reader:
 
     def _keys(self) -> Iterator[str]:
         """The keys of an object; the caller takes each value."""
-        text = self._text
-        text.take("{")
-        if text.peek() == "}":
-            text.take("}")
-            return
-        while True:
-            key = text.value()
+        for _ in self._parts("{", "}"):
+            key = self._text.value()
             if not isinstance(key, str):
                 raise _Damaged
-            text.take(":")
+            self._text.take(":")
             yield key
-            if text.peek() != ",":
-                text.take("}")
-                return
-            text.take(",")
+
+    def _parts(self, begin: str, end: str) -> Iterator[None]:
+        """Stop at each part of a list or an object; the caller takes the part."""
+        text = self._text
+        text.take(begin)
+        if text.peek() != end:
+            yield
+            while text.peek() == ",":
+                text.take(",")
+                yield
+        text.take(end)
 
     # ------------------------------------------------------------------ records
 
